@@ -1,0 +1,177 @@
+"""Forward and backward of one layer in row tiles of plain PyTorch, on any device.
+
+Backward recomputes M = BA and P = DC tile by tile, so nothing of size out x in is kept, and a tile fits in a CPU's cache:
+the elementwise passes that dominate a naive version on memory traffic cost little. Forward, backward and `delta_weight`
+cut the rows in the same places, so P, and with it every sign, is the same number in all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dual_lora.kernels.rule import UpdateRule
+
+Factors = tuple[Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
+
+# Elements per tile. CPU: 2 MiB of float32, the L2 cache of one or two server cores (2048 x 2048, 2 threads: 256 rows beat
+# 128 and 512). CUDA: large enough that kernel launches do not matter, 64 MiB of float32.
+TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+
+
+def delta_weight(factors: Factors, scaling: float, rule: UpdateRule, start: Factors | None = None) -> Tensor:
+    """The update as (out, in) float32."""
+    a, b, c, d = _float32(factors)
+    out = torch.empty(b.shape[0], a.shape[1], dtype=a.dtype, device=a.device)
+    for rows in row_tiles(*out.shape, out.device):
+        out[rows] = _update_tile((a, b, c, d), rows, scaling, rule, start)
+    return out
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factors: Factors,
+    scaling: float,
+    rule: UpdateRule,
+    *,
+    transposed: bool = False,
+    start: Factors | None = None,
+) -> Tensor:
+    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part alone."""
+    factors = _float32(factors)
+    base = weight.t() if weight is not None and transposed else weight
+    y = x.new_empty(x.shape[0], factors[1].shape[0])
+    for rows in row_tiles(y.shape[1], x.shape[1], x.device):
+        tile = _effective_tile(base, factors, rows, scaling, rule, start, x.dtype)
+        torch.mm(x, tile.t(), out=y[:, rows])
+    return y if bias is None else y.add_(bias)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    factors: Factors,
+    scaling: float,
+    rule: UpdateRule,
+    *,
+    transposed: bool = False,
+    start: Factors | None = None,
+    needs_input_grad: bool = True,
+    needs_factor_grad: bool = True,
+) -> Gradients:
+    """Gradients of x and of A, B, C, D from `grad` (tokens, out) and `x` (tokens, in), both in x's dtype.
+
+    The factor gradients are float32 (float64 for float64 factors) and zero-sized when `needs_factor_grad` is false.
+    """
+    factors = _float32(factors)
+    a, b, c, d = factors
+    base = weight.t() if weight is not None and transposed else weight
+    # Several tiles add up in float32: rounding a bf16 sum once per tile would be visible.
+    exact = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    grad_x = torch.zeros(x.shape, dtype=exact, device=x.device) if needs_input_grad else None
+    sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in factors]
+    for rows in row_tiles(grad.shape[1], x.shape[1], x.device):
+        grad_rows = grad[:, rows]
+        m, p = b[rows] @ a, d[rows] @ c
+        if grad_x is not None:
+            update = _activate(m, p, scaling, rule)
+            tile = _add_base(update, base, rows, scaling, rule, start, x.dtype)
+            if exact == x.dtype:
+                grad_x.addmm_(grad_rows, tile)
+            else:
+                grad_x.add_(grad_rows @ tile)
+        if needs_factor_grad:
+            g = (grad_rows.t() @ x).to(a.dtype)
+            _reduce_tile(g, m, p, factors, rows, scaling, rule, sums)
+    return (None if grad_x is None else grad_x.to(x.dtype), sums[0], sums[1], sums[2], sums[3])
+
+
+def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of the bias (out) in `dtype`, summed over the tokens in float32 (float64 for float64)."""
+    exact = torch.promote_types(grad.dtype, torch.float32)
+    return grad.sum(0, dtype=exact).to(dtype)
+
+
+def row_tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Slices of output rows that every pass over one weight uses, in order."""
+    elements = TILE_ELEMENTS.get(device.type, TILE_ELEMENTS["cpu"])
+    step = max(1, elements // max(columns, 1))
+    for begin in range(0, rows, step):
+        yield slice(begin, min(begin + step, rows))
+
+
+def _reduce_tile(
+    g: Tensor, m: Tensor, p: Tensor, factors: Factors, rows: slice, scaling: float, rule: UpdateRule, sums: list[Tensor]
+) -> None:
+    """Add one row tile of G = dL/dW to the four factor gradients; consumes `g`, `m` and `p`."""
+    a, b, c, d = factors
+    relu, sign = rule.magnitude_activation == "relu", rule.direction_activation == "sign"
+    gm = torch.where(p > 0, g, -g) if sign else g * p
+    if relu:
+        gm.masked_fill_(m <= 0, 0.0)
+        m.relu_()
+    gm.mul_(scaling)
+    torch.mm(gm, a.t(), out=sums[1][rows])
+    sums[0].addmm_(b[rows].t(), gm)
+    q = g.mul_(m).mul_(scaling)
+    if sign and rule.ste == "clipped_gradient":
+        q.clamp_(-1.0, 1.0)
+    elif sign and rule.ste == "hard_tanh":
+        q.masked_fill_(p.abs() > 1, 0.0)
+    torch.mm(q, c.t(), out=sums[3][rows])
+    sums[2].addmm_(d[rows].t(), q)
+
+
+def _effective_tile(
+    base: Tensor | None,
+    factors: Factors,
+    rows: slice,
+    scaling: float,
+    rule: UpdateRule,
+    start: Factors | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    a, b, c, d = factors
+    update = _activate(b[rows] @ a, d[rows] @ c, scaling, rule)
+    return _add_base(update, base, rows, scaling, rule, start, dtype)
+
+
+def _add_base(
+    update: Tensor,
+    base: Tensor | None,
+    rows: slice,
+    scaling: float,
+    rule: UpdateRule,
+    start: Factors | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    if start is not None:
+        a, b, c, d = _float32(start)
+        update.sub_(_activate(b[rows] @ a, d[rows] @ c, scaling, rule))
+    if base is not None:
+        update.add_(base[rows])
+    return update.to(dtype)
+
+
+def _update_tile(factors: Factors, rows: slice, scaling: float, rule: UpdateRule, start: Factors | None) -> Tensor:
+    return _effective_tile(None, factors, rows, scaling, rule, start, factors[0].dtype)
+
+
+def _activate(m: Tensor, p: Tensor, scaling: float, rule: UpdateRule) -> Tensor:
+    """s * U(m) * V(p) in a new tensor."""
+    u = torch.relu(m) if rule.magnitude_activation == "relu" else m.clone()
+    u.mul_(scaling)
+    if rule.direction_activation == "identity":
+        return u.mul_(p)
+    return torch.where(p > 0, u, -u)
+
+
+def _float32(factors: Factors) -> Factors:
+    a, b, c, d = (f if f.dtype in (torch.float32, torch.float64) else f.float() for f in factors)
+    return a, b, c, d
