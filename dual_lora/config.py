@@ -22,10 +22,10 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names the value, the legal values and the fix."""
 
 
-def nearest(word: str, legal: list[str]) -> str:
-    """Return "; did you mean X?" for the closest legal word, or an empty string."""
+def legal_values(word: str, legal: list[str]) -> str:
+    """Return the end of an error message: ". Did you mean 'X'? Legal: X, Y, Z"."""
     close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"{f'. Did you mean {close[0]!r}?' if close else '.'} Legal: {', '.join(legal)}"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -229,7 +229,9 @@ class RunConfig:
 
         Raises `ConfigError` naming the setting, the legal values and the nearest one.
         """
-        values = {key: value for key, value in values.items() if key != "hydra"}
+        # `table` is what an experiment file tells the report; a run does not read it.
+        values = {key: value for key, value in values.items() if key not in ("hydra", "table")}
+        values["method"] = _with_settings_apart(values.get("method", {}))
         try:
             config = TypeAdapter(RunConfig).validate_python(dict(values))
         except ValidationError as error:
@@ -242,6 +244,13 @@ class RunConfig:
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
 
 
+def _with_settings_apart(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Move a method's PEFT settings, which stand flat in its YAML (`method.alpha`), to `settings`."""
+    own = {field.name for field in dataclasses.fields(MethodConfig)}
+    settings = {**method.get("settings", {}), **{key: value for key, value in method.items() if key not in own}}
+    return {**{key: value for key, value in method.items() if key in own}, "settings": settings}
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
@@ -252,7 +261,7 @@ def _explain(error: ValidationError) -> str:
             for part in path[:-1]:
                 owner = _field_type(owner, part)
             legal = [field.name for field in dataclasses.fields(owner)]
-            lines.append(f"unknown setting {name!r}{nearest(path[-1], legal)} Legal here: {', '.join(sorted(legal))}")
+            lines.append(f"unknown setting {name!r}{legal_values(path[-1], sorted(legal))}")
         else:
             lines.append(f"{name}={problem.get('input')!r}: {problem['msg']}")
     return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""Turning a command line into checked `RunConfig`s. The only file that knows Hydra; nothing heavy is imported here.
+
+A sweep (`-m`) is composed completely, every cell checked, before the first one starts: a misspelt value in the last
+cell is found at once and not after a night.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from dual_lora.config import ConfigError, RunConfig, legal_values
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+GROUPS = {
+    "model": "the checkpoint",
+    "task": "what is learned and measured",
+    "method": "how the weights are updated",
+    "protocol": "what makes numbers comparable (each task has its own file: configs/protocol/<task>/)",
+    "profile": "how much of the real thing is run: only sizes differ",
+    "launch": "where processes start",
+    "experiment": "the rows and columns of a table, as a sweep (with -m)",
+}
+SETTINGS = {
+    "seed=0": "a list with -m: seed=0,1,2",
+    "data.source=hub": "hub | local (with data.dir=FOLDER) | sample (ships with the package)",
+    "model.path=FOLDER": "load the weights from a local folder",
+    "plan=true": "print run id, parameters, memory and steps, and stop",
+    "retry=true": "run again a run that failed",
+    "tracking=wandb": "offline unless a key is set",
+    "kernel=auto": "auto | fused | generic | reference",
+    "init_from=none": "GLUE: none | auto | RUN_ID | path",
+    "recipe.learning_rate=…": "any number of the recipe; method.alpha=… any field of the method's PEFT config",
+    "launch.parallel=N": "N cells of a sweep at a time on this machine",
+}
+
+
+def options(group: str, root: Path = CONFIGS) -> list[str]:
+    """Return the legal values of a config group, nested ones as `glue/cola`."""
+    folder = root / group
+    if not folder.is_dir():
+        return []
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml"))]
+    if group == "protocol":
+        names = [name for name in names if "/" not in name]
+    return [name for name in names if not Path(name).name.startswith("_")]
+
+
+def help_text() -> str:
+    """Return what `python run.py --help` prints."""
+    lines = [
+        "Run one cell of the Dual LoRA comparison: a model, a task, a method.",
+        "",
+        "  python run.py model=llama2 task=commonsense method=dual_lora",
+        "  python run.py profile=demo",
+        "  python run.py -m method=lora,dora,dual_lora seed=0,1,2 model=smollm2 task=e2e profile=quick \\",
+        "      data.source=local data.dir=FOLDER",
+        "",
+        "Choices (GROUP=VALUE):",
+    ]
+    for group, meaning in GROUPS.items():
+        lines += ["", f"  {group}: {meaning}"]
+        row = "   "
+        for name in options(group):
+            if len(row) + len(name) > 116:
+                lines.append(row)
+                row = "   "
+            row += f" {name}"
+        lines.append(row)
+    lines += ["", "Settings (KEY=VALUE):", ""]
+    lines += [f"  {key:<24} {meaning}" for key, meaning in SETTINGS.items()]
+    lines += ["", "--cfg job shows the composed settings of a run without starting it (--resolve fills references in)."]
+    return "\n".join(lines)
+
+
+def compose(arguments: list[str]) -> list[RunConfig]:
+    """Return one checked config per cell of the command line (several with `-m`).
+
+    Raises `ConfigError`. For `--cfg`, `--info` and the like Hydra prints and the list is empty.
+    """
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(help_text())
+        return []
+    # Hydra's own error printing hides the legal values behind a stack-trace hint; raise instead, and explain.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    cells: list[RunConfig] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+    def collect(composed: DictConfig) -> None:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        assert isinstance(values, dict)
+        cells.append(RunConfig.from_dict(values))
+
+    previous = sys.argv
+    sys.argv = [previous[0], *arguments]
+    try:
+        collect()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from None
+    finally:
+        sys.argv = previous
+    return cells
+
+
+def _explain(error: BaseException) -> str:
+    """Say in one message which value is wrong, which are legal and which is nearest."""
+    from hydra.errors import MissingConfigException
+
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, wrong = error.missing_cfg_file.removeprefix("/").partition("/")
+        if group == "protocol":
+            family, _, wrong = wrong.rpartition("/")
+            legal = [path.stem for path in sorted((CONFIGS / "protocol" / family).glob("*.yaml"))]
+            return f"protocol={wrong} does not exist for task={family}{legal_values(wrong, legal)}"
+        if group == "recipe":
+            return f"configs/{error.missing_cfg_file}.yaml is missing: the task needs a default recipe"
+        legal = options(group)
+        return f"unknown {group} {wrong!r}{legal_values(wrong, legal)}"
+    text = str(error)
+    key = getattr(cause, "key", None)
+    if key is not None and isinstance(getattr(cause, "parent_node", None), object):
+        parent: Any = getattr(cause, "parent_node", None)
+        if parent is not None and hasattr(parent, "keys"):
+            legal = sorted(str(name) for name in parent)
+            full = getattr(cause, "full_key", None) or key
+            return f"unknown setting {full!r}{legal_values(str(key), legal)}"
+    if "Could not find" in text and "group" in text.lower():
+        return f"{text.splitlines()[0]} Groups: {', '.join(GROUPS)}"
+    return text if cause is None else f"{text}: {cause}".splitlines()[0]

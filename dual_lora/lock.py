@@ -1,0 +1,111 @@
+"""One process works on a run at a time, also on a network file system.
+
+The lock is a file made with `os.link`, which is atomic on NFS too (flock is not relied on). It names who holds it.
+A lock is stale when its process is gone (same host) or when its heartbeat, the file's modification time, is old
+(another host). Process ids are re-used, so the start time of the process is compared as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+HEARTBEAT_SECONDS = 20.0
+# Another host's lock counts as left behind after this long without a heartbeat. Clocks of hosts may differ by minutes.
+STALE_SECONDS = 600.0
+
+
+class RunIsBusy(RuntimeError):
+    """Another process is running this run now; the message says which, where and since when."""
+
+
+class RunLock:
+    """Context manager that holds `<folder>/lock.json`. Raises `RunIsBusy`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "lock.json"
+        self._stop = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    def __enter__(self) -> RunLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        mine = self.path.with_name(f"lock.{socket.gethostname()}.{os.getpid()}.tmp")
+        mine.write_text(
+            json.dumps(
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                    "process_started": psutil.Process().create_time(),
+                }
+            )
+        )
+        try:
+            for _ in range(3):  # a stale lock may be removed by a third process between our look and our try
+                try:
+                    os.link(mine, self.path)
+                    break
+                except FileExistsError:
+                    self._remove_if_stale()
+            else:
+                raise RunIsBusy(f"{self.path} changes hands; try again in a moment")
+        finally:
+            mine.unlink(missing_ok=True)
+        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self.path.unlink(missing_ok=True)
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(self.path)
+            except OSError:
+                return
+
+    def _remove_if_stale(self) -> None:
+        try:
+            text, age = self.path.read_text(), time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return
+        try:
+            holder = json.loads(text)
+            pid, host, started = int(holder["pid"]), str(holder["host"]), float(holder["process_started"])
+        except (ValueError, KeyError, TypeError):
+            holder, pid, host, started = {}, -1, "", 0.0
+        if host == socket.gethostname():
+            alive = _is_running(pid, started)
+        else:
+            alive = age < STALE_SECONDS
+        if alive:
+            raise RunIsBusy(
+                f"this run is being worked on by process {pid} on {host} since {holder.get('since')}; "
+                f"wait for it, or stop it and run the same command again ({self.path})"
+            )
+        # Rename first: only one of several finders can win, so a fresh lock is never removed by mistake.
+        grave = self.path.with_name(f"lock.stale.{os.getpid()}")
+        try:
+            os.rename(self.path, grave)
+        except FileNotFoundError:
+            return
+        grave.unlink(missing_ok=True)
+
+
+def _is_running(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 2.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

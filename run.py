@@ -1,0 +1,37 @@
+"""`python run.py model=llama2 task=commonsense method=dual_lora`: run one cell, or with -m a sweep of them.
+
+Composes once, checks every cell, then starts the processes. A worker (`--worker FILE`) reads the resolved settings
+that lie in its run folder and never composes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--worker"]:
+        from dual_lora.launch import work
+
+        return work(arguments[1])
+    # `import dual_lora` registers the method with PEFT and so loads torch; composing must answer within two seconds.
+    os.environ["_DUAL_LORA_LAZY"] = "1"
+    from dual_lora.composition import compose
+    from dual_lora.config import ConfigError
+
+    try:
+        cells = compose(arguments)
+        del os.environ["_DUAL_LORA_LAZY"]
+        if not cells:
+            return 0
+        from dual_lora.launch import launch
+
+        return launch(cells)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
