@@ -1,0 +1,42 @@
+"""What is known about a base weight without reading it: quantized, partitioned, or whole."""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.tuners_utils import _get_in_out_features
+from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def is_quantized(base: nn.Module) -> bool:
+    """Return whether the weight is stored as something else than plain floating point (bitsandbytes, GPTQ, float8)."""
+    weight = getattr(base, "weight", None)
+    return weight is None or weight.dtype not in MERGEABLE_DTYPES or type(weight).__name__ == "Params4bit"
+
+
+def is_partitioned(base: nn.Module) -> bool:
+    """Return whether this process may hold only a part of the weight (ZeRO-3, FSDP, tensor parallelism)."""
+    weight = base.weight
+    # FSDP with flat parameters puts plain tensors (views) where the module had parameters.
+    return hasattr(weight, "ds_id") or hasattr(weight, "placements") or not isinstance(weight, nn.Parameter)
+
+
+def is_whole(base: nn.Module) -> bool:
+    """Return whether the full weight lies in this process, now (also inside a ZeRO-3 gathering context)."""
+    out_first = not isinstance(base, Conv1D)
+    in_features, out_features = _get_in_out_features(base)
+    shape = (out_features, in_features) if out_first else (in_features, out_features)
+    return not hasattr(base.weight, "placements") and tuple(base.weight.shape) == tuple(shape)
+
+
+@torch.no_grad()
+def root_mean_square(base: nn.Module) -> float:
+    """Return rms(W₀), gathering a partitioned weight and dequantizing a quantized one. Collective under ZeRO-3."""
+    with gather_params_ctx(base.weight, modifier_rank=None):
+        weight: Tensor = dequantize_module_weight(base) if is_quantized(base) else base.weight
+        if hasattr(weight, "full_tensor"):
+            weight = weight.full_tensor()
+        return weight.detach().float().square().mean().sqrt().item()

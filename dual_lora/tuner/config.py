@@ -1,0 +1,147 @@
+"""The settings of a Dual LoRA adapter, checked when the object is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, MAGNITUDE_ACTIVATIONS, STE_VARIANTS, UpdateRule
+from dual_lora.tuner.registration import peft_type
+
+BIASES = ("none", "all", "dual_lora_only")
+RELATIVE = "relative:"
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class DualLoraConfig(PeftConfig):
+    """Settings of Dual LoRA: W = W₀ + w · α/√(r₁·r₂) · ReLU(B A) ⊙ Sign(D C), with Sign(0) = −1.
+
+    Every field except `kernel` can change a result. Defaults follow `docs/methods/dual_lora.md`, which says for each
+    whether a public source states it or whether it is a guess. r₁ = r₂ = r/2 has the parameters of LoRA at rank r.
+
+    Raises:
+        ValueError: on a value outside the legal ones; the message names the value, the legal ones and the fix.
+    """
+
+    r_magnitude: int = field(default=16, metadata=_help("Rank r₁ of the magnitude group A (r₁×in), B (out×r₁)."))
+    r_direction: int = field(default=16, metadata=_help("Rank r₂ of the direction group C (r₂×in), D (out×r₂)."))
+    alpha: float = field(default=32.0, metadata=_help("α in the scale s₀ = α/√(r₁·r₂)."))
+    init_std: float | str = field(
+        default=0.02,
+        metadata=_help(
+            "σ of the Gaussian start of all four factors: a number, or 'relative:x' for the σ at which "
+            "‖ΔW(0)‖/‖W₀‖ = x in expectation, per layer."
+        ),
+    )
+    ste: str = field(
+        default="clipped_gradient",
+        metadata=_help(f"Straight-through rule at Sign, one of {STE_VARIANTS}. Only with direction_activation='sign'."),
+    )
+    magnitude_activation: str = field(default="relu", metadata=_help(f"One of {MAGNITUDE_ACTIVATIONS}; acts on B A."))
+    direction_activation: str = field(default="sign", metadata=_help(f"One of {DIRECTION_ACTIVATIONS}; acts on D C."))
+    subtract_start: bool = field(
+        default=False,
+        metadata=_help("Use ΔW − ΔW(start): the start factors are kept as frozen buffers and saved with the adapter."),
+    )
+    dropout: float = field(default=0.0, metadata=_help("Dropout probability on the adapter's input, in [0, 1)."))
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata=_help("Names, a regular expression or 'all-linear'. Default: by the model's family."),
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata=_help("Names or a regular expression of modules to leave out.")
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata=_help("Index or indices of the transformer layers to adapt. Default: all.")
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata=_help("Name of the module list that layers_to_transform counts in, e.g. 'layers'.")
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata=_help("Modules besides the adapters to train and save whole, e.g. a classifier.")
+    )
+    bias: str = field(default="none", metadata=_help(f"Which biases to train, one of {BIASES}."))
+    init_weights: bool = field(
+        default=True,
+        metadata=_help(
+            "True: the start described by init_std. False is for tests only: σ = 1, and zeros as the start that "
+            "subtract_start subtracts, so that a fresh adapter visibly changes the output."
+        ),
+    )
+    kernel: str = field(
+        default="auto",
+        metadata=_help(f"How to compute, one of {KERNELS}. Not part of the method: it is not saved with the adapter."),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = peft_type()
+        if isinstance(self.target_modules, (list, tuple)):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as PEFT's own configs do
+        if isinstance(self.exclude_modules, (list, tuple)):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        self._check_numbers()
+        self._check_choices()
+
+    def _check_numbers(self) -> None:
+        for name in ("r_magnitude", "r_direction"):
+            rank = getattr(self, name)
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank <= 0:
+                raise ValueError(
+                    f"{name} = {rank!r} is no rank: give a whole number of at least 1 "
+                    "(r_magnitude = r_direction = r/2 has the parameters of LoRA at rank r)."
+                )
+        if isinstance(self.alpha, (str, bool)) or not self.alpha > 0:
+            raise ValueError(f"alpha = {self.alpha!r} must be a number above 0 (with rank 16 the usual value is 32).")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout!r} must be in [0, 1); 0 turns it off.")
+        self.relative_init_std()
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError(
+                f"layers_to_transform = {self.layers_to_transform!r} has no effect on target_modules = "
+                f"{self.target_modules!r}: give target_modules as a list of names."
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(
+                f"layers_pattern = {self.layers_pattern!r} acts only with layers_to_transform: give both or neither."
+            )
+
+    def _check_choices(self) -> None:
+        for name, legal in {"bias": BIASES, "kernel": KERNELS}.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(map(repr, legal))}"
+                )
+        UpdateRule(self.ste, self.magnitude_activation, self.direction_activation)  # raises on what it does not know
+
+    def relative_init_std(self) -> float | None:
+        """Return x of `init_std='relative:x'`, or None where `init_std` is a plain σ."""
+        value: Any = self.init_std
+        fix = f"give a σ above 0 such as 0.02, or '{RELATIVE}x' with x above 0 such as '{RELATIVE}0.07'"
+        if isinstance(value, str) and not value.startswith(RELATIVE):
+            raise ValueError(f"init_std = {value!r} cannot be read: {fix}.")
+        try:
+            number = float(value.removeprefix(RELATIVE)) if isinstance(value, str) else float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"init_std = {value!r} cannot be read: {fix}.") from None
+        if not 0 < number < float("inf"):
+            raise ValueError(f"init_std = {value!r} is out of range: {fix}.")
+        return number if isinstance(value, str) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that make up the adapter: without `kernel`, and sets in sorted order so that equal
+        adapters have equal files."""
+        fields = super().to_dict()
+        fields.pop("kernel")
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+
+    @property
+    def initial_scaling(self) -> float:
+        """s₀ = α/√(r₁·r₂), paper equation for ΔW."""
+        return self.alpha / (self.r_magnitude * self.r_direction) ** 0.5

@@ -1,0 +1,255 @@
+"""A linear layer with Dual LoRA adapters.
+
+One class serves `nn.Linear`, GPT-2's transposed `Conv1D` and the quantized or partitioned forms of `nn.Linear`. Which
+of two ways computes a call is decided by `dual_lora.kernels.select_kernel`, and nowhere else:
+
+- one GEMM: `dual_lora_linear` builds W₀ + ΔW for the length of the product and keeps nothing of that size for backward;
+- separate update: `base_layer(x) + x ΔWᵀ`, which never reads the base weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils.integrations import gather_params_ctx
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from dual_lora.kernels import KernelChoice, delta_weight, dual_lora_delta_linear, dual_lora_linear, select_kernel
+from dual_lora.tuner import merging
+from dual_lora.tuner.base_weight import is_partitioned, is_quantized
+from dual_lora.tuner.config import DualLoraConfig
+from dual_lora.tuner.initialization import resolve_init_std
+
+FACTORS = ("dual_lora_A", "dual_lora_B", "dual_lora_C", "dual_lora_D")
+STARTS = ("dual_lora_start_A", "dual_lora_start_B", "dual_lora_start_C", "dual_lora_start_D")
+
+
+class AdapterSettings(NamedTuple):
+    """What an adapter's computation needs besides its factors (`scaling` is s₀, without the warm-up w)."""
+
+    scaling: float
+    ste: str
+    magnitude_activation: str
+    direction_activation: str
+    kernel: str
+
+
+class DualLoraLinear(nn.Module, BaseTunerLayer):
+    """A frozen linear layer plus Dual LoRA adapters, each W₀ → W₀ + w · s₀ · ReLU(B A) ⊙ Sign(D C).
+
+    Per adapter name: `dual_lora_A` (r₁×in), `dual_lora_B` (out×r₁), `dual_lora_C` (r₂×in), `dual_lora_D` (out×r₂),
+    float32 unless `autocast_adapter_dtype=False` was asked for. `init_std[name]` is the resolved σ (None for factors
+    that were made on the meta device and then loaded).
+
+    `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
+    """
+
+    adapter_layer_names = FACTORS
+    other_param_names = (*STARTS, "dual_lora_dropout", "settings", "init_std", "r_magnitude", "r_direction")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: DualLoraConfig) -> None:
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        for name in FACTORS:
+            setattr(self, name, nn.ParameterDict())
+        for name in STARTS:
+            setattr(self, name, BufferDict(persistent=True))
+        self.dual_lora_dropout = nn.ModuleDict()
+        self.settings: dict[str, AdapterSettings] = {}
+        self.init_std: dict[str, float | None] = {}
+        self.r_magnitude: dict[str, int] = {}
+        self.r_direction: dict[str, int] = {}
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self.transposed = isinstance(self.get_base_layer(), Conv1D)
+        self.delta_warmup = 1.0
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self._unmerged_weight: Tensor | None = None
+        self.update_layer(adapter_name, config)
+
+    # ---------------------------------------------------------------- adapters
+
+    def update_layer(self, adapter_name: str, config: DualLoraConfig, inference_mode: bool = False) -> None:
+        """Add (or make anew) the adapter `adapter_name`, its factors drawn on CPU so that a seed means one start."""
+        sigma = resolve_init_std(config, self.get_base_layer())
+        device = "meta" if sigma is None else "cpu"
+        factors = [nn.Parameter(torch.empty(shape, device=device)) for shape in self._factor_shapes(config)]
+        for factor in factors:
+            nn.init.normal_(factor, std=sigma or 0.0)
+        for name, factor in zip(FACTORS, factors, strict=True):
+            getattr(self, name)[adapter_name] = factor
+        if config.subtract_start:
+            for name, factor in zip(STARTS, factors, strict=True):
+                start = factor.detach().clone()
+                getattr(self, name)[adapter_name] = start if config.init_weights else start.zero_()
+        dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+        self.dual_lora_dropout[adapter_name] = dropout
+        self.settings[adapter_name] = AdapterSettings(
+            config.initial_scaling, config.ste, config.magnitude_activation, config.direction_activation, config.kernel
+        )
+        # PEFT's low_cpu_mem_usage puts the factors on the meta device as they are assigned.
+        self.init_std[adapter_name] = sigma if self.dual_lora_A[adapter_name].device.type != "meta" else None
+        self.r_magnitude[adapter_name], self.r_direction[adapter_name] = config.r_magnitude, config.r_direction
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _factor_shapes(self, config: DualLoraConfig) -> list[tuple[int, int]]:
+        magnitude, direction = config.r_magnitude, config.r_direction
+        return [
+            (magnitude, self.in_features),
+            (self.out_features, magnitude),
+            (direction, self.in_features),
+            (self.out_features, direction),
+        ]
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
+        # PEFT would round fresh float32 factors to the base's dtype here and widen them again later: a half-precision
+        # start, and half-precision factors for good under transformers' own load_adapter.
+        device, _ = super()._get_base_layer_device_and_dtype(base_layer)
+        return device, None
+
+    def adapter_tensors(self, adapter_name: str | None = None) -> list[Tensor]:
+        """Return all factors and start factors, of one adapter or of all."""
+        groups = (getattr(self, name) for name in (*FACTORS, *STARTS))
+        return [tensor for group in groups for name, tensor in group.items() if adapter_name in (None, name)]
+
+    def move_adapters(self, device: torch.device) -> None:
+        """Put every adapter of this layer on `device`."""
+        for adapter_name in self.dual_lora_A:
+            self._move_adapter_to_device_of_base_layer(adapter_name, device)
+
+    def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return (A, B, C, D) of one adapter."""
+        a, b, c, d = (getattr(self, name)[adapter_name] for name in FACTORS)
+        return a, b, c, d
+
+    def start_factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return the frozen (A, B, C, D) that `subtract_start` subtracts, or None without it."""
+        if adapter_name not in self.dual_lora_start_A:
+            return None
+        a, b, c, d = (getattr(self, name)[adapter_name] for name in STARTS)
+        return a, b, c, d
+
+    # ---------------------------------------------------------------- computation
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return what the adapter currently adds to its frozen weight.
+
+        w · s₀ · ReLU(B A) ⊙ Sign(D C), less the same of the start factors under `subtract_start`.
+
+        Shape: that of the base weight, (out_features, in_features), or (in_features, out_features) for Conv1D.
+        Dtype: float32; D C is never formed in half precision, where rounding near zero flips signs.
+        Not differentiable. Under ZeRO-3 the factors are gathered, so every rank has to call it.
+        """
+        settings, factors = self.settings[adapter], self.factors(adapter)
+        with gather_params_ctx(list(factors), modifier_rank=None):
+            delta = delta_weight(
+                *factors,
+                self.delta_warmup * settings.scaling,
+                magnitude_activation=settings.magnitude_activation,
+                direction_activation=settings.direction_activation,
+                start=self.start_factors(adapter),
+                kernel=settings.kernel,
+            )
+        return delta.T if self.transposed else delta
+
+    def base_weight_is_plain(self) -> bool:
+        """Return whether the base layer is nothing but a matrix product with a weight that is at hand in full.
+
+        Not so for quantized and partitioned weights, subclasses with a forward of their own, another adapter in
+        between, and base layers with hooks (offloading), which only a call of the base layer runs.
+        """
+        base = self.base_layer
+        return (
+            type(base) in (nn.Linear, Conv1D)
+            and not (base._forward_pre_hooks or base._forward_hooks or "forward" in vars(base))
+            and not (is_quantized(base) or is_partitioned(base))
+        )
+
+    def choose_kernel(self, device: torch.device, adapters: list[str]) -> KernelChoice:
+        """Return how a call with these active adapters is computed on `device`, in the current train or eval mode.
+
+        Raises:
+            ValueError: `kernel='fused'` was asked for and cannot be met.
+        """
+        dropouts = [self.dual_lora_dropout[name] for name in adapters]
+        return select_kernel(
+            self.settings[adapters[0]].kernel,
+            device,
+            weight_is_plain=self.base_weight_is_plain(),
+            dropout=max(getattr(dropout, "p", 0.0) if self.training else 0.0 for dropout in dropouts),
+            active_adapters=len(adapters),
+        )
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return x (W₀ + Σ ΔW)ᵀ + b over the active adapters, shape (..., out_features)."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        active = [name for name in self.active_adapters if name in self.dual_lora_A]
+        if self.disable_adapters or self.merged or not active:
+            return self.base_layer(x, *args, **kwargs)
+        choice = self.choose_kernel(x.device, active)
+        if choice.one_gemm and self._fits_base_dtype(x):
+            return self._forward_one_gemm(x, active[0], choice.kernel)
+        result = self.base_layer(x, *args, **kwargs)
+        for name in active:
+            result = result + self._forward_delta(x, name, choice.kernel).to(result.dtype)
+        return result
+
+    def _fits_base_dtype(self, x: Tensor) -> bool:
+        # Where dtypes do not fit, the base layer is called and says so, as it would without an adapter.
+        return x.dtype == self.base_layer.weight.dtype or torch.is_autocast_enabled(x.device.type)
+
+    def _forward_one_gemm(self, x: Tensor, name: str, kernel: str) -> Tensor:
+        settings = self.settings[name]
+        return dual_lora_linear(
+            x,
+            self.base_layer.weight,
+            self.base_layer.bias,
+            *self.factors(name),
+            self.delta_warmup * settings.scaling,
+            settings.ste,
+            magnitude_activation=settings.magnitude_activation,
+            direction_activation=settings.direction_activation,
+            transposed=self.transposed,
+            start=self.start_factors(name),
+            kernel=kernel,
+        )
+
+    def _forward_delta(self, x: Tensor, name: str, kernel: str) -> Tensor:
+        settings = self.settings[name]
+        return dual_lora_delta_linear(
+            self.dual_lora_dropout[name](x),
+            *self.factors(name),
+            self.delta_warmup * settings.scaling,
+            settings.ste,
+            magnitude_activation=settings.magnitude_activation,
+            direction_activation=settings.direction_activation,
+            start=self.start_factors(name),
+            kernel=kernel,
+        )
+
+    # ---------------------------------------------------------------- merging
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the update of the given (default: the active) adapters to the base weight; see `merging.merge`."""
+        names = check_adapters_to_merge(self, adapter_names)
+        names = [name for name in names if name in self.dual_lora_A]
+        if names:
+            merging.merge(self, names, safe_merge)
+
+    def unmerge(self) -> None:
+        """Give the base weight back bit for bit."""
+        merging.unmerge(self)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return True: the update is additive, so PEFT can approximate it by a LoRA (of far higher rank)."""
+        return True
+
+    def __repr__(self) -> str:
+        return "dual_lora." + super().__repr__()

@@ -1,0 +1,96 @@
+"""The PEFT tuner: which modules get a Dual LoRA layer, and what is known about them afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dual_lora.tuner.config import DualLoraConfig
+from dual_lora.tuner.layer import FACTORS, STARTS, DualLoraLinear
+from dual_lora.tuner.registration import ReplaceModuleWithoutWeight, register
+
+# The modules of the commonsense and DoRA recipes; families that they do not name keep PEFT's LoRA default.
+ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+TARGET_MODULES = {
+    **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2"), ATTENTION_AND_MLP),
+}
+
+
+class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
+    """Wraps a model so that the targeted linear layers carry Dual LoRA adapters.
+
+    Use it through PEFT: `get_peft_model(model, DualLoraConfig(...))`.
+    """
+
+    prefix = "dual_lora_"
+    tuner_layer_cls = DualLoraLinear
+    target_module_mapping = TARGET_MODULES
+
+    def _create_and_replace(
+        self,
+        peft_config: DualLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **unused: Any,
+    ) -> None:
+        if isinstance(target, DualLoraLinear):
+            target.update_layer(adapter_name, peft_config, inference_mode=peft_config.inference_mode)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if not isinstance(base, (nn.Linear, Conv1D)):
+            raise ValueError(
+                f"Target module {current_key} is a {type(base).__name__}, which is not supported. Dual LoRA adapts "
+                "torch.nn.Linear and transformers.pytorch_utils.Conv1D: narrow target_modules or use exclude_modules."
+            )
+        layer = DualLoraLinear(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # a further adapter is not trainable until it is made active
+        self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Factors are made in float32; half precision only on explicit request.
+        if autocast_adapter_dtype:
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+            return
+        for layer in self.dual_lora_layers():
+            dtype = layer.weight.dtype
+            for group in (getattr(layer, name) for name in (*FACTORS, *STARTS)):
+                if adapter_name in group and dtype in (torch.float16, torch.bfloat16):
+                    group[adapter_name] = group[adapter_name].to(dtype)
+
+    def dual_lora_layers(self) -> list[DualLoraLinear]:
+        """Return the adapted layers, in the order of the model."""
+        return [module for module in self.model.modules() if isinstance(module, DualLoraLinear)]
+
+    def resolved_init_std(self, adapter_name: str = "default") -> dict[str, float | None]:
+        """Return σ by module name, as `init_std` resolved to when the adapter was made (None: loaded, not drawn)."""
+        return {
+            name: module.init_std[adapter_name]
+            for name, module in self.model.named_modules()
+            if isinstance(module, DualLoraLinear) and adapter_name in module.init_std
+        }
+
+    def kernel_names(self) -> dict[str, int]:
+        """Return how many layers run each kernel with the active adapters, on their device and in their present mode.
+
+        For the record of a run: the names are those of `dual_lora.kernels.KernelChoice.name`.
+        """
+        names: Counter[str] = Counter()
+        for layer in self.dual_lora_layers():
+            active = [name for name in layer.active_adapters if name in layer.dual_lora_A]
+            if active:
+                names[layer.choose_kernel(layer.dual_lora_A[active[0]].device, active).name] += 1
+        return dict(names)
+
+
+register(DualLoraConfig, DualLoraModel)
