@@ -1,0 +1,1 @@
+"""Scores of the benchmarks, over the field's own scorers. Pure functions on lists; no network, no torch."""
