@@ -1,0 +1,95 @@
+"""Records as a run would write them, for the tests of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = {"name": "strict", "task": "commonsense", "loss_on": "answer", "hash": "aaaa"}
+
+
+def record(
+    method: str = "lora",
+    seed: int = 0,
+    scores: dict[str, float | None] | None = None,
+    *,
+    metric: str = "accuracy",
+    model: str = "smollm2",
+    task: str = "commonsense",
+    status: str = "finished",
+    items: int = 1000,
+    at_chance: bool = False,
+    protocol: dict[str, Any] | None = None,
+    profile: str = "study",
+    source: str = "local",
+    recipe: str | None = None,
+    learning_rate: float = 2e-4,
+    guessed: tuple[str, ...] = (),
+    init_from: str = "none",
+    **identity: Any,
+) -> dict[str, Any]:
+    """Return a schema-1 record with one measurement per subset of `scores` (default: boolq and piqa)."""
+    scores = {"boolq": 0.6, "piqa": 0.7} if scores is None else scores
+    recipe = f"{model}/{task}/{method}" if recipe is None else recipe
+    checkpoint = "base" if method == "none" else "last"
+    measurements = [
+        {
+            "subset": subset,
+            "split": "test",
+            "checkpoint": checkpoint,
+            "scoring": "generate",
+            "items": items,
+            "unreadable": 0,
+            "counts": {},
+            "chance": 0.5,
+            "at_chance": at_chance,
+            "metrics": {metric: value},
+        }
+        for subset, value in scores.items()
+    ]
+    first = next(iter(scores))
+    headline = {
+        "metric": metric, "value": scores[first], "subset": first, "scoring": "generate", "checkpoint": checkpoint,
+    }  # fmt: skip
+    finished = status == "finished"
+    return {
+        "schema": 1,
+        "status": status,
+        "message": None if finished else "it did not work",
+        "identity": {
+            "run_id": f"{model}-{task}-{method}-{learning_rate}-{seed}-{profile}-{source}-{init_from}".replace(
+                "/", "-"
+            ),
+            "model": {"name": model, "label": model.upper()},
+            "task": {"name": task, "label": task, "target": "text"},
+            "method": {"name": method, "label": method.upper(), "settings": {"r": 32}},
+            "recipe": {"name": recipe, "learning_rate": learning_rate, "trials": 4},
+            "protocol": PROTOCOL if protocol is None else protocol,
+            "profile": {"name": profile},
+            "data": {"source": source, "fingerprint": {"test": "f00"}},
+            "dtype": "bfloat16",
+            "seed": seed,
+            "init_from": init_from,
+            **identity,
+        },
+        "scores": {"headline": headline, "measurements": measurements, "notes": []} if finished else {},
+        "curves": {"train_loss": [[1, 3.0], [2, 2.5]]},
+        "cost": {
+            "train_seconds": 120.0,
+            "eval_seconds": 30.0,
+            "peak_memory_bytes": [2**31, 2**30],
+            "trainable_parameters": 1_000_000,
+            "trainable_parameters_without_head": 900_000,
+        },
+        "execution": {"device": "NVIDIA H100"},
+        "origin": {"commit": "c0ffee", "dirty": False, "recipe_sources": dict.fromkeys(guessed, "guess")},
+    }
+
+
+def write(folder: Path, *records: dict[str, Any]) -> Path:
+    """Write records the way a run does, one file each, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for values in records:
+        (folder / f"{values['identity']['run_id']}.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder
