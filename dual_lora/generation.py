@@ -1,0 +1,204 @@
+"""Replies of a causal model: batched, left-padded with a mask, sorted by length; the order of the prompts comes back.
+
+    generate(model, tokenizer, prompts, decoding, *, batch_size, complete=None, on_batch=None, progress=None)
+        -> list[str]      # the new text of each prompt, special tokens removed, not stripped
+
+    complete(index, reply) -> bool       greedy only: this reply needs no further token (its reading is settled)
+    on_batch(indices, replies)           called after each batch, so that a kill loses at most one
+    known={index: reply}                 replies of an interrupted evaluation; they are not made again
+
+    pad_left(rows, pad_id, device=None) -> (input_ids, attention_mask)
+    pad_id(tokenizer) -> int             # also for tokenizers without a padding token
+
+A reply does not depend on its batch: padding is masked and positions count from the first real token. In float32 the
+text is the same for every batch size (tested); in bfloat16 sums are ordered differently and a close call can tip.
+Beams share the prompt: it is computed once and its cache is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from dual_lora.config import DecodingConfig
+from dual_lora.tasks.base import Progress
+from dual_lora.tasks.encoding import prompt_ids
+
+Complete = Callable[[int, str], bool]
+OnBatch = Callable[[list[int], list[str]], None]
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return an id to pad with. Which one never matters: padding is masked."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask, both (rows, longest), int64, the padding on the left."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[number, longest - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Return position ids that count from the first real token; padding has position 0. Shape as the mask."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    decoding: DecodingConfig,
+    *,
+    batch_size: int,
+    complete: Complete | None = None,
+    on_batch: OnBatch | None = None,
+    progress: Progress | None = None,
+    known: Mapping[int, str] | None = None,
+) -> list[str]:
+    """Return the reply to each prompt, in the prompts' order. Puts the model into eval mode while it works.
+
+    Raises `ValueError` if a prompt and its reply cannot fit the model's positions.
+    """
+    replies: dict[int, str] = dict(known or {})
+    rows = {index: prompt_ids(prompt, tokenizer) for index, prompt in enumerate(prompts) if index not in replies}
+    _check_fits(model, rows, decoding.max_new_tokens)
+    # The longest first: memory runs out at once or never, and the time left is over- rather than underestimated.
+    order = sorted(rows, key=lambda index: (-len(rows[index]), index))
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            texts = _generate_batch(model, tokenizer, [rows[index] for index in indices], indices, decoding, complete)
+            replies.update(zip(indices, texts, strict=True))
+            if on_batch is not None:
+                on_batch(indices, texts)
+            if progress is not None:
+                progress(len(replies), len(prompts))
+    finally:
+        model.train(was_training)
+    return [replies[index] for index in range(len(prompts))]
+
+
+def _check_fits(model: Any, rows: Mapping[int, Sequence[int]], new_tokens: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for index, row in rows.items():
+        if not row:
+            raise ValueError(f"prompt {index} has no tokens; a prompt needs at least one")
+        if limit is not None and len(row) + new_tokens > limit:
+            raise ValueError(
+                f"prompt {index} has {len(row)} tokens and the reply may have {new_tokens}, but the model has "
+                f"{limit} positions; lower protocol.decoding.max_new_tokens or leave the item out"
+            )
+
+
+def _generate_batch(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    decoding: DecodingConfig,
+    complete: Complete | None,
+) -> list[str]:
+    padding = pad_id(tokenizer)
+    ids, mask = pad_left(rows, padding, next(model.parameters()).device)
+    longest = ids.shape[1]
+    extra: dict[str, Any] = {}
+    if decoding.beams > 1:
+        cache = _shared_prompt(model, ids, mask, decoding.beams)
+        if cache is not None:
+            extra["past_key_values"] = cache
+    elif complete is not None:
+        extra["stopping_criteria"] = StoppingCriteriaList([_Complete(tokenizer, longest, indices, complete)])
+    # input_ids and mask only: position ids follow from the mask. The model's own generation defaults (Qwen2's
+    # repetition penalty, sampling of chat models) must not leak in, so every field that matters is set.
+    sequences = model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=_settings(decoding, tokenizer, padding), **extra
+    )
+    return tokenizer.batch_decode(
+        [_until_end(row, tokenizer.eos_token_id) for row in sequences[:, longest:].tolist()],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        num_beams=decoding.beams,
+        num_return_sequences=1,
+        length_penalty=decoding.length_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        repetition_penalty=1.0,
+        early_stopping=False,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        use_cache=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        # Fills rows that have ended; the end token, so that decoding cuts there also where padding is a plain token.
+        pad_token_id=padding if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
+    )
+
+
+def _until_end(ids: list[int], end: int | None) -> list[int]:
+    """Cut at the end token: what follows is padding, which need not be a special token."""
+    return ids[: ids.index(end)] if end is not None and end in ids else ids
+
+
+def _shared_prompt(model: Any, ids: torch.Tensor, mask: torch.Tensor, beams: int) -> DynamicCache | None:
+    """Return the keys and values of all prompt tokens but the last, repeated for the beams."""
+    if ids.shape[1] < 2:
+        return None
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions(mask)[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(beams)
+    return cache
+
+
+class _Complete(StoppingCriteria):
+    """Stops each row of a greedy batch one token after its reading is settled.
+
+    The one token more tells "the correct answer is answer1" from the same words with a continuation, which is counted.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_length: int, indices: Sequence[int], complete: Complete) -> None:
+        self.tokenizer, self.prompt_length = tokenizer, prompt_length
+        self.indices, self.complete = indices, complete
+        self.settled = [False] * len(indices)
+        self.done = [False] * len(indices)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        end = self.tokenizer.eos_token_id
+        new = input_ids[:, self.prompt_length :].tolist()
+        self.done = [done or settled for done, settled in zip(self.done, self.settled, strict=True)]
+        for row, ids in enumerate(new):
+            if self.done[row] or ids[-1] == end:
+                continue
+            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self.settled[row] = self.complete(self.indices[row], text)
+        return torch.tensor(self.done, dtype=torch.bool, device=input_ids.device)

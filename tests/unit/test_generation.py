@@ -1,0 +1,122 @@
+"""Generation: a reply does not depend on its batch, comes back in order, ends when it is complete."""
+
+import pytest
+import torch
+
+from dual_lora.config import DecodingConfig
+from dual_lora.generation import generate, pad_left
+from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama, build_tokenizer
+
+PROMPTS = [sentence[:length] for sentence in SENTENCES for length in (7, 19, 40, 90)]
+GREEDY = DecodingConfig(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def one_by_one(model, tokenizer, prompts, steps):
+    """Greedy decoding without batch, padding, mask or cache: the definition."""
+    replies = []
+    for prompt in prompts:
+        ids = tokenizer(prompt)["input_ids"]
+        new = []
+        for _ in range(steps):
+            logits = model(input_ids=torch.tensor([ids + new])).logits[0, -1]
+            new.append(int(logits.argmax()))
+            if new[-1] == tokenizer.eos_token_id:
+                break
+        replies.append(tokenizer.decode(new, skip_special_tokens=True))
+    return replies
+
+
+@pytest.mark.parametrize("build", [build_llama, build_gpt2])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_greedy_equals_decoding_one_by_one_for_every_batch_size(tokenizer, build, batch_size):
+    model = build(tokenizer)
+    with torch.no_grad():
+        expected = one_by_one(model, tokenizer, PROMPTS, GREEDY.max_new_tokens)
+    assert generate(model, tokenizer, PROMPTS, GREEDY, batch_size=batch_size) == expected
+    assert len(set(expected)) > len(expected) // 2  # the prompts matter, so a mix-up would show
+
+
+@pytest.mark.parametrize("build", [build_llama, build_gpt2])
+def test_beams_equal_transformers_own_search_one_by_one(tokenizer, build):
+    model = build(tokenizer)
+    decoding = DecodingConfig(beams=4, max_new_tokens=8, length_penalty=0.8, no_repeat_ngram_size=4)
+    expected = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        new = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=4,
+            max_new_tokens=8,
+            length_penalty=0.8,
+            no_repeat_ngram_size=4,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )[0, ids.shape[1] :]
+        expected.append(tokenizer.decode(new, skip_special_tokens=True))
+    assert generate(model, tokenizer, PROMPTS, decoding, batch_size=5) == expected
+    assert expected != generate(model, tokenizer, PROMPTS, DecodingConfig(max_new_tokens=8), batch_size=5)
+
+
+def test_a_reply_ends_one_token_after_it_is_complete(tokenizer):
+    model = build_llama(tokenizer)
+    full = generate(model, tokenizer, PROMPTS, GREEDY, batch_size=8)
+    short = generate(
+        model, tokenizer, PROMPTS, GREEDY, batch_size=8, complete=lambda index, reply: index % 2 == 0 and len(reply) > 3
+    )
+    for index, (long_text, short_text) in enumerate(zip(full, short, strict=True)):
+        if index % 2:
+            assert short_text == long_text
+        else:
+            assert long_text.startswith(short_text)
+    assert sum(map(len, short)) < sum(map(len, full))
+
+
+def test_every_batch_is_handed_over_and_known_replies_are_kept(tokenizer):
+    model = build_llama(tokenizer)
+    seen, ticks = {}, []
+    full = generate(
+        model,
+        tokenizer,
+        PROMPTS,
+        GREEDY,
+        batch_size=6,
+        on_batch=lambda indices, texts: seen.update(zip(indices, texts, strict=True)),
+        progress=lambda done, total: ticks.append((done, total)),
+    )
+    assert [seen[index] for index in range(len(PROMPTS))] == full
+    assert ticks == [(6, 16), (12, 16), (16, 16)]
+    known = {0: "kept from before", 5: full[5]}
+    made = []
+    again = generate(
+        model, tokenizer, PROMPTS, GREEDY, batch_size=6, known=known, on_batch=lambda indices, _: made.extend(indices)
+    )
+    assert again == ["kept from before", *full[1:]]
+    assert sorted(made) == [index for index in range(len(PROMPTS)) if index not in known]
+
+
+def test_settings_stored_with_a_model_do_not_leak_in(tokenizer):
+    model = build_llama(tokenizer)
+    plain = generate(model, tokenizer, PROMPTS, GREEDY, batch_size=16)
+    model.generation_config.repetition_penalty = 1.9
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 2.0
+    assert generate(model, tokenizer, PROMPTS, GREEDY, batch_size=16) == plain
+
+
+def test_a_prompt_that_cannot_fit_is_named_before_any_work(tokenizer):
+    model = build_gpt2(tokenizer)
+    with pytest.raises(ValueError, match=r"prompt 1 has \d+ tokens .* 256 positions"):
+        generate(model, tokenizer, ["short", "word " * 300], GREEDY, batch_size=2)
+
+
+def test_padding_stands_on_the_left_under_a_mask():
+    ids, mask = pad_left([[5, 6], [7]], 0)
+    assert ids.tolist() == [[5, 6], [0, 7]]
+    assert mask.tolist() == [[1, 1], [0, 1]]
