@@ -1,0 +1,212 @@
+"""What a table shows, read from `experiments/NAME.yaml`: the same file that drives the sweep.
+
+Such a file is a Hydra config of the group `experiment`. `hydra.sweeper.params` names every choice of the sweep, fixed
+ones too, so `python run.py -m experiment=NAME` runs exactly the cells that the table selects; the key `table`, which a
+run ignores, says how they are shown. One file is one block: one protocol, one profile. A file with a `title` is a
+table; its `blocks` are names of experiment files (its own among them, in the order shown).
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid")
+REQUIRED_CHOICES = ("model", "task", "method", "protocol", "profile", "seed")
+CostColumn = Literal["train_seconds", "eval_seconds", "tokens_per_second", "peak_memory", "trainable_parameters"]
+
+
+class DefinitionError(ValueError):
+    """An experiment file that cannot be used; the message names the file, the setting and the legal values."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Column:
+    """Which measurement of a record a column shows. What is left out is the record's headline's."""
+
+    label: str
+    task: str | None = None  # needed where the sweep has several tasks
+    subset: str | None = None
+    metric: str | None = None
+    scoring: str | None = None
+    checkpoint: str | None = None
+    split: str | None = None
+    scale: float = 100.0  # 100 turns a fraction into a percentage; 1 for unbounded metrics
+    decimals: int = 1
+    better: Literal["higher", "lower"] = "higher"
+    average: bool = False  # the mean of all columns before this one, per seed; no measurement of its own
+    published: tuple[str, ...] = ()  # names of the task in results/published
+    published_metric: str | None = None  # where one task has several
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PublishedRows:
+    """Rows of results/published that stand beside ours."""
+
+    file: str
+    table: str
+    source: str | None = None  # a part of the source's name
+    methods: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our method -> its published names
+    only: tuple[str, ...] | None = None  # published methods to show; None: all
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Figure:
+    """A plot of the first column over one swept setting, one line per method."""
+
+    x: str  # a key of the sweep, e.g. recipe.learning_rate
+    column: str
+    log_x: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Block:
+    """The `table` section of one experiment file."""
+
+    block: str  # the block's heading
+    columns: tuple[Column, ...]
+    title: str | None = None  # set: this file is a table of its own
+    about: str = ""
+    blocks: tuple[str, ...] = ()
+    reference: str | None = None  # the method the others are compared with
+    median: bool = False  # the published way of GLUE: median of five seeds
+    labels: dict[str, str] = field(default_factory=dict)  # names of rows and models, where not those of configs/
+    cost: tuple[CostColumn, ...] = ("train_seconds", "peak_memory", "trainable_parameters")
+    published: tuple[PublishedRows, ...] = ()
+    published_models: dict[str, str] = field(default_factory=dict)  # our model -> its published name
+    published_other_models: tuple[str, ...] = ()
+    published_notes: tuple[str, ...] = ()  # files whose other rows about these columns are listed below the table
+    figure: Figure | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment file: its sweep (setting -> values, in order) and its block."""
+
+    name: str
+    sweep: dict[str, tuple[str, ...]]
+    block: Block
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.sweep["task"]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(int(seed) for seed in self.sweep["seed"])
+
+    def cells(self) -> list[dict[str, str]]:
+        """Return every cell of the sweep as setting -> value, in the order Hydra runs them."""
+        return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the table's rows: the cells without task (a column's) and seed (averaged over)."""
+        rows = [{key: value for key, value in cell.items() if key not in ("task", "seed")} for cell in self.cells()]
+        return [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]
+
+
+def read(path: Path) -> Experiment:
+    """Return the experiment in a file. Raises `DefinitionError`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        params = values["hydra"]["sweeper"]["params"]
+        table = dict(values["table"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise DefinitionError(f"{path}: needs hydra.sweeper.params and table ({error})") from None
+    sweep = {key: _choices(path, key, value) for key, value in params.items()}
+    missing = [key for key in REQUIRED_CHOICES if key not in sweep]
+    if missing:
+        raise DefinitionError(
+            f"{path}: hydra.sweeper.params lacks {', '.join(missing)}: state it, also where it is fixed"
+        )
+    for key in ("protocol", "profile"):
+        if len(sweep[key]) > 1:
+            raise DefinitionError(
+                f"{path}: {key}={','.join(sweep[key])}: one block shows one {key}; write another file"
+            )
+    defaults = table.pop("column_defaults", {})
+    table["columns"] = [{**defaults, **column} for column in table.get("columns", [])]
+    block = _block(path, table)
+    _check(path, sweep, block)
+    return Experiment(path.stem, sweep, block)
+
+
+def read_all(folder: Path) -> dict[str, Experiment]:
+    """Return every experiment of a folder by name. Raises `DefinitionError`, also for a block that does not exist."""
+    experiments = {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
+    for name, experiment in experiments.items():
+        for block in experiment.block.blocks:
+            if block not in experiments:
+                raise DefinitionError(
+                    f"{folder / name}.yaml: block {block!r} does not exist{_nearest(block, list(experiments))}"
+                )
+    return experiments
+
+
+def tables(experiments: Mapping[str, Experiment]) -> dict[str, list[Experiment]]:
+    """Return table name -> its blocks, for every file with a title."""
+    return {
+        name: [experiments[block] for block in (experiment.block.blocks or (name,))]
+        for name, experiment in experiments.items()
+        if experiment.block.title
+    }
+
+
+def _choices(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    """Return the values of one sweep setting as Hydra's own grammar reads them."""
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        if override.is_sweep_override():
+            return tuple(override.sweep_string_iterator())
+        return (override.get_value_element_as_str(),)
+    except HydraException as error:
+        raise DefinitionError(f"{path}: hydra.sweeper.params.{key}={value!r}: {error}") from None
+
+
+def _block(path: Path, table: Mapping[str, Any]) -> Block:
+    for column in table["columns"]:
+        if isinstance(column.get("published"), str):
+            column["published"] = [column["published"]]
+    for rows in table.get("published", []):
+        rows["methods"] = {
+            ours: [theirs] if isinstance(theirs, str) else theirs for ours, theirs in rows.get("methods", {}).items()
+        }
+    try:
+        return TypeAdapter(Block).validate_python(dict(table))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise DefinitionError(f"{path}: table: {problems}") from None
+
+
+def _check(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block) -> None:
+    labels = [column.label for column in block.columns]
+    if not labels or len(set(labels)) < len(labels):
+        raise DefinitionError(f"{path}: table.columns: needs at least one, each with its own label; got {labels}")
+    for column in block.columns:
+        if not column.average and column.task is None and len(sweep["task"]) > 1:
+            raise DefinitionError(f"{path}: column {column.label!r} needs a task: {', '.join(sweep['task'])}")
+        if column.task is not None and column.task not in sweep["task"]:
+            legal = list(sweep["task"])
+            raise DefinitionError(
+                f"{path}: column {column.label!r}: task {column.task!r}{_nearest(column.task, legal)}"
+            )
+    if block.reference is not None and block.reference not in sweep["method"]:
+        legal = list(sweep["method"])
+        raise DefinitionError(f"{path}: table.reference={block.reference!r}{_nearest(block.reference, legal)}")
+    if block.figure is not None and (block.figure.x not in sweep or block.figure.column not in labels):
+        raise DefinitionError(f"{path}: table.figure: x must be a setting of the sweep, column one of {labels}")
+
+
+def _nearest(word: str, legal: list[str]) -> str:
+    close = difflib.get_close_matches(word, legal, n=1)
+    return f"{f'; did you mean {close[0]!r}?' if close else ''} Legal: {', '.join(legal)}"

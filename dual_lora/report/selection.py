@@ -1,0 +1,201 @@
+"""Which records fill which cell of a block.
+
+A record belongs to a cell when it agrees with every choice of the sweep. Records that agree in all choices and still
+differ (another learning rate, another rank, other data) are variants: the one with the most finished seeds is shown,
+the latest of equals, and the others are named below the table. The choice never looks at a score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dual_lora.report.definition import Experiment
+from dual_lora.report.records import Record
+
+# Settings that cannot change a number; they are no part of a record's identity.
+_WITHOUT_INFLUENCE = (
+    "launch",
+    "launch.",
+    "data.dir",
+    "results",
+    "tracking",
+    "retry",
+    "plan",
+    "diagnostics",
+    "model.path",
+)
+_GROUPS = ("model", "task", "method", "protocol", "profile")
+# The published GLUE rows of these tasks start from the MNLI adapter; `init_from=auto` acts on them only.
+STARTED_FROM_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
+
+
+class MixedBlockError(ValueError):
+    """Records of two protocols or profiles in one block; the message names the fields that differ and the records."""
+
+
+def is_local_play(record: Record) -> bool:
+    """Whether a record can never stand in a committed table: the demo's, or one on the sample data."""
+    return record.name("profile") == "demo" or record.identity.get("data", {}).get("source") == "sample"
+
+
+def belongs(record: Record, cell: Mapping[str, str]) -> bool:
+    """Whether a record agrees with every choice of a cell (setting -> value as on the command line)."""
+    return all(_agrees(record, key.lstrip("+"), value) for key, value in cell.items())
+
+
+def select(experiment: Experiment, records: Iterable[Record]) -> list[Record]:
+    """Return the records of a block. Raises `MixedBlockError` where they do not share protocol and profile."""
+    chosen = [
+        record
+        for record in records
+        if all(any(_agrees(record, key.lstrip("+"), v) for v in values) for key, values in experiment.sweep.items())
+    ]
+    _one_of_each(experiment, chosen)
+    return chosen
+
+
+def of_row(records: Sequence[Record], row: Mapping[str, str], task: str) -> tuple[list[Record], list[str]]:
+    """Return the records of a row and task, by seed, and a description of each variant that is not shown."""
+    variants: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if belongs(record, {**row, "task": task}):
+            variants[_variant(record)].append(record)
+    if not variants:
+        return [], []
+    ranked = sorted(variants, key=lambda key: _weight(variants[key]), reverse=True)
+    shown = _one_per_seed(variants[ranked[0]])
+    others = [f"{len(variants[key])} with {_differences(key, ranked[0])}" for key in ranked[1:]]
+    return shown, others
+
+
+def missing(experiment: Experiment, records: Sequence[Record]) -> list[dict[str, str]]:
+    """Return the cells no record belongs to, also none of a failed run."""
+    return [cell for cell in experiment.cells() if not any(belongs(record, cell) for record in records)]
+
+
+def commands(experiment: Experiment, cells: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the fewest sweeps found that run exactly these cells."""
+    products: list[dict[str, tuple[str, ...]]] = [{key: (value,) for key, value in cell.items()} for cell in cells]
+    order = [key for key in ("seed", "method", "task") if key in experiment.sweep]
+    for key in [*order, *(key for key in experiment.sweep if key not in order)]:
+        merged: dict[tuple[Any, ...], dict[str, tuple[str, ...]]] = {}
+        for product in products:
+            rest = tuple(item for item in product.items() if item[0] != key)
+            if rest in merged:
+                merged[rest][key] += product[key]
+            else:
+                merged[rest] = dict(product)
+        products = list(merged.values())
+    return [_command(experiment, product) for product in products]
+
+
+def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]]) -> str:
+    narrowed = [
+        f"{key}={','.join(value for value in experiment.sweep[key] if value in product[key])}"
+        for key in experiment.sweep
+        if set(product[key]) != set(experiment.sweep[key])
+    ]
+    return " ".join(["python run.py -m", f"experiment={experiment.name}", *narrowed])
+
+
+def _agrees(record: Record, key: str, value: str) -> bool:
+    identity = record.identity
+    if key in _GROUPS:
+        return record.name(key) == value
+    if key.startswith(_WITHOUT_INFLUENCE):
+        return True
+    if key == "seed":
+        return record.seed == int(value)
+    if key == "init_from":
+        started = str(identity.get("init_from") or "none") != "none"
+        return started == (value != "none" and record.name("task") in STARTED_FROM_MNLI)
+    held: Any = identity
+    parts = key.split(".")
+    if parts[0] == "method" and parts[1] in identity["method"].get("settings", {}):
+        parts.insert(1, "settings")
+    for part in parts:
+        if not isinstance(held, Mapping) or part not in held:
+            return False
+        held = held[part]
+    return _same(held, value)
+
+
+def _same(held: Any, value: str) -> bool:
+    if isinstance(held, bool) or held is None:
+        return str(held).lower() == value.lower() or (held is None and value == "null")
+    if isinstance(held, int | float):
+        try:
+            return float(value) == float(held)
+        except ValueError:
+            return False
+    return str(held) == value
+
+
+def _variant(record: Record) -> str:
+    """Return what tells variants of a cell apart: everything that can change a number, but for the seed."""
+    identity = record.identity
+    recipe = {
+        key: value for key, value in identity["recipe"].items() if key not in ("sources", "trials", "learning_rates")
+    }
+    parts = {
+        "model": identity["model"],
+        "task": identity["task"],
+        "method": identity["method"],
+        "recipe": recipe,
+        "data": identity.get("data"),
+        "dtype": identity.get("dtype"),
+        "init_from": str(identity.get("init_from") or "none") != "none",
+    }
+    return json.dumps(_flat(parts), sort_keys=True, default=str)
+
+
+def _differences(key: str, shown: str) -> str:
+    ours, theirs = json.loads(key), json.loads(shown)
+    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    return ", ".join(f"{name}={ours.get(name)} (shown: {theirs.get(name)})" for name in names[:4])
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _weight(records: Sequence[Record]) -> tuple[int, int, str]:
+    finished = {record.seed for record in records if record.status == "finished"}
+    return len(finished), len(records), max(str(record.origin.get("finished") or "") for record in records)
+
+
+def _one_per_seed(records: Sequence[Record]) -> list[Record]:
+    by_seed: dict[int, Record] = {}
+    for record in sorted(
+        records, key=lambda r: (r.status == "finished", str(r.origin.get("finished") or ""), r.run_id)
+    ):
+        by_seed[record.seed] = record
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _one_of_each(experiment: Experiment, records: Sequence[Record]) -> None:
+    """Refuse a block whose records of one protocol family differ in the protocol, or of one task in the profile."""
+    seen: dict[tuple[str, str], Record] = {}
+    for record in records:
+        protocol, profile = record.identity["protocol"], record.identity["profile"]
+        for part, family in (("protocol", str(protocol.get("task"))), ("profile", record.name("task"))):
+            first = seen.setdefault((part, family), record)
+            a, b = _flat(first.identity[part]), _flat(protocol if part == "protocol" else profile)
+            differing = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+            if part == "protocol" and protocol.get("hash") == first.identity["protocol"].get("hash"):
+                continue
+            if differing:
+                fields = ", ".join(f"{n}: {a.get(n)!r} and {b.get(n)!r}" for n in differing if n != "hash") or "hash"
+                raise MixedBlockError(
+                    f"experiments/{experiment.name}.yaml: one block holds two {part}s of {family} ({fields}): "
+                    f"records {first.run_id} and {record.run_id}. Their numbers do not compare: keep one of them, "
+                    f"or give the other an experiment file of its own that states the {part}"
+                )
