@@ -1,0 +1,59 @@
+"""Methods: from a `MethodConfig` to a model that trains what the method trains, its optimizer and its callbacks.
+
+Counting (`planned_parameters`, `with_budget`) imports no torch, so that a plan of a 70B model is printed at once; the
+rest is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dual_lora.methods.application import apply, callbacks, peft_config
+    from dual_lora.methods.budget import with_budget
+    from dual_lora.methods.checks import check
+    from dual_lora.methods.counts import count_biases, planned_parameters, trainable_parameters
+    from dual_lora.methods.merging import export_merged, merged
+    from dual_lora.methods.optimizers import create_optimizer, trainer_optimizer
+    from dual_lora.methods.weights import load_trainable_state, trainable_state
+
+_HOME = {
+    "apply": "application",
+    "callbacks": "application",
+    "check": "checks",
+    "count_biases": "counts",
+    "create_optimizer": "optimizers",
+    "export_merged": "merging",
+    "merged": "merging",
+    "peft_config": "application",
+    "planned_parameters": "counts",
+    "trainable_parameters": "counts",
+    "trainable_state": "weights",
+    "load_trainable_state": "weights",
+    "trainer_optimizer": "optimizers",
+    "with_budget": "budget",
+}
+
+__all__ = [
+    "apply",
+    "callbacks",
+    "check",
+    "count_biases",
+    "create_optimizer",
+    "export_merged",
+    "merged",
+    "peft_config",
+    "planned_parameters",
+    "trainable_parameters",
+    "trainable_state",
+    "load_trainable_state",
+    "trainer_optimizer",
+    "with_budget",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"dual_lora.methods.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'dual_lora.methods' has no attribute {name!r}; it has {', '.join(__all__)}")

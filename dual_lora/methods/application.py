@@ -1,0 +1,131 @@
+"""Applying a method: what of a loaded model is trained, through PEFT where an adapter is."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import nn
+from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
+
+from dual_lora.config import ConfigError, MethodConfig, ModelConfig, legal_values
+from dual_lora.methods.adalora import RankAllocationCallback
+from dual_lora.methods.checks import check, config_class
+from dual_lora.methods.heads import head_modules
+from dual_lora.tasks.base import Head
+from dual_lora.tuner import DeltaWarmupCallback
+
+log = logging.getLogger(__name__)
+
+_TASK_TYPES = {"causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
+_UNKNOWN_STEPS = 2**31  # AdaLoRA wants its schedule at creation; the callback sets the real one when training begins
+
+
+def apply(model: nn.Module, method: MethodConfig, *, model_config: ModelConfig, head: Head, seed: int) -> nn.Module:
+    """Make `model` train what the method trains; everything else is frozen.
+
+    Args:
+        model: a loaded transformers model; it is changed in place.
+        seed: of the adapter's start. The global random state is left as it was.
+
+    Returns:
+        The model itself, or the `peft.PeftModel` around it.
+
+    Raises:
+        ConfigError: settings that fit no model (see `check`), target modules that this model does not have, a bias
+            method on a model without biases.
+    """
+    check(method)
+    if method.trains == "adapter":
+        return _apply_adapter(model, method, model_config, head, seed)
+    heads = tuple(f"{name}." for name in head_modules(model))
+    for name, parameter in model.named_parameters():
+        if method.trains == "biases":
+            parameter.requires_grad_(name.endswith("bias") or name.startswith(heads))
+        else:
+            parameter.requires_grad_(method.trains == "everything")
+    if method.trains == "biases" and not any(name.endswith("bias") for name, _ in model.named_parameters()):
+        raise ConfigError(
+            f"method={method.name} trains biases, and model={model_config.name} ({model_config.family}) has none; "
+            "choose another method, or a GPT-2, BERT, RoBERTa, DeBERTa or Qwen2 model"
+        )
+    return model
+
+
+def _apply_adapter(
+    model: nn.Module, method: MethodConfig, model_config: ModelConfig, head: Head, seed: int
+) -> nn.Module:
+    config = peft_config(method, model_config=model_config, head=head, seed=seed)
+    _check_targets(model, config, method, model_config)
+    for name in head_modules(model):
+        saved = config.modules_to_save or []
+        if name not in saved:
+            config.modules_to_save = [*saved, name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    # PEFT adds "classifier" and "score" whatever the model has; keep what exists, once: equal runs save equal files.
+    if config.modules_to_save:
+        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        config.modules_to_save = sorted(set(config.modules_to_save) & names)
+    return adapted
+
+
+def peft_config(method: MethodConfig, *, model_config: ModelConfig, head: Head, seed: int) -> PeftConfig:
+    """Build the PEFT config of an adapter method. A setting of null means PEFT's own default.
+
+    `target_modules` defaults to the model's. Frozen random projections (VeRA, RandLoRA) come from the run's seed,
+    because a sweep over seeds should vary all that is random.
+    """
+    cls = config_class(method)
+    known = inspect.signature(cls).parameters
+    settings: dict[str, Any] = {name: value for name, value in method.settings.items() if value is not None}
+    settings.setdefault("target_modules", list(model_config.target_modules))
+    if "projection_prng_key" in known:
+        settings.setdefault("projection_prng_key", seed)
+    if "total_step" in known:
+        settings.setdefault("total_step", _UNKNOWN_STEPS)
+    if "fan_in_fan_out" in known and model_config.family == "gpt2":
+        settings.setdefault("fan_in_fan_out", not model_config.split_fused_attention)
+    try:
+        return cls(**settings, task_type=_TASK_TYPES[head.kind])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"method={method.name}: {method.config_class} refuses its settings: {error}") from error
+
+
+def _check_targets(model: nn.Module, config: PeftConfig, method: MethodConfig, model_config: ModelConfig) -> None:
+    """Refuse target modules that match nothing. PEFT only complains when none of them matches."""
+    targets = config.target_modules
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    endings = sorted({name.rpartition(".")[2] for name in layers} - set(head_modules(model)))
+    if isinstance(targets, str):
+        if targets.lower() == "all-linear" or any(re.fullmatch(targets, name) for name in layers):
+            return
+        missing = [targets]
+    else:
+        missing = [
+            target for target in targets if not any(name == target or name.endswith(f".{target}") for name in layers)
+        ]
+    if missing:
+        raise ConfigError(
+            f"method.target_modules: {', '.join(sorted(missing))} matches no layer of model={model_config.name}"
+            f"{legal_values(sorted(missing)[0], endings)}"
+        )
+
+
+def callbacks(method: MethodConfig, total_steps: int | None = None) -> list[TrainerCallback]:
+    """Return what the method does at optimizer steps, for `transformers.Trainer(callbacks=...)`.
+
+    `total_steps` is not needed (the callbacks read it when training begins); a given one is checked here.
+    """
+    found: list[TrainerCallback] = []
+    if method.delta_warmup:
+        found.append(DeltaWarmupCallback(method.delta_warmup_steps))
+    if method.config_class == "peft.AdaLoraConfig":
+        found.append(RankAllocationCallback(tinit=method.settings.get("tinit"), tfinal=method.settings.get("tfinal")))
+    return found

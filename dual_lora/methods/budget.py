@@ -1,0 +1,155 @@
+"""Equal budgets: the rank at which a method trains the number of parameters asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dual_lora.config import ConfigError, MethodConfig, legal_values
+from dual_lora.methods.counts import LayerShape, planned_parameters, rank_names
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
+_LARGEST_RANK = 2**16
+# Settings that move with the rank, so that the scale of the update (α/r) stays the method's, and AdaLoRA's final rank.
+_FOLLOWERS = ("lora_alpha", "alpha", "randlora_alpha", "target_r")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a budget came to."""
+
+    wanted: int  # trainable parameters without head
+    got: int
+    ranks: dict[str, int]
+
+    @property
+    def relative_error(self) -> float:
+        """(got − wanted) / wanted."""
+        return (self.got - self.wanted) / self.wanted
+
+
+def with_budget(method: MethodConfig, layer_shapes: Iterable[LayerShape]) -> tuple[MethodConfig, Budget | None]:
+    """Return the method at the rank nearest `method.budget` and what that came to; without a budget it and None.
+
+    Several ranks (r_magnitude, r_direction) keep their proportion. α moves with the rank, except under rank-stabilised
+    scaling (`use_rslora`), where a fixed α is the method's point. Between two ranks equally near the smaller is taken.
+
+    Args:
+        layer_shapes: name, in and out features of each adapted layer. `like:METHOD@RANK` counts METHOD on the same.
+
+    Raises:
+        ConfigError: a budget that is no number and names no method, or a method without ranks.
+    """
+    if method.budget is None:
+        return method, None
+    shapes = list(layer_shapes)
+    wanted = _wanted(method.budget, shapes)
+    names = [name for name in rank_names(method) if isinstance(method.settings.get(name), int)]
+    if not names:
+        raise ConfigError(
+            f"method.budget={method.budget}: method={method.name} has no rank to solve for; remove method.budget"
+        )
+    base = {name: method.settings[name] for name in names}
+    best = min(
+        _candidates(method, base, wanted, shapes), key=lambda ranks: (_distance(method, ranks, wanted, shapes), ranks)
+    )
+    ranks = dict(best)
+    solved = dataclasses.replace(method, settings=method.settings | ranks | _followers(method, base, ranks))
+    return solved, Budget(wanted, planned_parameters(solved, shapes), ranks)
+
+
+def _wanted(budget: str | int, shapes: list[LayerShape]) -> int:
+    text = str(budget)
+    if re.fullmatch(r"[0-9][0-9_]*", text):
+        if int(text) < 1:
+            raise ConfigError(f"method.budget={budget}: at least 1 trainable parameter")
+        return int(text)
+    match = re.fullmatch(r"like:([A-Za-z0-9_]+)@([0-9]+)", text)
+    if not match:
+        raise ConfigError(f"method.budget={budget!r}: give a number of parameters or like:METHOD@RANK (like:lora@32)")
+    name, rank = match.group(1), int(match.group(2))
+    reference = read_method(name)
+    names = rank_names(reference)
+    if len(names) != 1 or rank < 1:
+        raise ConfigError(
+            f"method.budget={budget!r}: METHOD needs exactly one rank, and that at least 1; {name} has "
+            f"{', '.join(names) or 'none'}. Use like:lora@RANK"
+        )
+    settings = reference.settings | {names[0]: rank}
+    return planned_parameters(dataclasses.replace(reference, settings=settings), shapes)
+
+
+def read_method(name: str, folder: Path = CONFIGS) -> MethodConfig:
+    """Read a shipped method's YAML, without Hydra: a `defaults` list may name another method of the same folder.
+
+    Raises `ConfigError` for an unknown name.
+    """
+    fields = {field.name for field in dataclasses.fields(MethodConfig)}
+    values = _read(name, folder)
+    known = {key: value for key, value in values.items() if key in fields}
+    known["settings"] = {key: value for key, value in values.items() if key not in fields}
+    return MethodConfig(**known)
+
+
+def _read(name: str, folder: Path) -> dict[str, Any]:
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        legal = sorted(other.stem for other in folder.glob("*.yaml"))
+        raise ConfigError(f"unknown method {name!r}{legal_values(name, legal)}")
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values: dict[str, Any] = {}
+    for parent in own.pop("defaults", []):
+        values |= {} if parent == "_self_" else _read(parent, folder)
+    return values | own
+
+
+def _scaled(base: dict[str, int], factor: float) -> tuple[tuple[str, int], ...]:
+    return tuple((name, max(1, round(rank * factor))) for name, rank in base.items())
+
+
+def _candidates(
+    method: MethodConfig, base: dict[str, int], wanted: int, shapes: list[LayerShape]
+) -> set[tuple[tuple[str, int], ...]]:
+    """Return every proportionate choice of ranks near the budget: bisect the first rank, then look around it."""
+    lead = max(base, key=lambda name: base[name])
+
+    def count(rank: int) -> int:
+        return _count(method, _scaled(base, rank / base[lead]), shapes)
+
+    low, high = 1, _LARGEST_RANK
+    rises = count(high) >= count(low)  # RandLoRA's falls: fewer bases the larger each of them
+    while low < high:
+        middle = (low + high) // 2
+        if (count(middle) < wanted) == rises:
+            low = middle + 1
+        else:
+            high = middle
+    # Around the crossing, RandLoRA's count goes in steps of ⌈min(i, o)/r⌉: a few ranks may share a count.
+    around = range(max(1, low - 3), min(_LARGEST_RANK, low + 3) + 1)
+    return {_scaled(base, rank / base[lead]) for rank in around}
+
+
+def _count(method: MethodConfig, ranks: tuple[tuple[str, int], ...], shapes: list[LayerShape]) -> int:
+    return planned_parameters(dataclasses.replace(method, settings=method.settings | dict(ranks)), shapes)
+
+
+def _distance(method: MethodConfig, ranks: tuple[tuple[str, int], ...], wanted: int, shapes: list[LayerShape]) -> int:
+    return abs(_count(method, ranks, shapes) - wanted)
+
+
+def _followers(method: MethodConfig, base: dict[str, int], ranks: dict[str, int]) -> dict[str, Any]:
+    lead = max(base, key=lambda name: base[name])
+    factor = ranks[lead] / base[lead]
+    found: dict[str, Any] = {}
+    for name in _FOLLOWERS:
+        value = method.settings.get(name)
+        if not isinstance(value, (int, float)) or (name != "target_r" and method.settings.get("use_rslora")):
+            continue
+        scaled = value * factor
+        found[name] = max(1, round(scaled)) if name == "target_r" else int(scaled) if scaled.is_integer() else scaled
+    return found

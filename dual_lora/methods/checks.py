@@ -1,0 +1,104 @@
+"""What can be found wrong with a method before any weights are loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from typing import Any
+
+from dual_lora.config import ConfigError, MethodConfig, legal_values
+from dual_lora.methods.counts import rank_names
+
+GALORE_INSTALL = "pip install 'dual-lora[galore]'   (or: pip install galore-torch bitsandbytes)"
+# Set by `apply` from the model and the task, so a method may not set them.
+_OURS = (
+    "task_type",
+    "peft_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "auto_mapping",
+)
+_RANKS = ("r", "init_r", "target_r")
+OPTIMIZER_SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw_torch": {},
+    # ratio: λ = learning rate of B / learning rate of A (arXiv 2402.12354); embedding_lr: PEFT's default.
+    "lora_plus": {"ratio": 16.0, "embedding_lr": 1e-6},
+    # The Trainer's own defaults for `optim_args`, arXiv 2403.03507; target_modules: the linear layers it projects.
+    "galore_adamw": {"rank": 128, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std", "target_modules": None},
+}
+
+
+def check(method: MethodConfig) -> None:
+    """Refuse a method that cannot be applied to any model.
+
+    Raises:
+        ConfigError: an unknown setting, an unknown config class, a rank below 1, a missing package. The message names
+            the value, the legal ones and the fix.
+    """
+    if method.trains == "adapter":
+        _check_adapter(method)
+    elif method.settings:
+        raise ConfigError(
+            f"method={method.name} trains {method.trains} and has no PEFT config, so it takes no settings; "
+            f"remove {', '.join(f'method.{name}' for name in method.settings)}"
+        )
+    _check_optimizer(method)
+    if method.delta_warmup_steps is not None and method.delta_warmup_steps < 0:
+        raise ConfigError(f"method.delta_warmup_steps={method.delta_warmup_steps}: 0 (no warm-up) or more, or null")
+
+
+def config_class(method: MethodConfig) -> type:
+    """Import the class that `config_class` names, e.g. `peft.LoraConfig`. Raises `ConfigError`."""
+    path = method.config_class
+    if not path or "." not in path:
+        raise ConfigError(
+            f"method.config_class={path!r} of method={method.name}: a method with trains=adapter names the import path "
+            "of a PEFT config, e.g. peft.LoraConfig or mypackage.MyConfig"
+        )
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"method.config_class={path} cannot be imported ({error}); install the package that holds it, or put its "
+            "folder on PYTHONPATH"
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        legal = [other for other in dir(module) if other.endswith("Config")]
+        raise ConfigError(f"method.config_class={path}: {module_name} has no {name}{legal_values(name, legal)}")
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"method.config_class={path} is no PEFT config (a dataclass derived from peft.PeftConfig)")
+    return found
+
+
+def _check_adapter(method: MethodConfig) -> None:
+    legal = sorted(field.name for field in dataclasses.fields(config_class(method)) if field.name not in _OURS)
+    for name in method.settings:
+        if name not in legal:
+            raise ConfigError(
+                f"method={method.name} ({method.config_class}) has no setting {name!r}{legal_values(name, legal)}"
+            )
+    ranks = {name for name in method.settings if name in _RANKS or name.startswith("r_")}
+    ranks |= set(rank_names(method)) & set(method.settings)
+    for name in sorted(ranks):
+        value = method.settings[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"method.{name}={value!r}: a rank is a whole number of at least 1")
+
+
+def _check_optimizer(method: MethodConfig) -> None:
+    optimizer = method.optimizer
+    legal = OPTIMIZER_SETTINGS[optimizer.name]
+    for name in optimizer.settings:
+        if name not in legal:
+            raise ConfigError(
+                f"{optimizer.name} has no setting method.optimizer.settings.{name}{legal_values(name, list(legal))}"
+            )
+    if optimizer.name == "lora_plus" and optimizer.settings.get("ratio", 16.0) < 1:
+        raise ConfigError(f"method.optimizer.settings.ratio={optimizer.settings['ratio']}: LoRA+ asks for at least 1")
+    if optimizer.name == "galore_adamw" and importlib.util.find_spec("galore_torch") is None:
+        raise ConfigError(f"method={method.name} needs the package galore-torch. Install it: {GALORE_INSTALL}")

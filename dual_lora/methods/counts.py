@@ -1,0 +1,129 @@
+"""How many parameters a method trains: from its formula (no torch, no weights) and from the model itself."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dual_lora.config import ConfigError, Dimensions, MethodConfig
+
+if TYPE_CHECKING:
+    import torch
+
+LayerShape = tuple[str, int, int]  # module name, in features, out features
+
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.USub: operator.neg,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"ceil": math.ceil, "min": min, "max": max}
+_SHAPE_NAMES = ("i", "o", "total", "biases")
+
+
+def evaluate(formula: str, values: Mapping[str, Any]) -> float:
+    """Evaluate an arithmetic formula: numbers, + - * / //, ceil, min, max and the names in `values`. Nothing else runs.
+
+    Raises:
+        ConfigError: other syntax, or a name that has no value.
+    """
+    try:
+        return _evaluate(ast.parse(formula, mode="eval").body, values)
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"method.parameters={formula!r} cannot be evaluated ({error}). It may use + - * / //, ceil, min, max and "
+            f"the numbers {', '.join(sorted(values))}"
+        ) from error
+
+
+def _evaluate(node: ast.AST, values: Mapping[str, Any]) -> Any:
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+        return node.value
+    if isinstance(node, ast.Name):
+        return values[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_evaluate(node.left, values), _evaluate(node.right, values))
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_evaluate(node.operand, values))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        return _FUNCTIONS[node.func.id](*(_evaluate(argument, values) for argument in node.args))
+    raise SyntaxError(f"{type(node).__name__} is not allowed")
+
+
+def rank_names(method: MethodConfig) -> list[str]:
+    """Return the settings that the formula counts with: what sets the size of the adapter, e.g. `["r"]`."""
+    if method.parameters is None:
+        return []
+    try:
+        tree = ast.parse(method.parameters, mode="eval")
+    except SyntaxError as error:
+        raise ConfigError(f"method.parameters={method.parameters!r} is no formula: {error.msg}") from error
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return sorted(names - set(_FUNCTIONS) - set(_SHAPE_NAMES))
+
+
+def planned_parameters(
+    method: MethodConfig, layer_shapes: Iterable[LayerShape], *, total: int = 0, biases: int = 0
+) -> int:
+    """Return the number of trainable parameters without the task's head, from the formula of the method.
+
+    Args:
+        layer_shapes: name, in and out features of every adapted layer; only an adapter needs them.
+        total: parameters of the base model without head, for methods that train everything.
+        biases: its bias parameters (`count_biases`), for methods that train biases.
+
+    Raises:
+        ConfigError: the method has no formula, or the formula cannot be evaluated.
+    """
+    if method.trains == "nothing":
+        return 0
+    if method.parameters is None:
+        raise ConfigError(
+            f"method={method.name} states no formula of its trainable parameters: add `parameters:` to its YAML, in i, "
+            'o (a layer\'s in and out features) and its settings, e.g. parameters: "r*(i+o)"'
+        )
+    if method.trains != "adapter":
+        return round(evaluate(method.parameters, {"total": total, "biases": biases}))
+    numbers = {name: value for name, value in method.settings.items() if isinstance(value, (int, float))}
+    return sum(round(evaluate(method.parameters, numbers | {"i": i, "o": o})) for _, i, o in layer_shapes)
+
+
+def count_biases(dimensions: Dimensions, family: str) -> int:
+    """Return the number of bias parameters of a base model without head, from its dimensions.
+
+    LLaMA has none; Qwen2 has them on query, key and value; BERT's pooler counts, DeBERTa-v2's belongs to the head and
+    the convolution of its XXL checkpoints is not counted.
+    """
+    hidden, inner, layers = dimensions.hidden_size, dimensions.intermediate_size, dimensions.num_layers
+    if family == "llama":
+        return 0
+    if family == "qwen2":
+        key_value = hidden // dimensions.num_heads * dimensions.num_key_value_heads
+        return layers * (hidden + 2 * key_value)
+    # query, key, value, output, down projection and two norms are `hidden` wide, the up projection is `inner` wide
+    blocks = layers * (7 * hidden + inner)
+    extra = {"gpt2": 1, "roberta": 1, "bert": 2, "deberta": 2}[family]  # final or embedding norm; pooler; relative norm
+    return blocks + extra * hidden
+
+
+def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Return the trainable parameters of a model with and without its task head.
+
+    The head is what lies outside the base model (`base_model_prefix`): a classifier, a pooler that starts untrained.
+    The output embedding of a language model belongs to the base.
+    """
+    from dual_lora.methods.heads import is_head_parameter
+
+    with_head = without_head = 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            size = getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 the tensor itself is empty
+            with_head += size
+            without_head += 0 if is_head_parameter(model, name) else size
+    return with_head, without_head

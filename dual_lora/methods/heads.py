@@ -1,0 +1,31 @@
+"""The task's head: the modules outside the pretrained base that start untrained and are trained whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Return the names of the head's modules: `classifier`, `score`, DeBERTa's `pooler`; none for a language model.
+
+    The LoRA repository's GLUE runs train the same ones: all that lies outside the encoder (`run_glue.py`).
+    """
+    inner = unwrapped(model)
+    if not hasattr(inner, "num_labels") or "ForSequenceClassification" not in type(inner).__name__:
+        return []
+    prefix = inner.base_model_prefix
+    return [name for name, child in inner.named_children() if name != prefix and any(True for _ in child.parameters())]
+
+
+def is_head_parameter(model: nn.Module, name: str) -> bool:
+    """Whether a parameter of `model` (by its name in `named_parameters`) belongs to the head."""
+    inner_name = name.removeprefix("base_model.model.") if isinstance(model, PeftModel) else name
+    return inner_name.split(".", 1)[0] in head_modules(model)

@@ -1,0 +1,93 @@
+"""Merged weights for evaluation and export."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from dual_lora.tuner import DualLoraLinear
+from dual_lora.tuner.registration import ReplaceModuleWithoutWeight
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluate with the update merged into the base weights; afterwards the base weights are back, bit for bit.
+
+    A model without an adapter is yielded as it is. So is one whose base cannot be merged in place (quantized weights,
+    weights partitioned by ZeRO-3, an update that is not finite): it computes base + update, which the log says.
+    PEFT's own unmerge subtracts the update, which in bfloat16 does not restore the base, so the adapted weights are
+    kept on the host meanwhile. Dual LoRA keeps them itself.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not isinstance(model, PeftModel) or not layers:
+        yield model
+        return
+    reason = _cannot_merge(layers)
+    if reason:
+        log.warning("evaluating unmerged: %s", reason)
+        yield model
+        return
+    kept = _copies(layers)
+    try:
+        model.merge_adapter(safe_merge=True)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        log.warning("evaluating unmerged: %s", error)
+        _restore(model, kept)
+    try:
+        yield model
+    finally:
+        _restore(model, kept)
+
+
+def export_merged(model: nn.Module) -> Any:
+    """Return the plain transformers model with the update merged in, e.g. to `save_pretrained` it. Consumes `model`.
+
+    Raises:
+        ValueError: the base cannot be merged in place; load the adapter in one process on the full weights first.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    tuner = model.base_model
+    reason = _cannot_merge([module for module in model.modules() if isinstance(module, BaseTunerLayer)])
+    if reason:
+        raise ValueError(f"{reason}: load the saved adapter in one process on an unquantized base and export that")
+    if type(tuner)._replace_module is BaseTuner._replace_module:
+        # VeRA and RandLoRA crash on classification heads (see dual_lora/tuner/registration.py).
+        tuner._replace_module = types.MethodType(ReplaceModuleWithoutWeight._replace_module, tuner)
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _cannot_merge(layers: list[BaseTunerLayer]) -> str | None:
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        if hasattr(weight, "ds_id"):
+            return "ZeRO-3 has partitioned the weights"
+        if not weight.dtype.is_floating_point or hasattr(weight, "quant_state"):
+            return "the base weights are quantized"
+    return None
+
+
+def _copies(layers: list[BaseTunerLayer]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    copies = []
+    for layer in layers:
+        if not isinstance(layer, DualLoraLinear):
+            base = layer.get_base_layer()
+            copies += [(tensor.data, tensor.data.to("cpu", copy=True)) for tensor in base.parameters()]
+    return copies
+
+
+def _restore(model: PeftModel, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    if any(getattr(module, "merged", False) for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        model.unmerge_adapter()
+    for tensor, copy in kept:
+        tensor.copy_(copy)

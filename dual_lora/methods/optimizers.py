@@ -1,0 +1,94 @@
+"""The optimizer of a method, for `transformers.Trainer`. The numbers (rates, decay, betas) come from the recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.pytorch_utils import Conv1D
+
+from dual_lora.config import ConfigError, MethodConfig, RecipeConfig, RunConfig
+from dual_lora.methods.checks import OPTIMIZER_SETTINGS
+
+
+def trainer_optimizer(model: nn.Module, config: RunConfig) -> dict[str, Any]:
+    """Return the arguments of `Trainer(...)` that bring the method's optimizer; none for the Trainer's own AdamW.
+
+    That AdamW decays all trained weights but biases and norms, with the numbers the recipe put in `TrainingArguments`.
+    """
+    optimizer = create_optimizer(model, config.method, config.recipe, config.model.target_modules)
+    return {} if optimizer is None else {"optimizers": (optimizer, None)}
+
+
+def create_optimizer(
+    model: nn.Module, method: MethodConfig, recipe: RecipeConfig, target_modules: tuple[str, ...] = ()
+) -> torch.optim.Optimizer | None:
+    """Return LoRA+'s or GaLore's optimizer over the trainable parameters of `model`; None for AdamW.
+
+    Args:
+        target_modules: the model's, which GaLore projects unless its settings name others.
+    """
+    if method.optimizer.name == "adamw_torch":
+        return None
+    settings = OPTIMIZER_SETTINGS[method.optimizer.name] | method.optimizer.settings
+    if method.optimizer.name == "lora_plus":
+        return _lora_plus(model, recipe, settings)
+    return _galore(model, recipe, settings, settings.pop("target_modules") or target_modules)
+
+
+def _lora_plus(model: nn.Module, recipe: RecipeConfig, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    """LoRA+ (arXiv 2402.12354): the recipe's rate is that of A, B learns `ratio` times as fast.
+
+    PEFT gives the fast rate to every vector as well, the bias of a head included.
+    """
+    from peft.optimizers import create_loraplus_optimizer
+
+    optimizer = create_loraplus_optimizer(
+        model=model,
+        optimizer_cls=torch.optim.AdamW,
+        lr=recipe.learning_rate,
+        loraplus_lr_ratio=float(settings["ratio"]),
+        loraplus_lr_embedding=float(settings["embedding_lr"]),
+        loraplus_weight_decay=recipe.weight_decay,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+    )
+    # PEFT also makes the groups that stay empty (embeddings, undecayed vectors); DeepSpeed refuses those.
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+    return optimizer
+
+
+def _galore(
+    model: nn.Module, recipe: RecipeConfig, settings: dict[str, Any], targets: tuple[str, ...]
+) -> torch.optim.Optimizer:
+    """GaLore (arXiv 2403.03507): AdamW on the projected gradients of the target layers, plain AdamW on the rest.
+
+    The groups of the Trainer's `optim=galore_adamw`, which would drop the recipe's betas, epsilon and weight decay and
+    GPT-2's `Conv1D` layers.
+    """
+    from galore_torch import GaLoreAdamW
+
+    projected = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and any(name == t or name.endswith(f".{t}") for t in targets)
+    }
+    if not projected:
+        raise ConfigError(f"GaLore has no layer to project: {', '.join(targets) or 'no module'} matches none")
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # it reads nothing of the trainer
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name in projected, name in decayed), []).append(parameter)
+    return GaLoreAdamW(
+        [
+            {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0, **(settings if low else {})}
+            for (low, decays), parameters in groups.items()
+        ],
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        no_deprecation_warning=True,
+    )

@@ -1,0 +1,46 @@
+"""The trained part of a model as plain tensors: kept for the selected checkpoint, put back for its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return host copies of all trainable parameters by name. Under ZeRO-3 every rank has to call it."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with _whole(parameter):
+                state[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    return state
+
+
+def load_trainable_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `trainable_state` returned.
+
+    Raises:
+        ValueError: the names or shapes are not those of the model's trainable parameters.
+    """
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if own.keys() != state.keys():
+        different = sorted(own.keys() ^ state.keys())
+        raise ValueError(f"weights of another method or model: {len(different)} names differ, e.g. {different[0]}")
+    for name, parameter in own.items():
+        with _whole(parameter), torch.no_grad():
+            if parameter.shape != state[name].shape:
+                raise ValueError(f"{name} has shape {tuple(parameter.shape)}, the file {tuple(state[name].shape)}")
+            parameter.copy_(state[name])
+
+
+def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
+    """Gather a parameter that ZeRO-3 has partitioned."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
