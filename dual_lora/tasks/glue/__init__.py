@@ -8,9 +8,9 @@ What the training loop does with it, so that the published and the honest way ar
 1. If `protocol.validation_fraction` is set (strict, restricted: 0.1), split the training set once with
    `held_out(examples, fraction, protocol.validation_seed)`: train on the first part, the second is the held-out part.
    Otherwise (paper) train on everything.
-2. After every epoch (and after the last step) predict the development set and, if there is one, the held-out part with
-   `classification.predict`, and keep `selection_score(...)` of both per epoch. This needs no saved weights: keep the
-   *readings* of the development set of the epochs that are best so far, and of the last.
+2. After every epoch (and after the last step) measure the development set and, if there is one, the held-out part:
+   `dual_lora.epoch_scores.EpochScores` is the callback that does it. It keeps logits and scores per epoch on disk, so
+   the choice needs no saved weights and is made after training.
 3. Report the development set's scores (`score`) at these checkpoints, all in `scores.measurements`, split "test":
    - `best_dev`: the epoch with the highest development score. The published way; optimistic by construction.
    - `best_heldout`: the epoch with the highest held-out score. Honest.
@@ -19,7 +19,8 @@ What the training loop does with it, so that the published and the honest way ar
    shows, `protocol.also_report` which others are recorded.
 4. A study chooses learning rates by the held-out part's own score (measurements with split "validation", checkpoint
    `best_heldout`), never by the development set.
-5. Keep the trainable weights of the headline's epoch: an MNLI run hands them on (`dual_lora.initial`).
+5. Keep the trainable weights of the headline's epoch (`EpochScores(on_improved=...)`, or those of the last step): an
+   MNLI run hands them on (`dual_lora.initial`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,142 @@
+"""Sentence classification and regression with an encoder: rows for training, and batched prediction.
+
+    rows, counts = encode(task, examples, tokenizer, max_length_tokens)
+    logits = predict(model, Collator(tokenizer), rows, batch_size)       # float32, (items, labels)
+    task.score(readings(logits, task.labels), examples)
+
+Padding is dynamic: each batch is as long as its longest row. Rows carry `length` for length-grouped sampling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from dual_lora.tasks.base import Example, Progress, Reading, Score
+
+
+class ClassificationTask(Protocol):
+    """What this module needs of a task beyond `dual_lora.tasks.base.Task`."""
+
+    labels: tuple[str, ...]  # empty: regression
+
+    def texts(self, example: Example) -> tuple[str, ...]: ...
+
+    def target(self, example: Example) -> int | float: ...
+
+    def score(self, readings: Sequence[Reading], examples: Sequence[Example], scoring: str = ...) -> list[Score]: ...
+
+    def selection_score(self, readings: Sequence[Reading], examples: Sequence[Example]) -> float | None: ...
+
+
+def encode(
+    task: ClassificationTask, examples: Sequence[Example], tokenizer: Any, max_length_tokens: int
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return one row per example, in order, and counts {"examples", "truncated"}.
+
+    A row: `input_ids`, `attention_mask`, `token_type_ids` where the tokenizer has them, `labels` (a class number, or a
+    float for regression) and `length`. Two texts are encoded as a pair; over the cut-off the longer one loses tokens
+    first, as in the LoRA repository's `run_glue.py`. Raises `ValueError` for a cut-off that leaves no room for text.
+    """
+    if max_length_tokens < 8:
+        raise ValueError(
+            f"max_length_tokens={max_length_tokens}: an encoder needs at least 8 (special tokens and text)"
+        )
+    texts = [task.texts(example) for example in examples]
+    if not texts:
+        return [], {"examples": 0, "truncated": 0}
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    full = tokenizer(*columns, verbose=False)["input_ids"]
+    truncated = sum(len(ids) > max_length_tokens for ids in full)
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length_tokens) if truncated else tokenizer(*columns)
+    rows = []
+    for position, example in enumerate(examples):
+        row = {name: values[position] for name, values in encoded.items()}
+        rows.append({**row, "labels": task.target(example), "length": len(row["input_ids"])})
+    return rows, {"examples": len(rows), "truncated": truncated}
+
+
+class Collator:
+    """Pads a batch to its longest row: long tensors (batch, tokens), labels long or float32 (batch,).
+
+    multiple_of: round the width up to a multiple of it, which tensor cores like; the added columns are masked out.
+    """
+
+    def __init__(self, tokenizer: Any, multiple_of: int = 8) -> None:
+        self._tokenizer, self._multiple_of = tokenizer, multiple_of
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        inputs = [{key: value for key, value in row.items() if key not in ("labels", "length")} for row in rows]
+        # RoBERTa's position table ends at 514: rounding up must not run past what the tokenizer allows.
+        longest = max(len(row["input_ids"]) for row in inputs)
+        fits = -(-longest // self._multiple_of) * self._multiple_of <= self._tokenizer.model_max_length
+        batch = dict(
+            self._tokenizer.pad(
+                inputs, padding=True, pad_to_multiple_of=self._multiple_of if fits else None, return_tensors="pt"
+            )
+        )
+        if "labels" in rows[0]:
+            labels = [row["labels"] for row in rows]
+            batch["labels"] = torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)
+        return batch
+
+
+@torch.no_grad()
+def predict(
+    model: torch.nn.Module,
+    collator: Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]],
+    rows: Sequence[dict[str, Any]],
+    batch_size: int = 64,
+    progress: Progress | None = None,
+    autocast: torch.dtype | None = None,
+) -> np.ndarray:
+    """Return the logits of all rows in their order: float32, shape (items, labels).
+
+    Rows of like length share a batch, so little is padded. The model's training mode is restored. Every process of a
+    distributed run must call this (a partitioned model computes together) and gets the same result.
+    autocast: the dtype training computes in, e.g. torch.bfloat16, where the model is held in float32.
+    """
+    if not rows:
+        raise ValueError("no rows to predict; give at least one example")
+    device = next(model.parameters()).device
+    context = torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext()
+    order = sorted(range(len(rows)), key=lambda position: -len(rows[position]["input_ids"]))
+    parts: list[torch.Tensor] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with context:
+            for start in range(0, len(order), batch_size):
+                batch = collator([rows[position] for position in order[start : start + batch_size]])
+                inputs = {
+                    name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "labels"
+                }
+                parts.append(model(**inputs).logits.float())
+                if progress is not None:
+                    progress(min(start + batch_size, len(order)), len(order))
+    finally:
+        model.train(was_training)
+    sorted_logits = torch.cat(parts).cpu().numpy()
+    logits = np.empty_like(sorted_logits)
+    logits[order] = sorted_logits
+    return logits
+
+
+def readings(logits: np.ndarray, labels: Sequence[str]) -> list[Reading]:
+    """Return the label word of each row's largest logit; for regression (no labels) the number itself.
+
+    A row that is not finite (a diverged model) reads as None.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    if not labels:
+        return [float(row[0]) if ok else None for row, ok in zip(logits, finite, strict=True)]
+    if logits.shape[1] != len(labels):
+        raise ValueError(
+            f"logits have {logits.shape[1]} columns but there are {len(labels)} labels: {', '.join(labels)}"
+        )
+    best = np.argmax(np.where(finite[:, None], logits, 0.0), axis=1)
+    return [labels[column] if ok else None for column, ok in zip(best, finite, strict=True)]

@@ -1,0 +1,157 @@
+"""Choosing an epoch after training from what every epoch scored: the published way and the honest way in one run.
+
+    epochs = EpochScores(folder, task, {"dev": Part(...), "heldout": Part(...)}, collator, batch_size=64)
+    epochs.forget_after(step)                   # 0, or the step of the checkpoint that training continues from
+    Trainer(..., callbacks=[..., epochs])       # measures whenever the Trainer evaluates
+    epochs.chosen()                             # {"last": Epoch, "best_dev": Epoch, "best_heldout": Epoch}
+
+`best_dev` is the epoch with the highest score on the development set itself, as the GLUE rows of the LoRA paper were
+chosen (appendix D): optimistic by construction. `best_heldout` is chosen on training examples that were held out. All
+are then reported on the development set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dual_lora.classification import ClassificationTask, Collator, predict, readings
+from dual_lora.record import write_json
+from dual_lora.tasks.base import Example
+
+PARTS = ("dev", "heldout")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A set that every epoch is measured on."""
+
+    examples: Sequence[Example]
+    rows: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One measured epoch: after which optimizer step, the scores it is chosen by, the logits (items, labels)."""
+
+    step: int
+    scores: Mapping[str, float | None]
+    logits: Mapping[str, np.ndarray]
+
+
+class EpochScores(TrainerCallback):
+    """Measures the parts whenever the Trainer evaluates, and keeps scores and logits (no weights) in a folder.
+
+    The choice is made from the files, so a resumed run chooses as an uninterrupted one does.
+
+    parts: "dev", and "heldout" where the protocol holds a part of the training set out.
+    on_improved: called with (model, step) by every process when a checkpoint ("best_dev", "best_heldout") improves,
+        before training goes on; for a checkpoint whose weights are wanted too.
+    Raises `ValueError` for another part.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: ClassificationTask,
+        parts: Mapping[str, Part],
+        collator: Collator,
+        *,
+        batch_size: int = 64,
+        autocast: torch.dtype | None = None,
+        on_improved: Mapping[str, Callable[[torch.nn.Module, int], None]] | None = None,
+    ) -> None:
+        if "dev" not in parts or not set(parts) <= set(PARTS):
+            raise ValueError(f"parts {sorted(parts)}: legal are dev, and heldout beside it")
+        self.folder, self._task, self._parts, self._collator = folder, task, parts, collator
+        self._batch_size, self._autocast = batch_size, autocast
+        self._on_improved = on_improved or {}
+        self._scores: dict[int, dict[str, float | None]] = {}
+
+    def forget_after(self, step: int) -> None:
+        """Keep what was measured up to this optimizer step (0: nothing) and remove the rest."""
+        self._scores = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem)):
+            if int(path.stem) <= step and path.with_suffix(".npz").exists():
+                self._scores[int(path.stem)] = json.loads(path.read_text())
+            else:
+                path.unlink()
+                path.with_suffix(".npz").unlink(missing_ok=True)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        if model is not None:
+            self.measure(model, state.global_step, write=state.is_world_process_zero)
+
+    def measure(self, model: torch.nn.Module, step: int, *, write: bool = True) -> None:
+        """Measure all parts after `step` optimizer steps. A step measured before is left as it is."""
+        if step in self._scores:
+            return
+        before = {name: self._best_step(part) for name, part in self._choices()}
+        logits = {
+            name: predict(model, self._collator, part.rows, self._batch_size, autocast=self._autocast)
+            for name, part in self._parts.items()
+        }
+        self._scores[step] = {
+            name: self._task.selection_score(readings(values, self._task.labels), self._parts[name].examples)
+            for name, values in logits.items()
+        }
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.savez(self.folder / f"{step}.npz", **logits)  # type: ignore[arg-type]
+            write_json(self.folder / f"{step}.json", self._scores[step])
+        for name, part in self._choices():
+            if self._best_step(part) != before[name] and name in self._on_improved:
+                self._on_improved[name](model, step)
+
+    def _choices(self) -> list[tuple[str, str]]:
+        return [(f"best_{part}", part) for part in PARTS if part in self._parts]
+
+    def _best_step(self, part: str) -> int | None:
+        """The step with the highest score: the first of equals; an undefined score counts as lowest."""
+        best: tuple[float, int] | None = None
+        for step in sorted(self._scores):
+            score = self._scores[step][part]
+            value = -math.inf if score is None else score
+            if best is None or value > best[0]:
+                best = (value, step)
+        return best[1] if best else None
+
+    def curves(self) -> dict[str, list[list[float]]]:
+        """Return the [step, score] curve of each part, for the record; undefined scores are left out."""
+        return {
+            f"{part}_score": [
+                [step, value] for step in sorted(self._scores) if (value := self._scores[step][part]) is not None
+            ]
+            for part in self._parts
+        }
+
+    def chosen(self) -> dict[str, Epoch]:
+        """Return checkpoint name -> epoch: "last", "best_dev" and, with a held-out part, "best_heldout".
+
+        Raises `ValueError` if nothing was measured.
+        """
+        if not self._scores:
+            raise ValueError("no epoch was measured; the Trainer has to evaluate at least once, after the last step")
+        steps = {"last": max(self._scores), **{name: self._best_step(part) for name, part in self._choices()}}
+        return {name: self._epoch(step) for name, step in steps.items() if step is not None}
+
+    def _epoch(self, step: int) -> Epoch:
+        with np.load(self.folder / f"{step}.npz") as file:
+            logits = {name: file[name] for name in file.files}
+        return Epoch(step, self._scores[step], logits)
