@@ -1,0 +1,117 @@
+"""The settings of an adapter: wrong ones raise at once and say what to do; the start has the size asked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import nn
+
+from dual_lora import DualLoraConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r_magnitude": 0}, ["r_magnitude = 0", "at least 1"]),
+        ({"r_direction": -2}, ["r_direction = -2", "at least 1"]),
+        ({"r_direction": 2.5}, ["r_direction = 2.5", "whole number"]),
+        ({"alpha": 0}, ["alpha = 0", "above 0"]),
+        ({"alpha": "32"}, ["alpha = '32'", "number"]),
+        ({"dropout": 1.0}, ["dropout = 1.0", "[0, 1)"]),
+        ({"ste": "xnor"}, ["ste='xnor'", "clipped_gradient", "identity", "hard_tanh"]),
+        ({"magnitude_activation": "gelu"}, ["magnitude_activation='gelu'", "relu", "identity"]),
+        ({"direction_activation": "tanh"}, ["direction_activation='tanh'", "sign", "identity"]),
+        ({"direction_activation": "identity", "ste": "hard_tanh"}, ["ste='hard_tanh'", "clipped_gradient", "sign"]),
+        ({"bias": "lora_only"}, ["bias='lora_only'", "none", "all", "dual_lora_only"]),
+        ({"kernel": "cuda"}, ["kernel='cuda'", "auto", "fused", "generic", "reference"]),
+        ({"init_std": "0.02"}, ["init_std = '0.02'", "relative:0.07"]),
+        ({"init_std": "relative:"}, ["init_std = 'relative:'", "relative:0.07"]),
+        ({"init_std": "relative:-1"}, ["init_std = 'relative:-1'", "above 0"]),
+        ({"init_std": "relative:nan"}, ["init_std = 'relative:nan'", "above 0"]),
+        ({"init_std": 0}, ["init_std = 0", "above 0"]),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, ["layers_to_transform = [0]", "list of names"]),
+        ({"target_modules": ["q"], "layers_pattern": "layers"}, ["layers_pattern = 'layers'", "layers_to_transform"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_raises_and_the_message_helps(settings, words):
+    with pytest.raises(ValueError, match="=") as error:
+        DualLoraConfig(**settings)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unknown_setting_raises():
+    with pytest.raises(TypeError, match="r_magnitud"):
+        DualLoraConfig(r_magnitud=4)
+
+
+def test_the_saved_file_holds_the_method_and_not_how_it_was_computed(tmp_path):
+    config = DualLoraConfig(r_magnitude=3, ste="identity", kernel="generic", target_modules=["v", "q"])
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["peft_type"] == "DUAL_LORA"
+    assert saved["target_modules"] == ["q", "v"]  # sorted: equal adapters have equal files
+    assert "kernel" not in saved
+    loaded = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, DualLoraConfig)
+    assert (loaded.r_magnitude, loaded.ste, loaded.kernel) == (3, "identity", "auto")
+
+
+@pytest.mark.parametrize("direction", ["sign", "identity"])
+@pytest.mark.parametrize("magnitude", ["relu", "identity"])
+def test_relative_init_gives_an_update_of_that_relative_size(magnitude, direction):
+    torch.manual_seed(0)
+    base = nn.Linear(512, 384)
+    config = DualLoraConfig(
+        target_modules=["layer"],
+        init_std="relative:0.07",
+        r_magnitude=8,
+        r_direction=4,
+        magnitude_activation=magnitude,
+        direction_activation=direction,
+    )
+    model = get_peft_model(nn.ModuleDict({"layer": base}), config)
+    layer = model.base_model.model["layer"]
+    ratio = layer.get_delta_weight("default").norm() / layer.weight.norm()
+    # The expectation is exact; one draw of 6000 numbers scatters by a few per cent around it.
+    assert ratio.item() == pytest.approx(0.07, rel=0.15)
+    sigma = model.base_model.resolved_init_std()["layer"]
+    assert torch.cat([f.flatten() for f in layer.factors("default")]).std().item() == pytest.approx(sigma, rel=0.05)
+
+
+def test_relative_init_follows_the_scale_of_each_weight():
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({"small": nn.Linear(64, 64), "large": nn.Linear(64, 64)})
+    with torch.no_grad():
+        layers["large"].weight.copy_(100 * layers["small"].weight)
+    config = DualLoraConfig(target_modules=["small", "large"], init_std="relative:0.1")
+    sigmas = get_peft_model(layers, config).base_model.resolved_init_std()
+    assert sigmas["large"] == pytest.approx(10 * sigmas["small"], rel=1e-5)  # σ² is proportional to the weight
+
+
+def test_relative_init_of_a_zero_weight_raises():
+    base = nn.Linear(4, 4)
+    nn.init.zeros_(base.weight)
+    config = DualLoraConfig(target_modules=["layer"], init_std="relative:0.1")
+    with pytest.raises(ValueError, match="not all zeros"):
+        get_peft_model(nn.ModuleDict({"layer": base}), config)
+
+
+def test_absolute_init_is_gaussian_with_that_sigma_and_follows_the_seed():
+    def start(seed: int, dtype: torch.dtype) -> torch.Tensor:
+        torch.manual_seed(seed)
+        config = DualLoraConfig(target_modules=["layer"], init_std=0.05)
+        model = get_peft_model(nn.ModuleDict({"layer": nn.Linear(300, 200)}).to(dtype), config)
+        return torch.cat([factor.flatten() for factor in model.base_model.model["layer"].factors("default")])
+
+    factors = start(0, torch.float32)
+    assert factors.dtype == torch.float32
+    assert factors.std().item() == pytest.approx(0.05, rel=0.03)
+    assert abs(factors.mean().item()) < 0.002
+    assert torch.equal(factors, start(0, torch.float32))
+    assert torch.equal(factors, start(0, torch.bfloat16)), "a half-precision base must not round the factors"
+    assert not torch.equal(factors, start(1, torch.float32))
