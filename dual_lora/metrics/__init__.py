@@ -1,1 +1,1 @@
-"""Scores of the benchmarks, over the field's own scorers. Pure functions on lists; no network, no torch."""
+"""Scores. Each module takes predictions and right answers and returns {metric: value}; none knows tasks or models."""

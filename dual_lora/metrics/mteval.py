@@ -1,0 +1,164 @@
+"""BLEU and NIST as `mteval-v13a.pl` gives them (the E2E scorer's default), and as its Python option does.
+
+    bleu_and_nist(predictions, references, variant="mteval" | "python") -> (BLEU 0-1, NIST)
+
+Own code, because no library gives these numbers: sacrebleu's tokenizer "13a" lower-cases all letters where the script
+lower-cases ASCII only, its BLEU is 0 when nothing matches and drops the smoothing of an order without n-grams; nltk's
+NIST takes the length of the *closest* reference, the script the average over the reference *files*. Details that are
+easy to take for mistakes, each of which changes a score:
+
+- References stand in files, one per position in the group; a group with fewer references than the largest has empty
+  lines. NIST divides the references' total length by the number of files ("variable number of references": the
+  scorer's own comment calls it improper), so groups of unequal size lower the length it compares with. The Python
+  option averages within each group instead.
+- BLEU of an order without a match counts 1/2^k matches (k the how manieth such order); an order without n-grams counts
+  as precision 1.
+- A context that reads "0" is false in Perl: the information of "0 x" is taken against all words.
+- The Python option tokenizes an empty text to one empty token, and lets counts of n-grams go below zero.
+
+Checked against the script's own subroutines, run with Perl: tests/unit/test_metrics_mteval.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+Variant = Literal["mteval", "python"]
+Ngram = tuple[str, ...]
+
+_BLEU_ORDER = 4
+_NIST_ORDER = 5
+_NIST_BETA = -math.log(0.5) / math.log(1.5) ** 2
+# Perl's \s on Unicode text; Python's \s also takes the separators \x1c-\x1f.
+_BLANKS = re.compile("[ \t\n\x0b\x0c\r\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+_SEGMENT_END = re.compile(r"</seg\s*>", re.IGNORECASE)
+_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+_ENTITIES = (("<skipped>", ""), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
+_SPLITS = (
+    (re.compile(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])"), r" \1 "),  # punctuation other than ' , - .
+    (re.compile(r"([^0-9])([\.,])"), r"\1 \2 "),  # period and comma unless a digit precedes
+    (re.compile(r"([\.,])([^0-9])"), r" \1 \2"),  # period and comma unless a digit follows
+    (re.compile(r"([0-9])(-)"), r"\1 \2 "),  # dash after a digit
+)
+
+
+def tokenize(text: str, variant: Variant = "mteval") -> list[str]:
+    """Return the tokens of `mteval-v13a.pl` without `--international-tokenization`, lower-cased."""
+    if variant == "mteval":
+        # The script reads SGML, where the text ends at its tag and runs of blanks are one before anything else.
+        text = _BLANKS.sub(" ", _SEGMENT_END.split(text, maxsplit=1)[0])
+    for written, meant in _ENTITIES:
+        text = text.replace(written, meant)
+    text = f" {text} ".translate(_ASCII_LOWER) if variant == "mteval" else f" {text} "
+    for pattern, replacement in _SPLITS:
+        text = pattern.sub(replacement, text)
+    if variant == "python":
+        return re.sub(r"\s+", " ", text).strip().lower().split(" ")
+    return [token for token in _BLANKS.split(text) if token]
+
+
+def bleu_and_nist(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], variant: Variant = "mteval"
+) -> tuple[float, float]:
+    """Return corpus BLEU (0-1) and NIST (unbounded) over at least one item. Raises `ValueError` for another variant."""
+    if variant not in ("mteval", "python"):
+        raise ValueError(f"variant={variant!r}: legal are 'mteval' and 'python'")
+    segments = [
+        (tokenize(prediction, variant), [tokenize(reference, variant) for reference in group])
+        for prediction, group in zip(predictions, references, strict=True)
+    ]
+    orders = range(1, _NIST_ORDER + 1)
+    matches = [Counter[Ngram]() for _ in segments]
+    for matched, (prediction, group) in zip(matches, segments, strict=True):
+        best = Counter[Ngram]()
+        for reference in group:
+            best |= _ngrams(reference)
+        matched.update(_ngrams(prediction) & best)
+    matched_by_order = Counter[int]()
+    for matched in matches:
+        for ngram, count in matched.items():
+            matched_by_order[len(ngram)] += count
+    made = {n: sum(_count(prediction, n, variant) for prediction, _ in segments) for n in orders}
+    closest = sum(_closest_length(prediction, group, variant) for prediction, group in segments)
+    bleu = (_bleu_mteval if variant == "mteval" else _bleu_python)(matched_by_order, made, closest)
+    return bleu, _nist(matches, made, [group for _, group in segments], variant)
+
+
+def _ngrams(tokens: Sequence[str]) -> Counter[Ngram]:
+    return Counter(
+        tuple(tokens[start : start + n]) for n in range(1, _NIST_ORDER + 1) for start in range(len(tokens) - n + 1)
+    )
+
+
+def _count(tokens: Sequence[str], n: int, variant: Variant) -> int:
+    count = len(tokens) - n + 1
+    return count if variant == "python" else max(count, 0)
+
+
+def _closest_length(prediction: Sequence[str], group: Sequence[Sequence[str]], variant: Variant) -> int:
+    """Return the reference length nearest to the prediction's; of two equally near, the shorter."""
+    lengths = [len(reference) for reference in group]
+    if variant == "mteval":  # an empty reference counts only where it is the first
+        lengths = lengths[:1] + [length for length in lengths[1:] if length]
+    return min(lengths, key=lambda length: (abs(length - len(prediction)), length))
+
+
+def _bleu_mteval(matched: Counter[int], made: dict[int, int], closest: int) -> float:
+    if made[1] == 0:
+        return 0.0
+    total, smoothing = 0.0, 1
+    for n in range(1, _BLEU_ORDER + 1):
+        if made[n] == 0:
+            continue
+        if matched[n]:
+            total += math.log(matched[n] / made[n])
+        else:
+            smoothing *= 2
+            total += math.log(1 / (smoothing * made[n]))
+    return math.exp(total / _BLEU_ORDER) * math.exp(min(0.0, 1 - closest / made[1]))
+
+
+def _bleu_python(matched: Counter[int], made: dict[int, int], closest: int) -> float:
+    penalty = math.exp(1 - closest / (made[1] or 1e-5)) if made[1] <= closest else 1.0
+    precisions = (max(matched[n], 1e-15) / max(made[n], 1e-9) for n in range(1, _BLEU_ORDER + 1))
+    return penalty * math.exp(sum(map(math.log, precisions)) / _BLEU_ORDER)
+
+
+def _nist(
+    matches: Iterable[Counter[Ngram]], made: dict[int, int], groups: Sequence[Sequence[Sequence[str]]], variant: Variant
+) -> float:
+    seen = Counter[Ngram]()
+    for group in groups:
+        for reference in group:
+            seen.update(_ngrams(reference))
+    words = sum(len(reference) for group in groups for reference in group)
+
+    def information(ngram: Ngram) -> float:
+        context = ngram[:-1]
+        known = words if not context or (variant == "mteval" and context == ("0",)) else seen[context]
+        return math.log2(known / seen[ngram])
+
+    gained = Counter[int]()
+    for matched in matches:
+        for ngram, count in matched.items():
+            gained[len(ngram)] += information(ngram) * count  # type: ignore[assignment]
+    score = sum(gained[n] / _denominator(made[n], variant) for n in range(1, _NIST_ORDER + 1))
+    if variant == "mteval":
+        length = words / max(len(group) for group in groups)
+    else:
+        length = sum(sum(map(len, group)) / len(group) for group in groups)
+    return score * _length_penalty(made[1] / length)
+
+
+def _denominator(made: int, variant: Variant) -> int:
+    return made or 1 if variant == "python" else max(made, 1)
+
+
+def _length_penalty(ratio: float) -> float:
+    if ratio >= 1:
+        return 1.0
+    return math.exp(-_NIST_BETA * math.log(ratio) ** 2) if ratio > 0 else 0.0
