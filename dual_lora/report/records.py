@@ -87,7 +87,7 @@ class Record:
     identity: dict[str, Any]
     scores: Scores = field(default_factory=Scores)
     cost: Cost = field(default_factory=Cost)
-    curves: dict[str, list[tuple[float, float | None]]] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
     execution: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     message: str | None = None

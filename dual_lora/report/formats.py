@@ -1,0 +1,173 @@
+"""Writing a table as Markdown, LaTeX (booktabs) and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "σ": r"$\sigma$",
+    "α": r"$\alpha$",
+    "λ": r"$\lambda$",
+    "Δ": r"$\Delta$",
+    "₁": r"$_1$",
+    "₂": r"$_2$",
+    "−": r"$-$",
+    "–": "--",
+    "†": r"\textdagger{}",
+    "…": r"\ldots{}",
+}
+
+
+CSV_COLUMNS = ("block", "model", "method", "origin", "column", "value", "sd", "low", "high", "n")
+CSV_COLUMNS += ("difference", "difference_low", "difference_high", "pairs", "bold", "marks", "status", "source")
+
+
+@dataclass(frozen=True)
+class _Markup:
+    text: Callable[[str], str]
+    bold: Callable[[str], str]
+    raised: Callable[[str], str]
+
+
+def markdown(table: TableView, *, measured_only: bool = False, heading: bool = True) -> str:
+    """Return the table as GitHub Markdown.
+
+    `measured_only` leaves out published rows, rows without a record and the commands: for a README.
+    """
+    lines = [f"# {table.title}", ""] if heading else []
+    if table.about and not measured_only:
+        lines += [table.about, ""]
+    shown = [_measured(block) for block in table.blocks] if measured_only else list(table.blocks)
+    if not any(block.lines for block in shown):
+        lines += ["Nothing measured yet.", ""]
+    for block in shown:
+        if block.lines:
+            lines += _markdown_block(block, commands=not measured_only)
+    marks = TableView(table.name, "", "", tuple(shown)).marks()
+    lines += ["; ".join(f"<sup>{mark}</sup> {MARKS[mark]}" for mark in marks) + ".", ""] if marks else []
+    if table.sources and not measured_only:
+        lines += ["Sources:", "", *(f"{k}. {source}" for k, source in enumerate(table.sources, start=1)), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(table: TableView) -> str:
+    """Return a `table*` environment for a document that loads booktabs."""
+    text = _escape
+    lines = [f"% {table.name}: made by scripts/make_tables.py, do not edit", r"\begin{table*}", r"\centering\small"]
+    lines.append(rf"\caption{{{text(table.title)}}}")
+    lines.append(rf"\label{{tab:{re.sub('[^a-zA-Z0-9]+', '-', table.name)}}}")
+    for block in table.blocks:
+        heads = ["model", "method", "from", *block.columns, "n", "rates", *block.cost_columns]
+        lines += [rf"\begin{{tabular}}{{lll{'r' * (len(heads) - 3)}}}", r"\toprule"]
+        lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\textit{{{text(block.heading)}}}}} \\")
+        lines += [r"\midrule", " & ".join(text(head) for head in heads) + r" \\", r"\midrule"]
+        lines += [" & ".join(_texts(line, block, _LATEX_MARKUP)) + r" \\" for line in block.lines]
+        lines += [r"\bottomrule", r"\end{tabular}", "", rf"{{\footnotesize {text(block.legend)}}}", ""]
+    below = [f"{mark}: {MARKS[mark]}" for mark in table.marks()]
+    below += [f"[{k}] {source}" for k, source in enumerate(table.sources, start=1)]
+    if below:
+        lines.append(rf"{{\footnotesize {text('; '.join(below))}}}")
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+def tidy_csv(table: TableView) -> str:
+    """Return one line per number, unrounded, for other programs."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for block in table.blocks:
+        for line in block.lines:
+            origin = "here" if line.source is None else "published"
+            source = "" if line.source is None else table.sources[line.source - 1]
+            for name, cell in zip(block.columns, line.cells, strict=True):
+                if cell.empty:
+                    continue
+                numbers = (cell.value, cell.sd, cell.low, cell.high)
+                numbers_text = ["" if number is None else f"{number:.6g}" for number in numbers]
+                difference = cell.difference or (None, None, None, None)
+                writer.writerow(
+                    [block.heading, line.model, line.method, origin, name, *numbers_text, cell.n or ""]
+                    + ["" if number is None else f"{number:.6g}" for number in difference]
+                    + ["yes" if cell.bold else "", line.marks + cell.marks, cell.word, source]
+                )
+    return out.getvalue()
+
+
+def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
+    heads = ["model", "method", "from", *block.columns, "n", "rates tried", *block.cost_columns]
+    rule = ["---"] * 3 + ["---:"] * (len(heads) - 3)
+    lines = [f"## {block.heading}", "", _pipes(heads), _pipes(rule)]
+    lines += [_pipes(_texts(line, block, _MARKDOWN)) for line in block.lines]
+    lines += ["", f"{block.legend} Run: {block.cells_done} of {block.cells_all} cells.", ""]
+    lines += [*(f"- {_plain(note)}" for note in block.notes), ""] if block.notes else []
+    if commands and block.commands:
+        lines += ["The empty cells are filled by", "", *(f"    {command}" for command in block.commands), ""]
+    return lines
+
+
+def _texts(line: Line, block: BlockView, markup: _Markup) -> list[str]:
+    method = markup.text(line.method) + markup.raised(line.marks)
+    cells = [_cell(cell, markup) for cell in line.cells]
+    cost = [*line.cost, *[""] * (len(block.cost_columns) - len(line.cost))]
+    rest = [line.n, line.trials, *cost]
+    return [markup.text(line.model), method, markup.text(line.origin), *cells, *(markup.text(text) for text in rest)]
+
+
+def _cell(cell: Cell, markup: _Markup) -> str:
+    if cell.value is None:
+        return markup.text(cell.word)
+    number = f"{cell.value:.{cell.decimals}f}"
+    if cell.sd is not None:
+        number += f" ± {cell.sd:.{cell.decimals}f}"
+    number = markup.text(number)
+    return (markup.bold(number) if cell.bold else number) + markup.raised(cell.marks)
+
+
+def _measured(block: BlockView) -> BlockView:
+    lines = tuple(line for line in block.lines if line.source is None and not all(cell.empty for cell in line.cells))
+    return BlockView(**{**vars(block), "lines": lines, "notes": (), "commands": ()})
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return " ".join(text.split()).replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+_MARKDOWN = _Markup(
+    text=_plain,
+    bold=lambda text: f"**{text}**",
+    raised=lambda marks: f"<sup>{','.join(marks)}</sup>" if marks else "",
+)
+_LATEX_MARKUP = _Markup(
+    text=_escape,
+    bold=lambda text: rf"\textbf{{{text}}}",
+    raised=lambda marks: rf"\textsuperscript{{{','.join(marks)}}}" if marks else "",
+)

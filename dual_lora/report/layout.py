@@ -1,0 +1,94 @@
+"""A table as it is shown, before any format: blocks of lines of cells, with marks, notes and sources below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# Mark -> what it says below the table.
+MARKS = {
+    "c": "not better than chance",
+    "u": "over 1 % of the replies could not be read (they count as wrong)",
+    "m": "no MNLI start: does not compare with published values that had one",
+    "f": "some seeds did not finish (listed below)",
+    "x": "undefined for some seeds (a constant prediction has no correlation)",
+    "g": "settings without a public source were chosen here (listed below)",
+    "d": "the task's default settings: nobody chose them for this combination",
+    "t": "run from a working tree with uncommitted changes",
+    "s": "second-hand: read in a text about the paper, not in the paper",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number with its spread, already scaled; or a word that says why there is none."""
+
+    value: float | None = None
+    sd: float | None = None
+    n: int = 0
+    decimals: int = 1
+    bold: bool = False
+    marks: str = ""
+    word: str = ""  # out_of_memory, undefined
+    low: float | None = None  # 95 % interval of the mean
+    high: float | None = None
+    difference: tuple[float, float | None, float | None, int] | None = None  # to the reference: mean, low, high, pairs
+
+    @property
+    def empty(self) -> bool:
+        return self.value is None and not self.word
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: a published one (with the number of its source) or ours."""
+
+    model: str
+    method: str
+    cells: tuple[Cell, ...]
+    source: int | None = None  # None: measured here
+    marks: str = ""
+    trainable: str = ""
+    n: str = ""
+    trials: str = ""
+    cost: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        return "here" if self.source is None else f"published [{self.source}]"
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """Lines that compare with each other: one protocol, one profile."""
+
+    heading: str
+    columns: tuple[str, ...]
+    cost_columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    legend: str  # what centre, spread and bold mean here
+    notes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    cells_done: int = 0
+    cells_all: int = 0
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A whole table. `sources[k - 1]` is what the footnote number k stands for."""
+
+    name: str
+    title: str
+    about: str
+    blocks: tuple[BlockView, ...]
+    sources: tuple[str, ...] = field(default_factory=tuple)
+
+    def marks(self) -> list[str]:
+        """Return the marks that occur, in the order of `MARKS`."""
+        used = {
+            mark
+            for block in self.blocks
+            for line in block.lines
+            for marks in (line.marks, *(cell.marks for cell in line.cells))
+            for mark in marks
+        }
+        return [mark for mark in MARKS if mark in used]

@@ -1,0 +1,226 @@
+"""From an experiment's blocks, records and published numbers to a table that any format can write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from dual_lora.report import measured, published, selection
+from dual_lora.report.definition import Column, Experiment, PublishedRows
+from dual_lora.report.layout import BlockView, Cell, Line, TableView
+from dual_lora.report.measured import Row
+from dual_lora.report.published import Published
+from dual_lora.report.records import Record
+
+_FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source", "data.dir")
+_COST_HEADS = {
+    "train_seconds": "train s",
+    "eval_seconds": "eval s",
+    "tokens_per_second": "tokens/s",
+    "peak_memory": "peak GiB",
+    "trainable_parameters": "trainable",
+}
+
+
+@dataclass
+class Builder:
+    """Builds one table; numbers its sources in the order they appear."""
+
+    published_folder: Path
+    configs: Path
+    sources: list[str] = field(default_factory=list)
+
+    def build(self, name: str, blocks: Sequence[Experiment], records: Sequence[Record]) -> TableView:
+        """Return a table. Raises `MixedBlockError`, `AmbiguousColumnError`, `PublishedError`."""
+        usable = [record for record in records if not selection.is_local_play(record)]
+        views = tuple(self._block(experiment, usable) for experiment in blocks)
+        named = next((b for b in blocks if b.name == name), blocks[0])
+        return TableView(name, named.block.title or name, named.block.about.strip(), views, tuple(self.sources))
+
+    def _block(self, experiment: Experiment, records: Sequence[Record]) -> BlockView:
+        chosen = selection.select(experiment, records)
+        rows = [measured.measure(experiment, chosen, choices) for choices in experiment.rows()]
+        printed = self._printed(experiment)
+        used: set[Published] = set()
+        lines: list[Line] = []
+        for model in experiment.block.published_other_models:
+            lines += self._published_lines(experiment, printed, model, None, used)
+        for model in experiment.sweep["model"]:
+            theirs = experiment.block.published_models.get(model)
+            if theirs is not None:
+                lines += self._published_lines(experiment, printed, theirs, None, used)
+            for row in (row for row in rows if row.choices["model"] == model):
+                if theirs is not None:
+                    lines += self._published_lines(experiment, printed, theirs, row.choices["method"], used)
+                lines.append(self._line(experiment, row, _reference(experiment, rows, row)))
+        missing = selection.missing(experiment, chosen)
+        every = len(experiment.cells())
+        return BlockView(
+            heading=experiment.block.block,
+            columns=tuple(column.label for column in experiment.block.columns),
+            cost_columns=tuple(_COST_HEADS[name] for name in experiment.block.cost),
+            lines=tuple(lines),
+            legend=_legend(experiment),
+            notes=tuple(self._notes(experiment, rows, used)),
+            commands=tuple(selection.commands(experiment, missing)),
+            cells_done=every - len(missing),
+            cells_all=every,
+        )
+
+    def _line(self, experiment: Experiment, row: Row, reference: Row | None) -> Line:
+        block = experiment.block
+        cells = [
+            measured.cell(
+                column,
+                row.columns[column.label],
+                reference.columns[column.label] if reference else None,
+                median=block.median,
+            )
+            for column in block.columns
+        ]
+        marks = "".join(
+            mark
+            for mark, holds in (
+                ("g", lambda record: bool(record.guessed)),
+                ("d", lambda record: record.name("recipe").startswith("default/")),
+                ("t", lambda record: bool(record.origin.get("dirty"))),
+            )
+            if any(holds(record) for record in row.records)
+        )
+        trials = {int(record.identity["recipe"].get("trials") or 1) for record in row.records}
+        return Line(
+            model=self._label(experiment, "model", row),
+            method=self._label(experiment, "method", row),
+            cells=tuple(cells),
+            marks=marks,
+            n=measured.seeds(row),
+            trials="–".join(str(count) for count in sorted({min(trials), max(trials)})) if trials else "",
+            cost=tuple(measured.cost(name, row.records) for name in block.cost),
+        )
+
+    def _label(self, experiment: Experiment, part: str, row: Row) -> str:
+        """Return the table's own name for a model or method, else the record's, else the one in configs/."""
+        name = row.choices[part]
+        label = experiment.block.labels.get(name)
+        if label is None and row.records:
+            label = row.records[0].identity[part].get("label")
+        if label is None:
+            path = self.configs / part / f"{name}.yaml"
+            label = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("label") if path.exists() else None
+        varied = [f"{k}={v}" for k, v in row.choices.items() if k not in _FIXED and len(experiment.sweep[k]) > 1]
+        return f"{label or name} ({', '.join(varied)})" if part == "method" and varied else str(label or name)
+
+    def _printed(self, experiment: Experiment) -> list[tuple[PublishedRows, list[Published]]]:
+        return [
+            (
+                rows,
+                [
+                    row
+                    for row in published.read(self.published_folder, rows.file)
+                    if row.table == rows.table and (rows.source is None or rows.source in row.source)
+                ],
+            )
+            for rows in experiment.block.published
+        ]
+
+    def _published_lines(
+        self,
+        experiment: Experiment,
+        printed: Sequence[tuple[PublishedRows, list[Published]]],
+        model: str,
+        method: str | None,
+        used: set[Published],
+    ) -> list[Line]:
+        """Return the printed rows of a model that stand beside one of our methods, or (None) beside none of them."""
+        lines = []
+        for rows, values in printed:
+            ours = {
+                theirs for name, list_ in rows.methods.items() for theirs in list_ if name in experiment.sweep["method"]
+            }
+            wanted = set(rows.methods.get(method, ())) if method is not None else None
+            groups: dict[tuple[str, str, str], list[Published]] = {}
+            for value in values:
+                fits = value.method in wanted if wanted is not None else value.method not in ours
+                if value.model == model and fits and (rows.only is None or value.method in {*rows.only, *ours}):
+                    groups.setdefault((value.method, value.trainable, value.source), []).append(value)
+            lines += [self._published_line(experiment, group, used) for group in groups.values()]
+        return [line for line in lines if not all(cell.empty for cell in line.cells)]
+
+    def _published_line(self, experiment: Experiment, group: Sequence[Published], used: set[Published]) -> Line:
+        cells = []
+        for column in experiment.block.columns:
+            match = next((value for value in group if _prints(column, value)), None)
+            if match is not None:
+                used.add(match)
+            cells.append(Cell(match.value, match.sd, 0, column.decimals) if match else Cell())
+        first = group[0]
+        return Line(
+            model=first.model,
+            method=first.method,
+            cells=tuple(cells),
+            source=self._source(first.source) if any(not cell.empty for cell in cells) else 0,
+            marks="s" if first.second_hand else "",
+            cost=tuple(first.trainable if name == "trainable_parameters" else "" for name in experiment.block.cost),
+        )
+
+    def _source(self, text: str) -> int:
+        if text not in self.sources:
+            self.sources.append(text)
+        return self.sources.index(text) + 1
+
+    def _notes(self, experiment: Experiment, rows: Sequence[Row], used: set[Published]) -> list[str]:
+        notes: list[str] = []
+        for row in rows:
+            name = f"{self._label(experiment, 'model', row)}, {self._label(experiment, 'method', row)}"
+            guessed = sorted({setting for record in row.records for setting in record.guessed})
+            if guessed:
+                notes.append(f"{name}: without a public source: {', '.join(guessed)}")
+            notes += [
+                f"{name}: {record.name('task')}, seed {record.seed}: {record.status} ({record.message})"
+                for record in row.records
+                if record.status != "finished"
+            ]
+            notes += [f"{name}: not shown: {other}" for other in row.not_shown]
+        records = [record for row in rows for record in row.records]
+        notes += [f"{record.name('task')}: {note}" for record in records for note in record.scores.notes]
+        devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
+        if devices:
+            notes.append(f"cost measured on: {', '.join(devices)}")
+        for file in experiment.block.published_notes:
+            for value in published.read(self.published_folder, file):
+                about = any(value.task in column.published for column in experiment.block.columns)
+                if about and value not in used:
+                    hand = " (second-hand)" if value.second_hand else ""
+                    sign = "+" if value.metric == "delta_points" else ""
+                    text = f"{value.model}, {value.method}: {sign}{value.value:g} {value.metric} on {value.task}"
+                    notes.append(f"published{hand}: {text} [{self._source(value.source)}]")
+        return list(dict.fromkeys(notes))
+
+
+def _prints(column: Column, value: Published) -> bool:
+    return value.task in column.published and column.published_metric in (None, value.metric)
+
+
+def _reference(experiment: Experiment, rows: Sequence[Row], row: Row) -> Row | None:
+    """Return the row of the reference method that shares everything else with this one."""
+    method = experiment.block.reference
+    if method is None or row.choices["method"] == method:
+        return None
+    # Methods have learning rates of their own, so a reference is looked for in the same model only.
+    same: Mapping[str, str] = {**row.choices, "method": method}
+    return next((other for other in rows if other.choices == same), None)
+
+
+def _legend(experiment: Experiment) -> str:
+    center = "median" if experiment.block.median else "mean"
+    text = f"Here: {center} ± sample standard deviation over n seeds"
+    if experiment.block.reference is not None:
+        text += (
+            f"; bold: better than {experiment.block.reference}, the 95 % interval of the paired difference on the same "
+            "seeds excludes zero (three seeds or more)"
+        )
+    sweep = experiment.sweep
+    return f"{text}. Protocol {sweep['protocol'][0]}, profile {sweep['profile'][0]}."
