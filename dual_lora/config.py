@@ -22,10 +22,15 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names the value, the legal values and the fix."""
 
 
-def legal_values(word: str, legal: list[str]) -> str:
-    """Return the end of an error message: ". Did you mean 'X'? Legal: X, Y, Z"."""
+def nearest(word: str, legal: list[str]) -> str:
+    """Return "; did you mean 'X'?" for the closest legal word, or an empty string."""
     close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
-    return f"{f'. Did you mean {close[0]!r}?' if close else '.'} Legal: {', '.join(legal)}"
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def legal_values(word: str, legal: list[str]) -> str:
+    """Return the end of an error message: "; did you mean 'X'. Legal: X, Y, Z"."""
+    return f"{nearest(word, legal).rstrip('?')}. Legal: {', '.join(legal)}"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -122,9 +127,12 @@ class ProtocolConfig:
     reference_form: str | None = None
     drop_repeated_examples: bool = False
     validation_examples: int | None = None  # split off the training set; None: the data's own validation split
+    validation_fraction: float | None = None  # GLUE: the share of the training set that is held out
     validation_seed: int = 42
     validation_every_steps: int | None = None  # None: once per epoch
-    checkpoint: Literal["last", "best_loss", "best_score"] = "last"  # the one the headline shows
+    # The one the headline shows. best_loss: lowest validation loss. best_dev, best_heldout: the epoch with the best
+    # score on the development set (as published) or on a held-out part of the training set (honest).
+    checkpoint: Literal["last", "best_loss", "best_dev", "best_heldout"] = "last"
     also_report: tuple[str, ...] = ()  # further checkpoints that are scored and recorded
     scorings: tuple[str, ...] = ("generate",)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
@@ -148,6 +156,7 @@ class RecipeConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0  # 0: no clipping
     label_smoothing: float = 0.0
+    length_grouped: bool = True  # batches of like lengths: less padding
     max_length_tokens: int = 512
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     learning_rates: dict[str, float] = dataclasses.field(default_factory=dict)  # the table `learning_rate` is read from

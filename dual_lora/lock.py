@@ -85,10 +85,7 @@ class RunLock:
             pid, host, started = int(holder["pid"]), str(holder["host"]), float(holder["process_started"])
         except (ValueError, KeyError, TypeError):
             holder, pid, host, started = {}, -1, "", 0.0
-        if host == socket.gethostname():
-            alive = _is_running(pid, started)
-        else:
-            alive = age < STALE_SECONDS
+        alive = _is_running(pid, started) if host == socket.gethostname() else age < STALE_SECONDS
         if alive:
             raise RunIsBusy(
                 f"this run is being worked on by process {pid} on {host} since {holder.get('since')}; "

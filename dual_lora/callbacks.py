@@ -1,0 +1,290 @@
+"""What watches a training: curves, checkpoints worth keeping, signals, divergence. None synchronises per step."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dual_lora.record import write_json
+
+# A loss that has grown to this many times its start (plus one) will not come back.
+_EXPLODED = 4.0
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite, or has exploded; the message names the step."""
+
+
+class Curves(TrainerCallback):
+    """Loss of every step, learning rate, gradient norm, validation loss, tokens and seconds, kept in a file.
+
+    Losses stay on the device until the next log, save or end, so a step costs no synchronisation. After a resume the
+    file is cut back to the checkpoint, so that no step counts twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.resumed_from: list[int] = []
+        self._lines: list[dict[str, Any]] = []
+        self._micro: list[torch.Tensor] = []
+        self._steps: list[torch.Tensor] = []
+        self._tokens: list[torch.Tensor | int] = []
+        self._done = 0
+        self._begun = time.perf_counter()
+
+    def forget_after(self, checkpoint: Path | None) -> None:
+        """Drop what was recorded after the checkpoint that training continues from (all of it without one)."""
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        lines = []
+        if step and self.path.exists():
+            for text in self.path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    break  # the line that was being written when the process died
+                if line["step"] <= step:
+                    lines.append(line)
+            self.resumed_from = [*(line["resumed"] for line in lines if "resumed" in line), step]
+            lines.append({"step": step, "resumed": step})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._lines, self._done, self._begun = lines, step, time.perf_counter()
+
+    def seconds_before(self, checkpoint: Path | None) -> float:
+        """Training seconds spent before the checkpoint that this process continued from."""
+        if checkpoint is None:
+            return 0.0
+        resumed = max(index for index, line in enumerate(self._lines) if "resumed" in line)
+        return sum(line.get("seconds", 0.0) for line in self._lines[:resumed])
+
+    def count(self, inputs: dict[str, Any]) -> None:
+        """Note the tokens of a micro-batch: all, and those that are no padding."""
+        mask = inputs.get("attention_mask")
+        if mask is not None:
+            self._tokens += [mask.numel(), mask.sum().detach()]
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Note the loss of a micro-batch, already scaled so that the micro-batches of a step add up to its loss."""
+        self._micro.append(loss)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._steps.append(torch.stack(self._micro).sum())
+        self._micro = []
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if "learning_rate" in logs or "grad_norm" in logs:
+            self.flush(state, learning_rate=logs.get("learning_rate"), gradient_norm=logs.get("grad_norm"))
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        self.flush(state)
+        values = {key.removeprefix("eval_"): value for key, value in (metrics or {}).items() if key.endswith("loss")}
+        if values and state.is_world_process_zero:
+            self._append({"step": state.global_step, "validation": values})
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.flush(state)
+
+    def flush(self, state: TrainerState, **values: float | None) -> None:
+        """Move pending losses to the file. Raises `Diverged` naming the first bad step."""
+        if not self._steps and not any(values.values()):
+            return
+        losses: list[float] = []
+        if self._steps:
+            pending = torch.stack(self._steps).float()
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(pending)
+                pending /= torch.distributed.get_world_size()
+            losses = pending.tolist()
+        first = self._done + 1
+        self._steps, self._done = [], self._done + len(losses)
+        tokens = [int(value) for value in self._tokens]
+        self._tokens = []
+        now = time.perf_counter()
+        line: dict[str, Any] = {"step": state.global_step, "first": first, "losses": [_json(loss) for loss in losses]}
+        line.update({key: _json(float(value)) for key, value in values.items() if value is not None})
+        line.update(tokens=sum(tokens[::2]), useful=sum(tokens[1::2]), seconds=now - self._begun)
+        self._begun = now
+        if state.is_world_process_zero:
+            self._append(line)
+        else:
+            self._lines.append(line)
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss of step {step} is {loss}; try a lower recipe.learning_rate")
+        norm = values.get("gradient_norm")
+        if norm is not None and not math.isfinite(float(norm)):
+            raise Diverged(f"the gradient norm at step {state.global_step} is {norm}; try a lower recipe.learning_rate")
+        start = self._start()
+        if losses and start is not None and sum(losses) / len(losses) > _EXPLODED * start + 1.0:
+            raise Diverged(
+                f"the loss has grown from {start:.3f} to {sum(losses) / len(losses):.3f} at step {state.global_step}; "
+                "try a lower recipe.learning_rate"
+            )
+
+    def _start(self) -> float | None:
+        for line in self._lines:
+            if line.get("losses") and line["losses"][0] is not None:
+                return float(line["losses"][0])
+        return None
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @property
+    def tokens(self) -> int:
+        return sum(line.get("tokens", 0) for line in self._lines)
+
+    @property
+    def useful_tokens(self) -> int:
+        return sum(line.get("useful", 0) for line in self._lines)
+
+    def summary(self, points: int) -> dict[str, list[list[float]]]:
+        """Return curves as [step, value] pairs. Train loss longer than `points` is averaged over windows of steps."""
+        losses = [
+            (step, loss)
+            for line in self._lines
+            for step, loss in enumerate(line.get("losses", ()), line.get("first", 0))
+            if loss is not None
+        ]
+        width = max(1, math.ceil(len(losses) / points))
+        windows = [losses[at : at + width] for at in range(0, len(losses), width)]
+        curves: dict[str, list[list[float]]] = {
+            "train_loss": [[window[-1][0], _round(sum(loss for _, loss in window) / len(window))] for window in windows]
+        }
+        for name in ("learning_rate", "gradient_norm"):
+            values = [[line["step"], _round(line[name])] for line in self._lines if line.get(name) is not None]
+            curves[name] = values[:: max(1, math.ceil(len(values) / points))]
+        for line in self._lines:
+            for name, value in line.get("validation", {}).items():
+                curve = curves.setdefault("validation_loss" if name == "loss" else f"validation_{name}", [])
+                if value is not None and (not curve or curve[-1][0] != line["step"]):
+                    curve.append([line["step"], _round(value)])
+        return curves
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _round(value: float) -> float:
+    """Eight significant digits: more than float32 has, and records stay readable."""
+    return float(f"{value:.8g}")
+
+
+class Selection(TrainerCallback):
+    """Keeps the trainable weights of the checkpoint with the lowest validation loss, as safetensors."""
+
+    def __init__(self, folder: Path, state_of: Callable[[torch.nn.Module], dict[str, torch.Tensor]]) -> None:
+        self.folder = folder
+        self._state_of = state_of
+        self._best: dict[str, Any] = {}
+        self.last_step = -1
+
+    def forget_after(self, checkpoint: Path | None) -> None:
+        """Forget a choice that was made after the checkpoint that training continues from."""
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        known = self.folder / "best_loss.json"
+        self._best = json.loads(known.read_text()) if step and known.exists() else {}
+        if self._best.get("step", 0) > step:
+            self._best = {}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        loss = (metrics or {}).get("eval_loss")
+        if loss is None or model is None:
+            return
+        self.last_step = state.global_step
+        if self._best and not loss < self._best["loss"]:
+            return
+        self._best = {"step": state.global_step, "loss": loss}
+        weights = self._state_of(model)  # every rank takes part: sharded weights are gathered
+        if state.is_world_process_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = self.folder / "best_loss.part"
+            save_file(weights, part)
+            part.replace(self.folder / "best_loss.safetensors")
+            write_json(self.folder / "best_loss.json", self._best)
+
+    def files(self) -> dict[str, Path]:
+        path = self.folder / "best_loss.safetensors"
+        return {"best_loss": path} if self._best and path.exists() else {}
+
+    @property
+    def best_step(self) -> int | None:
+        return self._best.get("step")
+
+
+class Interruption(TrainerCallback):
+    """SIGINT and SIGTERM finish the step, write a checkpoint and stop; a second signal stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever started us handles signals
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        stop = self.signal is not None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # One rank may be signalled a step before the others; all must stop at the same one.
+            flag = torch.tensor([float(stop)], device=args.device)
+            torch.distributed.all_reduce(flag)
+            stop = bool(flag.item())
+            self.signal = self.signal or ("a signal to another process" if stop else None)
+        if stop and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+        return control

@@ -1,0 +1,249 @@
+"""The work of one run: load, adapt, train, evaluate. Each finished part lies in the run folder and is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dual_lora import examples, methods, models
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.evaluation import Evaluator, predictions_sha256
+from dual_lora.examples import Items
+from dual_lora.record import write_json
+from dual_lora.tasks.base import Example, Task
+from dual_lora.tasks.encoding import encode_all
+from dual_lora.training import TrainingResult, plan_batches, train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Cell:
+    """One run at work. The record is made from what it gathered, also when it failed halfway."""
+
+    config: RunConfig
+    task: Task
+    dtype: str
+    device: str
+    folder: Path
+    world_size: int = int(os.environ.get("WORLD_SIZE", "1"))
+    _training: TrainingResult | None = None
+    _measurements: list[dict[str, Any]] = field(default_factory=list)
+    _cost: dict[str, Any] = field(default_factory=dict)
+    _origin: dict[str, Any] = field(default_factory=dict)
+    _notes: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Do what is left to do. Raises whatever stops it; what was gathered until then stays."""
+        config = self.config
+        items = examples.select(self.task, config)
+        self._notes = list(self.task.notes)
+        if config.recipe.is_default and config.method.trains != "nothing":
+            self._notes.append(f"no recipe of its own: {config.recipe.name}")
+            logger.warning("this combination has no recipe of its own; it runs on %s", config.recipe.name)
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
+        held = "float32" if config.method.trains in ("everything", "biases") else self.dtype
+        loaded = models.load(config.model, self.task.head, dtype=held, seed=config.seed, device=self.device)
+        model = methods.apply(
+            loaded.model, config.method, model_config=config.model, head=self.task.head, seed=config.seed
+        )
+        self._count_parameters(model)
+        selected: dict[str, Path] = {}
+        if config.method.trains != "nothing":
+            self._training = self._train(model, loaded.tokenizer, items)
+            selected = self._training.selected
+        self._evaluate(model, loaded.tokenizer, items, selected)
+        self._memory()
+
+    def _count_parameters(self, model: torch.nn.Module) -> None:
+        with_head, without_head = methods.trainable_parameters(model)
+        self._cost.update(
+            trainable_parameters=with_head,
+            trainable_parameters_without_head=without_head,
+            total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
+
+    def _train(self, model: torch.nn.Module, tokenizer: Any, items: Items) -> TrainingResult:
+        rows = self._encode(tokenizer, items.train, "training")
+        self._check_rendered(examples.rendered_sha256(rows))
+        result = self._finished_training(model)
+        if result is None:
+            validation = self._encode(tokenizer, items.validation, "validation") if items.validation else []
+            result = train(
+                model,
+                self.config,
+                tokenizer=tokenizer,
+                train_set=rows,
+                validation_set=validation,
+                dtype=self.dtype,
+                folder=self.folder,
+                world_size=self.world_size,
+            )
+            self._keep_training(model, result)
+        self._cost.update(
+            train_seconds=result.seconds,
+            tokens_per_second=result.tokens / result.seconds if result.seconds else None,
+            useful_token_share=result.useful_tokens / result.tokens if result.tokens else None,
+            train_flops=result.flops,
+            adapter_bytes=(self.folder / "last.safetensors").stat().st_size,
+            steps=result.steps,
+        )
+        return result
+
+    def _encode(self, tokenizer: Any, items: Sequence[Example], what: str) -> list[dict[str, Any]]:
+        """Return rows {input_ids, attention_mask, labels, length}; what the cut-off did goes into the notes."""
+        if self.task.head.kind == "classification":
+            from dual_lora import classification
+
+            return classification.encode(self.task, tokenizer, items, self.config)
+        prompts = [self.task.render(item, training=True) for item in items]
+        encoded = encode_all(prompts, tokenizer, self.config.protocol, self.config.recipe.max_length_tokens)
+        counts = encoded.counts
+        if counts["over_length"]:
+            self._notes.append(
+                f"{what}: {counts['over_length']} of {counts['examples']} examples over the cut-off "
+                f"({counts['left_out']} left out, {counts['answer_cut']} cut)"
+            )
+        return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in encoded.rows]
+
+    def _check_rendered(self, sha256: str) -> None:
+        """A resumed run must go on with the same training text, to the letter."""
+        self._origin["rendered_sha256"] = sha256
+        path = self.folder / "rendered.json"
+        if path.exists():
+            known = json.loads(path.read_text())["sha256"]
+            if known != sha256:
+                raise ConfigError(
+                    f"the training text differs from when this run began ({known[:12]} then, {sha256[:12]} now): data, "
+                    f"prompt or tokenizer changed; move {self.folder} away to start anew"
+                )
+        else:
+            write_json(path, {"sha256": sha256})
+
+    def _finished_training(self, model: torch.nn.Module) -> TrainingResult | None:
+        """Load the result of a training that ended before the run did."""
+        path = self.folder / "trained.json"
+        if not path.exists():
+            return None
+        values = json.loads(path.read_text())
+        values["selected"] = {name: self.folder / file for name, file in values["selected"].items()}
+        methods.load_trainable_state(model, load_file(self.folder / "last.safetensors", device="cpu"))
+        logger.info("training was finished before; going on with evaluation")
+        return TrainingResult(**values)
+
+    def _keep_training(self, model: torch.nn.Module, result: TrainingResult) -> None:
+        part = self.folder / "last.part"
+        save_file(methods.trainable_state(model), part)
+        part.replace(self.folder / "last.safetensors")
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(self.folder / "adapter")
+        values = asdict(result)
+        values["selected"] = {name: str(file.relative_to(self.folder)) for name, file in result.selected.items()}
+        write_json(self.folder / "trained.json", values)
+
+    def _evaluate(self, model: torch.nn.Module, tokenizer: Any, items: Items, selected: dict[str, Path]) -> None:
+        protocol = self.config.protocol
+        evaluator = Evaluator(self.task, tokenizer, self.config, self.folder / "predictions")
+        model.eval()
+        begun = time.perf_counter()
+        if self._training is None:
+            self._measurements = evaluator.measure(model, items.test, split="test", checkpoint="base")
+        else:
+            # "last" comes first: the weights are in memory, and a later checkpoint replaces them.
+            wanted = dict.fromkeys(["last", protocol.checkpoint, *protocol.also_report])
+            for name in [name for name in wanted if name == "last" or name in selected]:
+                if name != "last":
+                    methods.load_trainable_state(model, load_file(selected[name], device="cpu"))
+                self._measurements += evaluator.measure(model, items.test, split="test", checkpoint=name)
+        self._cost["eval_seconds"] = time.perf_counter() - begun
+        self._origin["predictions_sha256"] = predictions_sha256(self.folder / "predictions")
+
+    def _memory(self) -> None:
+        if self.device == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._cost["peak_memory_bytes"] = [peak]
+
+    def memory_advice(self) -> str:
+        """Return what did not fit and what to try."""
+        batches = plan_batches(self.config, self.world_size)
+        return (
+            f"out of memory with {batches.per_device} × {self.config.recipe.max_length_tokens} tokens per device; try "
+            f"launch.per_device_batch={max(1, batches.per_device // 2)} (the global batch stays), "
+            "launch.gradient_checkpointing=true, or more devices with launch=deepspeed launch.zero_stage=3"
+        )
+
+    # What the record is made of.
+
+    def scores(self) -> dict[str, Any]:
+        if not self._measurements:
+            return {"notes": self._notes}
+        headline = self._headline()
+        return {"headline": headline, "measurements": self._measurements, "notes": self._notes}
+
+    def _headline(self) -> dict[str, Any]:
+        metric = self.config.task.headline
+        checkpoint = "base" if self._training is None else self.config.protocol.checkpoint
+        shown = [entry for entry in self._measurements if entry["checkpoint"] == checkpoint]
+        scoring = shown[0]["scoring"]
+        entry = [entry for entry in shown if entry["scoring"] == scoring and metric in entry["metrics"]][-1]
+        return {
+            "metric": metric,
+            "value": entry["metrics"][metric],
+            "subset": entry["subset"],
+            "scoring": scoring,
+            "checkpoint": checkpoint,
+        }
+
+    def curves(self) -> dict[str, Any]:
+        return self._training.curves if self._training else {}
+
+    def cost(self) -> dict[str, Any]:
+        return self._cost
+
+    def execution(self) -> dict[str, Any]:
+        batches = plan_batches(self.config, self.world_size)
+        cuda = self.device == "cuda"
+        return {
+            "device": torch.cuda.get_device_name() if cuda else _processor(),
+            "world_size": self.world_size,
+            "engine": self.config.launch.engine,
+            "zero_stage": self.config.launch.zero_stage,
+            "global_batch": batches.global_batch,
+            "per_device_batch": batches.per_device,
+            "accumulation": batches.accumulation,
+            "gradient_checkpointing": self.config.launch.gradient_checkpointing,
+            "kernel": self.config.kernel,
+            "dtype": self.dtype,
+            "threads": torch.get_num_threads(),
+            "resumed_from": self._training.resumed_from if self._training else [],
+        }
+
+    def origin(self) -> dict[str, Any]:
+        return {
+            **self._origin,
+            "recipe_sources": self.config.recipe.sources,
+            "recipe_trials": self.config.recipe.trials,
+        }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "CPU"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU: {names[0]}" if names else "CPU"

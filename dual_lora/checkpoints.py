@@ -1,0 +1,75 @@
+"""Checkpoints that are whole or not there: a manifest of sizes and hashes is written last, and checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from dual_lora.record import write_json
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the manifest of a checkpoint folder. A folder without one was cut off while it was written."""
+    files = {
+        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(checkpoint / MANIFEST, {"files": files})
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None if every file is as it was written."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return "it has no manifest: it was cut off while it was written"
+    except (ValueError, KeyError, TypeError):
+        return "its manifest is damaged"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} does not have the contents that were written"
+    return None
+
+
+def latest_complete(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint. Damaged ones are set aside under another name, cut-off ones removed."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _step(path))]
+    for step, path in sorted(found, reverse=True):
+        problem = fault(path)
+        if problem is None:
+            return path
+        logger.warning("checkpoint of step %d is not used: %s", step, problem)
+        if (path / MANIFEST).exists():
+            _set_aside(path)
+        else:
+            shutil.rmtree(path)
+    return None
+
+
+def _step(path: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"checkpoint-(\d+)", path.name)
+
+
+def _set_aside(path: Path) -> None:
+    number = 0
+    while (aside := path.with_name(f"damaged-{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""Which items a run trains on and is scored on: the task's splits, bounded by the profile, held out where asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.tasks.base import DataError, Example, Task
+
+_SUBSET_SEED = 20251203  # the same items for every method and seed, so that their differences are paired
+
+
+@dataclass(frozen=True)
+class Items:
+    """The examples of one run."""
+
+    train: list[Example]
+    validation: list[Example]  # its loss (and, for classification, its score) is followed during training
+    held_out: list[Example]  # split off the training set, to choose an epoch honestly
+    test: list[Example]
+
+
+def select(task: Task, config: RunConfig) -> Items:
+    """Return the run's items. Raises `DataError` for an empty split, `ConfigError` for an impossible hold-out."""
+    profile, protocol = config.profile, config.protocol
+    trains = config.method.trains != "nothing"
+    train = task.examples("train") if trains else []
+    validation = task.examples("validation") if trains else []
+    test = task.examples("test")
+    if trains and not train:
+        raise DataError(f"task={task.name}: the training split is empty")
+    if not test:
+        raise DataError(f"task={task.name}: the test split is empty")
+    held_out: list[Example] = []
+    if trains and protocol.validation_fraction:
+        train, held_out = _split_off(train, protocol.validation_fraction, protocol.validation_seed)
+    return Items(
+        train=_bounded(train, profile.train_examples),
+        validation=_bounded(validation, profile.validation_examples),
+        held_out=_bounded(held_out, profile.validation_examples),
+        test=_bounded_per_subset(test, profile.test_items),
+    )
+
+
+def _split_off(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    count = round(fraction * len(examples))
+    if not 0 < count < len(examples):
+        raise ConfigError(
+            f"protocol.validation_fraction={fraction} of {len(examples)} training examples leaves one part empty"
+        )
+    chosen = set(random.Random(seed).sample(range(len(examples)), count))
+    rest = [example for place, example in enumerate(examples) if place not in chosen]
+    return rest, [example for place, example in enumerate(examples) if place in chosen]
+
+
+def _bounded(examples: list[Example], count: int | None) -> list[Example]:
+    if count is None or count >= len(examples):
+        return examples
+    places = sorted(random.Random(_SUBSET_SEED).sample(range(len(examples)), count))
+    return [examples[place] for place in places]
+
+
+def _bounded_per_subset(examples: list[Example], count: int | None) -> list[Example]:
+    if count is None:
+        return examples
+    subsets: dict[str, list[Example]] = {}
+    for example in examples:
+        subsets.setdefault(example.subset, []).append(example)
+    return [example for group in subsets.values() for example in _bounded(group, count)]
+
+
+def rendered_sha256(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the hash of what the model is trained on, token by token: the same on every resume of a run."""
+    hasher = hashlib.sha256()
+    for row in rows:
+        hasher.update(json.dumps([row["input_ids"], row["labels"]]).encode())
+    return hasher.hexdigest()

@@ -1,0 +1,52 @@
+"""Which run this is: all that can change a number, and its hash. Launcher, GPU count, paths and logs stay out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dual_lora.config import RunConfig
+from dual_lora.record import digest
+
+# Words for people: renaming a label must not orphan the records made under the old one.
+_LABELS = ("label",)
+_NOT_IDENTITY = {
+    "model": ("path", "dimensions", "dtype"),  # the weights' fingerprint and the resolved dtype stand for them
+    "method": ("contract", "parameters"),
+    "recipe": ("sources", "learning_rates", "trials"),
+    "profile": ("base_row", "samples"),
+}
+_UNTRAINED = ("recipe", "seed")  # do not reach a run that trains nothing
+
+
+def protocol_hash(config: RunConfig) -> str:
+    """Return the hash that decides which numbers may stand in one block of a table."""
+    return digest(dataclasses.asdict(config.protocol), 12)
+
+
+def identity(
+    config: RunConfig,
+    *,
+    dtype: str,
+    model_fingerprint: dict[str, Any],
+    data_fingerprint: dict[str, Any],
+    init_from: str = "none",
+) -> dict[str, Any]:
+    """Return the identity of a run with its `run_id` (16 hexadecimal digits).
+
+    `dtype` is the resolved one; `init_from` the hash of the weights a run starts from, or "none".
+    """
+    values: dict[str, Any] = {}
+    for group in ("model", "task", "method", "recipe", "protocol", "profile"):
+        section = dataclasses.asdict(getattr(config, group))
+        values[group] = {key: value for key, value in section.items() if key not in _NOT_IDENTITY.get(group, ())}
+    values["model"]["fingerprint"] = model_fingerprint
+    values["data"] = {"source": config.data.source, "fingerprint": data_fingerprint}
+    values.update(dtype=dtype, seed=config.seed, init_from=init_from)
+    hashed = {
+        key: {name: item for name, item in value.items() if name not in _LABELS} if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not (config.method.trains == "nothing" and key in _UNTRAINED)
+    }
+    values["protocol"]["hash"] = protocol_hash(config)
+    return {"run_id": digest(hashed, 16), **values}

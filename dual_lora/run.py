@@ -1,0 +1,166 @@
+"""The life of a run: check, name, lock, train, evaluate, record. The same command again is always safe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dual_lora import methods, models, record, tasks
+from dual_lora.cell import Cell
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.identity import identity
+from dual_lora.lock import RunLock
+from dual_lora.tasks.base import Task
+from dual_lora.training import Diverged, Interrupted, plan_batches
+
+logger = logging.getLogger(__name__)
+EXIT_CODES = {"finished": 0, "interrupted": 130}  # every other status: 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that passed every cheap check and has its name."""
+
+    config: RunConfig
+    task: Task
+    dtype: str
+    device: str
+    identity: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return str(self.identity["run_id"])
+
+    @property
+    def folder(self) -> Path:
+        return record.run_folder(self.config.results, self.run_id)
+
+    @property
+    def record_path(self) -> Path:
+        return record.record_path(self.config.results, self.run_id)
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Check everything that can be checked in seconds and name the run.
+
+    Raises `ConfigError` or `DataError`: a setting, a model that is not there, data that cannot be used.
+    """
+    device = resolve_device(config)
+    plan_batches(config, world_size=config.launch.num_gpus * config.launch.nodes)
+    methods.check(config.method)
+    check_writable(Path(config.results))
+    models.check_available(config.model)
+    task = tasks.load(config)
+    dtype = models.resolve_dtype(config.model, device)
+    named = identity(
+        config,
+        dtype=dtype,
+        model_fingerprint=models.fingerprint(config.model),
+        data_fingerprint=task.fingerprint(),
+    )
+    return Prepared(config, task, dtype, device, named)
+
+
+def resolve_device(config: RunConfig) -> str:
+    """Return "cuda" or "cpu". Raises `ConfigError` where CUDA is asked for and absent."""
+    asked = config.launch.device
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "launch.device=cuda, but torch finds no CUDA device; use launch.device=cpu (or auto), or check the driver "
+            f"and that torch {torch.__version__} is a CUDA build"
+        )
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+
+
+def check_writable(results: Path) -> None:
+    """Raise `ConfigError` if records or runs could not be written at the end."""
+    for folder in (results / "records", results / "runs"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe.{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"results={results}: {folder} cannot be written ({error}); use results=FOLDER, or make it writable"
+            ) from None
+
+
+def existing(prepared: Prepared) -> dict[str, Any] | None:
+    """Return the record that makes running unnecessary, or None if there is something to do."""
+    known = record.read(prepared.record_path)
+    if known is None or known["status"] in ("interrupted", "timed_out"):
+        return None
+    if known["status"] != "finished" and prepared.config.retry:
+        return None
+    return known
+
+
+def run(prepared: Prepared) -> dict[str, Any]:
+    """Run (or continue, or skip) and return the record, which is written in any case.
+
+    Raises `RunIsBusy` if another process works on this run.
+    """
+    known = existing(prepared)
+    if known is not None:
+        return known
+    with RunLock(prepared.folder):
+        record.write_json(prepared.folder / "config.json", prepared.config.to_dict())
+        known = existing(prepared)  # the process we waited for may have finished it
+        if known is not None:
+            return known
+        made = _run_locked(prepared)
+        record.write_json(prepared.record_path, made)
+    return made
+
+
+def _run_locked(prepared: Prepared) -> dict[str, Any]:
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    cell = Cell(prepared.config, prepared.task, prepared.dtype, prepared.device, prepared.folder)
+    status: record.Status = "failed"
+    message = None
+    try:
+        cell.run()
+        status = "finished"
+    except Diverged as error:
+        status, message = "diverged", str(error)
+    except (Interrupted, KeyboardInterrupt) as error:
+        status, message = "interrupted", str(error) or "stopped by the keyboard"
+    except torch.cuda.OutOfMemoryError as error:
+        status, message = "out_of_memory", f"{cell.memory_advice()} ({str(error).splitlines()[0]})"
+    except MemoryError:
+        status, message = "out_of_memory", cell.memory_advice()
+    except ConfigError:
+        raise
+    except Exception as error:  # the record of a failed run names its error; the trace goes beside it
+        message = f"{type(error).__name__}: {error}"
+        (prepared.folder / "error.txt").write_text(traceback.format_exc())
+        logger.error("%s\n(trace: %s)", message, prepared.folder / "error.txt")
+    made = record.build(
+        status=status,
+        identity=prepared.identity,
+        scores=cell.scores(),
+        curves=cell.curves(),
+        cost=cell.cost(),
+        execution=cell.execution(),
+        origin={**cell.origin(), "started": started, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        message=message,
+    )
+    if prepared.config.tracking == "wandb":
+        from dual_lora.tracking import track
+
+        track(made, prepared.folder)
+    return made
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read the resolved config that a parent wrote for its workers."""
+    return RunConfig.from_dict(json.loads(path.read_text()))

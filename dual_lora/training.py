@@ -1,0 +1,227 @@
+"""Training one run with `transformers.Trainer`: settings from the recipe, curves, selection, resume, divergence.
+
+The global batch is the recipe's and accumulation is derived: the number of devices never changes the experiment.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+from dual_lora import methods
+from dual_lora.callbacks import Curves, Diverged, Interruption, Selection
+from dual_lora.checkpoints import latest_complete, seal
+from dual_lora.config import ConfigError, RunConfig
+
+logger = logging.getLogger(__name__)
+_MAX_AUTO_DEVICE_BATCH = 16
+_CURVE_POINTS = 200  # of each curve in the record; the full curve stays in the run folder
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; a checkpoint was written."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How a global batch is made on this machine."""
+
+    global_batch: int
+    per_device: int
+    accumulation: int
+    world_size: int
+
+
+def plan_batches(config: RunConfig, world_size: int = 1) -> Batches:
+    """Derive per-device batch and accumulation from the recipe's global batch.
+
+    Raises `ConfigError` if the global batch is no multiple of (per-device batch × processes).
+    """
+    total = config.recipe.global_batch
+    asked = config.launch.per_device_batch
+    if total % world_size:
+        raise ConfigError(
+            f"recipe.global_batch={total} cannot be split over {world_size} processes; "
+            f"use a number of processes that divides it ({_divisors(total)})"
+        )
+    share = total // world_size
+    if asked is None:
+        asked = max(divisor for divisor in range(1, min(share, _MAX_AUTO_DEVICE_BATCH) + 1) if share % divisor == 0)
+    if asked < 1 or share % asked:
+        raise ConfigError(
+            f"launch.per_device_batch={asked} does not divide recipe.global_batch={total} over {world_size} "
+            f"process(es); legal: {_divisors(share)}"
+        )
+    return Batches(total, asked, share // asked, world_size)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+
+
+def plan_steps(config: RunConfig, train_examples: int) -> tuple[int, int]:
+    """Return (optimizer steps of the run, steps per epoch), bounded by the profile."""
+    per_epoch = math.ceil(train_examples / config.recipe.global_batch)
+    steps = math.ceil(per_epoch * config.recipe.epochs)
+    if config.profile.max_steps is not None:
+        steps = min(steps, config.profile.max_steps)
+    return max(steps, 1), max(per_epoch, 1)
+
+
+def plan_warmup(config: RunConfig, steps: int) -> int:
+    """Return the learning-rate warm-up. A bounded run keeps the shape: never more than a tenth of its steps."""
+    recipe = config.recipe
+    asked = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * steps)
+    bounded = config.profile.max_steps is not None or config.profile.train_examples is not None
+    return min(asked, math.ceil(0.1 * steps)) if bounded else asked
+
+
+@dataclass
+class TrainingResult:
+    """What training leaves behind for evaluation and the record."""
+
+    steps: int
+    curves: dict[str, list[list[float]]]
+    seconds: float
+    tokens: int
+    useful_tokens: int
+    flops: float
+    selected: dict[str, Path] = field(default_factory=dict)  # checkpoint name → trainable weights (safetensors)
+    resumed_from: list[int] = field(default_factory=list)
+
+
+def train(
+    model: torch.nn.Module,
+    config: RunConfig,
+    *,
+    tokenizer: Any,
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None,
+    train_set: Sequence[dict[str, Any]],
+    validation_set: Sequence[dict[str, Any]],
+    dtype: str,
+    folder: Path,
+    world_size: int = 1,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainingResult:
+    """Train `model` in place and return curves, cost and the files of the selected checkpoints.
+
+    Continues from the last complete checkpoint in `folder`. Raises `Diverged`, `Interrupted`.
+    """
+    steps, per_epoch = plan_steps(config, len(train_set))
+    batches = plan_batches(config, world_size)
+    tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0; rotary ones do not mind
+    curves = Curves(folder / "curves.jsonl")
+    selection = Selection(folder / "selected", methods.trainable_state)
+    interruption = Interruption()
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, batches, steps, per_epoch, dtype, folder, bool(len(validation_set))),
+        data_collator=collator or DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        train_dataset=train_set,  # type: ignore[arg-type]
+        eval_dataset=validation_set if len(validation_set) else None,  # type: ignore[arg-type]
+        processing_class=tokenizer,
+        callbacks=[*methods.callbacks(config.method, steps), curves, selection, interruption, *callbacks],
+        **methods.trainer_optimizer(model, config),
+    )
+    start = latest_complete(folder / "checkpoints")
+    if start is not None:
+        logger.info("continuing from %s", start)
+    curves.forget_after(start)
+    selection.forget_after(start)
+    begun = time.perf_counter()
+    with interruption:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if interruption.signal is not None and trainer.state.global_step < steps:
+        raise Interrupted(f"stopped by {interruption.signal} after step {trainer.state.global_step} of {steps}")
+    if len(validation_set) and selection.last_step != trainer.state.global_step:
+        trainer.evaluate()
+    seconds = time.perf_counter() - begun + curves.seconds_before(start)
+    return TrainingResult(
+        steps=trainer.state.global_step,
+        curves=curves.summary(_CURVE_POINTS),
+        seconds=seconds,
+        tokens=curves.tokens,
+        useful_tokens=curves.useful_tokens,
+        flops=float(trainer.state.total_flos),
+        selected=selection.files(),
+        resumed_from=curves.resumed_from,
+    )
+
+
+def _arguments(
+    config: RunConfig, batches: Batches, steps: int, per_epoch: int, dtype: str, folder: Path, validate: bool
+) -> TrainingArguments:
+    recipe, launch = config.recipe, config.launch
+    every = min(config.protocol.validation_every_steps or per_epoch, steps)
+    save_every = launch.save_every_steps or min(max(steps // 10, 10), 500)
+    on_cpu = launch.device == "cpu" or not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=batches.per_device,
+        gradient_accumulation_steps=batches.accumulation,
+        per_device_eval_batch_size=launch.eval_batch or max(batches.per_device, 8),
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=plan_warmup(config, steps),
+        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.adam_beta1,
+        adam_beta2=recipe.adam_beta2,
+        adam_epsilon=recipe.adam_epsilon,
+        max_grad_norm=recipe.max_grad_norm,
+        label_smoothing_factor=recipe.label_smoothing,
+        bf16=dtype == "bfloat16",
+        use_cpu=on_cpu,
+        seed=config.seed,
+        data_seed=config.seed,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=every if validate else None,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=launch.keep_checkpoints,
+        logging_steps=max(1, min(10, steps // 20)),
+        logging_nan_inf_filter=False,  # a NaN must be seen, not smoothed away
+        report_to=[],
+        remove_unused_columns=False,
+        train_sampling_strategy="group_by_length" if recipe.length_grouped else "random",
+        length_column_name="length",
+        dataloader_num_workers=launch.dataloader_workers,
+        dataloader_pin_memory=not on_cpu,
+        gradient_checkpointing=launch.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if launch.gradient_checkpointing else None,
+        label_names=["labels"],
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=False,
+    )
+
+
+class _Trainer(Trainer):
+    """Keeps the loss of every step on the device and counts tokens, so that curves cost no synchronisation per step."""
+
+    @property
+    def _curves(self) -> Curves:
+        return next(item for item in self.callback_handler.callbacks if isinstance(item, Curves))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        self._curves.count(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._curves.add(loss.detach())
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._curves.flush(self.state)  # a checkpoint without the losses before it would leave a hole after a resume
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+
+__all__ = ["Batches", "Diverged", "Interrupted", "TrainingResult", "plan_batches", "plan_steps", "plan_warmup", "train"]
