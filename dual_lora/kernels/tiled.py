@@ -1,7 +1,7 @@
 """Forward and backward of one layer in row tiles of plain PyTorch, on any device.
 
-Backward recomputes M = BA and P = DC tile by tile, so nothing of size out x in is kept, and a tile fits in a CPU's cache:
-the elementwise passes that dominate a naive version on memory traffic cost little. Forward, backward and `delta_weight`
+Backward recomputes M = BA and P = DC tile by tile, so nothing of size out x in is kept, and a tile fits in a CPU's
+cache: the elementwise passes that dominate a naive version on memory traffic cost little. Forward, backward and `delta_weight`
 cut the rows in the same places, so P, and with it every sign, is the same number in all three.
 """
 
@@ -26,7 +26,7 @@ def delta_weight(factors: Factors, scaling: float, rule: UpdateRule, start: Fact
     """The update as (out, in) float32."""
     a, b, c, d = _float32(factors)
     out = torch.empty(b.shape[0], a.shape[1], dtype=a.dtype, device=a.device)
-    for rows in row_tiles(*out.shape, out.device):
+    for rows in row_tiles(out.shape[0], out.shape[1], out.device):
         out[rows] = _update_tile((a, b, c, d), rows, scaling, rule, start)
     return out
 
@@ -41,14 +41,17 @@ def forward(
     *,
     transposed: bool = False,
     start: Factors | None = None,
+    base: Tensor | None = None,
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part alone."""
+    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`."""
     factors = _float32(factors)
-    base = weight.t() if weight is not None and transposed else weight
+    oriented = weight.t() if weight is not None and transposed else weight
     y = x.new_empty(x.shape[0], factors[1].shape[0])
     for rows in row_tiles(y.shape[1], x.shape[1], x.device):
-        tile = _effective_tile(base, factors, rows, scaling, rule, start, x.dtype)
+        tile = _effective_tile(oriented, factors, rows, scaling, rule, start, x.dtype)
         torch.mm(x, tile.t(), out=y[:, rows])
+    if base is not None:
+        y.add_(base)
     return y if bias is None else y.add_(bias)
 
 
@@ -90,12 +93,6 @@ def backward(
             g = (grad_rows.t() @ x).to(a.dtype)
             _reduce_tile(g, m, p, factors, rows, scaling, rule, sums)
     return (None if grad_x is None else grad_x.to(x.dtype), sums[0], sums[1], sums[2], sums[3])
-
-
-def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the bias (out) in `dtype`, summed over the tokens in float32 (float64 for float64)."""
-    exact = torch.promote_types(grad.dtype, torch.float32)
-    return grad.sum(0, dtype=exact).to(dtype)
 
 
 def row_tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
