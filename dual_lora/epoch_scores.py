@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dual_lora.classification import ClassificationTask, Collator, predict, readings
@@ -53,8 +54,9 @@ class EpochScores(TrainerCallback):
     The choice is made from the files, so a resumed run chooses as an uninterrupted one does.
 
     parts: "dev", and "heldout" where the protocol holds a part of the training set out.
-    on_improved: called with (model, step) by every process when a checkpoint ("best_dev", "best_heldout") improves,
-        before training goes on; for a checkpoint whose weights are wanted too.
+    keep_weights: checkpoint ("best_dev", "best_heldout") -> safetensors file, for a checkpoint whose weights are wanted
+        too: the headline's. Written whenever it improves.
+    weights_of: gives a model's trained weights (`methods.trainable_state`); called by every process.
     Raises `ValueError` for another part.
     """
 
@@ -67,13 +69,14 @@ class EpochScores(TrainerCallback):
         *,
         batch_size: int = 64,
         autocast: torch.dtype | None = None,
-        on_improved: Mapping[str, Callable[[torch.nn.Module, int], None]] | None = None,
+        keep_weights: Mapping[str, Path] | None = None,
+        weights_of: Callable[[torch.nn.Module], dict[str, torch.Tensor]] | None = None,
     ) -> None:
         if "dev" not in parts or not set(parts) <= set(PARTS):
             raise ValueError(f"parts {sorted(parts)}: legal are dev, and heldout beside it")
         self.folder, self._task, self._parts, self._collator = folder, task, parts, collator
         self._batch_size, self._autocast = batch_size, autocast
-        self._on_improved = on_improved or {}
+        self._keep_weights, self._weights_of = keep_weights or {}, weights_of
         self._scores: dict[int, dict[str, float | None]] = {}
 
     def forget_after(self, step: int) -> None:
@@ -113,11 +116,13 @@ class EpochScores(TrainerCallback):
         }
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
-            np.savez(self.folder / f"{step}.npz", **logits)  # type: ignore[arg-type]
+            np.savez(self.folder / f"{step}.npz", **logits)
             write_json(self.folder / f"{step}.json", self._scores[step])
         for name, part in self._choices():
-            if self._best_step(part) != before[name] and name in self._on_improved:
-                self._on_improved[name](model, step)
+            if self._best_step(part) != before[name] and name in self._keep_weights and self._weights_of is not None:
+                weights = self._weights_of(model)
+                if write:
+                    _save(weights, self._keep_weights[name])
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(f"best_{part}", part) for part in PARTS if part in self._parts]
@@ -155,3 +160,11 @@ class EpochScores(TrainerCallback):
         with np.load(self.folder / f"{step}.npz") as file:
             logits = {name: file[name] for name in file.files}
         return Epoch(step, self._scores[step], logits)
+
+
+def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file so that a crash leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(weights, part)
+    part.replace(path)

@@ -19,8 +19,8 @@ What the training loop does with it, so that the published and the honest way ar
    shows, `protocol.also_report` which others are recorded.
 4. A study chooses learning rates by the held-out part's own score (measurements with split "validation", checkpoint
    `best_heldout`), never by the development set.
-5. Keep the trainable weights of the headline's epoch (`EpochScores(on_improved=...)`, or those of the last step): an
-   MNLI run hands them on (`dual_lora.initial`).
+5. Keep the trainable weights of the headline's epoch (`EpochScores(keep_weights=..., weights_of=...)`, or those of the
+   last step), at `initial.weights_file(folder, checkpoint)`: an MNLI run hands them on (`dual_lora.initial`).
 """
 
 from __future__ import annotations

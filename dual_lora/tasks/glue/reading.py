@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import nearest
-from dual_lora.tasks import files
-from dual_lora.tasks.base import DataError, Example
+from dual_lora.tasks import files, hub
+from dual_lora.tasks.base import Example
 from dual_lora.tasks.glue.specs import HUB_REPOSITORY, HUB_REVISION, Spec
 
 
@@ -91,20 +91,15 @@ def _example(spec: Spec, place: str, subset: str, texts: dict[str, str], target:
 
 
 def read_hub(spec: Spec, split: str, subset: str) -> tuple[list[Example], dict[str, Any]]:
-    """Return the items of a split (train, validation, validation_matched, …) of the hub's pinned copy."""
-    import datasets
+    """Return the items of a split (train, validation, validation_matched, …) of the hub's pinned copy.
 
-    try:
-        rows = datasets.load_dataset(HUB_REPOSITORY, spec.name, split=split, revision=HUB_REVISION)
-    except Exception as error:  # the hub's client raises many kinds; all mean that the data cannot be had
-        raise DataError(
-            f"{HUB_REPOSITORY} ({spec.name}, {split}) cannot be loaded from the hub: {error}. Without a network: "
-            "data.source=local data.dir=FOLDER with the GLUE download, or data.source=sample"
-        ) from None
+    Raises `DataError`: no network, or a hidden label.
+    """
+    rows = hub.parquet_rows(HUB_REPOSITORY, HUB_REVISION, f"{spec.name}/{split}-00000-of-00001.parquet")
     place = f"{HUB_REPOSITORY}/{spec.name}/{split}"
     examples = []
     for position, row in enumerate(rows):
-        word = row["label"]
+        word = hub.column(row, "label", place, position + 1)
         if spec.labels:
             if word not in range(len(spec.labels)):
                 raise files.fail(place, f"label {word!r} is hidden or unknown", item=position + 1, field="label")
@@ -112,6 +107,6 @@ def read_hub(spec: Spec, split: str, subset: str) -> tuple[list[Example], dict[s
         else:
             word = round(word, 3)  # the hub keeps 3.8 as the float32 3.799999952; the files have three decimals
         target = check_target(spec, str(word), place, item=position + 1)
-        texts = {column: row[column] for column in spec.hub_texts}
+        texts = {name: hub.column(row, name, place, position + 1) for name in spec.hub_texts}
         examples.append(_example(spec, f"{split}/{position}", subset, texts, target))
     return examples, {"items": len(examples)}

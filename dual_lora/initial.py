@@ -1,0 +1,275 @@
+"""The weights a run starts from besides the pretrained ones: for MRPC, RTE and STS-B those of an MNLI run.
+
+    start = resolve(config)          # None for init_from=none; start.sha256 enters the run's identity
+    model = methods.apply(...)
+    load(model, start)               # after the adapter is on; the head stays new
+
+LoRA's published MRPC, RTE and STS-B rows start from the adapter of its best MNLI run (appendix D; `--lora_path` in the
+scripts), with a new head, since the classes differ. `init_from` says so explicitly:
+
+    none      no start (the default); the record is labelled "no MNLI start"
+    auto      the finished MNLI record of the same model, method, recipe, protocol and data with the best headline score
+    RUN_ID    the record of that name
+    PATH      a file of trained weights, a run's folder, or a PEFT adapter's folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dual_lora import record
+from dual_lora.config import ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STARTING_TASKS = ("glue/mrpc", "glue/rte", "glue/stsb")
+_SOURCE_TASK = "glue/mnli"
+# Adapters that mean nothing without frozen random tensors, which come from the run's seed and are not in the file.
+_SEEDED_CONFIGS = ("peft.VeraConfig", "peft.RandLoraConfig")
+_PEFT_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A file of weights to start from. `run_id` and `checkpoint` are None for a path."""
+
+    path: Path
+    sha256: str
+    run_id: str | None = None
+    checkpoint: str | None = None
+
+    def origin(self) -> dict[str, str | None]:
+        """Return what the record says about it (`sha256` is in the identity as well)."""
+        return {"sha256": self.sha256, "run_id": self.run_id, "checkpoint": self.checkpoint}
+
+
+def resolve(config: RunConfig) -> Start | None:
+    """Return what `config.init_from` names, hashed; None for "none".
+
+    Raises `ConfigError`: a task or protocol that has no start, no such record or file, a record of another model,
+    method or recipe, weights that are not on this machine. The message for "auto" holds the command that makes it.
+    """
+    if config.init_from == "none":
+        return None
+    _check_allowed(config)
+    if config.init_from == "auto":
+        return _best(config)
+    known = record.read(record.record_path(config.results, config.init_from)) if _is_name(config.init_from) else None
+    if known is not None:
+        faults = _differences(config, known)
+        if faults:
+            raise ConfigError(f"init_from={config.init_from} cannot be used: {'; '.join(faults)}")
+        return _start_of(config, known)
+    path = Path(config.init_from).expanduser()
+    if not path.exists():
+        raise ConfigError(
+            f"init_from={config.init_from}: neither a record in {Path(config.results) / 'records'} nor a file or "
+            "folder; legal: none, auto, the id of a finished MNLI run, a path to its weights"
+        )
+    file = _weights_in(path)
+    return Start(file, _sha256(file))
+
+
+def _is_name(word: str) -> bool:
+    return word == Path(word).name and word not in (".", "..")
+
+
+def _check_allowed(config: RunConfig) -> None:
+    if config.task.name not in STARTING_TASKS:
+        raise ConfigError(
+            f"init_from={config.init_from} with task={config.task.name}: only {', '.join(STARTING_TASKS)} start "
+            "from an MNLI run; use init_from=none"
+        )
+    if not config.protocol.mnli_start_allowed:
+        raise ConfigError(
+            f"init_from={config.init_from} with protocol={config.protocol.name}: this protocol allows no start from "
+            "MNLI; use init_from=none, or protocol=paper or strict"
+        )
+    if config.method.trains == "nothing":
+        raise ConfigError(
+            f"init_from={config.init_from} with method={config.method.name}, which has no trained weights"
+        )
+
+
+def _best(config: RunConfig) -> Start:
+    finished = [known for known in _records(config) if known["identity"]["task"]["name"] == _SOURCE_TASK]
+    fitting, near = [], []
+    for known in finished:
+        faults = _differences(config, known)
+        if not faults:
+            fitting.append(known)
+        elif [known["identity"][part]["name"] for part in ("model", "method")] == [
+            config.model.name,
+            config.method.name,
+        ]:
+            near.append(f"{known['identity']['run_id']}: {'; '.join(faults)}")
+    if not fitting:
+        refused = f" MNLI records that do not fit: {' | '.join(near[:3])}." if near else ""
+        raise ConfigError(
+            f"init_from=auto: {Path(config.results) / 'records'} has no finished MNLI record of "
+            f"model={config.model.name}, method={config.method.name} and this recipe and protocol.{refused} "
+            f"Make one with\n  {command(config)}\n"
+            "or start without it: init_from=none"
+        )
+
+    def value(known: dict[str, Any]) -> float:
+        score = known["scores"]["headline"]["value"]
+        return float("-inf") if score is None else score
+
+    return _start_of(config, max(fitting, key=lambda known: (value(known), known["identity"]["run_id"])))
+
+
+def command(config: RunConfig) -> str:
+    """Return the command that makes the MNLI run whose weights this config would start from."""
+    words = [f"model={config.model.name}", f"task={_SOURCE_TASK}", f"method={config.method.name}"]
+    optional = {
+        "protocol": (config.protocol.name, "paper"),
+        "profile": (config.profile.name, "full"),
+        "seed": (config.seed, 0),
+        "data.source": (config.data.source, "hub"),
+        "data.dir": (config.data.dir, None),
+        "results": (config.results, "results"),
+    }
+    words += [f"{key}={value}" for key, (value, default) in optional.items() if value != default]
+    return " ".join(["python run.py", *words])
+
+
+def _records(config: RunConfig) -> Iterator[dict[str, Any]]:
+    for path in sorted((Path(config.results) / "records").glob("*.json")):
+        known = record.read(path)
+        if known is not None and known["status"] == "finished":
+            yield known
+
+
+def _differences(config: RunConfig, known: dict[str, Any]) -> list[str]:
+    """Return why the weights of a record do not fit this run; empty if they do."""
+    from dual_lora import models
+
+    identity = known["identity"]
+    faults = []
+    if known["status"] != "finished":
+        faults.append(f"its status is {known['status']}")
+    if identity["task"]["name"] != _SOURCE_TASK:
+        faults.append(f"its task is {identity['task']['name']}, not {_SOURCE_TASK}")
+    if identity["model"]["fingerprint"] != models.fingerprint(config.model):
+        faults.append(f"its model is {identity['model']['name']} with other weights than model={config.model.name}")
+    faults += _method_differences(config, identity["method"])
+    recipe = config.recipe.name.replace(config.task.name, _SOURCE_TASK)
+    for name, own, its in (
+        ("recipe", recipe, identity["recipe"]["name"]),
+        ("protocol", config.protocol.name, identity["protocol"]["name"]),
+        ("profile", config.profile.name, identity["profile"]["name"]),
+        ("data.source", config.data.source, identity["data"]["source"]),
+    ):
+        if own != its:
+            faults.append(f"its {name} is {its}, this run needs {own}")
+    if _needs_same_seed(config) and identity["seed"] != config.seed:
+        faults.append(
+            f"its seed is {identity['seed']}, and {config.method.name} has frozen weights drawn from the seed"
+        )
+    return faults
+
+
+def _method_differences(config: RunConfig, its: dict[str, Any]) -> list[str]:
+    """Settings that differ; the optimizer and the warm-up of the update do not matter to trained weights."""
+    own = json.loads(json.dumps(asdict(config.method)))
+    faults = [
+        f"its method.{name} is {its[name]!r}, this run's {own[name]!r}"
+        for name in ("name", "config_class", "trains")
+        if its[name] != own[name]
+    ]
+    for name in sorted(own["settings"].keys() | its["settings"].keys()):
+        left, right = its["settings"].get(name), own["settings"].get(name)
+        if left != right:
+            faults.append(f"its method.{name} is {left!r}, this run's {right!r}")
+    return faults
+
+
+def _needs_same_seed(config: RunConfig) -> bool:
+    settings = config.method.settings
+    return config.method.config_class in _SEEDED_CONFIGS or bool(settings.get("subtract_start"))
+
+
+def _start_of(config: RunConfig, known: dict[str, Any]) -> Start:
+    run_id, checkpoint = known["identity"]["run_id"], known["scores"]["headline"]["checkpoint"]
+    folder = record.run_folder(config.results, run_id)
+    file = weights_file(folder, checkpoint)
+    if not file.is_file():
+        raise ConfigError(
+            f"the MNLI run {run_id} is recorded, but its weights are not here ({file}; run folders are not committed). "
+            f"Copy that file, or move the record away and make the run again:\n  {command(config)}"
+        )
+    return Start(file, _sha256(file), run_id, checkpoint)
+
+
+def weights_file(folder: Path, checkpoint: str) -> Path:
+    """Where a run keeps the trained weights of a checkpoint (`last`, `best_dev`, `best_heldout`, `best_loss`)."""
+    return folder / "last.safetensors" if checkpoint == "last" else folder / "selected" / f"{checkpoint}.safetensors"
+
+
+def _weights_in(path: Path) -> Path:
+    """The file of weights a path means."""
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ConfigError(f"init_from={path}: weights are read from safetensors files only")
+        return path
+    legal = [_PEFT_FILE, "selected/best_dev.safetensors", "selected/best_heldout.safetensors", "last.safetensors"]
+    found = [path / name for name in legal if (path / name).is_file()]
+    if not found:
+        raise ConfigError(f"init_from={path}: the folder has none of {', '.join(legal)}; name the file itself")
+    if len(found) > 1:
+        choices = ", ".join(str(file.relative_to(path)) for file in found)
+        raise ConfigError(f"init_from={path}: the folder has several ({choices}); name the file itself")
+    return found[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(model: nn.Module, start: Start) -> int:
+    """Copy the start's weights into what `model` trains, all but the head; return how many tensors were copied.
+
+    Raises `ConfigError` if names or shapes differ: weights of another model, method or rank.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from dual_lora.methods.heads import is_head_parameter
+
+    given = {name: tensor for name, tensor in load_file(start.path).items() if not is_head_parameter(model, name)}
+    own = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not is_head_parameter(model, name)
+    }
+    if start.path.name == _PEFT_FILE:
+        given = _full_names(given, own)
+    if given.keys() != own.keys():
+        different = sorted(given.keys() ^ own.keys())
+        raise ConfigError(
+            f"{start.path}: weights of another model or method; {len(different)} names differ, e.g. {different[0]!r}"
+        )
+    for name, parameter in own.items():
+        if parameter.shape != given[name].shape:
+            raise ConfigError(
+                f"{start.path}: {name} has shape {tuple(given[name].shape)}, this run's {tuple(parameter.shape)}; "
+                "the ranks of both runs have to be the same"
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(given[name])
+    return len(own)
+
+
+def _full_names(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Names in a PEFT file lack the adapter's name: `lora_A.weight` is the parameter `lora_A.default.weight`."""
+    short = {name.replace(".default", ""): name for name in own}
+    return {short.get(name, name): tensor for name, tensor in given.items()}
