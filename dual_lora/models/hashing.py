@@ -1,0 +1,67 @@
+"""SHA-256 of large files, remembered by path, size and modification time, and the folder of this project's caches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from dual_lora.models.errors import ModelError
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted weights and remembered hashes: $DUAL_LORA_CACHE, else ~/.cache/dual_lora.
+
+    Raises `ModelError` if it cannot be written.
+    """
+    folder = Path(os.environ.get("DUAL_LORA_CACHE") or Path.home() / ".cache" / "dual_lora")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ModelError(
+            f"the cache folder {folder} cannot be written ({error.strerror}); set DUAL_LORA_CACHE=FOLDER to one that can"
+        ) from None
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, computed once as long as its size and modification time stay the same.
+
+    A checkpoint's header and size would not do: two fine-tuned models of one architecture share both. Reading 13 GB
+    takes about ten seconds, so the result is kept in `cache_folder()/hashes/`; a file that is rewritten gets a new
+    modification time (in nanoseconds) and is read again. Where the cache cannot be written, the file is always read.
+    """
+    path = path.resolve()
+    status = path.stat()
+    key = {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns, "inode": status.st_ino}
+    try:
+        memory = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:24]}.json"
+    except ModelError:
+        return sha256(path)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        known = json.loads(memory.read_text())
+        if known["file"] == key:
+            return str(known["sha256"])
+    digest = sha256(path)
+    with contextlib.suppress(OSError):
+        write_atomically(memory, json.dumps({"file": key, "sha256": digest}))
+    return digest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

