@@ -1,0 +1,232 @@
+"""What E2E, WebNLG and DART share: linearised input, one or more reference texts, grouped references at test.
+
+A task file supplies `Source.read(split) -> Loaded` (pairs of input and references in the data's order); this module
+makes them a `Task`. Input and reference are joined as in the LoRA release: for GPT-2 its end-of-text token, which that
+code puts between the two; for other models, whose release form does not exist, the " ||" of its text files. Either way
+the reference follows after a blank, where every tokenizer used here starts a new token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dual_lora.config import ConfigError, RunConfig, nearest
+from dual_lora.metrics import java
+from dual_lora.tasks.base import DataError, Example, Head, Prompt, Reading, Score, Split
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_SEPARATORS = {"gpt2": "<|endoftext|>"}
+_OTHER_SEPARATOR = " ||"
+
+# Scores one subset: (predictions, references, metrics to compute) -> {metric: value}
+Scorer = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of a file: an input with its references."""
+
+    input: str  # linearised
+    references: tuple[str, ...]
+    subset: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A split as read: items, and what identifies its content (sha256 of a file, or revision and rows)."""
+
+    items: list[Item]
+    identity: Mapping[str, Any]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Size of a split as published."""
+
+    texts: int
+    inputs: int
+
+
+class DataToText:
+    """The `Task` of a data-to-text set; see `dual_lora.tasks.base.Task`."""
+
+    head = Head("causal_lm")
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        read: Callable[[Split], Loaded],
+        scorer: Scorer,
+        metrics: Sequence[str],
+        published: Mapping[Split, Published],
+        notes: Sequence[str] = (),
+        form: str | None = None,
+        hub: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = config.task.name
+        self.scorings = config.task.scorings or ("generate",)
+        if set(self.scorings) != {"generate"}:
+            raise ConfigError(f"task.scorings={list(self.scorings)}: {self.name} knows only [generate]")
+        self.metrics = chosen_metrics(config, metrics)
+        self._separator = _SEPARATORS.get(config.model.family, _OTHER_SEPARATOR)
+        self._source, self._form, self._hub = config.data.source, form, dict(hub or {})
+        self._read, self._scorer, self._published = read, scorer, published
+        self._notes = list(notes)
+        left_out = [metric for metric in metrics if metric not in self.metrics]
+        if left_out:
+            self._notes.append(f"left out by task.metrics: {', '.join(left_out)}")
+        self._loaded: dict[Split, Loaded] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is short or different about this data; complete once a split has been read."""
+        notes = [*self._notes]
+        for split, loaded in self._loaded.items():
+            if loaded.note:
+                notes.append(loaded.note)
+            notes.extend(self._short(split, loaded))
+        return tuple(dict.fromkeys(notes))
+
+    def _short(self, split: Split, loaded: Loaded) -> list[str]:
+        published = self._published.get(split)
+        if published is None or self._source == "sample":
+            return []
+        found = _size(loaded.items)
+        if found == published:
+            return []
+        return [
+            f"{split}: {found.texts} texts of {found.inputs} inputs, published {published.texts} of {published.inputs}"
+        ]
+
+    def load(self, split: Split) -> Loaded:
+        """Return a split as read, once. Raises `DataError`, also for an unknown split."""
+        if split not in SPLITS:
+            raise DataError(f"split {split!r}: legal are {', '.join(SPLITS)}")
+        if split not in self._loaded:
+            loaded = self._read(split)
+            if not loaded.items:
+                raise DataError(f"{self.name}: the {split} split is empty; it needs at least one item")
+            self._loaded[split] = loaded
+        return self._loaded[split]
+
+    def examples(self, split: Split) -> list[Example]:
+        """Return training and validation as one example per reference, test as one per distinct input."""
+        items = self.load(split).items
+        examples = [
+            Example(f"{self.name}/{split}/{number}", item.subset, {"input": item.input, **item.fields}, (reference,))
+            for number, (item, reference) in enumerate(
+                (item, reference) for item in items for reference in item.references
+            )
+        ]
+        return self.grouped(examples) if split == "test" else examples
+
+    @staticmethod
+    def grouped(examples: Sequence[Example]) -> list[Example]:
+        """Return one example per distinct input, with all its references, in the order of the first occurrence.
+
+        Also for scoring generated text on the validation split, which `examples` gives pair by pair for its loss.
+        """
+        groups: dict[tuple[str, str], list[Example]] = {}
+        for example in examples:
+            groups.setdefault((example.subset, example.fields["input"]), []).append(example)
+        return [
+            Example(
+                group[0].identifier, group[0].subset, group[0].fields, tuple(r for e in group for r in e.references)
+            )
+            for group in groups.values()
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return source and reference form, and what identifies the content.
+
+        On the hub that is the pinned revision, so that a run has its id before anything is fetched; else each split's
+        file hash and counts (a split that the source does not have says so).
+        """
+        if self._source == "hub":
+            return {"source": "hub", "form": self._form, **self._hub}
+        splits: dict[str, Any] = {}
+        for split in SPLITS:
+            try:
+                loaded = self.load(split)
+            except MissingSplit as error:
+                splits[split] = {"missing": str(error)}
+                continue
+            size = _size(loaded.items)
+            splits[split] = {**loaded.identity, "texts": size.texts, "inputs": size.inputs}
+        return {"source": self._source, "form": self._form, "splits": splits}
+
+    def render(self, example: Example, *, training: bool) -> Prompt:
+        """Return the input with its separator, and the first reference as the answer (it starts with a blank)."""
+        return Prompt(example.fields["input"] + self._separator, " " + example.references[0])
+
+    def read(self, reply: str, example: Example) -> Reading:
+        """Return the first line of the reply with single blanks. An empty text is a reading: it is scored."""
+        return " ".join(reply.split("<|endoftext|>")[0].strip().split("\n")[0].split())
+
+    def score(self, readings: Sequence[Reading], examples: Sequence[Example], scoring: str) -> list[Score]:
+        """Score each subset, and all together if there are several. A missing reading counts as an empty text."""
+        if scoring != "generate":
+            raise ConfigError(f"scoring={scoring!r}: {self.name} knows only generate")
+        if len(readings) != len(examples):
+            raise ValueError(f"{len(readings)} readings for {len(examples)} examples")
+        subsets = list(dict.fromkeys(example.subset for example in examples))
+        scores = []
+        for subset in subsets if len(subsets) == 1 else [*subsets, "all"]:
+            chosen = [
+                (str(reading or ""), example)
+                for reading, example in zip(readings, examples, strict=True)
+                if subset in ("all", example.subset)
+            ]
+            predictions = [prediction for prediction, _ in chosen]
+            values = self._scorer(predictions, [example.references for _, example in chosen], self.metrics)
+            empty = sum(not prediction for prediction in predictions)
+            scores.append(Score(subset, scoring, len(chosen), values, counts={"empty": empty}))
+        return scores
+
+
+class MissingSplit(DataError):
+    """A split that this source does not have at all."""
+
+
+def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics to compute. Raises `ConfigError` for an unknown one, and for METEOR without Java.
+
+    Called when the task is built, so that a missing Java is found before training and not after it.
+    """
+    chosen = config.task.metrics or tuple(metrics)
+    for metric in chosen:
+        if metric not in metrics:
+            raise ConfigError(
+                f"task.metrics: unknown metric {metric!r}{nearest(metric, list(metrics))} Legal: {', '.join(metrics)}"
+            )
+    if "METEOR" in chosen and not java.available():
+        rest = ",".join(metric for metric in chosen if metric != "METEOR")
+        raise ConfigError(
+            f"METEOR needs Java, and no `java` on the path starts. Either {java.HOW_TO_INSTALL}, or leave METEOR out "
+            f"with 'task.metrics=[{rest}]'; the record and the tables then say that it was left out"
+        )
+    return tuple(metric for metric in metrics if metric in chosen)
+
+
+def data_root(config: RunConfig) -> Path:
+    """Return the folder that local files or the shipped sample lie in; both have one layout."""
+    return Path(__file__).parent / "sample" if config.data.source == "sample" else Path(config.data.dir or ".")
+
+
+def _size(items: Sequence[Item]) -> Published:
+    return Published(sum(len(item.references) for item in items), len({(item.subset, item.input) for item in items}))
+
+
+def content_sha256(items: Sequence[Item]) -> str:
+    """Return a hash of inputs and references, for a source whose files' bytes do not identify the content."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update("\x1f".join((item.input, *item.references, "\x1e")).encode())
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""E2E NLG (Novikova et al. 2017): restaurant descriptions from meaning representations (MRs).
+
+Two forms of the same 51,426 pairs, never mixed (the scores of one output differ by 2.4 BLEU between them):
+
+- `lora`: the text files of the LoRA release, `context||tokenized reference`;
+- `official`: the CSV files of the challenge, raw references.
+
+Inputs are the LoRA form's contexts in both; `linearise` makes them from an MR, exactly as in all 51,426 lines of the
+release. The sample and the hub copy are in the official form; under the `lora` form their references are tokenized by
+`tokenize_reference`, which gives the release's own text for 98 % of its lines (it splits "isn't" as the release does
+in its test file; the release's own training file splits it otherwise), and the notes say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dual_lora.config import ConfigError, RunConfig, nearest
+from dual_lora.metrics import e2e as metrics
+from dual_lora.tasks import files, hub
+from dual_lora.tasks.base import Split
+from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, content_sha256, data_root
+
+FORMS = ("lora", "official")
+HUB = {"repository": "tuetschek/e2e_nlg", "revision": "a1fd8dcb2b81207ecc5b7fd886f78fcee959eebc"}
+PUBLISHED: dict[Split, Published] = {
+    "train": Published(42061, 4862),
+    "validation": Published(4672, 547),
+    "test": Published(4693, 630),
+}
+_LORA_FILES: dict[Split, str] = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
+_OFFICIAL_FILES: dict[Split, str] = {
+    "train": "trainset.csv",
+    "validation": "devset.csv",
+    "test": "testset_w_refs.csv",
+}
+# The release's names of the MR's attributes; the others keep their own.
+_ATTRIBUTES = {
+    "name": "name",
+    "eatType": "Type",
+    "food": "food",
+    "priceRange": "price",
+    "customer rating": "customer rating",
+    "area": "area",
+    "familyFriendly": "family friendly",
+    "near": "near",
+}
+_PYTHON_NIST = "NIST_python"
+METRICS = (*metrics.METRICS, _PYTHON_NIST)
+
+
+def build(config: RunConfig) -> DataToText:
+    """Return the task. Raises `ConfigError` for an unknown form or metric, and for METEOR without Java."""
+    form = config.protocol.reference_form
+    if form not in FORMS:
+        close = nearest(str(form), list(FORMS))
+        raise ConfigError(f"protocol.reference_form={form!r}: legal are {', '.join(FORMS)}{close}")
+    source = config.data.source
+    root = data_root(config)
+    notes = []
+    if form == "lora" and source != "local":
+        notes.append("references tokenized by rule from the official form, not the LoRA release's own files")
+
+    def read(split: Split) -> Loaded:
+        if source == "hub":
+            loaded = _read_hub(split)
+        elif source == "local" and form == "lora":
+            return read_lora(root / "e2e" / "lora_format", split)
+        else:
+            loaded = read_official(root / "e2e" / "official", split)
+        return _tokenized(loaded) if form == "lora" else loaded
+
+    return DataToText(
+        config,
+        read=read,
+        scorer=_score,
+        metrics=METRICS,
+        published=PUBLISHED,
+        notes=notes,
+        form=form,
+        hub=HUB,
+    )
+
+
+def _score(predictions: Sequence[str], references: Sequence[Sequence[str]], chosen: Sequence[str]) -> dict[str, float]:
+    """Score as the official scorer does, and add NIST of its Python option, which the LoRA release publishes."""
+    official = [metric for metric in chosen if metric in metrics.METRICS]
+    scores = metrics.score(predictions, references, metrics=official) if official else {}
+    if _PYTHON_NIST in chosen:
+        scores[_PYTHON_NIST] = metrics.score(predictions, references, metrics=["NIST"], variant="python")["NIST"]
+    return scores
+
+
+def read_lora(folder: Path, split: Split) -> Loaded:
+    """Read `context||reference` lines. Raises `DataError` naming the line."""
+    name = _LORA_FILES[split]
+    lines, digest = files.open_lines(folder, name)
+    items = []
+    for number, line in enumerate(lines, start=1):
+        parts = line.split("||")
+        if len(parts) != 2 or not all(part.strip() for part in parts):
+            raise files.fail(folder / name, f"expected 'context||reference', found {line!r:.80}", line=number)
+        context, reference = (part.strip() for part in parts)
+        for attribute in context.split(" | "):
+            key, _, value = attribute.partition(" : ")
+            if key not in _ATTRIBUTES.values() or not value:
+                raise files.fail(
+                    folder / name,
+                    f"malformed context: {attribute!r} is not 'attribute : value' with one of "
+                    f"{', '.join(_ATTRIBUTES.values())}",
+                    line=number,
+                )
+        items.append(Item(context, (reference,), "e2e"))
+    return Loaded(items, {"file": name, "sha256": digest})
+
+
+def read_official(folder: Path, split: Split) -> Loaded:
+    """Read the columns `mr` and `ref` of a CSV. Raises `DataError` naming the line and column."""
+    name = _OFFICIAL_FILES[split]
+    rows, digest = files.read_csv(folder, name, ("mr", "ref"))
+    items = []
+    line = 2
+    for row in rows:
+        try:
+            items.append(_item(row["mr"], row["ref"]))
+        except ValueError as error:
+            raise files.fail(
+                folder / name, str(error), line=line, field="mr" if row["ref"].strip() else "ref"
+            ) from None
+        line += 1 + sum(cell.count("\n") for cell in row.values())
+    return Loaded(items, {"file": name, "sha256": digest})
+
+
+def _read_hub(split: Split) -> Loaded:
+    file = f"default/{split}/0000.parquet"
+    items = []
+    for number, row in enumerate(hub.parquet_rows(HUB["repository"], HUB["revision"], file), start=1):
+        mr = hub.column(row, "meaning_representation", file, number)
+        reference = hub.column(row, "human_reference", file, number)
+        try:
+            items.append(_item(mr, reference))
+        except ValueError as error:
+            raise files.fail(file, str(error), item=number) from None
+    return Loaded(items, {**HUB, "content_sha256": content_sha256(items)})
+
+
+def _item(mr: str, reference: str) -> Item:
+    text = " ".join(reference.split())
+    if not text:
+        raise ValueError("the reference is empty; each row needs one")
+    return Item(linearise(mr), (text,), "e2e", {"mr": mr})
+
+
+def _tokenized(loaded: Loaded) -> Loaded:
+    items = [
+        Item(item.input, tuple(map(tokenize_reference, item.references)), item.subset, item.fields)
+        for item in loaded.items
+    ]
+    return Loaded(items, loaded.identity, loaded.note)
+
+
+def linearise(mr: str) -> str:
+    """Return an MR, "name[Blue Spice], area[riverside]", in the LoRA form: "name : Blue Spice | area : riverside".
+
+    Raises `ValueError` for a malformed MR or an attribute that E2E does not have.
+    """
+    parts = []
+    for attribute in re.split(r"(?<=\])\s*,\s*", mr.strip()):
+        found = re.fullmatch(r"([^\[\]]+)\[([^\[\]]+)\]", attribute)
+        if found is None:
+            raise ValueError(f"malformed MR {mr!r:.100}: {attribute!r} is not attribute[value]")
+        key, value = found[1].strip(), found[2].strip()
+        if key not in _ATTRIBUTES:
+            close = nearest(key, list(_ATTRIBUTES))
+            raise ValueError(f"malformed MR: unknown attribute {key!r}{close}; E2E has {', '.join(_ATTRIBUTES)}")
+        value = re.sub(r"£(?=\d)", "£ ", value)
+        parts.append(f"{_ATTRIBUTES[key]} : {re.sub(r'(?<=[0-9])-(?=[0-9])', ' - ', value)}")
+    return " | ".join(parts)
+
+
+def tokenize_reference(text: str) -> str:
+    """Return a raw reference with its tokens apart, nearly as in the LoRA release's files."""
+    text = re.sub(r"-(?=£)", "- ", text)
+    text = re.sub(r"£(?=\d)", "£ ", text)
+    text = re.sub(r"(?<=\w)-(?=\w)", " - ", text)
+    text = re.sub(r"n't\b", " n't", text)
+    text = re.sub(r"'(s|re|ve|ll|d|m)\b", r" '\1", text)
+    text = re.sub(r"([,;:!?])(?!\d)", r" \1 ", text)
+    text = re.sub(r"\.(?=\s|$)", " .", text)
+    return " ".join(text.split())
