@@ -71,8 +71,8 @@ def check_dimensions(model: ModelConfig, config: PretrainedConfig) -> None:
     where = model.path or model.repository
     if config.model_type != model_type(model):
         raise ModelError(
-            f"model={model.name} is of family {model.family}, but {where} holds a {config.model_type!r} model; choose the "
-            f"model whose family it is, with model.path={where}"
+            f"model={model.name} is of family {model.family}, but {where} holds a {config.model_type!r} model; "
+            f"choose a model of that family, with model.path={where}"
         )
     found, expected = _dimensions(config), model.dimensions
     differences = [

@@ -1,7 +1,7 @@
 """GGUF → a plain bf16 safetensors folder, made once and kept in the local cache.
 
-transformers reads GGUF files itself, but slowly, and flags the model as quantized, so that it cannot be saved again. The
-folder made here is an ordinary checkpoint that loads in under a second.
+transformers reads GGUF files itself, but slowly, and flags the model as quantized, so that it cannot be saved again.
+The folder made here is an ordinary checkpoint that loads in about a second.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _PER_LAYER = {
 def dequantized_folder(gguf: Path, *, name: str) -> Path:
     """Return the cached safetensors folder of a GGUF file of the LLaMA architecture, making it if need be.
 
-    The folder's name holds the GGUF's hash; its manifest holds the SHA-256 of every file in it, which is checked at each
-    call. A damaged or half-made folder is made anew. Safe from several processes at once. The first call takes about 20 s
-    and says so on stderr; memory stays under 2 GiB for a model of 135M parameters.
+    The folder's name holds the GGUF's hash; its manifest holds the SHA-256 of every file in it, which is checked at
+    each call. A damaged folder is made anew. Safe from several processes at once. The first call takes about 20 s and
+    says so on stderr; memory stays under 2 GiB for a model of 135M parameters.
     Raises `ModelError` if the GGUF cannot be read or is of another architecture.
     """
     folder = cache_folder() / f"{name}-{remembered_sha256(gguf)[:16]}-v{_FORMAT}"

@@ -24,7 +24,7 @@ def resolve_dtype(model: ModelConfig, device: object = "cpu") -> str:
 
 
 def cpu_computes_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether this CPU has bfloat16 arithmetic (Linux; elsewhere False, which is always right but maybe slower)."""
+    """Return whether this CPU has bfloat16 arithmetic (Linux; elsewhere False: correct, maybe slower)."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -1,8 +1,9 @@
 """GPT-2 with its fused attention projection split into query, key and value, so that each can be adapted alone.
 
-GPT-2 computes the three with one layer, `c_attn`, of three times the width. The papers adapt query and value only (LoRA:
-0.35M parameters on GPT-2 Medium), and most methods adapt whole layers. Here `c_attn` becomes a module with three
-ordinary linear layers `c_attn.q_proj`, `c_attn.k_proj`, `c_attn.v_proj`, which every PEFT method can name.
+GPT-2 computes the three with one layer, `c_attn`, of three times the width. The papers adapt query and value only
+(393,216 parameters for LoRA of rank 4 on GPT-2 Medium), and most methods adapt whole layers. Here `c_attn` becomes a
+module with three ordinary linear layers `c_attn.q_proj`, `c_attn.k_proj`, `c_attn.v_proj`, which every PEFT method can
+name.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ class SplitAttentionProjection(nn.Module):
                 raise ModelError(
                     f"c_attn.{name} is a {type(part).__name__}: merge the adapter (merge_and_unload) first"
                 )
-        weights = torch.cat([part.weight.detach().t() for part in parts], dim=1).contiguous()  # type: ignore[union-attr, operator]
+        weights = torch.cat([part.weight.detach().t() for part in parts], dim=1).contiguous()
         layer = Conv1D(0, 0)
         layer.nx, layer.nf = weights.shape
         layer.weight = nn.Parameter(weights)
-        layer.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))  # type: ignore[union-attr, arg-type]
+        layer.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
         return layer
 
 

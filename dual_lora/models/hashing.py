@@ -24,7 +24,7 @@ def cache_folder() -> Path:
             pass
     except OSError as error:
         raise ModelError(
-            f"the cache folder {folder} cannot be written ({error.strerror}); set DUAL_LORA_CACHE=FOLDER to one that can"
+            f"the cache folder {folder} cannot be written ({error.strerror}); set DUAL_LORA_CACHE to one that can be"
         ) from None
     return folder
 

@@ -44,7 +44,7 @@ _HEADS = {
     "deberta": ("classifier", "pooler"),
 }
 _DROPOUT_FIELD = {"roberta": "classifier_dropout", "bert": "classifier_dropout", "deberta": "cls_dropout"}
-# A weight of a transformer block; the rest are old buffers and heads for pretraining, which a checkpoint may hold besides.
+# A weight of a transformer block; what else a checkpoint may hold besides are old buffers and heads for pretraining.
 _BLOCK_WEIGHT = re.compile(r"\.(h|layers?)\.\d+\.")
 _OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
 
@@ -98,8 +98,8 @@ def _head_settings(model: ModelConfig, head: Head) -> dict[str, Any]:
     if model.classifier_dropout is not None:
         if model.family not in _DROPOUT_FIELD:
             raise ModelError(
-                f"model.classifier_dropout={model.classifier_dropout}: the classification head of family {model.family} has "
-                f"no dropout; leave it null (families that have it: {', '.join(_DROPOUT_FIELD)})"
+                f"model.classifier_dropout={model.classifier_dropout}: the head of family {model.family} has no dropout; "
+                f"leave it null (families that have one: {', '.join(_DROPOUT_FIELD)})"
             )
         settings[_DROPOUT_FIELD[model.family]] = model.classifier_dropout
     return settings
@@ -110,7 +110,7 @@ def _auto_class(head: Head) -> Any:
 
 
 def _positions(model: ModelConfig) -> int:
-    """Return how many tokens a random model takes (RoBERTa counts positions from 2; DeBERTa and LLaMA have no limit)."""
+    """Return how many tokens a random model takes (RoBERTa counts positions from 2; DeBERTa, LLaMA: no limit)."""
     if model.family == "roberta":
         return model.dimensions.max_positions - 2
     return model.dimensions.max_positions if model.family == "gpt2" else 512
@@ -159,7 +159,7 @@ def _from_folder(
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep back transformers' report of missing weights, which `_check_complete` turns into an error, and bars in logs."""
+    """Keep back transformers' report of missing weights, which `_check_complete` judges, and bars in log files."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():

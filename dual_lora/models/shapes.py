@@ -1,7 +1,7 @@
 """Sizes of a model from the numbers in its YAML: parameters and adapted layers, without weights and without torch.
 
-`plan=true` counts a 70B model in microseconds with these formulas; `tests/unit/test_models_shapes.py` holds them equal to
-the architectures that transformers builds, layer by layer and parameter by parameter.
+`plan=true` counts a 70B model in a millisecond with these formulas; `tests/unit/test_models_shapes.py` holds them equal
+to the architectures that transformers builds, layer by layer and parameter by parameter.
 """
 
 from __future__ import annotations
