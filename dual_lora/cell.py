@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dual_lora import examples, methods, models
+from dual_lora import examples, heads, methods, models
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.evaluation import Evaluator, predictions_sha256
+from dual_lora.evaluation import predictions_sha256
 from dual_lora.examples import Items
+from dual_lora.heads import HeadWork
 from dual_lora.record import write_json
-from dual_lora.tasks.base import Example, Task
-from dual_lora.tasks.encoding import encode_all
-from dual_lora.training import TrainingResult, plan_batches, train
+from dual_lora.tasks.base import Task
+from dual_lora.training import TrainingResult, plan_batches, resume_step, train
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,7 @@ class Cell:
     _cost: dict[str, Any] = field(default_factory=dict)
     _origin: dict[str, Any] = field(default_factory=dict)
     _notes: list[str] = field(default_factory=list)
+    _curves: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         """Do what is left to do. Raises whatever stops it; what was gathered until then stays."""
@@ -60,12 +60,18 @@ class Cell:
             loaded.model, config.method, model_config=config.model, head=self.task.head, seed=config.seed
         )
         self._count_parameters(model)
-        selected: dict[str, Path] = {}
-        if config.method.trains != "nothing":
-            self._training = self._train(model, loaded.tokenizer, items)
-            selected = self._training.selected
-        self._evaluate(model, loaded.tokenizer, items, selected)
-        self._memory()
+        work = heads.work(self.task, loaded.tokenizer, config, self.folder, self.dtype)
+        try:
+            if config.method.trains != "nothing":
+                self._training = self._train(model, work, loaded.tokenizer, items)
+            begun = time.perf_counter()
+            self._measurements = work.measure(model, items, self._training.selected if self._training else None)
+            self._cost["eval_seconds"] = time.perf_counter() - begun
+        finally:
+            self._notes += work.notes
+            self._curves = work.curves()
+            self._memory()
+        self._origin["predictions_sha256"] = predictions_sha256(self.folder / "predictions")
 
     def _count_parameters(self, model: torch.nn.Module) -> None:
         with_head, without_head = methods.trainable_parameters(model)
@@ -75,21 +81,23 @@ class Cell:
             total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
 
-    def _train(self, model: torch.nn.Module, tokenizer: Any, items: Items) -> TrainingResult:
-        rows = self._encode(tokenizer, items.train, "training")
+    def _train(self, model: torch.nn.Module, work: HeadWork, tokenizer: Any, items: Items) -> TrainingResult:
+        rows = work.rows(items.train, "training")
         self._check_rendered(examples.rendered_sha256(rows))
         result = self._finished_training(model)
         if result is None:
-            validation = self._encode(tokenizer, items.validation, "validation") if items.validation else []
             result = train(
                 model,
                 self.config,
                 tokenizer=tokenizer,
+                collator=work.collator(),
                 train_set=rows,
-                validation_set=validation,
+                validation_set=work.rows(items.validation, "validation") if items.validation else [],
                 dtype=self.dtype,
                 folder=self.folder,
+                loss_over_tokens=self.task.head.kind == "causal_lm",
                 world_size=self.world_size,
+                callbacks=work.callbacks(items, lambda: resume_step(self.folder)),
             )
             self._keep_training(model, result)
         self._cost.update(
@@ -101,22 +109,6 @@ class Cell:
             steps=result.steps,
         )
         return result
-
-    def _encode(self, tokenizer: Any, items: Sequence[Example], what: str) -> list[dict[str, Any]]:
-        """Return rows {input_ids, attention_mask, labels, length}; what the cut-off did goes into the notes."""
-        if self.task.head.kind == "classification":
-            from dual_lora import classification
-
-            return classification.encode(self.task, tokenizer, items, self.config)
-        prompts = [self.task.render(item, training=True) for item in items]
-        encoded = encode_all(prompts, tokenizer, self.config.protocol, self.config.recipe.max_length_tokens)
-        counts = encoded.counts
-        if counts["over_length"]:
-            self._notes.append(
-                f"{what}: {counts['over_length']} of {counts['examples']} examples over the cut-off "
-                f"({counts['left_out']} left out, {counts['answer_cut']} cut)"
-            )
-        return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in encoded.rows]
 
     def _check_rendered(self, sha256: str) -> None:
         """A resumed run must go on with the same training text, to the letter."""
@@ -152,23 +144,6 @@ class Cell:
         values = asdict(result)
         values["selected"] = {name: str(file.relative_to(self.folder)) for name, file in result.selected.items()}
         write_json(self.folder / "trained.json", values)
-
-    def _evaluate(self, model: torch.nn.Module, tokenizer: Any, items: Items, selected: dict[str, Path]) -> None:
-        protocol = self.config.protocol
-        evaluator = Evaluator(self.task, tokenizer, self.config, self.folder / "predictions")
-        model.eval()
-        begun = time.perf_counter()
-        if self._training is None:
-            self._measurements = evaluator.measure(model, items.test, split="test", checkpoint="base")
-        else:
-            # "last" comes first: the weights are in memory, and a later checkpoint replaces them.
-            wanted = dict.fromkeys(["last", protocol.checkpoint, *protocol.also_report])
-            for name in [name for name in wanted if name == "last" or name in selected]:
-                if name != "last":
-                    methods.load_trainable_state(model, load_file(selected[name], device="cpu"))
-                self._measurements += evaluator.measure(model, items.test, split="test", checkpoint=name)
-        self._cost["eval_seconds"] = time.perf_counter() - begun
-        self._origin["predictions_sha256"] = predictions_sha256(self.folder / "predictions")
 
     def _memory(self) -> None:
         if self.device == "cuda":
@@ -209,7 +184,7 @@ class Cell:
         }
 
     def curves(self) -> dict[str, Any]:
-        return self._training.curves if self._training else {}
+        return {**(self._training.curves if self._training else {}), **self._curves}
 
     def cost(self) -> dict[str, Any]:
         return self._cost

@@ -48,12 +48,6 @@ class Evaluator:
     def _readings(
         self, model: torch.nn.Module, examples: Sequence[Example], scoring: str, kept: _Kept
     ) -> Sequence[Reading]:
-        if scoring == "classify":
-            from dual_lora import classification
-
-            return classification.readings(
-                self.task, model, self.tokenizer, examples, self.config, progress=kept.progress
-            )
         if scoring in ("likelihood", "cloze"):
             from dual_lora import ranking
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dual_lora import methods
-from dual_lora.callbacks import Curves, Diverged, Interruption, Selection
+from dual_lora.callbacks import Curves, Diverged, Interruption, Progress, Selection
 from dual_lora.checkpoints import latest_complete, seal
 from dual_lora.config import ConfigError, RunConfig
 
@@ -103,11 +103,12 @@ def train(
     config: RunConfig,
     *,
     tokenizer: Any,
-    collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None,
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]],
     train_set: Sequence[dict[str, Any]],
     validation_set: Sequence[dict[str, Any]],
     dtype: str,
     folder: Path,
+    loss_over_tokens: bool,
     world_size: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
@@ -124,13 +125,17 @@ def train(
     trainer = _Trainer(
         model=model,
         args=_arguments(config, batches, steps, per_epoch, dtype, folder, bool(len(validation_set))),
-        data_collator=collator or DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        data_collator=collator,
         train_dataset=train_set,  # type: ignore[arg-type]
         eval_dataset=validation_set if len(validation_set) else None,  # type: ignore[arg-type]
         processing_class=tokenizer,
-        callbacks=[*methods.callbacks(config.method, steps), curves, selection, interruption, *callbacks],
+        callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), *callbacks],
         **methods.trainer_optimizer(model, config),
     )
+    trainer.remove_callback(PrinterCallback)
+    # The Trainer takes every model with **kwargs for one that divides its loss by the items of the whole global batch.
+    # Classification heads ignore that number, and the accumulated gradient would grow with the accumulation.
+    trainer.model_accepts_loss_kwargs = loss_over_tokens
     start = latest_complete(folder / "checkpoints")
     if start is not None:
         logger.info("continuing from %s", start)
@@ -156,6 +161,12 @@ def train(
     )
 
 
+def resume_step(folder: Path) -> int:
+    """Return the optimizer step that a training in `folder` would continue from; 0 for a new one."""
+    start = latest_complete(folder / "checkpoints")
+    return int(start.name.rpartition("-")[2]) if start else 0
+
+
 def _arguments(
     config: RunConfig, batches: Batches, steps: int, per_epoch: int, dtype: str, folder: Path, validate: bool
 ) -> TrainingArguments:
@@ -170,12 +181,12 @@ def _arguments(
         gradient_accumulation_steps=batches.accumulation,
         per_device_eval_batch_size=launch.eval_batch or max(batches.per_device, 8),
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=plan_warmup(config, steps),
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_beta1,
         adam_beta2=recipe.adam_beta2,
         adam_epsilon=recipe.adam_epsilon,
+        lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=plan_warmup(config, steps),
         max_grad_norm=recipe.max_grad_norm,
         label_smoothing_factor=recipe.label_smoothing,
         bf16=dtype == "bfloat16",
@@ -200,7 +211,7 @@ def _arguments(
         label_names=["labels"],
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
-        disable_tqdm=False,
+        disable_tqdm=True,
     )
 
 

@@ -1,0 +1,51 @@
+"""What differs between a model that writes and one that classifies: its rows, what is followed, how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import TrainerCallback
+
+from dual_lora.config import RunConfig
+from dual_lora.examples import Items
+from dual_lora.tasks.base import Example, Task
+
+Rows = list[dict[str, Any]]
+
+
+class HeadWork(Protocol):
+    """The part of a run that depends on the model's head."""
+
+    notes: list[str]
+
+    def rows(self, examples: Sequence[Example], what: str) -> Rows:
+        """Encode examples for training; what the cut-off did goes into `notes`."""
+        ...
+
+    def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]: ...
+
+    def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
+        """Return what follows the training beyond its loss."""
+        ...
+
+    def measure(
+        self, model: torch.nn.Module, items: Items, selected: Mapping[str, Path] | None
+    ) -> list[dict[str, Any]]:
+        """Return measurements of the base model (`selected` is None) or of every checkpoint the protocol reports."""
+        ...
+
+    def curves(self) -> dict[str, list[list[float]]]: ...
+
+
+def work(task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> HeadWork:
+    """Return the work for the task's head."""
+    if task.head.kind == "classification":
+        from dual_lora.heads.classifier import ClassifierWork
+
+        return ClassifierWork(task, tokenizer, config, folder, dtype)
+    from dual_lora.heads.causal_lm import CausalWork
+
+    return CausalWork(task, tokenizer, config, folder)

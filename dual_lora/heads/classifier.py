@@ -1,0 +1,93 @@
+"""Models that classify: every epoch is scored, and the one to show is chosen afterwards, as published and honestly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from dual_lora import classification
+from dual_lora.config import RunConfig
+from dual_lora.epoch_scores import EpochScores, Part
+from dual_lora.examples import Items
+from dual_lora.heads import Rows
+from dual_lora.tasks.base import Example
+
+_PREDICTION_BATCH = 64
+
+
+class ClassifierWork:
+    """See `dual_lora.heads.HeadWork`."""
+
+    def __init__(self, task: Any, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
+        self.task, self.tokenizer, self.config = task, tokenizer, config
+        self.notes: list[str] = []
+        self._folder = folder / "epochs"
+        self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
+        self._epochs: EpochScores | None = None
+
+    def rows(self, examples: Sequence[Example], what: str) -> Rows:
+        rows, counts = classification.encode(
+            self.task, examples, self.tokenizer, self.config.protocol.max_length_tokens or self._max_length()
+        )
+        if counts["truncated"]:
+            self.notes.append(f"{what}: {counts['truncated']} of {counts['examples']} examples cut to the length limit")
+        return rows
+
+    def _max_length(self) -> int:
+        return self.config.recipe.max_length_tokens
+
+    def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
+        return classification.Collator(self.tokenizer)
+
+    def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
+        self._epochs = self._following(items)
+        self._epochs.forget_after(resume_step())
+        return [self._epochs]
+
+    def _following(self, items: Items) -> EpochScores:
+        parts = {"dev": Part(items.test, self.rows(items.test, "development"))}
+        if items.held_out:
+            parts["heldout"] = Part(items.held_out, self.rows(items.held_out, "held-out"))
+        return EpochScores(
+            self._folder,
+            self.task,
+            parts,
+            classification.Collator(self.tokenizer),
+            batch_size=self.config.launch.eval_batch or _PREDICTION_BATCH,
+            autocast=self._autocast,
+        )
+
+    def measure(
+        self, model: torch.nn.Module, items: Items, selected: Mapping[str, Path] | None
+    ) -> list[dict[str, Any]]:
+        following = self._epochs or self._following(items)
+        if selected is None:
+            following.forget_after(0)
+            following.measure(model, 0)
+            return self._scores(following.chosen()["last"].logits, items, "base")
+        if self._epochs is None:  # training was finished by an earlier process
+            following.forget_after(10**12)
+            self._epochs = following
+        wanted = dict.fromkeys(["last", self.config.protocol.checkpoint, *self.config.protocol.also_report])
+        chosen = following.chosen()
+        measurements = []
+        for name in [name for name in wanted if name in chosen]:
+            measurements += self._scores(chosen[name].logits, items, name)
+        return measurements
+
+    def _scores(self, logits: Mapping[str, Any], items: Items, checkpoint: str) -> list[dict[str, Any]]:
+        measurements = []
+        for part, split, examples in (("dev", "test", items.test), ("heldout", "validation", items.held_out)):
+            if part in logits:
+                readings = classification.readings(logits[part], self.task.labels)
+                for score in self.task.score(readings, examples):
+                    measurements.append({"split": split, "checkpoint": checkpoint, **dataclasses.asdict(score)})
+        return measurements
+
+    def curves(self) -> dict[str, list[list[float]]]:
+        return self._epochs.curves() if self._epochs else {}
