@@ -82,7 +82,9 @@ def backward(
         sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in factors]
         return (torch.zeros_like(x) if needs_input_grad else None, sums[0], sums[1], sums[2], sums[3])
     if not needs_factor_grad:
-        grad_x = grad @ _effective_weight(oriented, factors, scaling, rule, start, x.dtype) if needs_input_grad else None
+        grad_x = (
+            grad @ _effective_weight(oriented, factors, scaling, rule, start, x.dtype) if needs_input_grad else None
+        )
         empty = factors[0].new_empty(0)
         return grad_x, empty, empty, empty, empty
     g = grad.t() @ x
@@ -262,8 +264,15 @@ def _few_tokens(
 
 
 def _arrival_counters(device: torch.device, count: int) -> Tensor:
-    """Zeros that `few_tokens_kernel` leaves at zero, one buffer per stream: two streams must not share a count."""
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    """Zeros that `few_tokens_kernel` leaves at zero, one buffer per stream: two streams must not share a count.
+
+    A captured graph gets its own, zeroed by the graph: it may replay on any stream.
+    """
+    if device.type != "cuda":
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    if torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream
     counters = _counters.get((device, stream))
     if counters is None or counters.numel() < count:
         counters = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)

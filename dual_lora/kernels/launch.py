@@ -54,7 +54,9 @@ def rank_block(*ranks: int) -> int:
     return SMALL_RANK_BLOCK if max(ranks) <= SMALL_RANK_BLOCK else RANK_BLOCK
 
 
-def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], warps: int) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], warps: int
+) -> None:
     """Run `kernel` on the current device.
 
     After the first launch of a geometry the compiled kernel is called directly: Triton's own binding of some twenty

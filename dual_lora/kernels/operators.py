@@ -177,9 +177,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, A, B, C, D, *start = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    grad_x, *grads = linear_backward(
-        grad, x, weight, A, B, C, D, start, *ctx.options, needs[0], any(needs[4:8])
-    )
+    grad_x, *grads = linear_backward(grad, x, weight, A, B, C, D, start, *ctx.options, needs[0], any(needs[4:8]))
     factor_grads = [g if need else None for g, need in zip(grads, needs[4:8], strict=True)]
     grad_bias = bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
     return (

@@ -49,10 +49,13 @@ def forward(
     y = x.new_empty(x.shape[0], factors[1].shape[0])
     for rows in row_tiles(y.shape[1], x.shape[1], x.device):
         tile = _effective_tile(oriented, factors, rows, scaling, rule, start, x.dtype)
-        torch.mm(x, tile.t(), out=y[:, rows])
-    if base is not None:
-        y.add_(base)
-    return y if bias is None else y.add_(bias)
+        if base is not None:
+            torch.addmm(base[:, rows], x, tile.t(), out=y[:, rows])
+        elif bias is not None:
+            torch.addmm(bias[rows].to(x.dtype), x, tile.t(), out=y[:, rows])
+        else:
+            torch.mm(x, tile.t(), out=y[:, rows])
+    return y
 
 
 def backward(

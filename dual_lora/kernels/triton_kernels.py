@@ -105,7 +105,9 @@ def build_weight_kernel(
     mask = (rows[:, None] < n_rows) & (columns[None, :] < n_columns)
     long_rows, long_columns = rows.to(tl.int64)[:, None], columns.to(tl.int64)[None, :]
     if HAS_WEIGHT:  # first, so that the slow load is under way while the products run
-        base = tl.load(weight + long_rows * weight_row_stride + long_columns * weight_column_stride, mask=mask, other=0.0)
+        base = tl.load(
+            weight + long_rows * weight_row_stride + long_columns * weight_column_stride, mask=mask, other=0.0
+        )
     m = _product(b, a, rows, columns, n_rows, n_columns, RANK_M, RANK_BLOCK, TERMS_M)
     p = _product(d, c, rows, columns, n_rows, n_columns, RANK_D, RANK_BLOCK, TERMS)
     update = _activate(m, p, RELU, SIGN)
@@ -344,7 +346,9 @@ def few_tokens_kernel(
         if last:
             total = tl.zeros((BLOCK_ROWS, BLOCK_TOKENS), dtype=tl.float32)
             for part in range(SPLITS):
-                total += tl.load(partial + part * n_tokens * n_rows + outside, mask=inside, other=0.0, cache_modifier=".cg")
+                total += tl.load(
+                    partial + part * n_tokens * n_rows + outside, mask=inside, other=0.0, cache_modifier=".cg"
+                )
             tl.store(arrived + row_block, 0)
             if HAS_BIAS:
                 total += tl.load(bias + rows, mask=rows < n_rows, other=0.0).to(tl.float32)[:, None]
