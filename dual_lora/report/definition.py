@@ -35,6 +35,7 @@ class Column:
     """Which measurement of a record a column shows. What is left out is the record's headline's."""
 
     label: str
+    panel: str | None = None  # columns of one panel stand in one grid; a block may have several below each other
     task: str | None = None  # needed where the sweep has several tasks
     subset: str | None = None
     metric: str | None = None
@@ -44,7 +45,8 @@ class Column:
     scale: float = 100.0  # 100 turns a fraction into a percentage; 1 for unbounded metrics
     decimals: int = 1
     better: Literal["higher", "lower"] = "higher"
-    average: bool = False  # the mean of all columns before this one, per seed; no measurement of its own
+    curve: str | None = None  # the last value of this curve (validation_loss) instead of a measurement
+    average: bool = False  # the mean of the panel's columns before this one, per seed; no measurement of its own
     published: tuple[str, ...] = ()  # names of the task in results/published
     published_metric: str | None = None  # where one task has several
 
@@ -100,6 +102,13 @@ class Experiment:
     @property
     def tasks(self) -> tuple[str, ...]:
         return self.sweep["task"]
+
+    def panels(self) -> dict[str | None, tuple[Column, ...]]:
+        """Return the block's grids: panel name (None where there is one) -> its columns."""
+        panels: dict[str | None, tuple[Column, ...]] = {}
+        for column in self.block.columns:
+            panels[column.panel] = (*panels.get(column.panel, ()), column)
+        return panels
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ _LATEX = {
 }
 
 
-CSV_COLUMNS = ("block", "model", "method", "origin", "column", "value", "sd", "low", "high", "n")
+CSV_COLUMNS: tuple[str, ...] = ("block", "model", "method", "origin", "column", "value", "sd", "low", "high", "n")
 CSV_COLUMNS += ("difference", "difference_low", "difference_high", "pairs", "bold", "marks", "status", "source")
 
 

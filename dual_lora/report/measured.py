@@ -50,9 +50,8 @@ def measure(experiment: Experiment, records: Sequence[Record], choices: Mapping[
     columns: dict[str, Scores] = {}
     for column in experiment.block.columns:
         if column.average:
-            columns[column.label] = _average(
-                [columns[c.label] for c in experiment.block.columns if c.label in columns and not c.average]
-            )
+            before = [c for c in experiment.panels()[column.panel] if c.label in columns and not c.average]
+            columns[column.label] = _average([columns[c.label] for c in before])
         else:
             columns[column.label] = _column(column, by_task[column.task or experiment.tasks[0]])
     unique = {record.run_id: record for task in by_task.values() for record in task}
@@ -104,17 +103,25 @@ def trainable(records: Sequence[Record]) -> str:
     return "–".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
-def seeds(row: Row) -> str:
+def seeds(row: Row, columns: Sequence[Column]) -> str:
     """Return how many seeds stand behind a row's cells: "3", or "2–3" where the columns differ."""
-    counts = {len(scores.by_seed) for scores in row.columns.values() if scores.by_seed}
+    counts = {len(row.columns[column.label].by_seed) for column in columns} - {0}
     return "–".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
 def _column(column: Column, records: Sequence[Record]) -> Scores:
-    by_seed, items, marks, failed, undefined = {}, {}, set(), {}, 0
+    by_seed: dict[int, float] = {}
+    items: dict[int, int] = {}
+    marks: set[str] = set()
+    failed: dict[int, str] = {}
+    undefined = 0
     for record in records:
         if record.status != "finished":
             failed[record.seed] = record.status
+            continue
+        if column.curve is not None:
+            points = [value for _, value in record.curves.get(column.curve, []) if value is not None]
+            by_seed |= {record.seed: points[-1]} if points else {}
             continue
         measurement = find(column, record)
         if measurement is None:

@@ -102,10 +102,20 @@ class Record:
         return int(self.identity["seed"])
 
     @property
+    def untrained(self) -> bool:
+        """Whether this is a base row: seed and recipe are no part of its identity."""
+        return bool(self.identity["method"].get("trains") == "nothing")
+
+    @property
     def guessed(self) -> tuple[str, ...]:
         """Return the recipe settings whose source is the word `guess`."""
         sources: Mapping[str, Any] = self.origin.get("recipe_sources") or {}
         return tuple(sorted(name for name, source in sources.items() if str(source).lower().startswith("guess")))
+
+    @property
+    def trials(self) -> int:
+        """Return how many learning rates were tried to find the one used."""
+        return int(self.origin.get("recipe_trials") or 1)
 
     def name(self, part: str) -> str:
         """Return the name of the record's model, task, method, protocol, profile or recipe."""

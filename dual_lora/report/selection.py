@@ -46,13 +46,14 @@ def belongs(record: Record, cell: Mapping[str, str]) -> bool:
     return all(_agrees(record, key.lstrip("+"), value) for key, value in cell.items())
 
 
+def in_sweep(record: Record, experiment: Experiment) -> bool:
+    """Whether a record belongs to some cell of the experiment's sweep."""
+    return all(any(belongs(record, {key: value}) for value in values) for key, values in experiment.sweep.items())
+
+
 def select(experiment: Experiment, records: Iterable[Record]) -> list[Record]:
     """Return the records of a block. Raises `MixedBlockError` where they do not share protocol and profile."""
-    chosen = [
-        record
-        for record in records
-        if all(any(_agrees(record, key.lstrip("+"), v) for v in values) for key, values in experiment.sweep.items())
-    ]
+    chosen = [record for record in records if in_sweep(record, experiment)]
     _one_of_each(experiment, chosen)
     return chosen
 
@@ -107,9 +108,13 @@ def _agrees(record: Record, key: str, value: str) -> bool:
         return record.name(key) == value
     if key.startswith(_WITHOUT_INFLUENCE):
         return True
+    if record.untrained and (key == "seed" or key.startswith("recipe.")):
+        return True  # an untrained run has no seed and no recipe in its identity: one record stands for all
     if key == "seed":
         return record.seed == int(value)
     if key == "init_from":
+        if identity.get("init_from") == value:
+            return True
         started = str(identity.get("init_from") or "none") != "none"
         return started == (value != "none" and record.name("task") in STARTED_FROM_MNLI)
     held: Any = identity
@@ -137,14 +142,11 @@ def _same(held: Any, value: str) -> bool:
 def _variant(record: Record) -> str:
     """Return what tells variants of a cell apart: everything that can change a number, but for the seed."""
     identity = record.identity
-    recipe = {
-        key: value for key, value in identity["recipe"].items() if key not in ("sources", "trials", "learning_rates")
-    }
     parts = {
         "model": identity["model"],
         "task": identity["task"],
         "method": identity["method"],
-        "recipe": recipe,
+        "recipe": None if record.untrained else identity["recipe"],
         "data": identity.get("data"),
         "dtype": identity.get("dtype"),
         "init_from": str(identity.get("init_from") or "none") != "none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -36,41 +36,56 @@ class Builder:
     def build(self, name: str, blocks: Sequence[Experiment], records: Sequence[Record]) -> TableView:
         """Return a table. Raises `MixedBlockError`, `AmbiguousColumnError`, `PublishedError`."""
         usable = [record for record in records if not selection.is_local_play(record)]
-        views = tuple(self._block(experiment, usable) for experiment in blocks)
+        views = [view for experiment in blocks for view in self._block(experiment, usable)]
         named = next((b for b in blocks if b.name == name), blocks[0])
-        return TableView(name, named.block.title or name, named.block.about.strip(), views, tuple(self.sources))
+        return TableView(name, named.block.title or name, named.block.about.strip(), tuple(views), tuple(self.sources))
 
-    def _block(self, experiment: Experiment, records: Sequence[Record]) -> BlockView:
+    def _block(self, experiment: Experiment, records: Sequence[Record]) -> list[BlockView]:
+        """Return a block's grids, one per panel; notes and commands stand below the last."""
         chosen = selection.select(experiment, records)
         rows = [measured.measure(experiment, chosen, choices) for choices in experiment.rows()]
+        missing = selection.missing(experiment, chosen)
+        every = len(experiment.cells())
         printed = self._printed(experiment)
         used: set[Published] = set()
+        views = [
+            BlockView(
+                heading=": ".join(part for part in (experiment.block.block, panel) if part),
+                columns=tuple(column.label for column in columns),
+                cost_columns=tuple(_COST_HEADS[name] for name in experiment.block.cost),
+                lines=tuple(self._lines(experiment, columns, rows, printed, used)),
+                legend=_legend(experiment),
+                cells_done=every - len(missing),
+                cells_all=every,
+            )
+            for panel, columns in experiment.panels().items()
+        ]
+        notes = tuple(self._notes(experiment, rows, used))
+        return [*views[:-1], replace(views[-1], notes=notes, commands=tuple(selection.commands(experiment, missing)))]
+
+    def _lines(
+        self,
+        experiment: Experiment,
+        columns: Sequence[Column],
+        rows: Sequence[Row],
+        printed: Sequence[tuple[PublishedRows, list[Published]]],
+        used: set[Published],
+    ) -> list[Line]:
         lines: list[Line] = []
         for model in experiment.block.published_other_models:
-            lines += self._published_lines(experiment, printed, model, None, used)
+            lines += self._published_lines(experiment, columns, printed, model, None, used)
         for model in experiment.sweep["model"]:
             theirs = experiment.block.published_models.get(model)
             if theirs is not None:
-                lines += self._published_lines(experiment, printed, theirs, None, used)
+                lines += self._published_lines(experiment, columns, printed, theirs, None, used)
             for row in (row for row in rows if row.choices["model"] == model):
                 if theirs is not None:
-                    lines += self._published_lines(experiment, printed, theirs, row.choices["method"], used)
-                lines.append(self._line(experiment, row, _reference(experiment, rows, row)))
-        missing = selection.missing(experiment, chosen)
-        every = len(experiment.cells())
-        return BlockView(
-            heading=experiment.block.block,
-            columns=tuple(column.label for column in experiment.block.columns),
-            cost_columns=tuple(_COST_HEADS[name] for name in experiment.block.cost),
-            lines=tuple(lines),
-            legend=_legend(experiment),
-            notes=tuple(self._notes(experiment, rows, used)),
-            commands=tuple(selection.commands(experiment, missing)),
-            cells_done=every - len(missing),
-            cells_all=every,
-        )
+                    method = row.choices["method"]
+                    lines += self._published_lines(experiment, columns, printed, theirs, method, used)
+                lines.append(self._line(experiment, columns, row, _reference(experiment, rows, row)))
+        return lines
 
-    def _line(self, experiment: Experiment, row: Row, reference: Row | None) -> Line:
+    def _line(self, experiment: Experiment, columns: Sequence[Column], row: Row, reference: Row | None) -> Line:
         block = experiment.block
         cells = [
             measured.cell(
@@ -79,26 +94,24 @@ class Builder:
                 reference.columns[column.label] if reference else None,
                 median=block.median,
             )
-            for column in block.columns
+            for column in columns
         ]
-        marks = "".join(
-            mark
-            for mark, holds in (
-                ("g", lambda record: bool(record.guessed)),
-                ("d", lambda record: record.name("recipe").startswith("default/")),
-                ("t", lambda record: bool(record.origin.get("dirty"))),
-            )
-            if any(holds(record) for record in row.records)
-        )
-        trials = {int(record.identity["recipe"].get("trials") or 1) for record in row.records}
+        tasks = {column.task or experiment.tasks[0] for column in columns if not column.average}
+        records = [record for record in row.records if record.name("task") in tasks]
+        trained = [record for record in records if not record.untrained]
+        doubts = {
+            "g": any(record.guessed for record in trained),
+            "d": any(record.name("recipe").startswith("default/") for record in trained),
+            "t": any(record.origin.get("dirty") for record in records),
+        }
         return Line(
             model=self._label(experiment, "model", row),
             method=self._label(experiment, "method", row),
             cells=tuple(cells),
-            marks=marks,
-            n=measured.seeds(row),
-            trials="–".join(str(count) for count in sorted({min(trials), max(trials)})) if trials else "",
-            cost=tuple(measured.cost(name, row.records) for name in block.cost),
+            marks="".join(mark for mark, holds in doubts.items() if holds),
+            n=measured.seeds(row, columns),
+            trials="–".join(dict.fromkeys(str(count) for count in sorted({record.trials for record in trained}))),
+            cost=tuple(measured.cost(name, records) for name in block.cost),
         )
 
     def _label(self, experiment: Experiment, part: str, row: Row) -> str:
@@ -129,6 +142,7 @@ class Builder:
     def _published_lines(
         self,
         experiment: Experiment,
+        columns: Sequence[Column],
         printed: Sequence[tuple[PublishedRows, list[Published]]],
         model: str,
         method: str | None,
@@ -146,12 +160,16 @@ class Builder:
                 fits = value.method in wanted if wanted is not None else value.method not in ours
                 if value.model == model and fits and (rows.only is None or value.method in {*rows.only, *ours}):
                     groups.setdefault((value.method, value.trainable, value.source), []).append(value)
-            lines += [self._published_line(experiment, group, used) for group in groups.values()]
-        return [line for line in lines if not all(cell.empty for cell in line.cells)]
+            for group in groups.values():
+                if any(_prints(column, value) for column in columns for value in group):
+                    lines.append(self._published_line(experiment, columns, group, used))
+        return lines
 
-    def _published_line(self, experiment: Experiment, group: Sequence[Published], used: set[Published]) -> Line:
+    def _published_line(
+        self, experiment: Experiment, columns: Sequence[Column], group: Sequence[Published], used: set[Published]
+    ) -> Line:
         cells = []
-        for column in experiment.block.columns:
+        for column in columns:
             match = next((value for value in group if _prints(column, value)), None)
             if match is not None:
                 used.add(match)
@@ -161,7 +179,7 @@ class Builder:
             model=first.model,
             method=first.method,
             cells=tuple(cells),
-            source=self._source(first.source) if any(not cell.empty for cell in cells) else 0,
+            source=self._source(first.source),
             marks="s" if first.second_hand else "",
             cost=tuple(first.trainable if name == "trainable_parameters" else "" for name in experiment.block.cost),
         )
@@ -175,7 +193,7 @@ class Builder:
         notes: list[str] = []
         for row in rows:
             name = f"{self._label(experiment, 'model', row)}, {self._label(experiment, 'method', row)}"
-            guessed = sorted({setting for record in row.records for setting in record.guessed})
+            guessed = sorted({setting for r in row.records if not r.untrained for setting in r.guessed})
             if guessed:
                 notes.append(f"{name}: without a public source: {', '.join(guessed)}")
             notes += [
@@ -194,8 +212,12 @@ class Builder:
                 about = any(value.task in column.published for column in experiment.block.columns)
                 if about and value not in used:
                     hand = " (second-hand)" if value.second_hand else ""
-                    sign = "+" if value.metric == "delta_points" else ""
-                    text = f"{value.model}, {value.method}: {sign}{value.value:g} {value.metric} on {value.task}"
+                    number = (
+                        f"{value.value:+g} points"
+                        if value.metric == "delta_points"
+                        else f"{value.value:g} {value.metric}"
+                    )
+                    text = f"{value.model}, {value.method}: {number} on {value.task}"
                     notes.append(f"published{hand}: {text} [{self._source(value.source)}]")
         return list(dict.fromkeys(notes))
 
@@ -219,8 +241,8 @@ def _legend(experiment: Experiment) -> str:
     text = f"Here: {center} ± sample standard deviation over n seeds"
     if experiment.block.reference is not None:
         text += (
-            f"; bold: better than {experiment.block.reference}, the 95 % interval of the paired difference on the same "
-            "seeds excludes zero (three seeds or more)"
+            f"; bold: better than method={experiment.block.reference}: the 95 % interval of the paired difference on "
+            "the same seeds excludes zero (three seeds or more)"
         )
     sweep = experiment.sweep
     return f"{text}. Protocol {sweep['protocol'][0]}, profile {sweep['profile'][0]}."

@@ -33,6 +33,7 @@ def record(
     scores = {"boolq": 0.6, "piqa": 0.7} if scores is None else scores
     recipe = f"{model}/{task}/{method}" if recipe is None else recipe
     checkpoint = "base" if method == "none" else "last"
+    trains = {"none": "nothing", "full": "everything"}.get(method, "adapter")
     measurements = [
         {
             "subset": subset,
@@ -63,8 +64,8 @@ def record(
             ),
             "model": {"name": model, "label": model.upper()},
             "task": {"name": task, "label": task, "target": "text"},
-            "method": {"name": method, "label": method.upper(), "settings": {"r": 32}},
-            "recipe": {"name": recipe, "learning_rate": learning_rate, "trials": 4},
+            "method": {"name": method, "label": method.upper(), "settings": {"r": 32}, "trains": trains},
+            "recipe": {"name": recipe, "learning_rate": learning_rate},
             "protocol": PROTOCOL if protocol is None else protocol,
             "profile": {"name": profile},
             "data": {"source": source, "fingerprint": {"test": "f00"}},
@@ -83,7 +84,12 @@ def record(
             "trainable_parameters_without_head": 900_000,
         },
         "execution": {"device": "NVIDIA H100"},
-        "origin": {"commit": "c0ffee", "dirty": False, "recipe_sources": dict.fromkeys(guessed, "guess")},
+        "origin": {
+            "commit": "c0ffee",
+            "dirty": False,
+            "recipe_sources": dict.fromkeys(guessed, "guess: no paper says"),
+            "recipe_trials": 4,
+        },
     }
 
 

@@ -1,0 +1,62 @@
+"""How far a sweep is: each cell's state, from records and from the folders of runs that have none yet."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dual_lora.report import selection
+from dual_lora.report.definition import Experiment
+from dual_lora.report.records import Record
+
+OPEN = ("missing", "stopped", "interrupted", "timed_out")  # what the same command starts or continues
+# A run's lock is touched every 20 s; ten minutes without a touch: left behind (dual_lora/lock.py).
+STALE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A cell of a sweep: done, running, missing, stopped, or the status of a record that is not finished."""
+
+    choices: Mapping[str, str]
+    state: str
+    run_id: str = ""
+
+
+def progress(experiment: Experiment, records: Sequence[Record], runs: Path) -> list[Progress]:
+    """Return the state of every cell, in the order of the sweep."""
+    known = [record for record in records if selection.in_sweep(record, experiment)]
+    begun = [(record, state) for record, state in _begun(runs) if selection.in_sweep(record, experiment)]
+    return [_state(cell, known, begun) for cell in experiment.cells()]
+
+
+def _state(cell: Mapping[str, str], records: Sequence[Record], begun: Sequence[tuple[Record, str]]) -> Progress:
+    held = [record for record in records if selection.belongs(record, cell)]
+    finished = next((record for record in held if record.status == "finished"), None)
+    if finished is not None:
+        return Progress(cell, "done", finished.run_id)
+    runs = [(record, state) for record, state in begun if selection.belongs(record, cell)]
+    running = next((record for record, state in runs if state == "running"), None)
+    if running is not None:
+        return Progress(cell, "running", running.run_id)
+    if held:
+        return Progress(cell, held[0].status, held[0].run_id)
+    return Progress(cell, "stopped", runs[0][0].run_id) if runs else Progress(cell, "missing")
+
+
+def _begun(runs: Path) -> list[tuple[Record, str]]:
+    """Return the runs that have a folder, as records without scores, each with "running" or "stopped"."""
+    found = []
+    for path in sorted(runs.glob("*/config.json")):
+        try:
+            identity = json.loads(path.read_text(encoding="utf-8"))
+            lock = path.with_name("lock.json")
+            fresh = lock.exists() and time.time() - lock.stat().st_mtime < STALE_SECONDS
+        except (OSError, ValueError):
+            continue  # a run being made or removed this moment
+        record = Record(status="interrupted", identity={**identity, "run_id": path.parent.name})
+        found.append((record, "running" if fresh else "stopped"))
+    return found

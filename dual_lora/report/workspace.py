@@ -1,0 +1,133 @@
+"""Where experiments, records, published numbers and tables lie, and what belongs to the repository.
+
+Committed tables (`results/tables`) depend on committed records only. Records that are only on this machine make tables
+of their own in `results/local/tables`, beside the committed ones they build on.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dual_lora.report import definition, documents, figures, formats, records, selection
+from dual_lora.report.definition import Experiment
+from dual_lora.report.layout import TableView
+from dual_lora.report.records import Record
+from dual_lora.report.table import Builder
+
+FORMATS: Mapping[str, Callable[[TableView], str]] = {
+    "md": formats.markdown,
+    "tex": formats.latex,
+    "csv": formats.tidy_csv,
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A checkout of the project."""
+
+    root: Path
+
+    @property
+    def records(self) -> Path:
+        return self.root / "results" / "records"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "results" / "tables"
+
+    @property
+    def local_tables(self) -> Path:
+        return self.root / "results" / "local" / "tables"
+
+    def experiments(self) -> dict[str, Experiment]:
+        """Return the experiments by name. Raises `DefinitionError`."""
+        return definition.read_all(self.root / "experiments")
+
+    def blocks(self, only: Sequence[str] = ()) -> dict[str, list[Experiment]]:
+        """Return table name -> its blocks, of all tables or those named. Raises `DefinitionError`."""
+        tables = definition.tables(self.experiments())
+        for name in only:
+            if name not in tables:
+                raise definition.DefinitionError(f"table {name!r} does not exist. Legal: {', '.join(tables)}")
+        return {name: blocks for name, blocks in tables.items() if not only or name in only}
+
+    def committed_records(self) -> list[Record]:
+        """Return the records git tracks (all, where there is no git). Raises `RecordError`."""
+        if not self.records.is_dir():
+            return []
+        return records.read_all(self.records, only=records.committed(self.records))
+
+    def all_records(self) -> list[Record]:
+        """Return every record on this machine. Raises `RecordError`."""
+        return records.read_all(self.records) if self.records.is_dir() else []
+
+    def view(self, name: str, blocks: Sequence[Experiment], held: Sequence[Record]) -> TableView:
+        """Return a table over the given records."""
+        return Builder(self.root / "results" / "published", self.root / "configs").build(name, blocks, held)
+
+    def views(self, held: Sequence[Record], only: Sequence[str] = ()) -> dict[str, TableView]:
+        """Return the tables over the given records."""
+        return {name: self.view(name, blocks, held) for name, blocks in self.blocks(only).items()}
+
+    def committed_files(self, views: Mapping[str, TableView], *, with_documents: bool) -> dict[Path, str]:
+        """Return path -> text of every file the committed records determine."""
+        files = table_files(views, self.tables)
+        for path in documents.documents(self.root) if with_documents else []:
+            text = path.read_text(encoding="utf-8")
+            filled = documents.fill(text, views, str(path.relative_to(self.root)))
+            if "<!-- table:" in text:
+                files[path] = filled
+        return files
+
+    def stale(self, files: Mapping[Path, str], *, complete: bool) -> list[str]:
+        """Return a unified diff for each file that is not what it should be; with `complete`, also for leftovers."""
+        wanted = dict(files)
+        if complete and self.tables.is_dir():
+            leftovers = {path for extension in FORMATS for path in self.tables.glob(f"*.{extension}")}
+            wanted |= dict.fromkeys(leftovers - files.keys(), "")
+        diffs = []
+        for path, text in sorted(wanted.items()):
+            current = path.read_text(encoding="utf-8") if path.exists() else ""
+            if current != text:
+                name = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+                lines = difflib.unified_diff(
+                    current.splitlines(keepends=True), text.splitlines(keepends=True), name, f"{name} (from records)"
+                )
+                diffs.append("".join(line if line.endswith("\n") else f"{line}\n" for line in lines))
+        return diffs
+
+    def draw(self, held: Sequence[Record]) -> list[Path]:
+        """Draw the figures that experiments ask for and that have points; return their paths."""
+        drawn = []
+        for experiment in self.experiments().values():
+            path = self.root / "results" / "figures" / f"{experiment.name}.svg"
+            if experiment.block.figure is not None and figures.draw(experiment, held, path):
+                drawn.append(path)
+        return drawn
+
+
+def table_files(views: Mapping[str, TableView], folder: Path) -> dict[Path, str]:
+    """Return path -> text of each table in each format."""
+    return {folder / f"{name}.{end}": write(view) for name, view in views.items() for end, write in FORMATS.items()}
+
+
+def save(files: Mapping[Path, str]) -> list[Path]:
+    """Write the files whose text changed and return their paths."""
+    changed = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files[path], encoding="utf-8")
+    return changed
+
+
+def in_no_table(held: Iterable[Record], tables: Mapping[str, Sequence[Experiment]]) -> list[Record]:
+    """Return the records that no block of any table selects."""
+    experiments = [experiment for blocks in tables.values() for experiment in blocks]
+    return [
+        record
+        for record in held
+        if selection.is_local_play(record) or not any(selection.in_sweep(record, e) for e in experiments)
+    ]
