@@ -98,7 +98,7 @@ def _head_settings(model: ModelConfig, head: Head) -> dict[str, Any]:
     if model.classifier_dropout is not None:
         if model.family not in _DROPOUT_FIELD:
             raise ModelError(
-                f"model.classifier_dropout={model.classifier_dropout}: the head of family {model.family} has no dropout; "
+                f"model.classifier_dropout={model.classifier_dropout}: the head of a {model.family} model has none; "
                 f"leave it null (families that have one: {', '.join(_DROPOUT_FIELD)})"
             )
         settings[_DROPOUT_FIELD[model.family]] = model.classifier_dropout

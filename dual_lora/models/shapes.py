@@ -60,12 +60,14 @@ def adapted_layer_shapes(model: ModelConfig, target_modules: Sequence[str] | str
     """Return the layers that `target_modules` selects, in the model's order.
 
     `target_modules` is read as PEFT reads it: names that end a layer's full name, or "all-linear" (every linear layer
-    but the output head). None: the model's own default. Raises `ConfigError` for a name that matches no layer.
+    but the output head; a pooler is none). None: the model's own default. Raises `ConfigError` for a name that matches
+    no layer.
     """
     targets = model.target_modules if target_modules is None else target_modules
     layers = linear_layers(model)
     if targets == "all-linear":
-        return layers
+        hidden = model.dimensions.hidden_size
+        return layers + [LayerShape(name, hidden, hidden) for name in _POOLER.get(model.family, ())]
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     legal = sorted({layer.name.rsplit(".", 1)[1] for layer in layers})
     for target in targets:
@@ -99,6 +101,9 @@ _PREFIX = {
     "bert": "bert.encoder.layer",
     "deberta": "deberta.encoder.layer",
 }
+
+
+_POOLER = {"bert": ("bert.pooler.dense",), "deberta": ("pooler.dense",)}
 
 
 def _gpt2_layer(model: ModelConfig) -> Iterable[tuple[str, int, int]]:
