@@ -296,7 +296,10 @@ table:
 def test_a_swept_setting_makes_a_row_each_and_a_reproducible_figure(build, tmp_path):
     values = [record("lora", seed, learning_rate=rate) for seed in (0, 1) for rate in (1e-4, 2e-4)]
     lines = build(*values, text=LEARNING_RATES).blocks[0].lines
-    assert [line.method for line in lines] == ["LORA (recipe.learning_rate=1e-4)", "LORA (recipe.learning_rate=2e-4)"]
+    assert [line.method for line in lines] == [
+        "LORA (recipe.learning_rate=0.0001)",
+        "LORA (recipe.learning_rate=0.0002)",
+    ]
     assert [line.cells[0].value for line in lines] == [2.5, 2.5]
     experiment = definition.read(tmp_path / "table_x.yaml")
     parsed = [records.parse(value) for value in values]
