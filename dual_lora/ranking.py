@@ -1,0 +1,186 @@
+"""Log-likelihoods of candidate answers given a prompt: the prompt is computed once, the candidates continue its cache.
+
+    rank(model, tokenizer, prompts, candidates, *, batch_size, on_batch=None, progress=None, known=None)
+        -> list[list[float]]      # per prompt, per candidate: log P(candidate | prompt), natural logarithm
+    readings(task, model, tokenizer, examples, scoring, *, batch_size, kept=None) -> list[Reading]
+
+`batch_size` counts sequences (candidates), not prompts. What a candidate's tokens are is decided on the whole text, as
+in training; where a token joins the prompt's end to the candidate's start, the comparison begins before that token, so
+all candidates are compared from the same point on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from dual_lora.generation import pad_id, pad_left, positions
+from dual_lora.tasks.base import Example, Progress, Reading
+from dual_lora.tasks.encoding import prompt_ids
+
+OnBatch = Callable[[list[int], list[list[float]]], None]
+
+
+@dataclass(frozen=True)
+class _Question:
+    index: int
+    shared: list[int]  # what all candidates begin with
+    rest: list[list[int]]  # what each candidate goes on with; at least one token
+
+
+def rank(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    *,
+    batch_size: int,
+    on_batch: OnBatch | None = None,
+    progress: Progress | None = None,
+    known: Mapping[int, list[float]] | None = None,
+) -> list[list[float]]:
+    """Return log-likelihoods in the order of prompts and candidates. The model works in eval mode meanwhile.
+
+    Raises `ValueError` for an empty candidate, or where prompt and candidate cannot fit the model's positions.
+    """
+    results: dict[int, list[float]] = dict(known or {})
+    questions = [
+        _question(index, prompt, texts, tokenizer)
+        for index, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True))
+        if index not in results
+    ]
+    _check_fits(model, questions)
+    questions.sort(key=lambda question: (-len(question.shared), question.index))
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in _batches(questions, batch_size):
+            values = _rank_batch(model, tokenizer, batch)
+            indices = [question.index for question in batch]
+            results.update(zip(indices, values, strict=True))
+            if on_batch is not None:
+                on_batch(indices, values)
+            if progress is not None:
+                progress(len(results), len(prompts))
+    finally:
+        model.train(was_training)
+    return [results[index] for index in range(len(prompts))]
+
+
+def readings(
+    task: Any,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    scoring: str,
+    *,
+    batch_size: int,
+    kept: Any = None,
+) -> list[Reading]:
+    """Rank the answers that a task offers for each example and return what it chooses.
+
+    `kept` holds what an interrupted evaluation already has: `values` by index, `add(indices, values)`, `progress`.
+    """
+    ranked = [task.ranking(example, scoring) for example in examples]
+    values = rank(
+        model,
+        tokenizer,
+        [prompt for prompt, _ in ranked],
+        [candidates for _, candidates in ranked],
+        batch_size=batch_size,
+        on_batch=None if kept is None else kept.add,
+        progress=None if kept is None else kept.progress,
+        known=None if kept is None else kept.values,
+    )
+    return [task.choose(example, scoring, row) for example, row in zip(examples, values, strict=True)]
+
+
+def _question(index: int, prompt: str, candidates: Sequence[str], tokenizer: Any) -> _Question:
+    head = prompt_ids(prompt, tokenizer)
+    wholes = []
+    for text in candidates:
+        if not text:
+            raise ValueError(f"item {index}: an empty candidate has no likelihood")
+        wholes.append(prompt_ids(prompt + text, tokenizer))
+    shared = 0
+    # One token at least stays outside: the last shared token's logits predict each candidate's first own token.
+    limit = min(len(head), *(len(whole) - 1 for whole in wholes))
+    while shared < limit and all(whole[shared] == head[shared] for whole in wholes):
+        shared += 1
+    if shared == 0:
+        raise ValueError(f"item {index}: prompt and candidates share no token to begin with: {prompt[:40]!r}")
+    return _Question(index, head[:shared], [whole[shared:] for whole in wholes])
+
+
+def _check_fits(model: Any, questions: Sequence[_Question]) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for question in questions:
+        longest = len(question.shared) + max(map(len, question.rest))
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"item {question.index} has {longest} tokens, but the model has {limit} positions; leave the item out"
+            )
+
+
+def _batches(questions: Sequence[_Question], batch_size: int) -> list[list[_Question]]:
+    """Fill batches up to `batch_size` candidates; a question's candidates stay together."""
+    batches: list[list[_Question]] = []
+    room = 0
+    for question in questions:
+        if len(question.rest) > room:
+            batches.append([])
+            room = max(batch_size, len(question.rest))
+        batches[-1].append(question)
+        room -= len(question.rest)
+    return batches
+
+
+@torch.no_grad()
+def _rank_batch(model: Any, tokenizer: Any, batch: Sequence[_Question]) -> list[list[float]]:
+    device = next(model.parameters()).device
+    padding = pad_id(tokenizer)
+    ids, mask = pad_left([question.shared for question in batch], padding, device)
+    cache = DynamicCache(config=model.config)
+    first = (
+        model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        .logits[:, -1]
+        .float()
+    )
+
+    rows = [rest for question in batch for rest in question.rest]
+    owner = torch.tensor([place for place, question in enumerate(batch) for _ in question.rest], device=device)
+    longest = max(map(len, rows))
+    targets = torch.full((len(rows), longest), padding, dtype=torch.long)
+    real = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        targets[number, : len(row)] = torch.tensor(row)
+        real[number, : len(row)] = True
+    targets, real = targets.to(device), real.to(device)
+
+    logits = first[owner].unsqueeze(1)
+    if longest > 1:
+        cache.batch_select_indices(owner)
+        whole_mask = torch.cat([mask[owner], real[:, :-1].long()], dim=1)
+        more = model(
+            input_ids=targets[:, :-1],
+            attention_mask=whole_mask,
+            position_ids=positions(whole_mask)[:, ids.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits.float()
+        logits = torch.cat([logits, more], dim=1)
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    sums = chosen.masked_fill(~real, 0.0).sum(-1).tolist()
+    values = iter(sums)
+    return [[next(values) for _ in question.rest] for question in batch]
