@@ -61,10 +61,11 @@ class Loaded:
 def load(model: ModelConfig, head: Head, *, dtype: str, seed: int, device: str | torch.device = "cpu") -> Loaded:
     """Load the base model with the head that a task needs.
 
-    `dtype`: "float32" or "bfloat16", see `resolve_dtype`. `seed`: draws a new classification head and nothing else; the
-    base is the same for every seed, also that of a random model. `device`: where the weights end up; under DeepSpeed
-    ZeRO-3 they stay where it partitioned them. Only safetensors (or GGUF) files are read and no code of a repository is
-    run. Raises `ConfigError` for a head the family cannot have, `ModelError` for anything missing.
+    `dtype`: "float32" or "bfloat16", see `resolve_dtype`. `seed`: draws the classification head, which is always new,
+    and nothing else; the base is the same for every seed, also that of a random model. `device`: where the weights end
+    up; under DeepSpeed ZeRO-3 they stay where it partitioned them. Only safetensors (or GGUF) files are read and no
+    code of a repository is run. Raises `ConfigError` for a head the family cannot have, `ModelError` for anything
+    missing.
     """
     check_head(model, head)
     if dtype not in ("float32", "bfloat16"):
@@ -149,6 +150,7 @@ def _from_folder(
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are listed, and `_check_complete` refuses them by name
                 **_placement(device),
             )
     except Exception as error:  # safetensors, transformers and OSError each have their own
@@ -187,7 +189,7 @@ def _check_complete(model: ModelConfig, head: Head, folder: Path, info: dict[str
     surplus = sorted(
         key for key in info["unexpected_keys"] if _BLOCK_WEIGHT.search(key) and not key.endswith(_OLD_BUFFERS)
     )
-    wrong = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    wrong = sorted(str(entry[0]) for entry in info["mismatched_keys"] if entry[0].split(".")[0] not in new)
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}"
         for what, keys in (
