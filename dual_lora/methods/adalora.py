@@ -12,11 +12,29 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dual_lora.config import ConfigError
+
 # Shares of the training before the budget starts to fall and after it has fallen. The AdaLoRA paper (arXiv 2303.10512)
 # sets steps per GLUE task, about a tenth and a half of its trainings; the round shares are this project's guess.
 INITIAL_SHARE = 0.1
 FINAL_SHARE = 0.5
 _STATE_FILE = "adalora_importance.safetensors"
+
+
+def allocation_schedule(total_steps: int, tinit: int | None, tfinal: int | None) -> tuple[int, int]:
+    """Return (tinit, tfinal) in optimizer steps: the given ones, or the default shares of the training.
+
+    Raises:
+        ConfigError: they leave no step in which the budget falls.
+    """
+    first = math.floor(INITIAL_SHARE * total_steps) if tinit is None else tinit
+    last = math.floor(FINAL_SHARE * total_steps) if tfinal is None else tfinal
+    if first >= total_steps - last:
+        raise ConfigError(
+            f"method.tinit={first} and method.tfinal={last} leave no step of {total_steps} in which AdaLoRA's budget "
+            "falls: lower them, or leave them null"
+        )
+    return first, last
 
 
 class RankAllocationCallback(TrainerCallback):
@@ -26,6 +44,9 @@ class RankAllocationCallback(TrainerCallback):
     a resumed training of the full size cannot load. A saved adapter has its pruned singular values at zero instead. The
     importance scores are saved beside each checkpoint, so that a resumed training prunes as an uninterrupted one.
 
+    PEFT adds the orthogonality term to every loss the model returns. It is on during a training step only, so that a
+    validation loss is the task's and can be compared with other methods'.
+
     Args:
         tinit, tfinal: optimizer steps as in `peft.AdaLoraConfig`; None for 10 % and 50 % of the training.
     """
@@ -34,6 +55,7 @@ class RankAllocationCallback(TrainerCallback):
         self.tinit = tinit
         self.tfinal = tfinal
         self.rank_pattern: dict[str, list[bool]] | None = None
+        self._regularisation = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -41,16 +63,20 @@ class RankAllocationCallback(TrainerCallback):
         tuner = kwargs["model"].base_model
         config = tuner.peft_config[tuner.trainable_adapter_name]
         config.total_step = state.max_steps
-        config.tinit = math.floor(INITIAL_SHARE * state.max_steps) if self.tinit is None else self.tinit
-        config.tfinal = math.floor(FINAL_SHARE * state.max_steps) if self.tfinal is None else self.tfinal
-        if config.tinit >= config.total_step - config.tfinal:
-            raise ValueError(
-                f"tinit = {config.tinit} and tfinal = {config.tfinal} leave no step in which AdaLoRA's budget falls, "
-                f"in a training of {config.total_step} steps: lower method.tinit or method.tfinal, or leave them null"
-            )
+        config.tinit, config.tfinal = allocation_schedule(state.max_steps, self.tinit, self.tfinal)
+        self._regularisation = config.orth_reg_weight
+        config.orth_reg_weight = 0.0
         tuner.rankallocator.peft_config = config
         if state.global_step > 0:
             self._load(tuner.rankallocator, self._folder(args, state), tuner.model)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._config(kwargs).orth_reg_weight = self._regularisation
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._config(kwargs).orth_reg_weight = 0.0
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -83,6 +109,11 @@ class RankAllocationCallback(TrainerCallback):
                 getattr(allocator, kind)[name] = file.get_tensor(key).to(devices[name])
                 allocator.ipt.setdefault(name, torch.zeros_like(allocator.exp_avg_ipt.get(name, torch.empty(0))))
             self.rank_pattern = json.loads(file.metadata()["rank_pattern"])
+
+    @staticmethod
+    def _config(kwargs: dict[str, Any]) -> Any:
+        tuner = kwargs["model"].base_model
+        return tuner.peft_config[tuner.trainable_adapter_name]
 
     @staticmethod
     def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from dual_lora.config import ConfigError, MethodConfig, ModelConfig, legal_values
-from dual_lora.methods.adalora import RankAllocationCallback
+from dual_lora.methods.adalora import RankAllocationCallback, allocation_schedule
 from dual_lora.methods.checks import check, config_class
 from dual_lora.methods.heads import head_modules
 from dual_lora.tasks.base import Head
@@ -121,11 +121,14 @@ def _check_targets(model: nn.Module, config: PeftConfig, method: MethodConfig, m
 def callbacks(method: MethodConfig, total_steps: int | None = None) -> list[TrainerCallback]:
     """Return what the method does at optimizer steps, for `transformers.Trainer(callbacks=...)`.
 
-    `total_steps` is not needed (the callbacks read it when training begins); a given one is checked here.
+    The callbacks read the number of steps when training begins; a given `total_steps` is checked against them now.
     """
     found: list[TrainerCallback] = []
     if method.delta_warmup:
         found.append(DeltaWarmupCallback(method.delta_warmup_steps))
     if method.config_class == "peft.AdaLoraConfig":
-        found.append(RankAllocationCallback(tinit=method.settings.get("tinit"), tfinal=method.settings.get("tfinal")))
+        steps = method.settings.get("tinit"), method.settings.get("tfinal")
+        if total_steps is not None:
+            allocation_schedule(total_steps, *steps)
+        found.append(RankAllocationCallback(*steps))
     return found

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from dual_lora.config import ConfigError, MethodConfig, legal_values
-from dual_lora.methods.counts import LayerShape, planned_parameters, rank_names
+from dual_lora.methods.counts import LayerShape, adapter_parameters, planned_parameters, rank_names
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
-_LARGEST_RANK = 2**16
 # Settings that move with the rank, so that the scale of the update (α/r) stays the method's, and AdaLoRA's final rank.
 _FOLLOWERS = ("lora_alpha", "alpha", "randlora_alpha", "target_r")
 
@@ -55,12 +55,20 @@ def with_budget(method: MethodConfig, layer_shapes: Iterable[LayerShape]) -> tup
             f"method.budget={method.budget}: method={method.name} has no rank to solve for; remove method.budget"
         )
     base = {name: method.settings[name] for name in names}
-    best = min(
-        _candidates(method, base, wanted, shapes), key=lambda ranks: (_distance(method, ranks, wanted, shapes), ranks)
-    )
-    ranks = dict(best)
+    ranks = _nearest(method, base, wanted, shapes)
     solved = dataclasses.replace(method, settings=method.settings | ranks | _followers(method, base, ranks))
     return solved, Budget(wanted, planned_parameters(solved, shapes), ranks)
+
+
+def _nearest(method: MethodConfig, base: dict[str, int], wanted: int, shapes: list[LayerShape]) -> dict[str, int]:
+    """Try every rank up to the largest layer: RandLoRA's count rises and falls with its rank."""
+    largest = max(max(i, o) for _, i, o in shapes)
+    lead = max(base.values())
+    leading = np.arange(1, largest + 1)
+    candidates = {name: np.maximum(1, np.rint(rank / lead * leading)).astype(np.int64) for name, rank in base.items()}
+    counts = adapter_parameters(method, shapes, candidates)
+    best = int(np.argmin(np.abs(counts - wanted)))  # the first of equals: the smaller rank
+    return {name: int(values[best]) for name, values in candidates.items()}
 
 
 def _wanted(budget: str | int, shapes: list[LayerShape]) -> int:
@@ -106,40 +114,6 @@ def _read(name: str, folder: Path) -> dict[str, Any]:
     for parent in own.pop("defaults", []):
         values |= {} if parent == "_self_" else _read(parent, folder)
     return values | own
-
-
-def _scaled(base: dict[str, int], factor: float) -> tuple[tuple[str, int], ...]:
-    return tuple((name, max(1, round(rank * factor))) for name, rank in base.items())
-
-
-def _candidates(
-    method: MethodConfig, base: dict[str, int], wanted: int, shapes: list[LayerShape]
-) -> set[tuple[tuple[str, int], ...]]:
-    """Return every proportionate choice of ranks near the budget: bisect the first rank, then look around it."""
-    lead = max(base, key=lambda name: base[name])
-
-    def count(rank: int) -> int:
-        return _count(method, _scaled(base, rank / base[lead]), shapes)
-
-    low, high = 1, _LARGEST_RANK
-    rises = count(high) >= count(low)  # RandLoRA's falls: fewer bases the larger each of them
-    while low < high:
-        middle = (low + high) // 2
-        if (count(middle) < wanted) == rises:
-            low = middle + 1
-        else:
-            high = middle
-    # Around the crossing, RandLoRA's count goes in steps of ⌈min(i, o)/r⌉: a few ranks may share a count.
-    around = range(max(1, low - 3), min(_LARGEST_RANK, low + 3) + 1)
-    return {_scaled(base, rank / base[lead]) for rank in around}
-
-
-def _count(method: MethodConfig, ranks: tuple[tuple[str, int], ...], shapes: list[LayerShape]) -> int:
-    return planned_parameters(dataclasses.replace(method, settings=method.settings | dict(ranks)), shapes)
-
-
-def _distance(method: MethodConfig, ranks: tuple[tuple[str, int], ...], wanted: int, shapes: list[LayerShape]) -> int:
-    return abs(_count(method, ranks, shapes) - wanted)
 
 
 def _followers(method: MethodConfig, base: dict[str, int], ranks: dict[str, int]) -> dict[str, Any]:

@@ -88,6 +88,9 @@ def _check_adapter(method: MethodConfig) -> None:
         value = method.settings[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"method.{name}={value!r}: a rank is a whole number of at least 1")
+    first, last = method.settings.get("init_r"), method.settings.get("target_r")
+    if first is not None and last is not None and last >= first:
+        raise ConfigError(f"method.target_r={last} must be below method.init_r={first}: AdaLoRA prunes down to it")
 
 
 def _check_optimizer(method: MethodConfig) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
-import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dual_lora.config import ConfigError, Dimensions, MethodConfig
 
@@ -23,12 +25,14 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.USub: operator.neg,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"ceil": math.ceil, "min": min, "max": max}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"ceil": np.ceil, "min": np.minimum, "max": np.maximum}
 _SHAPE_NAMES = ("i", "o", "total", "biases")
 
 
-def evaluate(formula: str, values: Mapping[str, Any]) -> float:
+def evaluate(formula: str, values: Mapping[str, Any]) -> Any:
     """Evaluate an arithmetic formula: numbers, + - * / //, ceil, min, max and the names in `values`. Nothing else runs.
+
+    A value may be an array (a column of candidate ranks); the result is then one.
 
     Raises:
         ConfigError: other syntax, or a name that has no value.
@@ -89,9 +93,19 @@ def planned_parameters(
             'o (a layer\'s in and out features) and its settings, e.g. parameters: "r*(i+o)"'
         )
     if method.trains != "adapter":
-        return round(evaluate(method.parameters, {"total": total, "biases": biases}))
+        return int(evaluate(method.parameters, {"total": total, "biases": biases}))
+    return int(adapter_parameters(method, layer_shapes, {}))
+
+
+def adapter_parameters(method: MethodConfig, layer_shapes: Iterable[LayerShape], ranks: Mapping[str, Any]) -> Any:
+    """Return the parameters of an adapter method at other ranks (numbers, or arrays of candidates)."""
+    assert method.parameters is not None
     numbers = {name: value for name, value in method.settings.items() if isinstance(value, (int, float))}
-    return sum(round(evaluate(method.parameters, numbers | {"i": i, "o": o})) for _, i, o in layer_shapes)
+    shapes = Counter((i, o) for _, i, o in layer_shapes)  # a few kinds of layer, many of each
+    return sum(
+        times * np.rint(evaluate(method.parameters, numbers | dict(ranks) | {"i": i, "o": o}))
+        for (i, o), times in shapes.items()
+    )
 
 
 def count_biases(dimensions: Dimensions, family: str) -> int:
