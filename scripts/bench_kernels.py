@@ -68,20 +68,22 @@ def make_layer(out: int, in_: int, rank: int, tokens: int) -> dict[str, Any]:
 def bench_parts(out: int, in_: int, rank: int = 16) -> dict[str, Any]:
     """The two kernels of the targets against copies of the same matrix, and the GEMMs around them at 4,096 tokens."""
     from dual_lora.kernels import fused
+    from dual_lora.kernels.packing import prepare
     from dual_lora.kernels.rule import UpdateRule
 
     layer = make_layer(out, in_, rank, 4096)
     x, grad, weight = layer["x"].detach(), layer["grad"], layer["weight"]
     factors = tuple(f.detach() for f in layer["factors"])
-    rule, other, g = UpdateRule(), torch.empty_like(weight), (grad.t() @ x)
+    rule, other, g, prepared = UpdateRule(), torch.empty_like(weight), grad.t() @ x, prepare(factors)
+    pack = time_gpu(lambda: prepare(factors))
     copy = time_gpu(lambda: other.copy_(weight))
-    build = time_gpu(lambda: fused._build(weight, other, factors, 0.5, rule, None))
-    reduce = time_gpu(lambda: fused._reduce(g, weight, factors, 0.5, rule, None, rebuild=False))
-    both = time_gpu(lambda: fused._reduce(g, weight, factors, 0.5, rule, None, rebuild=True))
+    build = time_gpu(lambda: fused._build(weight, other, prepare(factors), 0.5, rule, None))
+    reduce = time_gpu(lambda: fused._reduce(g, weight, prepared, 0.5, rule, None, rebuild=False))
+    both = time_gpu(lambda: fused._reduce(g, weight, prepared, 0.5, rule, None, rebuild=True))
     gemm = time_gpu(lambda: grad.t() @ x)
     read_ms = copy["median_ms"] / 2  # a copy moves the matrix twice
     return {
-        "shape": [out, in_], "rank": rank, "copy": copy, "build": build, "reduce": reduce, "reduce_and_rebuild": both,
+        "shape": [out, in_], "rank": rank, "copy": copy, "pack": pack, "build": build, "reduce": reduce, "reduce_and_rebuild": both,
         "weight_gradient_gemm": gemm, "copy_GB_per_s": 4 * out * in_ / copy["median_ms"] / 1e6,
         "build_over_copy": build["median_ms"] / copy["median_ms"],
         "reduce_over_read": reduce["median_ms"] / read_ms,
@@ -136,7 +138,9 @@ def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
             for kind, limit in (("one_kernel", 64), ("build_and_gemm", 0)):
                 with changed(launch, "FEW_TOKENS", limit):
                     row[kind] = time_gpu(
-                        lambda x=x, weight=weight, factors=factors: fused.forward(x, weight, None, factors, 0.5, rule),
+                        lambda x=x, weight=weight, factors=factors: fused.forward(
+                            x, weight, None, factors, 0.5, rule, reuse=True
+                        ),
                         milliseconds,
                     )
             rows.append(row)
@@ -146,23 +150,25 @@ def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
 def sweep_runs() -> dict[str, tuple[str, str, Callable[[], Any]]]:
     """What `--sweep` times: the tile's name, the name of its number of programs, and the call."""
     from dual_lora.kernels import fused
+    from dual_lora.kernels.packing import prepare
     from dual_lora.kernels.rule import UpdateRule
 
     rule = UpdateRule()
     layer = make_layer(*UP, 16, 4096)
     weight, factors = layer["weight"], tuple(f.detach() for f in layer["factors"])
     other, g = torch.empty_like(weight), layer["grad"].t() @ layer["x"].detach()
+    prepared = prepare(factors)
     small = make_layer(4096, 4096, 16, 16)
     small_factors, small_x = tuple(f.detach() for f in small["factors"]), small["x"].detach()
     return {
-        "build": ("build", "", lambda: fused._build(weight, other, factors, 0.5, rule, None)),
-        "reduce": ("reduce", "REDUCE_PROGRAMS", lambda: fused._reduce(g, None, factors, 0.5, rule, None, rebuild=False)),
+        "build": ("build", "", lambda: fused._build(weight, other, prepared, 0.5, rule, None)),
+        "reduce": ("reduce", "REDUCE_PROGRAMS", lambda: fused._reduce(g, None, prepared, 0.5, rule, None, rebuild=False)),
         "reduce_and_rebuild": (
-            "reduce", "REDUCE_PROGRAMS", lambda: fused._reduce(g, weight, factors, 0.5, rule, None, rebuild=True)
+            "reduce", "REDUCE_PROGRAMS", lambda: fused._reduce(g, weight, prepared, 0.5, rule, None, rebuild=True)
         ),
         "few_tokens": (
             "few_tokens", "FEW_TOKEN_PROGRAMS",
-            lambda: fused.forward(small_x, small["weight"], None, small_factors, 0.5, rule),
+            lambda: fused.forward(small_x, small["weight"], None, small_factors, 0.5, rule, reuse=True),
         ),
     }  # fmt: skip
 
@@ -204,22 +210,25 @@ def sweep_points(key: str) -> Iterator[tuple[Any, int]]:
     from dual_lora.kernels.launch import Tile
 
     if key == "build":
-        sizes = [(64, 64, 4), (64, 128, 4), (128, 64, 4), (64, 128, 8), (128, 128, 8), (64, 256, 8), (128, 64, 8)]
-        yield from ((Tile(rows, columns, warps), 0) for rows, columns, warps in sizes)
-    elif key == "reduce":
-        for tile in (Tile(64, 64, 4), Tile(64, 32, 4), Tile(128, 64, 8), Tile(64, 128, 8)):
-            for row_blocks in (1, 2, 4):
+        for tile in (Tile(64, 64, 4), Tile(64, 128, 4), Tile(128, 64, 4), Tile(128, 64, 8), Tile(128, 128, 8)):
+            yield tile, 0
+            for steps in (4, 16):
                 for stages in (1, 2, 3):
-                    if tile.rows * row_blocks <= 256:
-                        yield replace(tile, stages=stages, row_blocks=row_blocks), 4
-        yield Tile(64, 64, 4, stages=2, row_blocks=2), 2
-        yield Tile(64, 64, 4, stages=2, row_blocks=2), 8
+                    yield replace(tile, steps=steps, stages=stages), 0
+    elif key == "reduce":
+        for tile in (Tile(64, 64, 4), Tile(128, 64, 8)):
+            for row_blocks in (1, 2):
+                for stages in (1, 2, 3, 4):
+                    for count in (4, 8):
+                        yield replace(tile, stages=stages, row_blocks=row_blocks), count
+        yield Tile(64, 64, 4, stages=2, row_blocks=2), 12
+        yield Tile(64, 64, 4, stages=3, row_blocks=1), 12
+        yield Tile(64, 32, 4, stages=3, row_blocks=2), 8
     else:
-        for tile in (Tile(64, 64, 4), Tile(64, 128, 4), Tile(64, 128, 8), Tile(128, 64, 8)):
-            for stages in (1, 2, 3, 4):
-                yield replace(tile, stages=stages), 4
-        yield Tile(64, 64, 4, stages=3), 2
-        yield Tile(64, 64, 4, stages=3), 8
+        for tile in (Tile(64, 64, 4), Tile(64, 128, 4), Tile(128, 64, 8)):
+            for stages in (2, 3, 4):
+                for count in (4, 6, 8):
+                    yield replace(tile, stages=stages), count
 
 
 @contextmanager

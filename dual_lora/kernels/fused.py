@@ -12,22 +12,23 @@ from torch import Tensor
 
 from dual_lora.kernels import launch as geometry
 from dual_lora.kernels import triton_kernels as kernels
-from dual_lora.kernels.launch import TILES, cdiv, estimator_constants, launch, rank_block, rule_constants
+from dual_lora.kernels.launch import TILES, cdiv, estimator_constants, launch, rule_constants
+from dual_lora.kernels.packing import Prepared, prepare
 from dual_lora.kernels.rule import UpdateRule
+from dual_lora.kernels.triton_few_tokens import few_tokens_kernel
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
 
-# Products of bf16 parts per product of float32 numbers: P always 6 (its sign must be right); M 3 where the sum W0 + dW
-# is rounded to 16 bits, 6 where it is not.
-TERMS_P = 6
+# bf16 parts of a factor in the products that reduce a bf16 G: 1 adds one rounding of the size of G's own.
+FACTOR_PARTS = 1
 
 
 def delta_weight(factors: Factors, scaling: float, rule: UpdateRule, start: Factors | None = None) -> Tensor:
     """The update as (out, in) float32."""
     a, b, _, _ = factors
     out = torch.empty(b.shape[0], a.shape[1], dtype=torch.float32, device=a.device)
-    _build(None, out, _contiguous(factors), scaling, rule, start)
+    _build(None, out, prepare(factors), scaling, rule, start)
     return out
 
 
@@ -42,16 +43,20 @@ def forward(
     transposed: bool = False,
     start: Factors | None = None,
     base: Tensor | None = None,
+    reuse: bool = False,
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`."""
-    factors = _contiguous(factors)
-    out_features = factors[1].shape[0]
+    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`.
+
+    `reuse`: as in `prepare`.
+    """
     if x.shape[0] == 0:
-        return x.new_empty(0, out_features)
+        return x.new_empty(0, factors[1].shape[0])
+    prepared = prepare(factors, reuse=reuse)
     oriented = weight.t() if weight is not None and transposed else weight
+    shape = (factors[1].shape[0], factors[0].shape[1])
     if x.shape[0] <= geometry.FEW_TOKENS and base is None:
-        return _few_tokens(x, oriented, bias, factors, scaling, rule, start)
-    effective = _effective_weight(oriented, factors, scaling, rule, start, x.dtype)
+        return _few_tokens(x, oriented, bias, prepared, factors[1].shape[0], scaling, rule, start)
+    effective = _effective_weight(oriented, prepared, shape, scaling, rule, start, x.dtype)
     if base is not None:
         return torch.addmm(base, x, effective.t())
     if bias is not None:
@@ -76,57 +81,66 @@ def backward(
 
     The factor gradients are float32, and zero-sized when `needs_factor_grad` is false.
     """
-    factors = _contiguous(factors)
     oriented = weight.t() if weight is not None and transposed else weight
     if x.shape[0] == 0:
         sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in factors]
         return (torch.zeros_like(x) if needs_input_grad else None, sums[0], sums[1], sums[2], sums[3])
+    prepared, shape = prepare(factors), (factors[1].shape[0], factors[0].shape[1])
     if not needs_factor_grad:
-        grad_x = (
-            grad @ _effective_weight(oriented, factors, scaling, rule, start, x.dtype) if needs_input_grad else None
-        )
         empty = factors[0].new_empty(0)
-        return grad_x, empty, empty, empty, empty
+        if not needs_input_grad:
+            return None, empty, empty, empty, empty
+        effective = _effective_weight(oriented, prepared, shape, scaling, rule, start, x.dtype)
+        return grad @ effective, empty, empty, empty, empty
     g = grad.t() @ x
-    if max(factors[0].shape[0], factors[2].shape[0]) > geometry.RANK_BLOCK:
-        sums = _reduce_by_gemm(g, factors, scaling, rule)
-        effective = _effective_weight(oriented, factors, scaling, rule, start, x.dtype) if needs_input_grad else None
+    if max(prepared.ranks) > geometry.RANK_BLOCK:
+        sums = _reduce_by_gemm(g, prepared, factors, scaling, rule)
+        if needs_input_grad:
+            _build(oriented, g, prepared, scaling, rule, start)
     else:
-        sums = _reduce(g, oriented, factors, scaling, rule, start, rebuild=needs_input_grad)
-        effective = g
-    return (None if effective is None else grad @ effective, sums[0], sums[1], sums[2], sums[3])
+        sums = _reduce(g, oriented, prepared, scaling, rule, start, rebuild=needs_input_grad)
+    return (grad @ g if needs_input_grad else None, sums[0], sums[1], sums[2], sums[3])
 
 
 def _effective_weight(
-    weight: Tensor | None, factors: Factors, scaling: float, rule: UpdateRule, start: Factors | None, dtype: torch.dtype
+    weight: Tensor | None,
+    prepared: Prepared,
+    shape: tuple[int, int],
+    scaling: float,
+    rule: UpdateRule,
+    start: Factors | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """W0 + dW (or dW) as (out, in) in `dtype`, with the weight's own memory order."""
-    out_features, in_features = factors[1].shape[0], factors[0].shape[1]
+    device = prepared.factors[0].device
     if weight is not None and weight.stride(0) < weight.stride(1):
-        out = torch.empty(in_features, out_features, dtype=dtype, device=weight.device).t()
+        out = torch.empty(shape[1], shape[0], dtype=dtype, device=device).t()
     else:
-        out = torch.empty(out_features, in_features, dtype=dtype, device=factors[0].device)
-    _build(weight, out, factors, scaling, rule, start)
+        out = torch.empty(shape, dtype=dtype, device=device)
+    _build(weight, out, prepared, scaling, rule, start)
     return out
 
 
 def _build(
-    weight: Tensor | None, out: Tensor, factors: Factors, scaling: float, rule: UpdateRule, start: Factors | None
+    weight: Tensor | None, out: Tensor, prepared: Prepared, scaling: float, rule: UpdateRule, start: Factors | None
 ) -> None:
-    a, b, c, d = factors
+    """Write W0 + dW (or dW) to every element of `out` (out, in)."""
     rows, columns = out.shape
     tile = TILES["build"]
+    row_blocks, tiles = cdiv(rows, tile.rows), cdiv(columns, tile.columns)
+    tiles_per_program = min(tile.steps, tiles)
     launch(
         kernels.build_weight_kernel,
-        (cdiv(rows, tile.rows) * cdiv(columns, tile.columns), 1, 1),
+        (cdiv(tiles, tiles_per_program), row_blocks, 1),
         (
-            weight, out, a, b, c, d, *_start_factors(start), float(scaling), rows, columns,
-            *(weight.stride() if weight is not None else (0, 0)), *out.stride(),
+            weight, out, *prepared.factors, *_start_factors(start), float(scaling), rows, columns,
+            prepared.rows_padded, prepared.columns_padded,
+            *(weight.stride() if weight is not None else (0, 0)), *out.stride(), tiles_per_program,
         ),
         {
-            "RANK_M": a.shape[0], "RANK_D": c.shape[0], "RANK_BLOCK": rank_block(a.shape[0], c.shape[0]),
-            **rule_constants(rule), "HAS_WEIGHT": weight is not None, "HAS_START": start is not None,
-            "TERMS_M": _terms_m(out.dtype), "TERMS": TERMS_P, "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
+            **prepared.constants, **rule_constants(rule), "HAS_WEIGHT": weight is not None,
+            "HAS_START": start is not None,
+            "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns, "STAGES": tile.stages,
         },
         tile.warps,
     )  # fmt: skip
@@ -135,7 +149,7 @@ def _build(
 def _reduce(
     g: Tensor,
     weight: Tensor | None,
-    factors: Factors,
+    prepared: Prepared,
     scaling: float,
     rule: UpdateRule,
     start: Factors | None,
@@ -143,11 +157,10 @@ def _reduce(
     rebuild: bool,
 ) -> list[Tensor]:
     """The four factor gradients from G (out, in), which `rebuild` overwrites with W0 + dW (or dW) in its own dtype."""
-    a, b, c, d = factors
     rows, columns = g.shape
-    ranks = a.shape[0] + c.shape[0]
-    block = rank_block(a.shape[0], c.shape[0])
-    tile = TILES["reduce"] if block == geometry.SMALL_RANK_BLOCK else TILES["reduce_wide"]
+    rank_m, rank_d = prepared.ranks
+    ranks = rank_m + rank_d
+    tile = TILES["reduce"] if max(prepared.ranks) <= geometry.SMALL_RANK_BLOCK else TILES["reduce_wide"]
     strips = cdiv(rows, tile.rows * tile.row_blocks)
     tiles = cdiv(columns, tile.columns)
     wanted = cdiv(geometry.REDUCE_PROGRAMS * geometry.multiprocessors(g.device), strips)
@@ -160,44 +173,47 @@ def _reduce(
         kernels.reduce_gradient_kernel,
         (chunks, strips, 1),
         (
-            g, weight if read_weight else None, g if rebuild else None, a, b, c, d, *_start_factors(start),
-            column_sums, row_sums, float(scaling), 1.0 / abs(scaling) if scaling else float("inf"), rows, columns,
-            *(weight.stride() if read_weight and weight is not None else (0, 0)), *g.stride(), tiles_per_chunk,
+            g, weight if read_weight else None, g if rebuild else None, *prepared.factors,
+            *_start_factors(start), column_sums, row_sums, float(scaling), _limit(scaling), rows, columns,
+            prepared.rows_padded, prepared.columns_padded,
+            *(weight.stride() if read_weight and weight is not None else (0, 0)), tiles_per_chunk,
         ),
         {
-            "RANK_M": a.shape[0], "RANK_D": c.shape[0], "RANK_BLOCK": block,
-            **rule_constants(rule), **estimator_constants(rule),
+            **prepared.constants, **rule_constants(rule), **estimator_constants(rule),
             "HAS_WEIGHT": read_weight, "HAS_OUT": rebuild, "HAS_START": start is not None,
-            "LOW_PRECISION": g.dtype == torch.bfloat16, "TERMS_M": _terms_m(g.dtype), "TERMS": TERMS_P,
+            "TILE_PARTS": FACTOR_PARTS if g.dtype == torch.bfloat16 else 3,
             "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns, "ROW_BLOCKS": tile.row_blocks, "STAGES": tile.stages,
         },
         tile.warps,
     )  # fmt: skip
-    grads = [torch.empty_like(f) for f in factors]
+    shapes = ((rank_m, columns), (rows, rank_m), (rank_d, columns), (rows, rank_d))
+    grads = [torch.empty(shape, dtype=torch.float32, device=g.device) for shape in shapes]
     programs = cdiv(ranks * columns, geometry.FINISH_BLOCK) + cdiv(ranks * rows, geometry.FINISH_BLOCK)
     launch(
         kernels.finish_gradient_kernel,
         (programs, 1, 1),
         (column_sums, row_sums, *grads, float(scaling), strips, chunks, rows, columns),
-        {"RANK_M": a.shape[0], "RANK_D": c.shape[0], "BLOCK": geometry.FINISH_BLOCK},
+        {"RANK_M": rank_m, "RANK_D": rank_d, "BLOCK": geometry.FINISH_BLOCK},
         geometry.FINISH_WARPS,
     )
     return grads
 
 
-def _reduce_by_gemm(g: Tensor, factors: Factors, scaling: float, rule: UpdateRule) -> list[Tensor]:
+def _reduce_by_gemm(g: Tensor, prepared: Prepared, factors: Factors, scaling: float, rule: UpdateRule) -> list[Tensor]:
     """The factor gradients for large ranks: Gm / s (in place of G) and Gp / s as tensors, then four GEMMs."""
-    a, b, c, d = factors
+    a, b, c, d = (f.float() for f in factors)
     rows, columns = g.shape
     tile = TILES["mask"]
     direction = torch.empty_like(g)
     launch(
         kernels.mask_gradient_kernel,
-        (cdiv(rows, tile.rows) * cdiv(columns, tile.columns), 1, 1),
-        (g, g, direction, a, b, c, d, 1.0 / abs(scaling) if scaling else float("inf"), rows, columns),
+        (cdiv(columns, tile.columns), cdiv(rows, tile.rows), 1),
+        (
+            g, g, direction, *prepared.factors, _limit(scaling), rows, columns,
+            prepared.rows_padded, prepared.columns_padded,
+        ),
         {
-            "RANK_M": a.shape[0], "RANK_D": c.shape[0], "RANK_BLOCK": rank_block(a.shape[0], c.shape[0]),
-            **rule_constants(rule), **estimator_constants(rule), "TERMS_M": _terms_m(g.dtype), "TERMS": TERMS_P,
+            **prepared.constants, **rule_constants(rule), **estimator_constants(rule),
             "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns,
         },
         tile.warps,
@@ -214,10 +230,7 @@ def _gemm_float32(tile: Tensor, factor: Tensor) -> Tensor:
     high = factor.to(tile.dtype)
     low = (factor - high.float()).to(tile.dtype)
     parts = torch.cat([high, low], dim=1)
-    if tile.is_cuda:
-        product = torch.mm(tile, parts, out_dtype=torch.float32)
-    else:
-        product = tile.float() @ parts.float()
+    product = torch.mm(tile, parts, out_dtype=torch.float32) if tile.is_cuda else tile.float() @ parts.float()
     rank = factor.shape[1]
     return product[:, :rank] + product[:, rank:]
 
@@ -226,14 +239,14 @@ def _few_tokens(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    factors: Factors,
+    prepared: Prepared,
+    rows: int,
     scaling: float,
     rule: UpdateRule,
     start: Factors | None,
 ) -> Tensor:
-    a, b, c, d = factors
+    """One launch for at most FEW_TOKENS tokens; see `few_tokens_kernel`."""
     tokens, columns = x.shape
-    rows = b.shape[0]
     if x.stride(1) != 1:
         x = x.contiguous()
     tile = TILES["few_tokens"]
@@ -244,17 +257,17 @@ def _few_tokens(
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
     partial = torch.empty(splits, tokens, rows, dtype=torch.float32, device=x.device) if splits > 1 else None
     launch(
-        kernels.few_tokens_kernel,
+        few_tokens_kernel,
         (row_blocks, splits, 1),
         (
             x, weight, bias, y, partial, _arrival_counters(x.device, row_blocks) if splits > 1 else None,
-            a, b, c, d, *_start_factors(start), float(scaling), tokens, rows, columns,
+            *prepared.factors, *_start_factors(start), float(scaling), tokens, rows, columns,
+            prepared.rows_padded, prepared.columns_padded,
             *(weight.stride() if weight is not None else (0, 0)), x.stride(0), tiles_per_split,
         ),
         {
-            "RANK_M": a.shape[0], "RANK_D": c.shape[0], "RANK_BLOCK": rank_block(a.shape[0], c.shape[0]),
-            **rule_constants(rule), "HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None,
-            "HAS_START": start is not None, "TERMS_M": _terms_m(x.dtype), "TERMS": TERMS_P, "SPLITS": splits,
+            **prepared.constants, **rule_constants(rule), "HAS_WEIGHT": weight is not None,
+            "HAS_BIAS": bias is not None, "HAS_START": start is not None, "SPLITS": splits,
             "BLOCK_TOKENS": max(16, 1 << (tokens - 1).bit_length()),
             "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns, "STAGES": tile.stages,
         },
@@ -283,14 +296,10 @@ def _arrival_counters(device: torch.device, count: int) -> Tensor:
 _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def _terms_m(dtype: torch.dtype) -> int:
-    return 3 if dtype in (torch.bfloat16, torch.float16) else TERMS_P
+def _limit(scaling: float) -> float:
+    """Where the clip of s G U to [-1, 1] acts on G U."""
+    return 1.0 / abs(scaling) if scaling else float("inf")
 
 
 def _start_factors(start: Factors | None) -> tuple[Tensor | None, ...]:
-    return (None, None, None, None) if start is None else _contiguous(start)
-
-
-def _contiguous(factors: Factors) -> Factors:
-    a, b, c, d = (f.to(torch.float32).contiguous() for f in factors)
-    return a, b, c, d
+    return (None,) * 4 if start is None else tuple(f.to(torch.float32).contiguous() for f in start)

@@ -17,13 +17,17 @@ SMALL_RANK_BLOCK, RANK_BLOCK = 16, 32
 
 @dataclass(frozen=True)
 class Tile:
-    """Tile of one kernel: rows x columns of the weight per step, `row_blocks` steps per program, warps, pipeline stages."""
+    """Tile of one kernel: rows x columns of the weight, warps and pipeline stages.
+
+    A program of the reduction owns `row_blocks` tiles of rows, one of the build walks along `steps` tiles of columns.
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int = 1
     row_blocks: int = 1
+    steps: int = 1
 
 
 # TILES: placeholder until measured

@@ -131,6 +131,8 @@ def _run(
         # The registered operator is what tracing sees. Eager calls skip its dispatch, which costs a small layer as much
         # as its kernels.
         return operators.linear(x, weight, bias, base, *factors, list(start or ()), *call)
+    if not torch.is_grad_enabled():
+        return operators.run_forward(x, weight, bias, base, factors, start, call, reuse=True)
     return _DualLoraLinear.apply(x, weight, bias, base, *factors, start, call)
 
 

@@ -47,8 +47,13 @@ def run_forward(
     factors: Factors,
     start: Factors | None,
     call: Call,
+    *,
+    reuse: bool = False,
 ) -> Tensor:
-    """Forward of `dual_lora_linear` (with `weight`) or `dual_lora_delta_linear` (without), x of any leading shape."""
+    """Forward of `dual_lora_linear` (with `weight`) or `dual_lora_delta_linear` (without), x of any leading shape.
+
+    `reuse`: no gradient is recorded, so what depends on the factors alone may be kept until they change.
+    """
     rule = update_rule(call.ste, call.magnitude_activation, call.direction_activation)
     module = implementation(_resolve(call.kernel, x))
     flat_base = None if base is None else base.reshape(-1, base.shape[-1])
@@ -63,6 +68,7 @@ def run_forward(
             transposed=call.transposed,
             start=start,
             base=flat_base,
+            reuse=reuse,
         )
     return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -76,7 +82,7 @@ def run_backward(
     call: Call,
     needs_input_grad: bool,
     needs_factor_grad: bool,
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, A, B, C, D, the last four in the factors' dtype; what is not needed is None or zero-sized."""
     rule = update_rule(call.ste, call.magnitude_activation, call.direction_activation)
     module = implementation(_resolve(call.kernel, x))
@@ -93,8 +99,8 @@ def run_backward(
             needs_input_grad=needs_input_grad,
             needs_factor_grad=needs_factor_grad,
         )
-    grads = [g.to(f.dtype) for g, f in zip(grads, factors, strict=True)]
-    return [None if grad_x is None else grad_x.view(x.shape), *grads]
+    a, b, c, d = (g.to(f.dtype) for g, f in zip(grads, factors, strict=True))
+    return None if grad_x is None else grad_x.view(x.shape), a, b, c, d
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,7 +160,6 @@ def linear_backward(
     grad_x, a, b, c, d = run_backward(
         grad, x, weight, (A, B, C, D), _factors(start), call, needs_input_grad, needs_factor_grad
     )
-    assert a is not None and b is not None and c is not None and d is not None
     return (x.new_empty(0) if grad_x is None else grad_x), a, b, c, d
 
 

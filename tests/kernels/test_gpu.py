@@ -56,6 +56,7 @@ def test_signs_differ_from_float64_only_in_a_tiny_band(cuda: str) -> None:
 def effective_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """dW in `dtype` as merge, both forward kernels and backward's rebuild form it, with scaling 1."""
     from dual_lora.kernels import fused
+    from dual_lora.kernels.packing import prepare
     from dual_lora.kernels.rule import UpdateRule
 
     case = make_case(in_features=1000, out_features=700, ranks=(16, 16), device="cuda", factor_std=0.02, seed=8)
@@ -63,7 +64,7 @@ def effective_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     eye = torch.eye(1000, device="cuda", dtype=dtype)
     few = [fused.forward(rows, None, None, factors, 1.0, rule) for rows in eye.split(50)]
     g = torch.randn(700, 1000, device="cuda").to(dtype)
-    fused._reduce(g, None, factors, 1.0, rule, None, rebuild=True)
+    fused._reduce(g, None, prepare(factors), 1.0, rule, None, rebuild=True)
     return {
         "merge": fused.delta_weight(factors, 1.0, rule),
         "forward": fused.forward(eye, None, None, factors, 1.0, rule).t(),
@@ -156,16 +157,17 @@ class Layers(nn.Module):
 
         base = torch.Generator().manual_seed(100)
         shapes = ((16, features), (features, 16)) * 2
-        self.first = nn.ParameterList(factor(*shape) for shape in shapes)
-        self.second = nn.ParameterList(factor(*shape) for shape in shapes)
+        self.a1, self.b1, self.c1, self.d1 = (nn.Parameter(factor(*shape)) for shape in shapes)
+        self.a2, self.b2, self.c2, self.d2 = (nn.Parameter(factor(*shape)) for shape in shapes)
         self.register_buffer("w1", torch.randn(features, features, generator=base) * features**-0.5)
         self.register_buffer("w2", torch.randn(features, features, generator=base) * features**-0.5)
         self.kernel, self.scaling = kernel, 2.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         w1, w2 = self.w1.to(x.dtype), self.w2.to(x.dtype)
-        h = torch.tanh(dual_lora_linear(x, w1, None, *self.first, self.scaling, kernel=self.kernel))
-        return dual_lora_linear(h, w2, None, *self.second, self.scaling, transposed=True, kernel=self.kernel)
+        first, second = (self.a1, self.b1, self.c1, self.d1), (self.a2, self.b2, self.c2, self.d2)
+        h = torch.tanh(dual_lora_linear(x, w1, None, *first, self.scaling, kernel=self.kernel))
+        return dual_lora_linear(h, w2, None, *second, self.scaling, transposed=True, kernel=self.kernel)
 
 
 def train(kernel: str, seed: int, steps: int = 150) -> torch.Tensor:
@@ -201,8 +203,8 @@ def test_compiled_model_has_no_break_and_equals_eager(cuda: str) -> None:
     compiled = torch.compile(model, fullgraph=True)
     expected, actual = model(x), compiled(x)
     assert relative_error(actual.detach(), expected.detach()) < 1e-2
-    (grad,) = torch.autograd.grad(actual.float().sum(), model.first[0])
-    (truth,) = torch.autograd.grad(expected.float().sum(), model.first[0])
+    (grad,) = torch.autograd.grad(actual.float().sum(), model.a1)
+    (truth,) = torch.autograd.grad(expected.float().sum(), model.a1)
     assert relative_error(grad, truth) < 2e-2
 
 
