@@ -144,12 +144,12 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
 
         Shape: that of the base weight, (out_features, in_features), or (in_features, out_features) for Conv1D.
         Dtype: float32; D C is never formed in half precision, where rounding near zero flips signs.
-        Not differentiable. Under ZeRO-3 the factors are gathered, so every rank has to call it.
+        Not differentiable. Partitioned factors (ZeRO-3, FSDP2) are gathered, so every rank has to call it.
         """
         settings, factors = self.settings[adapter], self.factors(adapter)
         with gather_params_ctx(list(factors), modifier_rank=None):
             delta = delta_weight(
-                *factors,
+                *(factor.full_tensor() if hasattr(factor, "full_tensor") else factor for factor in factors),
                 self.delta_warmup * settings.scaling,
                 magnitude_activation=settings.magnitude_activation,
                 direction_activation=settings.direction_activation,

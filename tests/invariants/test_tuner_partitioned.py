@@ -1,0 +1,173 @@
+"""Bases whose weight is not at hand: partitioned over processes (ZeRO-3, FSDP2) or quantized (bitsandbytes).
+
+This file is also the program that the distributed tests start on two processes: `torchrun FILE zero3 SETTINGS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dual_lora import DeltaWarmupCallback, DualLoraConfig  # noqa: E402  # as a program, this file sets its own path
+
+ZERO3 = {
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+}
+SETTINGS = [
+    {"init_std": 0.2, "bias": "dual_lora_only", "target_modules": "all-linear"},
+    {"init_std": "relative:0.3", "subtract_start": True},
+]
+
+
+def make_base() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=1, attention_bias=True, **sizes))
+
+
+def examples() -> list[dict[str, torch.Tensor]]:
+    rows = [torch.randint(2, 64, (12,), generator=torch.Generator().manual_seed(i)) for i in range(32)]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def train(kind: str, settings: dict, folder: Path) -> dict:
+    """Train five steps on this many processes and return what must not depend on how the weights are held."""
+    arguments = TrainingArguments(
+        str(folder / "run"),
+        max_steps=5,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        deepspeed=ZERO3 if kind == "zero3" else None,
+    )
+    base = LlamaForCausalLM.from_pretrained(folder / "base")  # partitioned as it loads, under ZeRO-3
+    torch.manual_seed(1)
+    model = get_peft_model(base, DualLoraConfig(r_magnitude=3, r_direction=3, **settings))
+    layer = model.base_model.dual_lora_layers()[0]
+    trainer = Trainer(model, arguments, train_dataset=examples(), callbacks=[DeltaWarmupCallback(2)])
+    trainer.train()
+    try:
+        model.merge_and_unload()
+        refusal = ""
+    except NotImplementedError as error:
+        refusal = str(error)
+    return {
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "sigma": layer.init_std["default"],
+        "update": layer.get_delta_weight("default").norm().item(),
+        "kernels": sorted(model.base_model.kernel_names()) if refusal else [],
+        "refusal": refusal,
+    }
+
+
+def fully_sharded(settings: dict) -> dict:
+    """Three SGD steps on one batch, plain and under FSDP2."""
+    from torch.distributed import fsdp, init_device_mesh
+
+    losses = {}
+    for kind in ("plain", "sharded"):
+        base = make_base()
+        torch.manual_seed(1)
+        model = get_peft_model(base, DualLoraConfig(r_magnitude=3, r_direction=3, **settings))
+        if kind == "sharded":
+            mesh = init_device_mesh("cpu", (2,))
+            for block in (*model.base_model.model.model.layers, model):
+                fsdp.fully_shard(block, mesh=mesh)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        tokens = torch.arange(2, 22).view(2, 10)
+        losses[kind] = []
+        for _ in range(3):
+            loss = model(tokens, labels=tokens).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[kind].append(loss.item())
+        losses[f"{kind} update"] = model.base_model.dual_lora_layers()[0].get_delta_weight("default").norm().item()
+    return losses
+
+
+def run_on_two_processes(kind: str, settings: dict, folder: Path) -> dict:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command += [kind, json.dumps(settings), str(folder)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=420, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads((folder / f"{kind}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_zero3_trains_as_data_parallel_does_and_refuses_to_merge(tmp_path, settings):
+    make_base().save_pretrained(tmp_path / "base")
+    plain = run_on_two_processes("ddp", settings, tmp_path)
+    partitioned = run_on_two_processes("zero3", settings, tmp_path)
+    assert partitioned["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert partitioned["sigma"] == pytest.approx(plain["sigma"], rel=1e-6)
+    assert partitioned["update"] == pytest.approx(plain["update"], rel=1e-4)
+    assert plain["refusal"] == ""
+    assert "in one process" in partitioned["refusal"]
+    assert partitioned["kernels"] == ["generic, separate update"]
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_as_one_process_does(tmp_path):
+    losses = run_on_two_processes("fsdp2", SETTINGS[0], tmp_path)
+    assert losses["sharded"] == pytest.approx(losses["plain"], rel=1e-5)
+    assert losses["sharded update"] == pytest.approx(losses["plain update"], rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("init_std", [0.2, "relative:0.1"])
+def test_a_quantized_base_computes_base_plus_update_and_refuses_to_merge(bits, init_std):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra: pip install dual-lora[quantized]")
+    torch.manual_seed(0)
+    plain = nn.Linear(64, 64)
+    if bits == 4:
+        layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type="nf4")
+    else:
+        layer = bitsandbytes.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
+    layer.load_state_dict(plain.state_dict())
+    base = nn.ModuleDict({"layer": layer.to("cpu")})
+    model = get_peft_model(base, DualLoraConfig(target_modules=["layer"], init_std=init_std))
+    adapted = model.base_model.model["layer"]
+    x = torch.randn(3, 64, requires_grad=True)
+    y = adapted(x)
+    delta = adapted.get_delta_weight("default")
+    torch.testing.assert_close(y, adapted.base_layer(x) + x @ delta.T)
+    if init_std != 0.2:
+        assert (delta.norm() / plain.weight.norm()).item() == pytest.approx(0.1, rel=0.3)
+    y.sum().backward()
+    assert all(factor.grad.any() for factor in adapted.factors("default"))
+    with pytest.raises(NotImplementedError, match="quantized"):
+        model.merge_and_unload()
+
+
+def main() -> None:
+    kind, settings, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
+    if kind == "fsdp2":
+        torch.distributed.init_process_group("gloo")
+    result = fully_sharded(settings) if kind == "fsdp2" else train(kind, settings, folder)
+    if int(os.environ["RANK"]) == 0:
+        (folder / f"{kind}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
