@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
+
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dual_lora.kernels.launch import cdiv, launch, rank_block
 from dual_lora.kernels.triton_products import pack_factors_kernel
@@ -58,7 +59,7 @@ def prepare(factors: Factors, *, reuse: bool = False) -> Prepared:
     return kept[1]
 
 
-_kept: WeakKeyDictionary[Tensor, tuple[object, Prepared]] = WeakKeyDictionary()
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _pack(factors: Factors) -> Prepared:
