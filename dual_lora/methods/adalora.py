@@ -73,7 +73,11 @@ class RankAllocationCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._config(kwargs).orth_reg_weight = self._regularisation
+        config = self._config(kwargs)
+        # A causal model's loss is a sum over the tokens of the whole batch, so each of its backward calls would add the
+        # full term; the Trainer averages the others itself.
+        calls = args.gradient_accumulation_steps * (args.world_size if args.average_tokens_across_devices else 1)
+        config.orth_reg_weight = self._regularisation / (calls if config.task_type == "CAUSAL_LM" else 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._config(kwargs).orth_reg_weight = 0.0

@@ -113,7 +113,10 @@ def _read(name: str, folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for parent in own.pop("defaults", []):
         values |= {} if parent == "_self_" else _read(parent, folder)
-    return values | own
+    for key, value in own.items():
+        nested = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = values[key] | value if nested else value
+    return values
 
 
 def _followers(method: MethodConfig, base: dict[str, int], ranks: dict[str, int]) -> dict[str, Any]:

@@ -77,17 +77,17 @@ def _cannot_merge(layers: list[BaseTunerLayer]) -> str | None:
     return None
 
 
-def _copies(layers: list[BaseTunerLayer]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _copies(layers: list[BaseTunerLayer]) -> list[tuple[nn.Parameter, torch.Tensor]]:
     copies = []
     for layer in layers:
         if not isinstance(layer, DualLoraLinear):
             base = layer.get_base_layer()
-            copies += [(tensor.data, tensor.data.to("cpu", copy=True)) for tensor in base.parameters()]
+            copies += [(parameter, parameter.data.to("cpu", copy=True)) for parameter in base.parameters()]
     return copies
 
 
-def _restore(model: PeftModel, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _restore(model: PeftModel, kept: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
     if any(getattr(module, "merged", False) for module in model.modules() if isinstance(module, BaseTunerLayer)):
         model.unmerge_adapter()
-    for tensor, copy in kept:
-        tensor.copy_(copy)
+    for parameter, copy in kept:
+        parameter.data.copy_(copy)  # of the parameter as it is now: a safe merge puts another tensor in it

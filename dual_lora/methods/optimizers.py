@@ -14,28 +14,50 @@ from dual_lora.methods.checks import OPTIMIZER_SETTINGS
 
 
 def trainer_optimizer(model: nn.Module, config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `Trainer(...)` that bring the method's optimizer; none for the Trainer's own AdamW.
-
-    That AdamW decays all trained weights but biases and norms, with the numbers the recipe put in `TrainingArguments`.
-    """
-    optimizer = create_optimizer(model, config.method, config.recipe, config.model.target_modules)
-    return {} if optimizer is None else {"optimizers": (optimizer, None)}
+    """Return the arguments of `Trainer(...)` that bring the method's optimizer. The model is on its device already."""
+    return {"optimizers": (create_optimizer(model, config.method, config.recipe, config.model.target_modules), None)}
 
 
 def create_optimizer(
     model: nn.Module, method: MethodConfig, recipe: RecipeConfig, target_modules: tuple[str, ...] = ()
-) -> torch.optim.Optimizer | None:
-    """Return LoRA+'s or GaLore's optimizer over the trainable parameters of `model`; None for AdamW.
+) -> torch.optim.Optimizer:
+    """Return the optimizer over the trainable parameters of `model`: AdamW, LoRA+'s or GaLore's.
+
+    Biases and norms do not decay (the Trainer's rule). No group is empty, as one of the Trainer's own would be
+    for most adapters.
 
     Args:
         target_modules: the model's, which GaLore projects unless its settings name others.
+
+    Raises:
+        ConfigError: GaLore's target modules match nothing.
     """
-    if method.optimizer.name == "adamw_torch":
-        return None
     settings = OPTIMIZER_SETTINGS[method.optimizer.name] | method.optimizer.settings
     if method.optimizer.name == "lora_plus":
         return _lora_plus(model, recipe, settings)
-    return _galore(model, recipe, settings, settings.pop("target_modules") or target_modules)
+    if method.optimizer.name == "galore_adamw":
+        return _galore(model, recipe, settings, tuple(settings.pop("target_modules") or target_modules))
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    groups = [
+        {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
+        for (_, decays), parameters in _grouped(model, set()).items()
+    ]
+    return torch.optim.AdamW(groups, fused=on_gpu, **_adam(recipe))
+
+
+def _adam(recipe: RecipeConfig) -> dict[str, Any]:
+    betas = (recipe.adam_beta1, recipe.adam_beta2)
+    return {"lr": recipe.learning_rate, "betas": betas, "eps": recipe.adam_epsilon}
+
+
+def _grouped(model: nn.Module, projected: set[str]) -> dict[tuple[bool, bool], list[nn.Parameter]]:
+    """Group the trainable parameters by (named in `projected`, decays)."""
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # it reads nothing of the trainer
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name in projected, name in decayed), []).append(parameter)
+    return groups
 
 
 def _lora_plus(model: nn.Module, recipe: RecipeConfig, settings: dict[str, Any]) -> torch.optim.Optimizer:
@@ -48,12 +70,10 @@ def _lora_plus(model: nn.Module, recipe: RecipeConfig, settings: dict[str, Any])
     optimizer = create_loraplus_optimizer(
         model=model,
         optimizer_cls=torch.optim.AdamW,
-        lr=recipe.learning_rate,
         loraplus_lr_ratio=float(settings["ratio"]),
         loraplus_lr_embedding=float(settings["embedding_lr"]),
         loraplus_weight_decay=recipe.weight_decay,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
+        **_adam(recipe),
     )
     # PEFT also makes the groups that stay empty (embeddings, undecayed vectors); DeepSpeed refuses those.
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
@@ -77,18 +97,11 @@ def _galore(
     }
     if not projected:
         raise ConfigError(f"GaLore has no layer to project: {', '.join(targets) or 'no module'} matches none")
-    decayed = set(Trainer.get_decay_parameter_names(None, model))  # it reads nothing of the trainer
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name in projected, name in decayed), []).append(parameter)
     return GaLoreAdamW(
         [
             {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0, **(settings if low else {})}
-            for (low, decays), parameters in groups.items()
+            for (low, decays), parameters in _grouped(model, projected).items()
         ],
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
         no_deprecation_warning=True,
+        **_adam(recipe),
     )
