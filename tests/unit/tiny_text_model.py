@@ -32,7 +32,7 @@ def build_tokenizer(*, pad_token: str | None = None, bos_token: str | None = Non
     )
 
 
-def build_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
+def build_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 256) -> LlamaForCausalLM:
     """Return a float32 LLaMA of two layers whose logits are far apart, so that the next token is no close call."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -43,17 +43,17 @@ def build_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=256,
+            max_position_embeddings=positions,
             initializer_range=0.3,
         )
     )
     return model.eval()
 
 
-def build_gpt2(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> GPT2LMHeadModel:
+def build_gpt2(tokenizer: PreTrainedTokenizerFast, seed: int = 0, positions: int = 256) -> GPT2LMHeadModel:
     """Return a float32 GPT-2 of two layers: its learned positions make a wrong position id visible."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=positions, initializer_range=0.3
     )
     return GPT2LMHeadModel(config).eval()
