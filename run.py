@@ -15,14 +15,14 @@ def main(arguments: list[str]) -> int:
         from dual_lora.launch import work
 
         return work(arguments[1])
-    # `import dual_lora` registers the method with PEFT and so loads torch; composing must answer within two seconds.
+    # `import dual_lora` registers the method with PEFT and so loads torch. Composing, plans and the checks of what is
+    # not there must answer within seconds; `dual_lora.tuner` registers when a run needs it.
     os.environ["_DUAL_LORA_LAZY"] = "1"
     from dual_lora.composition import compose
     from dual_lora.config import ConfigError
 
     try:
         cells = compose(arguments)
-        del os.environ["_DUAL_LORA_LAZY"]
         if not cells:
             return 0
         from dual_lora.launch import launch

@@ -20,8 +20,9 @@ from dual_lora.evaluation import predictions_sha256
 from dual_lora.examples import Items
 from dual_lora.heads import HeadWork
 from dual_lora.record import write_json
+from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
-from dual_lora.training import TrainingResult, plan_batches, resume_step, train
+from dual_lora.training import TrainingResult, resume_step, train
 
 logger = logging.getLogger(__name__)
 

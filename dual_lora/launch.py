@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dual_lora import models
 from dual_lora.config import ConfigError, MethodConfig, RunConfig
 from dual_lora.lock import RunIsBusy
 from dual_lora.tasks.base import DataError
@@ -28,12 +29,16 @@ def launch(cells: list[RunConfig]) -> int:
     os.environ.setdefault("DUAL_LORA_COMMAND", " ".join(["python", "run.py", *sys.argv[1:]]))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     cells = _with_base_rows(cells)
+    if not cells[0].plan:
+        for cell in cells:
+            models.check_available(cell.model)
     if cells[0].plan:
         from dual_lora.plan import describe
 
         for cell in cells:
             print(describe(cell))
         return 0
+    os.environ.pop("_DUAL_LORA_LAZY", None)
     from dual_lora import run
 
     try:

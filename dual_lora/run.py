@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from dual_lora import methods, models, record, tasks
+from dual_lora import examples, methods, models, record, tasks
 from dual_lora.cell import Cell
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.identity import identity
 from dual_lora.lock import RunLock
+from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
-from dual_lora.training import Diverged, Interrupted, plan_batches
+from dual_lora.training import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
 EXIT_CODES = {"finished": 0, "interrupted": 130}  # every other status: 1
@@ -59,6 +60,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_writable(Path(config.results))
     models.check_available(config.model)
     task = tasks.load(config)
+    examples.select(task, config)  # every file is read once now: a damaged one is found before any training
     dtype = models.resolve_dtype(config.model, device)
     named = identity(
         config,

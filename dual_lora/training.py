@@ -6,10 +6,9 @@ The global batch is the recipe's and accumulation is derived: the number of devi
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,69 +18,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from dual_lora import methods
 from dual_lora.callbacks import Curves, Diverged, Interruption, Progress, Selection
 from dual_lora.checkpoints import latest_complete, seal
-from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config import RunConfig
+from dual_lora.schedule import Batches, plan_batches, plan_steps, plan_warmup
 
 logger = logging.getLogger(__name__)
-_MAX_AUTO_DEVICE_BATCH = 16
 _CURVE_POINTS = 200  # of each curve in the record; the full curve stays in the run folder
 
 
 class Interrupted(RuntimeError):
     """A signal asked the run to stop; a checkpoint was written."""
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How a global batch is made on this machine."""
-
-    global_batch: int
-    per_device: int
-    accumulation: int
-    world_size: int
-
-
-def plan_batches(config: RunConfig, world_size: int = 1) -> Batches:
-    """Derive per-device batch and accumulation from the recipe's global batch.
-
-    Raises `ConfigError` if the global batch is no multiple of (per-device batch × processes).
-    """
-    total = config.recipe.global_batch
-    asked = config.launch.per_device_batch
-    if total % world_size:
-        raise ConfigError(
-            f"recipe.global_batch={total} cannot be split over {world_size} processes; "
-            f"use a number of processes that divides it ({_divisors(total)})"
-        )
-    share = total // world_size
-    if asked is None:
-        asked = max(divisor for divisor in range(1, min(share, _MAX_AUTO_DEVICE_BATCH) + 1) if share % divisor == 0)
-    if asked < 1 or share % asked:
-        raise ConfigError(
-            f"launch.per_device_batch={asked} does not divide recipe.global_batch={total} over {world_size} "
-            f"process(es); legal: {_divisors(share)}"
-        )
-    return Batches(total, asked, share // asked, world_size)
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
-
-
-def plan_steps(config: RunConfig, train_examples: int) -> tuple[int, int]:
-    """Return (optimizer steps of the run, steps per epoch), bounded by the profile."""
-    per_epoch = math.ceil(train_examples / config.recipe.global_batch)
-    steps = math.ceil(per_epoch * config.recipe.epochs)
-    if config.profile.max_steps is not None:
-        steps = min(steps, config.profile.max_steps)
-    return max(steps, 1), max(per_epoch, 1)
-
-
-def plan_warmup(config: RunConfig, steps: int) -> int:
-    """Return the learning-rate warm-up. A bounded run keeps the shape: never more than a tenth of its steps."""
-    recipe = config.recipe
-    asked = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * steps)
-    bounded = config.profile.max_steps is not None or config.profile.train_examples is not None
-    return min(asked, math.ceil(0.1 * steps)) if bounded else asked
 
 
 @dataclass
@@ -206,13 +151,21 @@ def _arguments(
         length_column_name="length",
         dataloader_num_workers=launch.dataloader_workers,
         dataloader_pin_memory=not on_cpu,
-        gradient_checkpointing=launch.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if launch.gradient_checkpointing else None,
+        **_checkpointing(launch.gradient_checkpointing),
         label_names=["labels"],
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
     )
+
+
+def _checkpointing(on: bool) -> dict[str, Any]:
+    """Return the arguments for activation checkpointing under the name that the installed transformers has."""
+    if not on:
+        return {}
+    known = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 class _Trainer(Trainer):
@@ -235,4 +188,4 @@ class _Trainer(Trainer):
             seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
-__all__ = ["Batches", "Diverged", "Interrupted", "TrainingResult", "plan_batches", "plan_steps", "plan_warmup", "train"]
+__all__ = ["Diverged", "Interrupted", "TrainingResult", "resume_step", "train"]

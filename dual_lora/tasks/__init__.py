@@ -18,7 +18,7 @@ def load(config: RunConfig) -> Task:
 
     Cells of a sweep that differ in method, model or seed share the task, and so its data.
     """
-    key = (config.task, config.protocol, config.data, config.init_from)
+    key = (config.task, config.protocol, config.data, config.init_from, config.model.family)
     if key not in _BUILT:
         _BUILT[key] = importlib.import_module(f"dual_lora.tasks.{config.task.module}").build(config)
     return _BUILT[key]

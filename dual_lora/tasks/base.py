@@ -76,7 +76,11 @@ class Task(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the data: source, pinned revision / file sha256 / package version, counts per split."""
+        """Return what identifies the data: source, pinned revision or sha256 of each file, counts per split."""
+        ...
+
+    def published_train_examples(self) -> int:
+        """Return how many examples the published data trains on, so that a plan needs no download."""
         ...
 
     def render(self, example: Example, *, training: bool) -> Prompt:

@@ -50,7 +50,7 @@ class Published:
     """Size of a split as published."""
 
     texts: int
-    inputs: int
+    inputs: int | None  # distinct ones; None: not known
 
 
 class DataToText:
@@ -99,11 +99,16 @@ class DataToText:
         if published is None or self._source == "sample":
             return []
         found = _size(loaded.items)
-        if found == published:
+        if found.texts == published.texts and published.inputs in (found.inputs, None):
             return []
         return [
-            f"{split}: {found.texts} texts of {found.inputs} inputs, published {published.texts} of {published.inputs}"
+            f"{split}: {found.texts} texts of {found.inputs} inputs; published are {published.texts} texts"
+            + (f" of {published.inputs} inputs" if published.inputs else "")
         ]
+
+    def published_train_examples(self) -> int:
+        """Return how many reference texts the published training set has."""
+        return self._published["train"].texts
 
     def load(self, split: Split) -> Loaded:
         """Return a split as read, once. Raises `DataError`, also for an unknown split."""
@@ -225,8 +230,6 @@ def _size(items: Sequence[Item]) -> Published:
 
 
 def content_sha256(items: Sequence[Item]) -> str:
-    """Return a hash of inputs and references, for a source whose files' bytes do not identify the content."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update("\x1f".join((item.input, *item.references, "\x1e")).encode())
-    return digest.hexdigest()
+    """Return a hash of inputs and references in any order, for a source whose files' bytes do not identify them."""
+    digests = sorted(hashlib.sha256("\x1f".join((item.input, *item.references)).encode()).hexdigest() for item in items)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 from dual_lora.config import ConfigError, DataConfig, ProtocolConfig, RunConfig, TaskConfig, nearest
 from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split
-from dual_lora.tasks.commonsense.data import ORIGIN, REVISION, load_split
+from dual_lora.tasks.commonsense.data import ORIGIN, PUBLISHED, REVISION, load_split
 from dual_lora.tasks.commonsense.data import Split as LoadedSplit
 from dual_lora.tasks.commonsense.items import SUBSETS, Answer, Item, parse, read, read_text, sentence
 from dual_lora.tasks.commonsense.prompts import prompt
@@ -82,6 +82,10 @@ class Commonsense:
             "files": {name: digest for split in splits.values() for name, digest in sorted(split.files.items())},
             "counts": {name: len(split.examples) for name, split in splits.items()},
         }
+
+    def published_train_examples(self) -> int:
+        """Return the size of the published mixture less the validation examples, repeated ones counted."""
+        return sum(PUBLISHED[subset][0] for subset in self.subsets) - (self.protocol.validation_examples or 120)
 
     def _split(self, split: Split) -> LoadedSplit:
         if split not in self._splits:

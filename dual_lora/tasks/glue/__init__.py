@@ -148,6 +148,10 @@ class Glue:
             )
         return {"source": self._source, "files": counts}
 
+    def published_train_examples(self) -> int:
+        """Return the published size of the training set."""
+        return self.spec.published["train"]
+
     def texts(self, example: Example) -> tuple[str, ...]:
         """Return the one or two texts of an item, in the order the encoder reads them."""
         return tuple(example.fields[column] for column in self.spec.hub_texts)

@@ -1,0 +1,67 @@
+"""How many steps a run has and how a global batch is made on a machine: arithmetic only, no torch.
+
+The global batch is the recipe's and accumulation is derived: the number of devices never changes the experiment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dual_lora.config import ConfigError, RunConfig
+
+_MAX_AUTO_DEVICE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How a global batch is made on this machine."""
+
+    global_batch: int
+    per_device: int
+    accumulation: int
+    world_size: int
+
+
+def plan_batches(config: RunConfig, world_size: int = 1) -> Batches:
+    """Derive per-device batch and accumulation from the recipe's global batch.
+
+    Raises `ConfigError` if the global batch is no multiple of (per-device batch × processes).
+    """
+    total = config.recipe.global_batch
+    asked = config.launch.per_device_batch
+    if total % world_size:
+        raise ConfigError(
+            f"recipe.global_batch={total} cannot be split over {world_size} processes; "
+            f"use a number of processes that divides it ({_divisors(total)})"
+        )
+    share = total // world_size
+    if asked is None:
+        asked = max(divisor for divisor in range(1, min(share, _MAX_AUTO_DEVICE_BATCH) + 1) if share % divisor == 0)
+    if asked < 1 or share % asked:
+        raise ConfigError(
+            f"launch.per_device_batch={asked} does not divide recipe.global_batch={total} over {world_size} "
+            f"process(es); legal: {_divisors(share)}"
+        )
+    return Batches(total, asked, share // asked, world_size)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+
+
+def plan_steps(config: RunConfig, train_examples: int) -> tuple[int, int]:
+    """Return (optimizer steps of the run, steps per epoch), bounded by the profile."""
+    per_epoch = math.ceil(train_examples / config.recipe.global_batch)
+    steps = math.ceil(per_epoch * config.recipe.epochs)
+    if config.profile.max_steps is not None:
+        steps = min(steps, config.profile.max_steps)
+    return max(steps, 1), max(per_epoch, 1)
+
+
+def plan_warmup(config: RunConfig, steps: int) -> int:
+    """Return the learning-rate warm-up. A bounded run keeps the shape: never more than a tenth of its steps."""
+    recipe = config.recipe
+    asked = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * steps)
+    bounded = config.profile.max_steps is not None or config.profile.train_examples is not None
+    return min(asked, math.ceil(0.1 * steps)) if bounded else asked
