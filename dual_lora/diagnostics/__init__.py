@@ -1,0 +1,14 @@
+"""Measuring what an update is made of, during training and from saved adapters. Off the hot path: `diagnostics=on`."""
+
+from dual_lora.diagnostics.callback import DiagnosticsCallback
+from dual_lora.diagnostics.measures import agreement, numerical_rank, stable_rank
+from dual_lora.diagnostics.updates import adapted_layers, whole_update
+
+__all__ = [
+    "DiagnosticsCallback",
+    "adapted_layers",
+    "agreement",
+    "numerical_rank",
+    "stable_rank",
+    "whole_update",
+]

@@ -1,0 +1,192 @@
+"""Diagnostics of a training, for the record. A handful of steps is looked at; all others pay nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dual_lora.diagnostics.measures import agreement, numerical_rank, singular_values, stable_rank
+from dual_lora.diagnostics.products import (
+    ClipWatch,
+    flipped_share,
+    product_measures,
+    signs,
+    untrained_update,
+)
+from dual_lora.diagnostics.updates import adapted_layers, oriented, whole_update
+from dual_lora.tuner import DualLoraLinear
+
+_POINTS = 12  # steps that are looked at, evenly spread, the first and the last among them
+_RANK_LAYERS = 24  # singular values cost seconds for a layer of a 7B model: that many layers, evenly spread
+
+
+class DiagnosticsCallback(TrainerCallback):
+    """Measures each adapted layer at a few steps of a training.
+
+    Once: ‖W₀‖, ‖ΔW(0)‖/‖W₀‖ at w = 1, the resolved σ. At about 12 steps: ‖ΔW‖/‖W₀‖ (w = 1), rms gradient of each
+    factor, and for Dual LoRA zeros in ReLU(B A), +1 signs, max |P|, sign flips in that step, how often the
+    straight-through clip acts. At the end: numerical and stable rank, beside those of an untrained update of the same
+    parametrisation, and the agreement with full fine-tuning if its weights are given.
+
+    Args:
+        path: JSON file in the run's folder, written with every checkpoint, so that a resumed run has the whole series.
+        reference: safetensors file with the weights of a full fine-tuning of the cell, names as in the base model.
+
+    Only the first process measures. Layers whose weight is quantized or partitioned are left out.
+    """
+
+    def __init__(self, path: Path, reference: Path | None = None) -> None:
+        self.path, self.reference = path, reference
+        self._report: dict[str, Any] = {"steps": [], "layers": {}}
+        self._due: set[int] = set()
+        self._layers: dict[str, BaseTunerLayer] = {}
+        self._signs: dict[str, Tensor] = {}
+        self._watches: dict[str, ClipWatch] = {}
+        self._gradients: dict[str, dict[str, float]] = {}
+
+    def report(self) -> dict[str, Any]:
+        """Return what was measured: `steps`, `clip_acted`, and per layer its numbers and `series` (a value a step)."""
+        layers = self._report["layers"].values()
+        clipped = any(share > 0 for layer in layers for share in layer["series"].get("clipped_share", ()))
+        return {**self._report, "clip_acted": clipped}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._due = {1 + round(index * (state.max_steps - 1) / (_POINTS - 1)) for index in range(_POINTS)}
+        self._layers = adapted_layers(kwargs["model"])
+        if state.global_step > 0 and self.path.is_file():
+            self._resume(state.global_step)
+            return
+        for name, layer in self._layers.items():
+            weight, start = layer.get_base_layer().weight, whole_update(layer)
+            norm = float(weight.float().norm())
+            entry: dict[str, Any] = {"shape": list(start.shape), "weight_norm": _short(norm), "series": {}}
+            entry["start_ratio"] = _short(float(start.norm()) / norm)
+            if isinstance(layer, DualLoraLinear):
+                entry["init_std"] = layer.init_std[layer.active_adapters[0]]
+            self._report["layers"][name] = entry
+
+    def _resume(self, step: int) -> None:
+        self._report = json.loads(self.path.read_text(encoding="utf-8"))
+        keep = sum(1 for done in self._report["steps"] if done <= step)
+        self._report["steps"] = self._report["steps"][:keep]
+        for entry in self._report["layers"].values():
+            entry["series"] = {name: values[:keep] for name, values in entry["series"].items()}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step + 1 not in self._due:
+            return
+        dual = {name: layer for name, layer in self._layers.items() if isinstance(layer, DualLoraLinear)}
+        self._signs = {name: signs(layer) for name, layer in dual.items()}
+        self._watches = {name: ClipWatch(layer) for name, layer in dual.items()}
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step + 1 in self._due:
+            self._gradients = {name: _gradient_rms(layer) for name, layer in self._layers.items()}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step not in self._due or not self._layers:
+            return
+        self._report["steps"].append(state.global_step)
+        for name, layer in self._layers.items():
+            entry = self._report["layers"][name]
+            values = {"update_ratio": _at_full_update(layer) / entry["weight_norm"], **self._gradients.get(name, {})}
+            if isinstance(layer, DualLoraLinear):
+                values |= product_measures(layer) | self._watches[name].remove()
+                values["flipped_share"] = flipped_share(
+                    self._signs[name], signs(layer), layer.in_features * layer.out_features
+                )
+            for key, value in values.items():
+                entry["series"].setdefault(key, []).append(_short(value))
+        self._signs, self._watches, self._gradients = {}, {}, {}
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self._layers:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self._report), encoding="utf-8")
+            part.replace(self.path)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        names = list(self._layers)
+        chosen = names[:: max(1, -(-len(names) // _RANK_LAYERS))]
+        for name in chosen:
+            self._report["layers"][name]["final"] = final_measures(self._layers[name])
+        if self.reference is not None:
+            for name, values in compare_with_full(self._layers, self.reference, chosen).items():
+                self._report["layers"][name]["agreement"] = values
+
+
+def final_measures(layer: BaseTunerLayer) -> dict[str, float]:
+    """Return numerical and stable rank of a layer's update and, for Dual LoRA, of an untrained one."""
+    update = whole_update(layer)
+    found = _ranks(update, "")
+    if isinstance(layer, DualLoraLinear):
+        found |= _ranks(untrained_update(layer, torch.Generator().manual_seed(0)), "untrained_")
+    return found
+
+
+def compare_with_full(
+    layers: dict[str, BaseTunerLayer], weights: Path, names: list[str]
+) -> dict[str, dict[str, float]]:
+    """Return `agreement` of each layer's update with that of a full fine-tuning whose weights `weights` holds."""
+    found = {}
+    with safe_open(weights, framework="pt") as file:
+        stored = set(file.keys())
+        for name in names:
+            key, layer = f"{name}.weight", layers[name]
+            if key in stored:
+                base = layer.get_base_layer().weight.detach().float()
+                reference = oriented(layer, file.get_tensor(key).to(base.device).float() - base)
+                found[name] = {k: _short(v) for k, v in agreement(whole_update(layer), reference).items()}
+    return found
+
+
+def _ranks(update: Tensor, prefix: str) -> dict[str, float]:
+    values = singular_values(update)
+    rows, columns = update.shape
+    return {
+        f"{prefix}numerical_rank": numerical_rank(values, (rows, columns)),
+        f"{prefix}stable_rank": _short(stable_rank(values)),
+    }
+
+
+def _at_full_update(layer: BaseTunerLayer) -> float:
+    """Return ‖ΔW‖ at w = 1, whatever the warm-up stands at."""
+    if not isinstance(layer, DualLoraLinear):
+        return float(whole_update(layer).norm())
+    factor, layer.delta_warmup = layer.delta_warmup, 1.0
+    try:
+        return float(whole_update(layer).norm())
+    finally:
+        layer.delta_warmup = factor
+
+
+def _gradient_rms(layer: nn.Module) -> dict[str, float]:
+    """Return the rms gradient of each factor: `gradient_rms_dual_lora_A`, …"""
+    return {
+        f"gradient_rms_{name.split('.')[0]}": float(parameter.grad.float().square().mean().sqrt())
+        for name, parameter in layer.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }
+
+
+def _short(value: float) -> float:
+    """Four significant digits: records stay readable."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,113 @@
+"""What happens inside Dual LoRA's two products: M = B A, P = D C, their activations and the straight-through clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dual_lora.kernels import delta_weight
+from dual_lora.tuner import DualLoraLinear
+
+ADAPTER = "default"
+
+
+@torch.no_grad()
+def products(layer: DualLoraLinear, adapter: str = ADAPTER) -> tuple[Tensor, Tensor]:
+    """Return M = B A and P = D C, float32 (out, in)."""
+    a, b, c, d = (factor.float() for factor in layer.factors(adapter))
+    return b @ a, d @ c
+
+
+@torch.no_grad()
+def product_measures(layer: DualLoraLinear, adapter: str = ADAPTER) -> dict[str, float]:
+    """Return the share of zeros in ReLU(M), the share of +1 among the signs of P, and max |P|."""
+    magnitude, direction = products(layer, adapter)
+    return {
+        "zero_share": float((magnitude <= 0).float().mean()),
+        "positive_share": float((direction > 0).float().mean()),
+        "max_abs_p": float(direction.abs().max()),
+    }
+
+
+@torch.no_grad()
+def signs(layer: DualLoraLinear, adapter: str = ADAPTER) -> Tensor:
+    """Return Sign(P) > 0 as one bit per entry, on the host (uint8, ⌈out·in/8⌉): a 7B model's fit in half a GiB."""
+    flat = (products(layer, adapter)[1] > 0).flatten()
+    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
+    bits = 2 ** torch.arange(8, device=flat.device, dtype=torch.uint8)
+    return (padded * bits).sum(dim=1, dtype=torch.uint8).cpu()
+
+
+def flipped_share(before: Tensor, after: Tensor, entries: int) -> float:
+    """Return the share of `entries` signs that differ between two results of `signs`."""
+    different = torch.bitwise_xor(before, after)
+    count = sum(int(((different >> bit) & 1).sum()) for bit in range(8))
+    return count / entries
+
+
+@torch.no_grad()
+def untrained_update(layer: DualLoraLinear, generator: torch.Generator, adapter: str = ADAPTER) -> Tensor:
+    """Return the update of fresh Gaussian factors of the layer's ranks, σ, activations and scale: the rank control.
+
+    `subtract_start` is left out, since that update is 0 before training.
+    """
+    settings, sigma = layer.settings[adapter], layer.init_std[adapter] or 1.0
+    factors = [
+        sigma * torch.randn(factor.shape, generator=generator).to(factor.device) for factor in layer.factors(adapter)
+    ]
+    return delta_weight(
+        factors[0],
+        factors[1],
+        factors[2],
+        factors[3],
+        settings.scaling,
+        magnitude_activation=settings.magnitude_activation,
+        direction_activation=settings.direction_activation,
+    )
+
+
+class ClipWatch:
+    """Counts how often the straight-through clip would act, for one training step.
+
+    It forms G = ∂L/∂W from a layer's input and output gradient and from it Q = s · G ⊙ U, per backward call, as the
+    layer does. Only references to tensors that autograd keeps anyway are held between forward and backward.
+    """
+
+    def __init__(self, layer: DualLoraLinear, adapter: str = ADAPTER) -> None:
+        self.layer, self.adapter = layer, adapter
+        self.clipped = 0
+        self.entries = 0
+        self.largest = 0.0
+        self._inputs: list[Tensor] = []
+        self._handles = [
+            layer.register_forward_hook(self._forward),
+            layer.register_full_backward_hook(self._backward),
+        ]
+
+    def _forward(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if layer.training and torch.is_grad_enabled():
+            self._inputs.append(inputs[0].detach())
+
+    @torch.no_grad()
+    def _backward(self, layer: Any, grad_input: Any, grad_output: tuple[Tensor | None, ...]) -> None:
+        gradient = grad_output[0]
+        if gradient is None or not self._inputs:
+            return
+        x = self._inputs.pop().flatten(0, -2).float()
+        weight_gradient = gradient.flatten(0, -2).float().T @ x
+        settings = self.layer.settings[self.adapter]
+        magnitude, _ = products(self.layer, self.adapter)
+        if settings.magnitude_activation == "relu":
+            magnitude = magnitude.relu()
+        q = (self.layer.delta_warmup * settings.scaling * weight_gradient * magnitude).abs()
+        self.clipped += int((q > 1).sum())
+        self.entries += q.numel()
+        self.largest = max(self.largest, float(q.max()))
+
+    def remove(self) -> dict[str, float]:
+        """Take the hooks off and return the share of clipped entries and the largest |Q|."""
+        for handle in self._handles:
+            handle.remove()
+        return {"clipped_share": self.clipped / self.entries if self.entries else 0.0, "max_abs_q": self.largest}
