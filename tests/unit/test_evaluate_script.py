@@ -1,0 +1,94 @@
+"""scripts/evaluate.py scores a base model and any saved PEFT adapter, and says clearly what it cannot score."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from dual_lora import models
+from dual_lora.composition import compose
+from dual_lora.tasks.base import Head
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
+SETTINGS = ["task=commonsense", "protocol=strict", "data.source=sample", "profile=quick"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA adapter with random B, saved by PEFT alone."""
+    (config,) = compose(["model=tiny_llama", "method=none", *SETTINGS])
+    loaded = models.load(config.model, Head("causal_lm"), dtype="float32", seed=0, device="cpu")
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(loaded.model, settings).save_pretrained(folder)
+    return folder
+
+
+def evaluate(script, monkeypatch, tmp_path, *arguments):
+    monkeypatch.setenv("_DUAL_LORA_LAZY", "1")
+    out = tmp_path / "scores.json"
+    code = script.main([f"out={out}", f"results={tmp_path}", *SETTINGS, *arguments])
+    return code, json.loads(out.read_text()) if out.exists() else None
+
+
+def test_an_adapter_and_its_base_are_scored(script, adapter, monkeypatch, tmp_path):
+    code, base = evaluate(script, monkeypatch, tmp_path / "base", "model=tiny_llama")
+    assert code == 0
+    assert base["adapter"] is None
+    code, adapted = evaluate(script, monkeypatch, tmp_path / "adapter", "model=tiny_llama", f"adapter={adapter}")
+    assert code == 0
+    assert {entry["checkpoint"] for entry in adapted["measurements"]} == {"adapter"}
+    for scoring in ("generate", "likelihood", "cloze"):
+        rows = [entry for entry in adapted["measurements"] if entry["scoring"] == scoring]
+        assert len(rows) == 9
+        assert rows[-1]["subset"] == "average"
+        assert rows[-1]["items"] == 64
+    texts = [next((tmp_path / name).rglob("base.test.cloze.jsonl")).read_text() for name in ("base", "adapter")]
+    assert texts[0] != texts[1]  # the adapter took part
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(script, monkeypatch, tmp_path):
+    evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    (kept,) = tmp_path.rglob("*.generate.jsonl")
+    lines = kept.read_text().splitlines()
+    first = json.loads(lines[0])
+    first["value"] = "the correct answer is answer1"
+    kept.write_text("\n".join([json.dumps(first), *lines[1:40]]) + '\n{"index": 3, "va')
+    evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    after = kept.read_text().splitlines()
+    assert json.loads(after[0]) == first
+    assert sorted(json.loads(line)["index"] for line in after) == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=tiny_gpt2", "adapter={adapter}"], "does not fit this model"),
+        (["model=tiny_llama", "adapter={empty}"], "adapter_config.json is missing"),
+        (["model=tiny_llama", "method=lora"], "method= has no meaning here"),
+        (["model=tiny_llama", "gate=offf"], "gate=offf: legal values are on, off"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(script, adapter, monkeypatch, tmp_path, capsys, arguments, message):
+    filled = [argument.format(adapter=adapter, empty=tmp_path) for argument in arguments]
+    code, scores = evaluate(script, monkeypatch, tmp_path, *filled)
+    assert (code, scores) == (2, None)
+    assert message in capsys.readouterr().err
+
+
+def test_a_pickled_adapter_is_refused(script, adapter, monkeypatch, tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    code, _ = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", f"adapter={tmp_path}")
+    assert code == 2
+    assert "a pickled adapter_model.bin is not loaded" in capsys.readouterr().err
