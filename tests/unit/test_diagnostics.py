@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 from pathlib import Path
 
@@ -18,6 +20,13 @@ from dual_lora.diagnostics.callback import compare_with_full, final_measures
 from dual_lora.diagnostics.measures import singular_values
 from dual_lora.diagnostics.products import ClipWatch, flipped_share, product_measures, signs
 from dual_lora.diagnostics.updates import whole_update
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze_updates.py"
+_spec = importlib.util.spec_from_file_location("analyze_updates", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
+analyze_updates = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(analyze_updates)
 
 
 def llama() -> LlamaForCausalLM:
@@ -217,3 +226,30 @@ def test_untrained_control_has_the_rank_of_the_parametrisation():
     measured = final_measures(next(iter(adapted_layers(plain).values())))
     assert measured["untrained_numerical_rank"] == measured["numerical_rank"] == 4
     assert math.isfinite(measured["untrained_stable_rank"])
+
+
+def test_a_saved_adapter_is_analyzed_from_its_files(tmp_path, capsys):
+    """scripts/analyze_updates.py gives the numbers that the model in memory has."""
+    base, model = llama(), dual()
+    base.save_pretrained(tmp_path / "base")
+    train(model, tmp_path / "run", DiagnosticsCallback(tmp_path / "diagnostics.json"), save_strategy="no")
+    model.save_pretrained(tmp_path / "adapter")
+    full = {f"{name}.weight": layer.get_base_layer().weight + 1 for name, layer in adapted_layers(model).items()}
+    save_file(full, tmp_path / "full.safetensors")
+    arguments = [tmp_path / "adapter", "--base", tmp_path / "base", "--full", tmp_path / "full.safetensors"]
+    assert analyze_updates.main([str(item) for item in [*arguments, "--output", tmp_path / "numbers.json"]]) == 0
+    shown = capsys.readouterr().out
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers.keys() == adapted_layers(model).keys()
+    for name, layer in adapted_layers(model).items():
+        assert name in shown
+        expected = float(whole_update(layer).norm() / layer.get_base_layer().weight.norm())
+        assert numbers[name]["update_ratio"] == pytest.approx(expected, rel=1e-4)
+        assert numbers[name]["zero_share"] == pytest.approx(product_measures(layer)["zero_share"])
+        assert numbers[name]["untrained_numerical_rank"] == 32
+        assert -1 <= numbers[name]["cosine"] <= 1
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="neither a run folder"):
+        analyze_updates.main([str(tmp_path)])
