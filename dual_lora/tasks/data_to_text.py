@@ -69,6 +69,7 @@ class DataToText:
         notes: Sequence[str] = (),
         form: str | None = None,
         hub: Mapping[str, str] | None = None,
+        from_hub: Sequence[Split] = (),
     ) -> None:
         self.name = config.task.name
         self.scorings = config.task.scorings or ("generate",)
@@ -77,6 +78,7 @@ class DataToText:
         self.metrics = chosen_metrics(config, metrics)
         self._separator = _SEPARATORS.get(config.model.family, _OTHER_SEPARATOR)
         self._source, self._form, self._hub = config.data.source, form, dict(hub or {})
+        self._from_hub = tuple(from_hub)  # splits that the local data lacks
         self._read, self._scorer, self._published = read, scorer, published
         self._notes = list(notes)
         left_out = [metric for metric in metrics if metric not in self.metrics]
@@ -152,17 +154,16 @@ class DataToText:
         """Return source and reference form, and what identifies the content.
 
         On the hub that is the pinned revision, so that a run has its id before anything is fetched; else each split's
-        file hash and counts (a split that the source does not have says so).
+        file hash and counts.
         """
         if self._source == "hub":
             return {"source": "hub", "form": self._form, **self._hub}
         splits: dict[str, Any] = {}
         for split in SPLITS:
-            try:
-                loaded = self.load(split)
-            except MissingSplit as error:
-                splits[split] = {"missing": str(error)}
+            if split in self._from_hub:
+                splits[split] = self._hub
                 continue
+            loaded = self.load(split)
             size = _size(loaded.items)
             splits[split] = {**loaded.identity, "texts": size.texts, "inputs": size.inputs}
         return {"source": self._source, "form": self._form, "splits": splits}
@@ -194,10 +195,6 @@ class DataToText:
             empty = sum(not prediction for prediction in predictions)
             scores.append(Score(subset, scoring, len(chosen), values, counts={"empty": empty}))
         return scores
-
-
-class MissingSplit(DataError):
-    """A split that this source does not have at all."""
 
 
 def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from dual_lora.config import ConfigError, RunConfig, nearest
 from dual_lora.metrics import e2e as metrics
+from dual_lora.metrics import java
 from dual_lora.tasks import files, hub
 from dual_lora.tasks.base import Split
-from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, content_sha256, data_root
+from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, chosen_metrics, content_sha256, data_root
 
 FORMS = ("lora", "official")
 HUB = {"repository": "tuetschek/e2e_nlg", "revision": "a1fd8dcb2b81207ecc5b7fd886f78fcee959eebc"}
@@ -62,6 +63,9 @@ def build(config: RunConfig) -> DataToText:
     notes = []
     if form == "lora" and source != "local":
         notes.append("references tokenized by rule from the official form, not the LoRA release's own files")
+
+    if not java.available() and {"ROUGE_L", "CIDEr"} & set(chosen_metrics(config, METRICS)):
+        notes.append("no Java: ROUGE_L and CIDEr of texts tokenized by nltk (dual_lora/metrics/coco.py)")
 
     def read(split: Split) -> Loaded:
         if source == "hub":
