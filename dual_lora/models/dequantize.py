@@ -196,5 +196,11 @@ def _save_tokenizer(gguf: Path, reader: GGUFReader, target: Path) -> None:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
+    tokens = _field(reader, "tokenizer.ggml.tokens")
+    roles = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    for stored, role in roles.items():  # transformers 5.17 takes the end token from the wrong field
+        number = _field(reader, f"tokenizer.ggml.{stored}_token_id")
+        if number is not None:
+            setattr(tokenizer, role, tokens[number])
     tokenizer.model_max_length = _field(reader, "llama.context_length")
     tokenizer.save_pretrained(target)

@@ -125,6 +125,7 @@ def _dequantized() -> object:
 def test_the_tokenizer_keeps_its_special_tokens_and_splits_digits_as_smollm_does(tmp_path: Path) -> None:
     tokenizer = load(write_gguf(tmp_path / "tiny.gguf"), GENERATE, dtype="float32", seed=0).tokenizer
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+    assert tokenizer.pad_token == "<unk>"
     assert tokenizer.model_max_length == 256
     assert tokenizer.convert_ids_to_tokens(tokenizer(" 20</s>").input_ids)[-4:] == ["Ġ", "2", "0", "</s>"]
 
