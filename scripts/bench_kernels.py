@@ -1,4 +1,4 @@
-"""Time one Dual LoRA layer: kernels against copies, layers against LoRA and the GEMM floor, growth of cost, the CPU path.
+"""Time one Dual LoRA layer: kernels against copies, layers against LoRA and the GEMM floor, growth of cost, the CPU.
 
     python scripts/bench_kernels.py                        # on a GPU: results/benchmarks/kernels.json
     python scripts/bench_kernels.py --device cpu           # the CPU target: results/benchmarks/kernels_cpu.json
@@ -75,15 +75,17 @@ def bench_parts(out: int, in_: int, rank: int = 16) -> dict[str, Any]:
     x, grad, weight = layer["x"].detach(), layer["grad"], layer["weight"]
     factors = tuple(f.detach() for f in layer["factors"])
     rule, other, g, prepared = UpdateRule(), torch.empty_like(weight), grad.t() @ x, prepare(factors)
+    geometry = fused._geometry(factors, prepared, rule, None)
     pack = time_gpu(lambda: prepare(factors))
     copy = time_gpu(lambda: other.copy_(weight))
-    build = time_gpu(lambda: fused._build(weight, other, prepare(factors), 0.5, rule, None))
-    reduce = time_gpu(lambda: fused._reduce(g, weight, prepared, 0.5, rule, None, rebuild=False))
-    both = time_gpu(lambda: fused._reduce(g, weight, prepared, 0.5, rule, None, rebuild=True))
+    build = time_gpu(lambda: fused.build(weight, other, prepare(factors), geometry, 0.5, None))
+    reduce = time_gpu(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=False))
+    both = time_gpu(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=True))
     gemm = time_gpu(lambda: grad.t() @ x)
     read_ms = copy["median_ms"] / 2  # a copy moves the matrix twice
     return {
-        "shape": [out, in_], "rank": rank, "copy": copy, "pack": pack, "build": build, "reduce": reduce, "reduce_and_rebuild": both,
+        "shape": [out, in_], "rank": rank, "copy": copy, "pack": pack, "build": build, "reduce": reduce,
+        "reduce_and_rebuild": both,
         "weight_gradient_gemm": gemm, "copy_GB_per_s": 4 * out * in_ / copy["median_ms"] / 1e6,
         "build_over_copy": build["median_ms"] / copy["median_ms"],
         "reduce_over_read": reduce["median_ms"] / read_ms,
@@ -123,7 +125,7 @@ def bench_growth(milliseconds: int = 40) -> list[dict[str, Any]]:
 
 
 def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
-    """The product with a handful of tokens (generation without merging) against the base layer and against build + GEMM."""
+    """A handful of tokens (generation without merging) against the base layer and against build + GEMM."""
     from dual_lora.kernels import fused, launch
     from dual_lora.kernels.rule import UpdateRule
 
@@ -158,13 +160,18 @@ def sweep_runs() -> dict[str, tuple[str, str, Callable[[], Any]]]:
     weight, factors = layer["weight"], tuple(f.detach() for f in layer["factors"])
     other, g = torch.empty_like(weight), layer["grad"].t() @ layer["x"].detach()
     prepared = prepare(factors)
+    geometry = fused._geometry(factors, prepared, rule, None)
     small = make_layer(4096, 4096, 16, 16)
     small_factors, small_x = tuple(f.detach() for f in small["factors"]), small["x"].detach()
     return {
-        "build": ("build", "", lambda: fused._build(weight, other, prepared, 0.5, rule, None)),
-        "reduce": ("reduce", "REDUCE_PROGRAMS", lambda: fused._reduce(g, None, prepared, 0.5, rule, None, rebuild=False)),
+        "build": ("build", "", lambda: fused.build(weight, other, prepared, geometry, 0.5, None)),
+        "reduce": (
+            "reduce", "REDUCE_PROGRAMS",
+            lambda: fused.reduce(g, None, prepared, geometry, 0.5, None, rebuild=False),
+        ),
         "reduce_and_rebuild": (
-            "reduce", "REDUCE_PROGRAMS", lambda: fused._reduce(g, weight, prepared, 0.5, rule, None, rebuild=True)
+            "reduce", "REDUCE_PROGRAMS",
+            lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=True),
         ),
         "few_tokens": (
             "few_tokens", "FEW_TOKEN_PROGRAMS",

@@ -1,11 +1,11 @@
-"""Time whole training steps, memory and generation of Dual LoRA against PEFT's LoRA and DoRA and the three-GEMM floor.
+"""Time whole training steps, memory and generation of Dual LoRA against PEFT's LoRA and DoRA and the GEMM floor.
 
     python scripts/bench_training.py                       # one GPU: results/benchmarks/training.json
-    python scripts/bench_training.py --parts steps dropout # some of: steps checkpointing dropout small generation profile
+    python scripts/bench_training.py --parts steps dropout # some of the parts, kept beside the others
 
 The models have LLaMA-7B's and SmolLM2-135M's shapes and random weights, in bf16. A step is forward, backward and fused
 AdamW (the floor has no optimizer: it trains the target weights themselves, only to show what its three GEMMs per layer
-cost). Adapters: Q, K, V, Up, Down; LoRA and DoRA at r = 32, Dual LoRA at r1 = r2 = 16, so the parameter counts are equal.
+cost). Adapters: Q, K, V, Up, Down; LoRA and DoRA at r = 32, Dual LoRA at r1 = r2 = 16: equal parameter counts.
 Times are medians of GPU time with 20 and 80 per cent quantiles; memory is the peak the allocator handed out in a step.
 """
 
@@ -36,7 +36,7 @@ SMOLLM2_135M = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
 }  # fmt: skip
-# name: (adapter, dtype of its factors, autocast). The Trainer's bf16=True is autocast; the others are plain bf16 models.
+# name: (adapter, float32 factors, autocast). The Trainer's bf16=True is autocast; the others are plain bf16 models.
 VARIANTS = {
     "dual_lora": ("dual_lora", True, False),
     "dual_lora_autocast": ("dual_lora", True, True),

@@ -1,4 +1,4 @@
-"""Tile sizes, launch geometry and cheap launches of the Triton kernels."""
+"""Tile sizes and cheap launches of the Triton kernels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dual_lora.kernels.rule import UpdateRule
-
-# One padded rank block: the least that a bf16 tensor-core instruction takes, and the most that still leaves the reduction
-# its accumulators in registers.
+# Ranks are padded to multiples of one block: the least that a bf16 tensor-core instruction takes, or the most that
+# still leaves the reduction its sums in registers.
 SMALL_RANK_BLOCK, RANK_BLOCK = 16, 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tile:
     """Tile of one kernel: rows x columns of the weight, warps and pipeline stages.
 
@@ -30,7 +28,6 @@ class Tile:
     steps: int = 1
 
 
-# TILES: placeholder until measured
 TILES = {
     "build": Tile(64, 64, 4),
     "reduce": Tile(64, 64, 4, stages=2, row_blocks=2),
@@ -39,13 +36,45 @@ TILES = {
     "few_tokens": Tile(64, 64, 4, stages=3),
 }
 FINISH_BLOCK, FINISH_WARPS = 256, 4
+PACK_BLOCK, PACK_WARPS = 64, 4
 # Programs that a reduction or a few-token product is cut into, per multiprocessor.
-REDUCE_PROGRAMS, FEW_TOKEN_PROGRAMS = 4, 4
+REDUCE_PROGRAMS, FEW_TOKEN_PROGRAMS = 8, 4
 # Up to here one kernel that reads W0 once beats building W0 + dW and calling a GEMM.
 FEW_TOKENS = 64
 
-Key = tuple[Any, ...]
-_compiled: dict[Key, Any] = {}
+
+class Launch:
+    """One kernel at one geometry and set of dtypes; a call passes the pointers and the floats.
+
+    Triton binds and inspects some thirty arguments at each launch, which costs more than the kernel itself on a small
+    layer. Here that happens at the first call; later ones go to the compiled kernel, unless a pointer is less aligned
+    than it was compiled for. The kernels' parameters come in this order: pointers, floats, integers, constants.
+    """
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, int, int], integers: tuple[int, ...], constants: dict[str, Any], warps: int
+    ) -> None:
+        self.kernel, self.grid, self.integers, self.constants, self.warps = kernel, grid, integers, constants, warps
+        self._fixed = (*integers, *constants.values())
+        self._compiled: Any = None
+
+    def __call__(self, device: int, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...] = ()) -> None:
+        """Launch on the current stream of the current CUDA device `device` (-1: Triton's interpreter)."""
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        alignment = 0
+        for address in addresses:
+            alignment |= address
+        compiled = self._compiled
+        if compiled is not None and not alignment & 15:
+            stream = torch._C._cuda_getCurrentRawStream(device)
+            compiled.run(
+                *self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
+                *addresses, *floats, *self._fixed,
+            )  # fmt: skip
+            return
+        compiled = self.kernel[self.grid](*tensors, *floats, *self.integers, **self.constants, num_warps=self.warps)
+        if device >= 0 and not alignment & 15:
+            self._compiled = compiled
 
 
 def cdiv(a: int, b: int) -> int:
@@ -53,61 +82,11 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def rank_block(*ranks: int) -> int:
+def rank_block(ranks: tuple[int, int]) -> int:
     """The block that ranks are padded to multiples of."""
     return SMALL_RANK_BLOCK if max(ranks) <= SMALL_RANK_BLOCK else RANK_BLOCK
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], warps: int
-) -> None:
-    """Run `kernel` on the current device.
-
-    After the first launch of a geometry the compiled kernel is called directly: Triton's own binding of some twenty
-    arguments would cost more than the kernel on small layers. The cache key holds everything that Triton specializes on:
-    dtypes, integer arguments, constants, and the alignment of every pointer.
-    """
-    aligned = 0
-    key: list[Any] = [kernel, warps, *constants.values()]
-    device = None
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            aligned |= argument.data_ptr()
-            key.append(argument.dtype)
-            device = argument.device
-        else:
-            key.append(None if isinstance(argument, float) else argument)
-    if aligned & 15 or device is None or device.type != "cuda":
-        kernel[grid](*arguments, **constants, num_warps=warps)
-        return
-    key.append(device.index)
-    compiled = _compiled.get(tuple(key))
-    if compiled is None:
-        _compiled[tuple(key)] = kernel[grid](*arguments, **constants, num_warps=warps)
-    else:
-        compiled[grid](*arguments, *constants.values())
-
-
-def rule_constants(rule: UpdateRule) -> dict[str, bool]:
-    """The kernels' compile-time switches for the activations."""
-    return {"RELU": rule.magnitude_activation == "relu", "SIGN": rule.direction_activation == "sign"}
-
-
-def estimator_constants(rule: UpdateRule) -> dict[str, bool]:
-    """The kernels' compile-time switches for the straight-through estimator."""
-    sign = rule.direction_activation == "sign"
-    return {"CLIP": sign and rule.ste == "clipped_gradient", "HARD_TANH": sign and rule.ste == "hard_tanh"}
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device; 1 for the interpreter."""
-    if device.type != "cuda":
-        return 1
-    count = _multiprocessors.get(device.index)
-    if count is None:
-        count = torch.cuda.get_device_properties(device).multi_processor_count
-        _multiprocessors[device.index] = count
-    return count
-
-
-_multiprocessors: dict[int | None, int] = {}
+def multiprocessors(device: int) -> int:
+    """Streaming multiprocessors of a CUDA device; 1 for the interpreter (-1)."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device >= 0 else 1

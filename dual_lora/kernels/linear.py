@@ -31,8 +31,9 @@ def delta_weight(
 ) -> Tensor:
     """The update dW as it enters `dual_lora_linear`, for merging; not differentiable.
 
-    Shapes: `A` (r1, in), `B` (out, r1), `C` (r2, in), `D` (out, r2); `scaling` is s = w * s0. Returns (out, in), float32.
-    P = DC is formed by the same routine as in forward and backward on the same device and kernel, so its signs agree.
+    Shapes: `A` (r1, in), `B` (out, r1), `C` (r2, in), `D` (out, r2); `scaling` is s = w * s0. Returns (out, in) in
+    float32. P = DC is formed by the same routine as in forward and backward on the same device and kernel, so its signs
+    agree.
     Raises ValueError for shapes that do not fit, unknown options, or a kernel that cannot run here.
     """
     rule = update_rule("clipped_gradient", magnitude_activation, direction_activation)

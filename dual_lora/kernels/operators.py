@@ -1,4 +1,4 @@
-"""The layer as `torch.library` operators, so that torch.compile sees one node forward and one backward, without a break.
+"""The layer as `torch.library` operators: torch.compile sees one node forward and one backward, without a break.
 
 Eager calls use the same `run_forward` and `run_backward` through an autograd.Function (`linear`), which costs less.
 """
@@ -191,7 +191,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_bias,
         grad if needs[3] else None,
         *factor_grads,
-        *[None] * (1 + len(ctx.options)),
+        [None] * len(start),
+        *[None] * len(ctx.options),
     )
 
 

@@ -1,16 +1,15 @@
-"""Factors in the form the Triton kernels read: cut into bf16 parts once for large weights, as they are for small ones."""
+"""Factors as the Triton kernels read them: cut into bf16 parts once for large weights, unchanged for small ones."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dual_lora.kernels.launch import cdiv, launch, rank_block
-from dual_lora.kernels.triton_products import pack_factors_kernel
+from dual_lora.kernels import plans
+from dual_lora.kernels.launch import cdiv, rank_block
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -18,24 +17,13 @@ Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 PADDING = 256
 # Weights from this many elements on are worth the launch that packs their factors.
 PACK_ELEMENTS = 2**21
-PACK_BLOCK, PACK_WARPS = 64, 4
 
 
 class Prepared(NamedTuple):
-    """What a kernel gets: the factors (packed bf16 parts or contiguous float32), their ranks, and the padded sizes."""
+    """What a kernel gets: factors as packed bf16 parts with their padded (rows, columns), or float32 and (0, 0)."""
 
     factors: Factors
-    ranks: tuple[int, int]
-    rows_padded: int
-    columns_padded: int
-    packed: bool
-
-    @property
-    def constants(self) -> dict[str, int | bool]:
-        """The compile-time constants that describe the factors."""
-        magnitude, direction = self.ranks
-        block = rank_block(magnitude, direction)
-        return {"RANK_M": magnitude, "RANK_D": direction, "RANK_BLOCK": block, "PACKED": self.packed}
+    padded: tuple[int, int]
 
 
 def prepare(factors: Factors, *, reuse: bool = False) -> Prepared:
@@ -45,13 +33,13 @@ def prepare(factors: Factors, *, reuse: bool = False) -> Prepared:
     1.5 times the factors' memory, and W0 + dW is still formed anew in every call.
     """
     a, b, c, d = factors
-    ranks, rows, columns = (a.shape[0], c.shape[0]), b.shape[0], a.shape[1]
-    if not reuse and rows * columns < PACK_ELEMENTS:
-        a, b, c, d = (f.to(torch.float32).contiguous() for f in factors)
-        return Prepared((a, b, c, d), ranks, 0, 0, False)
-    if not reuse or any(f.is_inference() for f in factors):
-        return _pack(factors)
-    state = tuple(f._version for f in factors), tuple(f.data_ptr() for f in factors)
+    if not reuse:
+        return _pack(factors) if b.shape[0] * a.shape[1] >= PACK_ELEMENTS else Prepared(contiguous(factors), (0, 0))
+    if a.is_inference() or b.is_inference() or c.is_inference() or d.is_inference():
+        return _pack(factors)  # inference tensors do not count their changes
+    state = (
+        a._version, b._version, c._version, d._version, a.data_ptr(), b.data_ptr(), c.data_ptr(), d.data_ptr()
+    )  # fmt: skip
     kept = _kept.get(a)
     if kept is None or kept[0] != state:
         kept = (state, _pack(factors))
@@ -62,18 +50,20 @@ def prepare(factors: Factors, *, reuse: bool = False) -> Prepared:
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _pack(factors: Factors) -> Prepared:
+def contiguous(factors: Factors) -> Factors:
+    """The factors in contiguous float32, themselves if they are."""
+    if all(f.dtype is torch.float32 and f.is_contiguous() for f in factors):
+        return factors
     a, b, c, d = (f.to(torch.float32).contiguous() for f in factors)
+    return a, b, c, d
+
+
+def _pack(factors: Factors) -> Prepared:
+    a, b, c, d = contiguous(factors)
     ranks, rows, columns = (a.shape[0], c.shape[0]), b.shape[0], a.shape[1]
-    block = rank_block(*ranks)
-    rows_padded, columns_padded = cdiv(rows, PADDING) * PADDING, cdiv(columns, PADDING) * PADDING
-    sizes = [3 * cdiv(r, block) * block * n for r in ranks for n in (columns_padded, rows_padded)]
+    block = rank_block(ranks)
+    padded = cdiv(rows, PADDING) * PADDING, cdiv(columns, PADDING) * PADDING
+    sizes = [3 * cdiv(r, block) * block * n for r in ranks for n in (padded[1], padded[0])]
     parts = torch.empty(sum(sizes), dtype=torch.bfloat16, device=a.device).split(sizes)
-    launch(
-        pack_factors_kernel,
-        ((columns_padded + rows_padded) // PACK_BLOCK, 1, 1),
-        (a, b, c, d, *parts, rows, columns, rows_padded, columns_padded),
-        {"RANK_M": ranks[0], "RANK_D": ranks[1], "RANK_BLOCK": block, "BLOCK": PACK_BLOCK},
-        PACK_WARPS,
-    )
-    return Prepared((parts[0], parts[1], parts[2], parts[3]), ranks, rows_padded, columns_padded, True)
+    plans.pack(a.get_device(), rows, columns, ranks, padded)(a.get_device(), (a, b, c, d, *parts))
+    return Prepared((parts[0], parts[1], parts[2], parts[3]), padded)

@@ -51,8 +51,8 @@ def delta_weight(
 ) -> Tensor:
     """The update s * U(BA) * V(DC), differentiable.
 
-    Args: `A` (r1, in), `B` (out, r1): magnitude group; `C` (r2, in), `D` (out, r2): direction group; `scaling` s = w * s0;
-    `start`: frozen (A0, B0, C0, D0) whose update is subtracted.
+    Args: `A` (r1, in), `B` (out, r1): magnitude group; `C` (r2, in), `D` (out, r2): direction group; `scaling`
+    s = w * s0; `start`: frozen (A0, B0, C0, D0) whose update is subtracted.
     Returns (out, in) in float32, or in float64 for float64 factors. Raises ValueError for an unknown option.
     Source: Dual LoRA, method section; Sign(0) = -1 and the clip on the incoming gradient likewise.
     """

@@ -10,14 +10,14 @@ MAGNITUDE_ACTIVATIONS = ("relu", "identity")
 DIRECTION_ACTIVATIONS = ("sign", "identity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: `update_rule` makes one per choice, and hashing is hot
 class UpdateRule:
     """How the products M = BA and P = DC become an update, and how its gradient reaches P.
 
     With G the gradient of the loss with respect to the weight, s the scaling, U the activated M and V the activated P:
 
-    * ``ste`` (straight-through estimator of Sign): ``clipped_gradient`` (the paper's) passes ``clip(s G U, -1, 1)`` to P,
-      ``identity`` passes ``s G U``, ``hard_tanh`` passes ``s G U`` where ``|P| <= 1`` and zero elsewhere.
+    * ``ste`` (straight-through estimator of Sign): ``clipped_gradient`` (the paper's) passes ``clip(s G U, -1, 1)`` to
+      P, ``identity`` passes ``s G U``, ``hard_tanh`` passes ``s G U`` where ``|P| <= 1`` and zero elsewhere.
     * ``magnitude_activation``: ``relu`` (the paper's), or ``identity`` as an ablation.
     * ``direction_activation``: ``sign`` (the paper's, with Sign(0) = -1), or ``identity`` as an ablation; the latter is
       differentiable, so it takes no ``ste`` but the default, which then has no effect.

@@ -1,8 +1,8 @@
 """The one place that decides how a layer is computed.
 
 Names: *fused* runs the Triton kernels, *generic* plain PyTorch in row tiles, *reference* the definition by autograd.
-A layer whose weight is at hand computes ``x @ (W0 + dW)^T`` with one GEMM; a quantized or partitioned weight, dropout on
-the adapter's input, or several active adapters need ``base_layer(x) + x @ dW^T``.
+A layer whose weight is at hand computes ``x @ (W0 + dW)^T`` with one GEMM; a quantized or partitioned weight, dropout
+on the adapter's input, or several active adapters need ``base_layer(x) + x @ dW^T``.
 """
 
 from __future__ import annotations
@@ -67,10 +67,9 @@ def _select(requested: str, device_type: str, plain: bool, dropout: float, activ
     if requested == "fused" and obstacle:
         raise ValueError(f"kernel='fused' needs one GEMM with W0 + dW, but {obstacle}; use kernel='auto' or 'generic'")
     kernel = _resolve(requested, device_type, None)
+    reason = "requested"
     if requested == "auto":
         reason = f"auto on {device_type}" + (f": {obstacle}" if obstacle else "")
-    else:
-        reason = "requested"
     choice = KernelChoice(kernel, one_gemm=not obstacle and requested != "generic", reason=reason)
     logger.info("Dual LoRA layers run the kernel %s (%s)", choice.name, reason)
     return choice

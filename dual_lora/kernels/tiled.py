@@ -1,8 +1,8 @@
 """Forward and backward of one layer in row tiles of plain PyTorch, on any device.
 
 Backward recomputes M = BA and P = DC tile by tile, so nothing of size out x in is kept, and a tile fits in a CPU's
-cache: the elementwise passes that dominate a naive version on memory traffic cost little. Forward, backward and `delta_weight`
-cut the rows in the same places, so P, and with it every sign, is the same number in all three.
+cache: the elementwise passes that dominate a naive version on memory traffic cost little. Forward, backward and
+`delta_weight` cut the rows in the same places, so P, and with it every sign, is the same number in all three.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dual_lora.kernels.rule import UpdateRule
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
 
-# Elements per tile. CPU: 2 MiB of float32, the L2 cache of one or two server cores (2048 x 2048, 2 threads: 256 rows beat
-# 128 and 512). CUDA: large enough that kernel launches do not matter, 64 MiB of float32.
+# Elements per tile. CPU: 2 MiB of float32, the L2 cache of one or two server cores. CUDA: 64 MiB of float32, so large
+# that kernel launches do not matter.
 TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 
 

@@ -27,8 +27,9 @@ def few_tokens_kernel(
 ):  # fmt: skip
     """y = x (W0 + dW)^T + bias for at most BLOCK_TOKENS tokens; conventions as in `triton_kernels`.
 
-    Programs split the columns SPLITS ways; the last to finish a row block adds the partial sums in a fixed order, so the
-    result does not depend on which one that is. `arrived` counts them: zero before and after, one int32 per row block.
+    Programs split the columns SPLITS ways; the last to finish a row block adds the partial sums in a fixed order, so
+    the result does not depend on which one that is. `arrived` counts them: zero before and after, one int32 per row
+    block.
     """
     row_block, part = tl.program_id(0), tl.program_id(1)
     first = part * tiles_per_split

@@ -1,10 +1,10 @@
 """The Triton kernels: build W0 + dW, reduce G = dL/dW to the factor gradients, multiply a few tokens by W0 + dW.
 
-Conventions: a weight is (out, in) with any strides (a transposed Conv1D weight is a matter of strides) and 64-bit offsets
-(it may have more than 2^31 elements); factors are A (RANK_M, in), B (out, RANK_M), C (RANK_D, in), D (out, RANK_D), with
-PACKED in the layout of `pack_factors_kernel`, else contiguous float32; a0 ... d0 are the frozen factors of
-`subtract_start`. Ranks are padded with zeros to multiples of RANK_BLOCK. `scaling` is a run-time float, so a warm-up does
-not compile anything.
+Conventions: a weight is (out, in) with any strides (a transposed Conv1D weight is a matter of strides) and 64-bit
+offsets (it may have more than 2^31 elements); factors are A (RANK_M, in), B (out, RANK_M), C (RANK_D, in), D (out,
+RANK_D), with PACKED in the layout of `pack_factors_kernel`, else contiguous float32; a0 ... d0 are the frozen factors
+of `subtract_start`. Ranks are padded with zeros to multiples of RANK_BLOCK. `scaling` is a run-time float, so a warm-up
+does not compile anything.
 """
 
 # mypy: disable-error-code="assignment"
@@ -34,7 +34,7 @@ def build_weight_kernel(
     RELU: tl.constexpr, SIGN: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_START: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out = W0 + s U(BA) V(DC), summed in float32 and rounded once; a program walks along tiles of one block of rows."""
+    """out = W0 + s U(BA) V(DC), summed in float32 and rounded once; a program walks along one block of rows."""
     first = tl.program_id(0) * tiles_per_program
     tiles = tl.minimum(tiles_per_program, tl.cdiv(n_columns, BLOCK_COLUMNS) - first)
     rows = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -112,8 +112,8 @@ def _transposed(parts):
 
 @triton.jit
 def reduce_gradient_kernel(
-    grad, weight, out, a, b, c, d, a0, b0, c0, d0, column_sums, row_sums, scaling, limit, n_rows, n_columns,
-    rows_padded, columns_padded, weight_row_stride, weight_column_stride, tiles_per_chunk,
+    grad, weight, out, a, b, c, d, a0, b0, c0, d0, sums, scaling, limit, n_rows, n_columns,
+    rows_padded, columns_padded, weight_row_stride, weight_column_stride, tiles_per_chunk, row_sums_begin,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
     RELU: tl.constexpr, SIGN: tl.constexpr, CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_OUT: tl.constexpr, HAS_START: tl.constexpr, TILE_PARTS: tl.constexpr,
@@ -121,11 +121,11 @@ def reduce_gradient_kernel(
 ):  # fmt: skip
     """Read G once; write partial sums of the four factor gradients and, with HAS_OUT, W0 + dW for dL/dx.
 
-    A program owns ROW_BLOCKS * BLOCK_ROWS rows of one chunk of columns and walks along the chunk. dL/dB and dL/dD of its
-    rows stay in registers (`row_sums`: [chunks, out * (RANK_M + RANK_D)]); dL/dA and dL/dC of each column tile are
-    written as sums over its rows (`column_sums`: [programs along the rows, (RANK_M + RANK_D) * in]). `grad` and `out` are
-    contiguous; `out` may be `grad` itself: each tile is read before it is written, by one program. Both ranks must fit one
-    RANK_BLOCK. All sums lack the factor s.
+    A program owns ROW_BLOCKS * BLOCK_ROWS rows of one chunk of columns and walks along the chunk. dL/dB and dL/dD of
+    its rows stay in registers until the end ([chunks, out * (RANK_M + RANK_D)] from `sums + row_sums_begin` on); dL/dA
+    and dL/dC of each column tile are written as sums over its rows ([programs along the rows, (RANK_M + RANK_D) * in]
+    from `sums` on). `grad` and `out` are contiguous; `out` may be `grad` itself: each tile is read before it is
+    written, by one program. Both ranks must fit one RANK_BLOCK. All sums lack the factor s.
     """
     chunk, strip = tl.program_id(0), tl.program_id(1)
     first = chunk * tiles_per_chunk
@@ -138,7 +138,7 @@ def reduce_gradient_kernel(
         d_blocks = d_blocks + (left_parts(d, rows, n_rows, rows_padded, 0, RANK_D, RANK_BLOCK, PACKED),)
         sums_b = sums_b + (tl.zeros((BLOCK_ROWS, RANK_BLOCK), dtype=tl.float32),)
         sums_d = sums_d + (tl.zeros((BLOCK_ROWS, RANK_BLOCK), dtype=tl.float32),)
-    column_sums += strip.to(tl.int64) * (RANK_M + RANK_D) * n_columns
+    column_sums = sums + strip.to(tl.int64) * (RANK_M + RANK_D) * n_columns
     for tile in tl.range(0, tiles, num_stages=STAGES):
         columns = (first + tile) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
         long_columns = columns.to(tl.int64)[None, :]
@@ -179,19 +179,21 @@ def reduce_gradient_kernel(
         inside = columns[:, None] < n_columns
         tl.store(column_sums + transposed, sum_a, mask=inside & (rank[None, :] < RANK_M))
         tl.store(column_sums + RANK_M * n_columns + transposed, sum_c, mask=inside & (rank[None, :] < RANK_D))
-    row_sums += chunk.to(tl.int64) * (RANK_M + RANK_D) * n_rows
+    row_sums = sums + row_sums_begin + chunk.to(tl.int64) * (RANK_M + RANK_D) * n_rows
     for block in tl.static_range(ROW_BLOCKS):
         rows = (strip * ROW_BLOCKS + block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         long_rows = rows.to(tl.int64)[:, None]
         inside = rows[:, None] < n_rows
         tl.store(row_sums + long_rows * RANK_M + rank[None, :], sums_b[block], mask=inside & (rank[None, :] < RANK_M))
-        sums = row_sums + RANK_M * n_rows
-        tl.store(sums + long_rows * RANK_D + rank[None, :], sums_d[block], mask=inside & (rank[None, :] < RANK_D))
+        direction_sums = row_sums + RANK_M * n_rows
+        tl.store(
+            direction_sums + long_rows * RANK_D + rank[None, :], sums_d[block], mask=inside & (rank[None, :] < RANK_D)
+        )
 
 
 @triton.jit
 def finish_gradient_kernel(
-    column_sums, row_sums, grad_a, grad_b, grad_c, grad_d, scaling, row_blocks, chunks, n_rows, n_columns,
+    sums, grad_a, grad_b, grad_c, grad_d, scaling, row_blocks, chunks, n_rows, n_columns, row_sums_begin,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add the partial sums in a fixed order; the first programs own dL/dA and dL/dC, the others dL/dB and dL/dD."""
@@ -203,16 +205,17 @@ def finish_gradient_kernel(
     if pid < column_programs:
         offsets = pid * BLOCK + tl.arange(0, BLOCK)
         for _ in range(row_blocks):
-            total += tl.load(column_sums + offsets, mask=offsets < column_length, other=0.0)
-            column_sums += column_length
+            total += tl.load(sums + offsets, mask=offsets < column_length, other=0.0)
+            sums += column_length
         boundary = RANK_M * n_columns
         tl.store(grad_a + offsets, total * scaling, mask=offsets < boundary)
         tl.store(grad_c + offsets - boundary, total * scaling, mask=(offsets >= boundary) & (offsets < column_length))
     else:
         offsets = (pid - column_programs) * BLOCK + tl.arange(0, BLOCK)
+        sums += row_sums_begin
         for _ in range(chunks):
-            total += tl.load(row_sums + offsets, mask=offsets < row_length, other=0.0)
-            row_sums += row_length
+            total += tl.load(sums + offsets, mask=offsets < row_length, other=0.0)
+            sums += row_length
         boundary = RANK_M * n_rows
         tl.store(grad_b + offsets, total * scaling, mask=offsets < boundary)
         tl.store(grad_d + offsets - boundary, total * scaling, mask=(offsets >= boundary) & (offsets < row_length))

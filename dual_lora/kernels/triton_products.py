@@ -1,7 +1,7 @@
 """Triton functions that every kernel shares: float32-accurate products of factors on bf16 tensor cores.
 
-M = BA and P = DC are formed by `dot_split` only, with the same rank blocks in the same order, so a sign of P is the same
-number wherever it is computed on one device.
+M = BA and P = DC are formed by `dot_split` only, with the same rank blocks in the same order, so a sign of P is the
+same number wherever it is computed on one device.
 """
 
 from __future__ import annotations
@@ -102,27 +102,32 @@ def pack_factors_kernel(
     """
     pid = tl.program_id(0)
     column_programs = columns_padded // BLOCK
-    k = tl.arange(0, RANK_BLOCK)
     if pid < column_programs:
         columns = pid * BLOCK + tl.arange(0, BLOCK)
-        for begin in tl.static_range(0, RANK_M, RANK_BLOCK):
-            parts = split(right_tile(a, columns, n_columns, begin, RANK_M, RANK_BLOCK))
-            pointers = packed_a + (begin + k)[:, None] * columns_padded + columns[None, :]
-            store_parts(pointers, parts, columns_padded * ((RANK_M + RANK_BLOCK - 1) // RANK_BLOCK * RANK_BLOCK))
-        for begin in tl.static_range(0, RANK_D, RANK_BLOCK):
-            parts = split(right_tile(c, columns, n_columns, begin, RANK_D, RANK_BLOCK))
-            pointers = packed_c + (begin + k)[:, None] * columns_padded + columns[None, :]
-            store_parts(pointers, parts, columns_padded * ((RANK_D + RANK_BLOCK - 1) // RANK_BLOCK * RANK_BLOCK))
+        _pack_right(a, packed_a, columns, n_columns, columns_padded, RANK_M, RANK_BLOCK)
+        _pack_right(c, packed_c, columns, n_columns, columns_padded, RANK_D, RANK_BLOCK)
     else:
         rows = (pid - column_programs) * BLOCK + tl.arange(0, BLOCK)
-        padded_m: tl.constexpr = (RANK_M + RANK_BLOCK - 1) // RANK_BLOCK * RANK_BLOCK
-        padded_d: tl.constexpr = (RANK_D + RANK_BLOCK - 1) // RANK_BLOCK * RANK_BLOCK
-        for begin in tl.static_range(0, RANK_M, RANK_BLOCK):
-            parts = split(left_tile(b, rows, n_rows, begin, RANK_M, RANK_BLOCK))
-            store_parts(packed_b + rows[:, None] * padded_m + (begin + k)[None, :], parts, rows_padded * padded_m)
-        for begin in tl.static_range(0, RANK_D, RANK_BLOCK):
-            parts = split(left_tile(d, rows, n_rows, begin, RANK_D, RANK_BLOCK))
-            store_parts(packed_d + rows[:, None] * padded_d + (begin + k)[None, :], parts, rows_padded * padded_d)
+        _pack_left(b, packed_b, rows, n_rows, rows_padded, RANK_M, RANK_BLOCK)
+        _pack_left(d, packed_d, rows, n_rows, rows_padded, RANK_D, RANK_BLOCK)
+
+
+@triton.jit
+def _pack_right(right, packed, columns, n_columns, columns_padded, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr):
+    padded: tl.constexpr = (RANK + RANK_BLOCK - 1) // RANK_BLOCK * RANK_BLOCK
+    for begin in tl.static_range(0, RANK, RANK_BLOCK):
+        parts = split(right_tile(right, columns, n_columns, begin, RANK, RANK_BLOCK))
+        pointers = packed + (begin + tl.arange(0, RANK_BLOCK))[:, None] * columns_padded + columns[None, :]
+        store_parts(pointers, parts, columns_padded * padded)
+
+
+@triton.jit
+def _pack_left(left, packed, rows, n_rows, rows_padded, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr):
+    padded: tl.constexpr = (RANK + RANK_BLOCK - 1) // RANK_BLOCK * RANK_BLOCK
+    for begin in tl.static_range(0, RANK, RANK_BLOCK):
+        parts = split(left_tile(left, rows, n_rows, begin, RANK, RANK_BLOCK))
+        pointers = packed + rows[:, None] * padded + (begin + tl.arange(0, RANK_BLOCK))[None, :]
+        store_parts(pointers, parts, rows_padded * padded)
 
 
 @triton.jit

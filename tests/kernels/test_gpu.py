@@ -21,14 +21,17 @@ pytestmark = pytest.mark.gpu
 def test_bf16_errs_at_most_a_little_more_than_the_bf16_reference(
     cuda: str, rule: dict[str, str], tokens: int, ranks: tuple[int, int]
 ) -> None:
-    """Against float64: 1.1 times the reference's error for y and dL/dx, 1.5 times for the factor gradients."""
+    """Against float64: 1.1 times the reference's error for y and dL/dx, twice for the factor gradients.
+
+    The latter see two more roundings of the size of G's own: of the factors and of Gp, hence a factor of sqrt(3).
+    """
     case = make_case(
         (tokens,), 1100, 900, ranks, dtype=torch.bfloat16, device=cuda, factor_std=0.05, grad_std=0.05, seed=5, **rule
     )
     truth = case.to(torch.float64, torch.float64).run("reference")
     expected, actual = case.run("reference"), case.run("fused")
     for name, value in actual.items():
-        allowed = (1.5 if name[-1] in "ABCD" else 1.1) * relative_error(expected[name], truth[name]) + 1e-6
+        allowed = (2.0 if name[-1] in "ABCD" else 1.1) * relative_error(expected[name], truth[name]) + 1e-6
         assert relative_error(value, truth[name]) <= allowed, name
 
 
@@ -61,12 +64,14 @@ def effective_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
     case = make_case(in_features=1000, out_features=700, ranks=(16, 16), device="cuda", factor_std=0.02, seed=8)
     factors, rule = tuple(case.factors), UpdateRule()
+    prepared = prepare(factors)
+    geometry = fused._geometry(factors, prepared, rule, None)
     eye = torch.eye(1000, device="cuda", dtype=dtype)
     few = [fused.forward(rows, None, None, factors, 1.0, rule) for rows in eye.split(50)]
     g = torch.randn(700, 1000, device="cuda").to(dtype)
-    fused._reduce(g, None, prepare(factors), 1.0, rule, None, rebuild=True)
+    fused.reduce(g, None, prepared, geometry, 1.0, None, rebuild=True)
     return {
-        "merge": fused.delta_weight(factors, 1.0, rule),
+        "merge": fused.delta_weight(factors, 1.0, rule).to(dtype),
         "forward": fused.forward(eye, None, None, factors, 1.0, rule).t(),
         "few tokens": torch.cat(few).t(),
         "backward": g,
@@ -77,8 +82,8 @@ def effective_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def test_signs_agree_bitwise_between_forward_backward_and_merge(cuda: str, dtype: torch.dtype) -> None:
     weights = effective_weights(dtype)
     for name, weight in weights.items():
-        assert torch.equal(weight > 0, weights["merge"].to(dtype) > 0), name
-        assert torch.equal(weight < 0, weights["merge"].to(dtype) < 0), name
+        assert torch.equal(weight > 0, weights["merge"] > 0), name
+        assert torch.equal(weight < 0, weights["merge"] < 0), name
     assert torch.equal(weights["forward"], weights["backward"])
     assert torch.equal(weights["forward"], weights["few tokens"])
 
