@@ -93,7 +93,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
     name = _name(config, dtype, adapter, task.fingerprint())
     folder = Path(config.results) / "local" / "evaluations"
     loaded = models.load(config.model, task.head, dtype=dtype, seed=config.seed, device=device)
-    model = loaded.model if adapter is None else _with_adapter(loaded.model, adapter[0])
+    model = loaded.model if adapter is None else with_adapter(loaded.model, adapter[0])
     if task.head.kind == "causal_lm" and own.get("gate", "on") == "on":
         pretrained = config.model.source != "random"
         found = gate.check(model, loaded.tokenizer, task, items.test, config.protocol, pretrained=pretrained)
@@ -153,7 +153,7 @@ def _name(config: RunConfig, dtype: str, adapter: tuple[Path, str] | None, data:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _with_adapter(model: Any, folder: Path) -> Any:
+def with_adapter(model: Any, folder: Path) -> Any:
     """Return the model with the adapter in evaluation mode. Raises `ConfigError` if the two do not belong together."""
     from peft import PeftModel
 
