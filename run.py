@@ -1,6 +1,7 @@
 """`python run.py model=llama2 task=commonsense method=dual_lora`: run one cell, or with -m a sweep of them.
 
-Composes once, checks every cell, then starts the processes. A worker (`--worker FILE`) reads the resolved settings
+Composes once, checks every cell, then starts the processes. A worker (`--worker FILE`, or
+`--group FILE` for the parent of several) reads the resolved settings
 that lie in its run folder and never composes.
 """
 
@@ -15,6 +16,10 @@ def main(arguments: list[str]) -> int:
         from dual_lora.launch import work
 
         return work(arguments[1])
+    if arguments[:1] == ["--group"]:
+        from dual_lora.launch.group import work as work_group
+
+        return work_group(arguments[1])
     # `import dual_lora` registers the method with PEFT and so loads torch. Composing, plans and the checks of what is
     # not there must answer within seconds; `dual_lora.tuner` registers when a run needs it.
     os.environ["_DUAL_LORA_LAZY"] = "1"

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dual_lora import processes, stopping
 from dual_lora.record import write_json
 
 # A loss that has grown to this many times its start (plus one) will not come back.
@@ -58,8 +59,9 @@ class Curves(TrainerCallback):
                     lines.append(line)
             self.resumed_from = [*(line["resumed"] for line in lines if "resumed" in line), step]
             lines.append({"step": step, "resumed": step})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if processes.is_main():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._lines, self._done, self._begun = lines, step, time.perf_counter()
 
     def seconds_before(self, checkpoint: Path | None) -> float:
@@ -118,18 +120,19 @@ class Curves(TrainerCallback):
         losses: list[float] = []
         if self._steps:
             pending = torch.stack(self._steps).float()
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if processes.world_size() > 1:
                 torch.distributed.all_reduce(pending)
-                pending /= torch.distributed.get_world_size()
+                pending /= processes.world_size()
             losses = pending.tolist()
         first = self._done + 1
         self._steps, self._done = [], self._done + len(losses)
-        tokens = [int(value) for value in self._tokens]
+        counted = [int(value) for value in self._tokens]
+        tokens, useful = processes.total([sum(counted[::2]), sum(counted[1::2])])
         self._tokens = []
         now = time.perf_counter()
         line: dict[str, Any] = {"step": state.global_step, "first": first, "losses": [_json(loss) for loss in losses]}
         line.update({key: _json(float(value)) for key, value in values.items() if value is not None})
-        line.update(tokens=sum(tokens[::2]), useful=sum(tokens[1::2]), seconds=now - self._begun)
+        line.update(tokens=tokens, useful=useful, seconds=now - self._begun)
         self._begun = now
         if state.is_world_process_zero:
             self._append(line)
@@ -288,42 +291,34 @@ class Selection(TrainerCallback):
 
 
 class Interruption(TrainerCallback):
-    """SIGINT and SIGTERM finish the step, write a checkpoint and stop; a second signal stops at once."""
+    """A signal to stop finishes the step, writes a checkpoint and stops; a second one stops at once."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self._previous: dict[int, Any] = {}
+        self._handlers = stopping.handling(self._note)
 
     def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: whoever started us handles signals
-                break
+        self._handlers.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(None, None, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"stopped by a second {signal.Signals(number).name}")
+        stopping.note(number)
         self.signal = signal.Signals(number).name
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        stop = self.signal is not None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # One rank may be signalled a step before the others; all must stop at the same one.
-            flag = torch.tensor([float(stop)], device=args.device)
-            torch.distributed.all_reduce(flag)
-            stop = bool(flag.item())
-            self.signal = self.signal or ("a signal to another process" if stop else None)
-        if stop and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = True
+        # One process may be signalled a step before the others; all must stop at the same one.
+        if processes.any_of(self.signal is not None):
+            self.signal = self.signal or "a signal to another process"
+            if state.global_step < state.max_steps:
+                control.should_save = True
+                control.should_training_stop = True
         return control

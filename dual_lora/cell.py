@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dual_lora import examples, heads, methods, models
+from dual_lora import deepspeed_config, examples, heads, methods, models, processes
+from dual_lora.checkpoints import file_sha256
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.evaluation import predictions_sha256
 from dual_lora.examples import Items
@@ -36,7 +36,7 @@ class Cell:
     dtype: str
     device: str
     folder: Path
-    world_size: int = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size: int = field(default_factory=processes.world_size)
     _training: TrainingResult | None = None
     _measurements: list[dict[str, Any]] = field(default_factory=list)
     _cost: dict[str, Any] = field(default_factory=dict)
@@ -56,22 +56,28 @@ class Cell:
             torch.cuda.reset_peak_memory_stats()
         # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
         held = "float32" if config.method.trains in ("everything", "biases") else self.dtype
-        loaded = models.load(config.model, self.task.head, dtype=held, seed=config.seed, device=self.device)
+        sharded = deepspeed_config.partition_while_loading(config, self.world_size)
+        loaded = models.load(
+            config.model, self.task.head, dtype=held, seed=config.seed, device=processes.device_name(self.device)
+        )
         model = methods.apply(
             loaded.model, config.method, model_config=config.model, head=self.task.head, seed=config.seed
         )
+        del sharded
         self._count_parameters(model)
         work = heads.work(self.task, loaded.tokenizer, config, self.folder, self.dtype)
         try:
             if config.method.trains != "nothing":
                 self._training = self._train(model, work, loaded.tokenizer, items)
+            deepspeed_config.ready_to_evaluate(model, config, self.world_size)
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)
             self._cost["eval_seconds"] = time.perf_counter() - begun
         finally:
             self._notes += work.notes
             self._curves = work.curves()
-            self._memory()
+            self._cost["peak_memory_bytes"] = [self._peak_memory()]
+        self._cost["peak_memory_bytes"] = processes.gather(self._peak_memory())
         self._origin["predictions_sha256"] = predictions_sha256(self.folder / "predictions")
 
     def _count_parameters(self, model: torch.nn.Module) -> None:
@@ -79,7 +85,7 @@ class Cell:
         self._cost.update(
             trainable_parameters=with_head,
             trainable_parameters_without_head=without_head,
-            total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            total_parameters=sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters()),
         )
 
     def _train(self, model: torch.nn.Module, work: HeadWork, tokenizer: Any, items: Items) -> TrainingResult:
@@ -131,27 +137,37 @@ class Cell:
         if not path.exists():
             return None
         values = json.loads(path.read_text())
+        for name, sha256 in values.pop("sha256").items():
+            if not (self.folder / name).is_file() or file_sha256(self.folder / name) != sha256:
+                logger.warning("%s is damaged; training goes on from its last checkpoint", self.folder / name)
+                return None
         values["selected"] = {name: self.folder / file for name, file in values["selected"].items()}
         methods.load_trainable_state(model, load_file(self.folder / "last.safetensors", device="cpu"))
         logger.info("training was finished before; going on with evaluation")
         return TrainingResult(**values)
 
     def _keep_training(self, model: torch.nn.Module, result: TrainingResult) -> None:
-        part = self.folder / "last.part"
-        save_file(methods.trainable_state(model), part)
-        part.replace(self.folder / "last.safetensors")
-        if hasattr(model, "peft_config"):
-            model.save_pretrained(self.folder / "adapter")
-        values = asdict(result)
-        values["selected"] = {name: str(file.relative_to(self.folder)) for name, file in result.selected.items()}
-        write_json(self.folder / "trained.json", values)
+        state = methods.trainable_state(model)  # every process takes part: sharded weights are gathered
+        if processes.is_main():
+            part = self.folder / "last.part"
+            save_file(state, part)
+            part.replace(self.folder / "last.safetensors")
+            if hasattr(model, "peft_config"):
+                # Under ZeRO-3 the parameters themselves are empty; buffers are whole in every process.
+                whole = {**dict(model.named_buffers()), **state} if processes.is_partitioned(model) else None
+                model.save_pretrained(self.folder / "adapter", state_dict=whole)
+            values = asdict(result)
+            values["selected"] = {name: str(file.relative_to(self.folder)) for name, file in result.selected.items()}
+            kept = ["last.safetensors", *values["selected"].values()]
+            values["sha256"] = {name: file_sha256(self.folder / name) for name in kept}
+            write_json(self.folder / "trained.json", values)
+        processes.barrier()
 
-    def _memory(self) -> None:
+    def _peak_memory(self) -> int:
+        """Return the largest memory of this process: on its card, or without one in the host."""
         if self.device == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self._cost["peak_memory_bytes"] = [peak]
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def memory_advice(self) -> str:
         """Return what did not fit and what to try."""

@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 def seal(checkpoint: Path) -> None:
     """Write the manifest of a checkpoint folder. A folder without one was cut off while it was written."""
     files = {
-        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
@@ -39,7 +39,7 @@ def fault(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(path) != expected["sha256"]:
+        if file_sha256(path) != expected["sha256"]:
             return f"{name} does not have the contents that were written"
     return None
 
@@ -59,6 +59,15 @@ def latest_complete(folder: Path) -> Path | None:
     return None
 
 
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints. Called after the newest was sealed, so a whole one always stays."""
+    found = sorted((int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _step(path)))
+    for _, path in found[: -max(1, keep)]:
+        # The manifest goes first: what a kill leaves behind halfway is then known to be incomplete.
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
 def _step(path: Path) -> re.Match[str] | None:
     return re.fullmatch(r"checkpoint-(\d+)", path.name)
 
@@ -70,6 +79,7 @@ def _set_aside(path: Path) -> None:
     path.rename(aside)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from dual_lora import processes
 from dual_lora.tasks.base import Example, Progress, Reading, Score
 
 
@@ -97,7 +98,7 @@ def predict(
     """Return the logits of all rows in their order: float32, shape (items, labels).
 
     Rows of like length share a batch, so little is padded. The model's training mode is restored. Every process of a
-    distributed run must call this (a partitioned model computes together) and gets the same result.
+    distributed run must call this: each computes a share of the rows, and all get the same result.
     autocast: the dtype training computes in, e.g. torch.bfloat16, where the model is held in float32.
     """
     if not rows:
@@ -105,24 +106,27 @@ def predict(
     device = next(model.parameters()).device
     context = torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext()
     order = sorted(range(len(rows)), key=lambda position: -len(rows[position]["input_ids"]))
+    order = order[processes.rank() :: processes.world_size()]
     parts: list[torch.Tensor] = []
     was_training = model.training
     model.eval()
     try:
-        with context:
+        with context, processes.computing_together(model) as callable_model:
             for start in range(0, len(order), batch_size):
                 batch = collator([rows[position] for position in order[start : start + batch_size]])
                 inputs = {
                     name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "labels"
                 }
-                parts.append(model(**inputs).logits.float())
+                parts.append(callable_model(**inputs).logits.float())
                 if progress is not None:
                     progress(min(start + batch_size, len(order)), len(order))
     finally:
         model.train(was_training)
-    sorted_logits = torch.cat(parts).cpu().numpy()
-    logits = np.empty_like(sorted_logits)
-    logits[order] = sorted_logits
+    shares = processes.gather((order, torch.cat(parts).cpu().numpy() if parts else None))
+    logits = np.empty((len(rows), next(share.shape[1] for _, share in shares if share is not None)), np.float32)
+    for places, share in shares:
+        if share is not None:
+            logits[places] = share
     return logits
 
 

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dual_lora import processes
 from dual_lora.classification import ClassificationTask, Collator, predict, readings
 from dual_lora.record import write_json
 from dual_lora.tasks.base import Example
@@ -83,12 +84,17 @@ class EpochScores(TrainerCallback):
         """Keep what was measured up to this optimizer step (0: nothing) and remove the rest."""
         self._scores = {}
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._scores = processes.from_main(lambda: self._kept_until(step))
+
+    def _kept_until(self, step: int) -> dict[int, dict[str, float | None]]:
+        scores = {}
         for path in sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem)):
             if int(path.stem) <= step and path.with_suffix(".npz").exists():
-                self._scores[int(path.stem)] = json.loads(path.read_text())
+                scores[int(path.stem)] = json.loads(path.read_text())
             else:
                 path.unlink()
                 path.with_suffix(".npz").unlink(missing_ok=True)
+        return scores
 
     def on_evaluate(
         self,
@@ -123,6 +129,7 @@ class EpochScores(TrainerCallback):
                 weights = self._weights_of(model)
                 if write:
                     _save(weights, self._keep_weights[name])
+        processes.barrier()  # what the main process has written may be read now
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(f"best_{part}", part) for part in PARTS if part in self._parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from dual_lora import methods
+from dual_lora import methods, processes
 from dual_lora.config import RunConfig
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
@@ -36,38 +37,60 @@ class Evaluator:
         The update is merged into the weights meanwhile, so an adapted model decodes as fast as its base.
         """
         measurements: list[dict[str, Any]] = []
-        with methods.merged(model) as plain:
-            for scoring in self.config.task.scorings or self.config.protocol.scorings:
-                kept = _Kept(self.folder / f"{checkpoint}.{split}.{scoring}.jsonl", len(examples), scoring)
-                with kept:
-                    readings = self._readings(plain, examples, scoring, kept)
-                for score in self.task.score(readings, examples, scoring):
-                    measurements.append({"split": split, "checkpoint": checkpoint, **dataclasses.asdict(score)})
+        with methods.merged(model) as plain, processes.computing_together(plain) as callable_model:
+            found = {
+                scoring: self._values(callable_model, examples, scoring, f"{checkpoint}.{split}.{scoring}")
+                for scoring in self.config.task.scorings or self.config.protocol.scorings
+            }
+        for scoring, part in found.items():
+            values = _gathered(part)
+            if processes.is_main():
+                part.write_whole(values)
+            readings = self._readings(values, examples, scoring)
+            for score in self.task.score(readings, examples, scoring):
+                measurements.append({"split": split, "checkpoint": checkpoint, **dataclasses.asdict(score)})
+        processes.barrier()  # the predictions are written
         return measurements
 
-    def _readings(
-        self, model: torch.nn.Module, examples: Sequence[Example], scoring: str, kept: _Kept
-    ) -> Sequence[Reading]:
-        if scoring in ("likelihood", "cloze"):
-            from dual_lora import ranking
+    def _values(self, model: Any, examples: Sequence[Example], scoring: str, name: str) -> _Kept:
+        """Score this process's share of the items: replies, or for rankings the candidates' log-likelihoods."""
+        kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples)))
+        mine = kept.share(processes.rank(), processes.world_size())
+        batch_size = self._batch_size(model)
+        with kept:
+            if scoring in ("likelihood", "cloze"):
+                from dual_lora import ranking
 
-            return ranking.readings(
-                self.task, model, self.tokenizer, examples, scoring, batch_size=self._batch_size(model), kept=kept
+                asked = [self.task.ranking(examples[index], scoring) for index in mine]
+                ranking.rank(
+                    model,
+                    self.tokenizer,
+                    [prompt for prompt, _ in asked],
+                    [candidates for _, candidates in asked],
+                    batch_size=batch_size,
+                    on_batch=kept.add,
+                    progress=kept.progress,
+                )
+                return kept
+            from dual_lora import generation
+
+            generation.generate(
+                model,
+                self.tokenizer,
+                [self.task.render(examples[index], training=False).prompt for index in mine],
+                self.config.protocol.decoding,
+                batch_size=batch_size,
+                complete=self._complete([examples[index] for index in mine]),
+                on_batch=kept.add,
+                progress=kept.progress,
             )
-        from dual_lora import generation
+        return kept
 
-        replies = generation.generate(
-            model,
-            self.tokenizer,
-            [self.task.render(example, training=False).prompt for example in examples],
-            self.config.protocol.decoding,
-            batch_size=self._batch_size(model),
-            complete=self._complete(examples),
-            on_batch=kept.add,
-            progress=kept.progress,
-            known=kept.values,
-        )
-        return [self.task.read(reply, example) for reply, example in zip(replies, examples, strict=True)]
+    def _readings(self, values: Sequence[Any], examples: Sequence[Example], scoring: str) -> list[Reading]:
+        if scoring in ("likelihood", "cloze"):
+            task: Any = self.task
+            return [task.choose(example, scoring, row) for example, row in zip(examples, values, strict=True)]
+        return [self.task.read(reply, example) for reply, example in zip(values, examples, strict=True)]
 
     def _complete(self, examples: Sequence[Example]) -> Callable[[int, str], bool] | None:
         """Tasks whose reading is settled before the model stops say so: the rest of the reply is not generated."""
@@ -83,39 +106,96 @@ class Evaluator:
 
 
 class _Kept:
-    """Replies (or candidate scores) of a set of items by index, appended to a file batch by batch, with a bar."""
+    """Replies (or candidate scores) of a set of items by index, appended to a file batch by batch, with a bar.
 
-    def __init__(self, path: Path, items: int, name: str) -> None:
-        self.path, self.items, self.name = path, items, name
-        self.values: dict[int, Any] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    break  # the line that was being written when the process died
-                self.values[entry["index"]] = entry["value"]
+    In a group each process appends to a file of its own; all are read when an interrupted evaluation goes on, whatever
+    the number of processes then, and one whole file is left in the end.
+    """
+
+    def __init__(self, path: Path, items: int, values: dict[int, Any]) -> None:
+        self.path, self.items, self.values = path, items, values
+        self._mine: list[int] = []
+
+    @staticmethod
+    def read(path: Path, items: int) -> _Kept:
+        """Read what is there and bring it into one file."""
+        values: dict[int, Any] = {}
+        for file in [path, *_parts(path)]:
+            if file.exists():
+                values |= _lines(file)
+        kept = _Kept(path, items, {index: value for index, value in values.items() if index < items})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept._write(kept.values)
+        return kept
+
+    def share(self, rank: int, processes: int) -> list[int]:
+        """Return the items that this process has to make: every n-th of those that are missing."""
+        missing = [index for index in range(self.items) if index not in self.values]
+        self._mine = missing[rank::processes]
+        return self._mine
 
     def __enter__(self) -> _Kept:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps({"index": i, "value": v}, ensure_ascii=False) + "\n" for i, v in self.values.items())
-        self.path.write_text(text, encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
-        self._bar = tqdm(total=self.items, initial=len(self.values), desc=self.name, unit="item", mininterval=0.5)
+        path = self.path.with_suffix(f".part-{processes.rank()}.jsonl") if processes.world_size() > 1 else self.path
+        self._file = path.open("a", encoding="utf-8")
+        name = self.path.stem.rpartition(".")[2]
+        self._bar = tqdm(
+            total=len(self._mine),
+            desc=name,
+            unit="item",
+            mininterval=0.5,
+            disable=None if processes.is_main() else True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         self._file.close()
 
-    def add(self, indices: Sequence[int], values: Sequence[Any]) -> None:
-        for index, value in zip(indices, values, strict=True):
+    def add(self, places: Sequence[int], values: Sequence[Any]) -> None:
+        """Keep the values of items, named by their place in this process's share."""
+        for place, value in zip(places, values, strict=True):
+            index = self._mine[place]
             self.values[index] = value
             self._file.write(json.dumps({"index": index, "value": value}, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def progress(self, done: int, total: int) -> None:
         self._bar.update(done - self._bar.n)
+
+    def write_whole(self, values: Sequence[Any]) -> None:
+        """Leave one file with the value of every item, in order."""
+        self._write(dict(enumerate(values)))
+
+    def _write(self, values: dict[int, Any]) -> None:
+        text = "".join(json.dumps({"index": i, "value": v}, ensure_ascii=False) + "\n" for i, v in values.items())
+        part = self.path.with_suffix(".writing")
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.path)
+        for file in _parts(self.path):
+            file.unlink()
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part-*.jsonl"))
+
+
+def _lines(path: Path) -> dict[int, Any]:
+    values = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break  # the line that was being written when the process died
+        values[entry["index"]] = entry["value"]
+    return values
+
+
+def _gathered(kept: _Kept) -> list[Any]:
+    """Return the values of all items in order, from all processes."""
+    values: dict[int, Any] = {}
+    for part in processes.gather(kept.values):
+        values |= part
+    return [values[index] for index in range(kept.items)]
 
 
 def predictions_sha256(folder: Path) -> dict[str, str]:

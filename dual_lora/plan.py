@@ -28,7 +28,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """
     task = tasks.load(config)
     dtype = models.resolve_dtype(config.model, config.launch.device)
-    world_size = config.launch.num_gpus * config.launch.nodes
+    world_size = config.launch.world_size
     batches = plan_batches(config, world_size)
     total = models.count_parameters(config.model, task.head)
     trainable = _trainable(config.method, config, total)

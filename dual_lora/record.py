@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from dual_lora import secrets
+
 SCHEMA = 1
 Status = Literal["finished", "diverged", "out_of_memory", "timed_out", "interrupted", "failed"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +87,7 @@ def build(
     """Return a record with every section present."""
     record: dict[str, Any] = {"schema": SCHEMA, "status": status}
     if message:
-        record["message"] = message
+        record["message"] = secrets.hide(message)
     record["identity"] = identity
     record["scores"] = scores or {}
     record["curves"] = curves or {}
@@ -110,7 +112,7 @@ def origin_of_this_process() -> dict[str, Any]:
         "commit": commit,
         "dirty": None if changed is None else bool(changed),
         "versions": versions,
-        "command": os.environ.get("DUAL_LORA_COMMAND", " ".join(["python", "run.py", *sys.argv[1:]])),
+        "command": secrets.hide(os.environ.get("DUAL_LORA_COMMAND", " ".join(["python", "run.py", *sys.argv[1:]]))),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dual_lora import examples, methods, models, record, tasks
+from dual_lora import examples, methods, models, processes, record, secrets, stopping, tasks
 from dual_lora.cell import Cell
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.identity import identity
@@ -24,6 +24,14 @@ from dual_lora.training import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
 EXIT_CODES = {"finished": 0, "interrupted": 130}  # every other status: 1
+
+
+class ProcessFailed(RuntimeError):
+    """This process of a group failed; what the group's record says is settled by its parent, which sees all."""
+
+    def __init__(self, status: record.Status, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.trace = status, message, trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +63,7 @@ def prepare(config: RunConfig) -> Prepared:
     Raises `ConfigError` or `DataError`: a setting, a model that is not there, data that cannot be used.
     """
     device = resolve_device(config)
-    plan_batches(config, world_size=config.launch.num_gpus * config.launch.nodes)
+    plan_batches(config, world_size=config.launch.world_size)
     methods.check(config.method)
     check_writable(Path(config.results))
     models.check_available(config.model)
@@ -74,6 +82,8 @@ def prepare(config: RunConfig) -> Prepared:
 def resolve_device(config: RunConfig) -> str:
     """Return "cuda" or "cpu". Raises `ConfigError` where CUDA is asked for and absent."""
     asked = config.launch.device
+    if config.launch.name == "slurm" and "SLURM_JOB_ID" not in os.environ:
+        return "cpu" if asked == "cpu" else "cuda"  # of the compute node: this one only submits
     if asked == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "launch.device=cuda, but torch finds no CUDA device; use launch.device=cpu (or auto), or check the driver "
@@ -109,26 +119,33 @@ def existing(prepared: Prepared) -> dict[str, Any] | None:
 def run(prepared: Prepared) -> dict[str, Any]:
     """Run (or continue, or skip) and return the record, which is written in any case.
 
-    Raises `RunIsBusy` if another process works on this run.
+    In a group every process calls this; the first one holds the lock and writes. Raises `RunIsBusy` if another process
+    works on this run, `ProcessFailed` in a group.
     """
-    known = existing(prepared)
+    known = processes.from_main(lambda: existing(prepared))
     if known is not None:
         return known
-    with RunLock(prepared.folder):
-        record.write_json(prepared.folder / "config.json", prepared.config.to_dict())
-        known = existing(prepared)  # the process we waited for may have finished it
+    with processes.held_by_main(RunLock(prepared.folder)):
+        known = processes.from_main(lambda: existing(prepared))  # the process we waited for may have finished it
         if known is not None:
             return known
-        made = _run_locked(prepared)
-        record.write_json(prepared.record_path, made)
+        if processes.is_main():
+            record.write_json(prepared.folder / "config.json", prepared.config.to_dict())
+        with stopping.signals_interrupt():
+            made, error = _run_locked(prepared)
+        if processes.is_main():
+            record.write_json(prepared.record_path, made)
+    if error is not None and processes.world_size() > 1:
+        raise ProcessFailed(made["status"], made["message"], error)
     return made
 
 
-def _run_locked(prepared: Prepared) -> dict[str, Any]:
+def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
+    """Return the record, and the trace of what stopped this process but maybe not the others of its group."""
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     cell = Cell(prepared.config, prepared.task, prepared.dtype, prepared.device, prepared.folder)
     status: record.Status = "failed"
-    message = None
+    message = trace = None
     try:
         cell.run()
         status = "finished"
@@ -136,16 +153,17 @@ def _run_locked(prepared: Prepared) -> dict[str, Any]:
         status, message = "diverged", str(error)
     except (Interrupted, KeyboardInterrupt) as error:
         status, message = "interrupted", str(error) or "stopped by the keyboard"
-    except torch.cuda.OutOfMemoryError as error:
-        status, message = "out_of_memory", f"{cell.memory_advice()} ({str(error).splitlines()[0]})"
-    except MemoryError:
-        status, message = "out_of_memory", cell.memory_advice()
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        status, message, trace = "out_of_memory", f"{cell.memory_advice()}{detail}", traceback.format_exc()
     except ConfigError:
         raise
     except Exception as error:  # the record of a failed run names its error; the trace goes beside it
-        message = f"{type(error).__name__}: {error}"
-        (prepared.folder / "error.txt").write_text(traceback.format_exc())
-        logger.error("%s\n(trace: %s)", message, prepared.folder / "error.txt")
+        message, trace = secrets.hide(f"{type(error).__name__}: {error}"), secrets.hide(traceback.format_exc())
+        if stopping.asked():  # another process of the group was faster to stop, and this one waited for it
+            status, message, trace = "interrupted", f"stopped by {stopping.asked()}", None
+        else:
+            _keep_trace(prepared.folder, message, trace)
     made = record.build(
         status=status,
         identity=prepared.identity,
@@ -156,11 +174,39 @@ def _run_locked(prepared: Prepared) -> dict[str, Any]:
         origin={**cell.origin(), "started": started, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
         message=message,
     )
-    if prepared.config.tracking == "wandb":
+    if prepared.config.tracking == "wandb" and processes.is_main():
         from dual_lora.tracking import track
 
         track(made, prepared.folder)
-    return made
+    return made, trace
+
+
+def _keep_trace(folder: Path, message: str, trace: str) -> None:
+    path = folder / ("error.txt" if processes.is_main() else f"error-{processes.rank()}.txt")
+    try:
+        path.write_text(trace)
+    except OSError as error:  # a full disk; the trace is then in the log alone
+        logger.error("%s\n%s\n(not kept: %s)", message, trace, error)
+    else:
+        logger.error("%s\n(trace: %s)", message, path)
+
+
+def write_failure(prepared: Prepared, status: record.Status, message: str, trace: str) -> str:
+    """Write the record of a run whose group failed, from what its parent saw. Returns the status now recorded.
+
+    Curves and costs that the first process could still record are kept.
+    """
+    with RunLock(prepared.folder):
+        known = record.read(prepared.record_path)
+        if known is not None and known["status"] == "finished":
+            return "finished"
+        made = record.build(status=status, identity=prepared.identity, message=message)
+        if known is not None:
+            made = known | {"status": status, "message": message}
+        if trace:
+            _keep_trace(prepared.folder, message, trace)
+        record.write_json(prepared.record_path, made)
+    return status
 
 
 def load_config(path: Path) -> RunConfig:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from dual_lora import methods
+from dual_lora import methods, processes
 from dual_lora.callbacks import Curves, Diverged, Interruption, Progress, Selection
-from dual_lora.checkpoints import latest_complete, seal
+from dual_lora.checkpoints import latest_complete, prune, seal
 from dual_lora.config import RunConfig
+from dual_lora.deepspeed_config import deepspeed_config
+from dual_lora.sampling import StepSampler
 from dual_lora.schedule import Batches, plan_batches, plan_steps, plan_warmup
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,15 @@ def train(
     # The Trainer takes every model with **kwargs for one that divides its loss by the items of the whole global batch.
     # Classification heads ignore that number, and the accumulated gradient would grow with the accumulation.
     trainer.model_accepts_loss_kwargs = loss_over_tokens
-    start = latest_complete(folder / "checkpoints")
+    trainer.order = StepSampler(
+        len(train_set),
+        batches.global_batch,
+        config.seed,
+        [len(row["input_ids"]) for row in train_set] if config.recipe.length_grouped else None,
+    )
+    trainer.keep_checkpoints = config.launch.keep_checkpoints
+    trainer.computes_in_bfloat16 = dtype == "bfloat16"
+    start = _start_from(folder)
     if start is not None:
         logger.info("continuing from %s", start)
     curves.forget_after(start)
@@ -94,6 +104,7 @@ def train(
     if len(validation_set) and selection.last_step != trainer.state.global_step:
         trainer.evaluate()
     seconds = time.perf_counter() - begun + curves.seconds_before(start)
+    processes.barrier()  # the main process may still be writing the selected weights
     return TrainingResult(
         steps=trainer.state.global_step,
         curves=curves.summary(_CURVE_POINTS),
@@ -108,8 +119,13 @@ def train(
 
 def resume_step(folder: Path) -> int:
     """Return the optimizer step that a training in `folder` would continue from; 0 for a new one."""
-    start = latest_complete(folder / "checkpoints")
+    start = _start_from(folder)
     return int(start.name.rpartition("-")[2]) if start else 0
+
+
+def _start_from(folder: Path) -> Path | None:
+    """Return the checkpoint to continue from; one process looks for all, as damaged ones are moved away meanwhile."""
+    return processes.from_main(lambda: latest_complete(folder / "checkpoints"))
 
 
 def _arguments(
@@ -134,7 +150,9 @@ def _arguments(
         warmup_steps=plan_warmup(config, steps),
         max_grad_norm=recipe.max_grad_norm,
         label_smoothing_factor=recipe.label_smoothing,
-        bf16=dtype == "bfloat16",
+        # Under DeepSpeed the same autocast is entered by `_Trainer`: see `deepspeed_config`.
+        bf16=dtype == "bfloat16" and launch.engine != "deepspeed",
+        deepspeed=deepspeed_config(config, batches.world_size),
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
@@ -142,13 +160,11 @@ def _arguments(
         eval_steps=every if validate else None,
         save_strategy="steps",
         save_steps=save_every,
-        save_total_limit=launch.keep_checkpoints,
+        save_total_limit=None,  # `_Trainer` prunes once a new checkpoint is known to be whole
         logging_steps=max(1, min(10, steps // 20)),
         logging_nan_inf_filter=False,  # a NaN must be seen, not smoothed away
         report_to=[],
         remove_unused_columns=False,
-        train_sampling_strategy="group_by_length" if recipe.length_grouped else "random",
-        length_column_name="length",
         dataloader_num_workers=launch.dataloader_workers,
         dataloader_pin_memory=not on_cpu,
         **_checkpointing(launch.gradient_checkpointing),
@@ -171,6 +187,10 @@ def _checkpointing(on: bool) -> dict[str, Any]:
 class _Trainer(Trainer):
     """Keeps the loss of every step on the device and counts tokens, so that curves cost no synchronisation per step."""
 
+    order: StepSampler
+    keep_checkpoints: int
+    computes_in_bfloat16: bool
+
     @property
     def _curves(self) -> Curves:
         return next(item for item in self.callback_handler.callbacks if isinstance(item, Curves))
@@ -181,11 +201,22 @@ class _Trainer(Trainer):
         self._curves.add(loss.detach())
         return loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        return self.order
+
+    def compute_loss_context_manager(self) -> Any:
+        if self.is_deepspeed_enabled and self.computes_in_bfloat16:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        return super().compute_loss_context_manager()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._curves.flush(self.state)  # a checkpoint without the losses before it would leave a hole after a resume
         super()._save_checkpoint(model, trial)
+        processes.barrier()  # every process has written its part
         if self.is_world_process_zero():
-            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            seal(checkpoint)
+            prune(checkpoint.parent, self.keep_checkpoints)
 
 
 __all__ = ["Diverged", "Interrupted", "TrainingResult", "resume_step", "train"]

@@ -1,0 +1,80 @@
+"""DeepSpeed's configuration, made from the run's typed one: there is no JSON beside it that could disagree.
+
+Precision is the Trainer's without DeepSpeed: the base in its own dtype, what is trained in float32, bfloat16 autocast
+around the forward pass. DeepSpeed's `bf16` mode would hold the trained weights in bfloat16 and so change the result,
+and Dual LoRA's sign depends on float32 factors; it stays off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dual_lora.config import RunConfig
+from dual_lora.schedule import plan_batches
+
+
+def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any] | None:
+    """Return what DeepSpeed is configured with, or None where the run's engine is another.
+
+    The learning rate, its schedule and the optimizer are the Trainer's and do not appear. Buckets and thresholds are
+    DeepSpeed's defaults.
+    """
+    launch = config.launch
+    if launch.engine != "deepspeed":
+        return None
+    batches = plan_batches(config, world_size)
+    zero: dict[str, Any] = {"stage": launch.zero_stage}
+    if launch.zero_stage == 3:
+        # A model that is not a PEFT model is saved whole, which needs its shards gathered.
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if launch.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": launch.device != "cpu"}
+        if launch.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": launch.device != "cpu"}
+    return {
+        "train_batch_size": batches.global_batch,
+        "train_micro_batch_size_per_gpu": batches.per_device,
+        "gradient_accumulation_steps": batches.accumulation,
+        "gradient_clipping": config.recipe.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        # The optimizer comes from the method (LoRA+, GaLore, plain AdamW); offloading works with any of them.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def partition_while_loading(config: RunConfig, world_size: int) -> Any:
+    """Make transformers create and load weights in shards from now on (ZeRO-3), until the returned object is dropped.
+
+    None where weights are loaded whole: other stages and engines, and the random models of the tests, whose weights are
+    drawn and not read; DeepSpeed shards those when training begins.
+    """
+    settings = deepspeed_config(config, world_size)
+    from_files = config.model.source != "random" or config.model.path
+    if settings is None or config.launch.zero_stage != 3 or not from_files:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(settings)
+
+
+def ready_to_evaluate(model: Any, config: RunConfig, world_size: int) -> None:
+    """Let a sharded model be called where no training in this process has prepared it; others are left alone."""
+    if config.launch.engine != "deepspeed":
+        return
+    # Generation would otherwise wait for the other processes at every token; `processes.computing_together` does so
+    # where it is needed.
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    parameters = list(model.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters) or hasattr(model, "ds_inflight_param_registry"):
+        return
+    import deepspeed
+
+    settings = deepspeed_config(config, world_size)
+    assert settings is not None
+    settings["zero_optimization"].pop("offload_optimizer", None)
+    deepspeed.initialize(model=model, config=settings)

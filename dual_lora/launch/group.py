@@ -1,0 +1,220 @@
+"""A group of processes that work on one run, and the parent that watches it: torchrun's agent inside this process.
+
+If a process of the group dies, the others are ended (SIGTERM, after 30 s SIGKILL) and the error of the first one is
+shown first and goes into the record. A signal to stop is passed on, and the group has time to write a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from dual_lora.launch.local import RUN
+from dual_lora.launch.worker import FAILURES
+
+logger = logging.getLogger(__name__)
+# A checkpoint of a large run is written in this time; then the group is killed.
+GRACE_SECONDS = 15 * 60.0
+# What a process says whose partner in a collective operation is gone.
+_FOLLOWS = re.compile(
+    r"[Cc]onnection (?:closed|reset|refused)|[Bb]roken pipe|NCCL|remote process exited|was ended by SIGTERM|gloo"
+)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the nodes of a run meet: `host:port` of the first node, and a name that only this start has."""
+
+    endpoint: str = "localhost:0"
+    name: str = ""
+    node: int = 0
+
+
+class Group:
+    """The processes of one run on this node."""
+
+    def __init__(self, file: Path, launch: Any, rendezvous: Rendezvous | None = None) -> None:
+        self.file, self.launch, self.rendezvous = file, launch, rendezvous or Rendezvous()
+        self.stopped_by: str | None = None
+        self._errors: list[BaseException] = []
+
+    def run(self) -> None:
+        """Start the group and wait for its end. What went wrong is left for `first_failure`."""
+        thread = threading.Thread(target=self._agent, daemon=True)
+        main = threading.current_thread() is threading.main_thread()
+        previous = {number: signal.signal(number, self._note) for number in _STOPPING} if main else {}
+        try:
+            thread.start()
+            while thread.is_alive():
+                # Short waits: a signal handler runs between two of them.
+                thread.join(0.2)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by is not None:
+            self._kill()
+            return
+        self.stopped_by = signal.Signals(number).name
+        logger.error("%s: finishing the step and writing a checkpoint; once more stops at once", self.stopped_by)
+        self._signal(signal.SIGTERM)
+        timer = threading.Timer(GRACE_SECONDS, self._kill)
+        timer.daemon = True
+        timer.start()
+
+    def stop(self, why: str) -> None:
+        """Ask the group to write a checkpoint and end, and wait until it has."""
+        self.stopped_by = self.stopped_by or why
+        workers = self._signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(workers, timeout=GRACE_SECONDS)
+        for process in alive:
+            process.kill()
+
+    def _signal(self, number: int) -> list[psutil.Process]:
+        workers = self.workers()
+        for process in workers:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+        return workers
+
+    def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the living processes of the group on this node."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if str(self.file) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def _agent(self) -> None:
+        """Run torchrun's agent. In a thread, where it installs no signal handlers: it would give a group 30 s."""
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+        folder = self.file.with_suffix(".ranks")
+        folder.mkdir(parents=True, exist_ok=True)
+        processes = self.launch.processes_per_node
+        meeting = self.rendezvous
+        alone = self.launch.nodes == 1
+        config = LaunchConfig(
+            min_nodes=self.launch.nodes,
+            max_nodes=self.launch.nodes,
+            nproc_per_node=processes,
+            run_id=meeting.name or uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint=meeting.endpoint,
+            rdzv_configs={"timeout": 900, "is_host": meeting.node == 0},
+            max_restarts=0,  # the run's own resume is exact; a restart by the agent would hide the error
+            monitor_interval=0.2,
+            local_addr="127.0.0.1" if alone else None,
+            # The first process of a node writes to this terminal, the others to files.
+            logs_specs=DefaultLogsSpecs(str(folder), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
+        )
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        try:
+            elastic_launch(config, sys.executable)(str(RUN), "--worker", str(self.file))
+        except BaseException as error:
+            self._errors.append(error)
+
+    def first_failure(self) -> dict[str, Any] | None:
+        """Return {rank, status, message, trace} of the process that failed first, or None if none said or shows why."""
+        folder = self.file.with_suffix(f".{FAILURES}")
+        said = [json.loads(path.read_text()) for path in folder.glob("rank-*.json")] if folder.is_dir() else []
+        said += self._silent_deaths({entry["rank"] for entry in said})
+        # A process notices within milliseconds that another is gone, often before the agent does: that is no cause.
+        return min(said, key=lambda entry: (bool(_FOLLOWS.search(entry["message"])), entry["time"]), default=None)
+
+    def _silent_deaths(self, spoke: set[int]) -> list[dict[str, Any]]:
+        """Processes that a signal ended, or that could not be started. Whoever ends in Python says why, or stopped."""
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        found: list[dict[str, Any]] = []
+        for error in self._errors:
+            if not isinstance(error, ChildFailedError):
+                message = f"the group could not be started: {type(error).__name__}: {error}"
+                found.append({"rank": None, "time": time.time(), "status": "failed", "message": message, "trace": ""})
+                continue
+            for rank, failure in error.failures.items():
+                if failure.exitcode < 0 and rank not in spoke:
+                    found.append(
+                        {"rank": rank, "time": failure.timestamp, "trace": ""} | _death(rank, -failure.exitcode)
+                    )
+        return found
+
+    def clean(self) -> None:
+        """Remove what only this start needed; logs of a start that failed stay."""
+        if not self._errors:
+            for suffix in (".ranks", f".{FAILURES}"):
+                shutil.rmtree(self.file.with_suffix(suffix), ignore_errors=True)
+            self.file.unlink(missing_ok=True)
+
+
+def _death(rank: int, number: int) -> dict[str, Any]:
+    name = signal.Signals(number).name
+    if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
+        return {"status": "failed", "message": f"rank {rank} crashed with {name}"}
+    hint = " (the host may be out of memory: see dmesg)" if number == signal.SIGKILL else ""
+    return {"status": "interrupted", "message": f"rank {rank} was ended by {name}{hint}"}
+
+
+def run(item: Any, file: Path, rendezvous: Rendezvous | None = None) -> str:
+    """Run one cell as a group and return the status of its record, which is made here if no process could."""
+    group = Group(file, item.config.launch, rendezvous)
+    group.run()
+    return settle(item, group)
+
+
+def settle(item: Any, group: Group) -> str:
+    """See that the record says what happened, show the first error, and return the record's status."""
+    from dual_lora import record
+    from dual_lora.run import write_failure
+
+    known = record.read(item.record_path)
+    if known is not None and known["status"] == "finished":
+        group.clean()
+        return "finished"
+    failure = group.first_failure()
+    if failure is None and known is not None:
+        logger.error("%s: %s", known["status"], known.get("message"))
+        return str(known["status"])
+    if failure is None:
+        message = f"stopped by {group.stopped_by}" if group.stopped_by else "the processes ended without a word"
+        failure = {"rank": None, "status": "interrupted", "message": message, "trace": ""}
+    where = "" if failure["rank"] is None else f" (first failed: rank {failure['rank']}; logs: {group.file.parent})"
+    logger.error("%s: %s%s", failure["status"], failure["message"], where)
+    if failure["trace"]:
+        logger.error("%s", failure["trace"].rstrip())
+    return write_failure(item, failure["status"], failure["message"], failure["trace"])
+
+
+def work(file: str) -> int:
+    """`run.py --group FILE`: be the parent of one group, for several cells side by side."""
+    from dual_lora import run as running
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    item = running.prepare(running.load_config(Path(file)))
+    return running.EXIT_CODES.get(run(item, Path(file)), 1)

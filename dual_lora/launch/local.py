@@ -1,0 +1,127 @@
+"""Runs on this machine: in this process, or as workers and groups of workers, N cells at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dual_lora.launch.show import title
+from dual_lora.lock import RunIsBusy
+
+logger = logging.getLogger(__name__)
+RUN = Path(__file__).resolve().parents[2] / "run.py"
+
+
+def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
+    """Run every cell in this process. An interruption ends the sweep; another run's failure does not."""
+    from dual_lora import run
+
+    records: list[dict[str, Any] | None] = []
+    for number, item in enumerate(prepared, 1):
+        if len(prepared) > 1:
+            logger.info("\n[%d/%d] %s", number, len(prepared), title(item.config))
+        try:
+            known = run.existing(item)
+            if known is not None:
+                logger.info("%s before: %s", known["status"], item.record_path)
+            made = known or run.run(item)
+        except RunIsBusy as error:
+            logger.error("error: %s", error)
+            records.append(None)
+            continue
+        if made["status"] != "finished":
+            logger.error("%s: %s", made["status"], made.get("message"))
+            if known is not None:
+                logger.error("the same command with retry=true runs it again")
+        records.append(made)
+        if made["status"] == "interrupted":
+            logger.error("the same command continues this run")
+            break
+    return records + [None] * (len(prepared) - len(records))
+
+
+def write_config(item: Any) -> Path:
+    """Write the resolved config of a run for its workers and return the file.
+
+    Every start has a file of its own: two shells that start the same run must not change each other's settings.
+    """
+    from dual_lora import record
+
+    # Workers on a compute node must not resolve "auto" otherwise than this process named the run.
+    launch = dataclasses.replace(item.config.launch, device=item.device)
+    config = dataclasses.replace(item.config, launch=launch)
+    file = item.folder / "starts" / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
+    record.write_json(file, config.to_dict())
+    return file
+
+
+def side_by_side(prepared: list[Any]) -> list[dict[str, Any] | None]:
+    """Start each cell as a worker process or a group of them, `launch.parallel` cells at a time.
+
+    With one cell at a time its output is shown; several write to the `log.txt` of their run's folder.
+    """
+    from dual_lora import record, run
+
+    waiting = [item for item in prepared if run.existing(item) is None]
+    if prepared[0].config.launch.parallel == 1:
+        _groups_one_by_one(waiting)
+    else:
+        _several_at_a_time(waiting, prepared[0].config.launch.parallel)
+    return [record.read(item.record_path) for item in prepared]
+
+
+def _groups_one_by_one(waiting: list[Any]) -> None:
+    from dual_lora.launch import group
+
+    for number, item in enumerate(waiting, 1):
+        logger.info("\n[%d/%d] %s", number, len(waiting), title(item.config))
+        if group.run(item, write_config(item)) == "interrupted":
+            logger.error("the same command continues this run")
+            break
+
+
+def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
+    running: dict[Any, subprocess.Popen[bytes]] = {}
+    total, begun = len(waiting), time.perf_counter()
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                item = waiting.pop(0)
+                running[item] = _start(item)
+                logger.info("started %s (%s)", title(item.config), item.folder / "log.txt")
+            for item, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[item]
+                    done = total - len(waiting) - len(running)
+                    left = (time.perf_counter() - begun) / done * (total - done)
+                    logger.info(
+                        "[%d/%d] exit code %d, about %.0f s to go: %s",
+                        done, total, process.returncode, left, title(item.config),
+                    )  # fmt: skip
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+        logger.error("stopped; the same command continues")
+
+
+def _start(item: Any) -> subprocess.Popen[bytes]:
+    """Start a process that runs one cell: a worker, or for a group the parent of it."""
+    kind = "--worker" if item.config.launch.engine == "single" else "--group"
+    file = write_config(item)
+    with (item.folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(RUN), kind, str(file)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )

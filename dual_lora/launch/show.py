@@ -1,0 +1,47 @@
+"""What a person sees after a command: samples, the comparison, where records are, what to try next."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from dual_lora.config import RunConfig
+
+
+def title(config: RunConfig) -> str:
+    """Return one line that says which cell this is."""
+    return (
+        f"model={config.model.name} task={config.task.name} method={config.method.name} "
+        f"protocol={config.protocol.name} profile={config.profile.name} seed={config.seed}"
+    )
+
+
+def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
+    """Print samples, the comparison, where the records are and what to try next."""
+    from rich.console import Console
+
+    from dual_lora.report.screen import comparison
+    from dual_lora.samples import side_by_side
+
+    made = [record for record in records if record is not None]
+    if not made:
+        return
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with console.capture() as captured:
+        samples = side_by_side(prepared)
+        if samples is not None:
+            console.print(samples)
+        console.print(comparison(made))
+        for item in prepared:
+            console.print(f"record: {item.record_path}", soft_wrap=True, highlight=False)
+        console.print(f"next:   {_next_command(prepared[-1].config)}", soft_wrap=True, highlight=False)
+    text = captured.get()
+    print(f"\n{text}", end="")
+    prepared[-1].folder.mkdir(parents=True, exist_ok=True)
+    (prepared[-1].folder / "summary.txt").write_text(text)
+
+
+def _next_command(config: RunConfig) -> str:
+    if config.profile.name == "demo":
+        return "python run.py -m profile=demo method=lora,dora,dual_lora"
+    return "python scripts/make_tables.py"

@@ -1,0 +1,97 @@
+"""One process of one run: it reads the resolved config, joins its group if it has one, and runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from dual_lora import secrets
+from dual_lora.config import ConfigError
+from dual_lora.lock import RunIsBusy
+from dual_lora.tasks.base import DataError
+
+logger = logging.getLogger(__name__)
+FAILURES = "failures"  # folder of a run in which the processes of a group say what stopped them
+
+
+def work(file: str) -> int:
+    """Run the resolved config in `file` as one process; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "DeepSpeed", "deepspeed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # As long as it is loading, a first signal to stop may end the process at once: there is nothing to save yet.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    _end_with_parent()
+    from dual_lora import processes, run
+
+    try:
+        config = run.load_config(Path(file))
+        processes.join(run.resolve_device(config))
+        if not processes.is_main():
+            logging.getLogger().setLevel(logging.WARNING)  # one process reports for all
+        prepared = run.prepare(config)
+        made = run.run(prepared)
+    except (ConfigError, DataError, RunIsBusy) as error:
+        _leave_word(file, "failed", str(error), "")
+        logger.error("error: %s", error)
+        return _end(2)
+    except run.ProcessFailed as error:
+        _leave_word(file, error.status, error.message, error.trace)
+        logger.error("rank %d: %s", processes.rank(), error.message)
+        return _end(1)
+    except BaseException as error:
+        _leave_word(file, "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+        logger.exception("rank %d", processes.rank())
+        return _end(1)
+    logger.info("%s %s", made["status"], made.get("message", ""))
+    processes.leave()
+    return run.EXIT_CODES.get(made["status"], 1)
+
+
+def _end(code: int) -> int:
+    """End a process of a group at once: leaving in good order would wait for processes that may hang."""
+    from dual_lora import processes
+
+    if processes.world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _leave_word(file: str, status: str, message: str, trace: str) -> None:
+    """Write what stopped this process, for the parent: the first of a group is the cause, the others follow from it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    rank = int(os.environ.get("RANK", "0"))
+    said = {"rank": rank, "time": time.time(), "status": status, "message": message, "trace": trace}
+    folder = Path(file).with_suffix(f".{FAILURES}")
+    try:
+        folder.mkdir(exist_ok=True)
+        (folder / f"rank-{rank}.json").write_text(json.dumps({k: _clean(v) for k, v in said.items()}))
+    except OSError as error:  # a full disk must not hide the message, which the log has too
+        logger.error("cannot write %s: %s", folder, error)
+
+
+def _clean(value: Any) -> Any:
+    return secrets.hide(value) if isinstance(value, str) else value
+
+
+def _end_with_parent() -> None:
+    """Stop like on SIGTERM (a checkpoint is written) when the command that started this process is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

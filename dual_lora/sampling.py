@@ -1,0 +1,46 @@
+"""The order of the training examples: a function of seed and epoch alone.
+
+The Trainer's own samplers draw from the global random state and group by length within what one process sees of a step,
+so another number of processes, or a resume, could order the examples differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+class StepSampler(Sampler[int]):
+    """Yields example indices such that each run of `global_batch` of them is one optimizer step.
+
+    An epoch that does not end with a full batch is filled up with its first examples: the recipe's global batch holds
+    for every step, and every process gets as many rows as the others.
+
+    lengths: tokens of each example, to put examples of like lengths into a step (transformers' rule: within windows of
+        50 batches); None for a plain shuffle.
+    """
+
+    def __init__(self, size: int, global_batch: int, seed: int, lengths: Sequence[int] | None) -> None:
+        self.size, self.global_batch, self.seed, self.lengths = size, global_batch, seed, lengths
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch, also by one that resumes."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // self.global_batch) * self.global_batch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.lengths is None:
+            order: list[int] = torch.randperm(self.size, generator=generator).tolist()
+        else:
+            lengths: Any = list(self.lengths)
+            order = get_length_grouped_indices(lengths, self.global_batch, generator=generator)
+        for place in range(len(self)):
+            yield order[place % self.size]
