@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFReader
 
-_FORMAT = 1  # raise when the conversion changes, so that older folders are not used
+_FORMAT = 2  # raise when the conversion changes, so that older folders are not used
 _MANIFEST = "manifest.json"
+_CONTROL = 3  # the token type of special tokens (gguf.TokenType.CONTROL)
 # llama.cpp's names (gguf-py, MODEL_TENSORS of LLAMA) and those of transformers' LlamaForCausalLM
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _PER_LAYER = {
@@ -184,18 +185,12 @@ def _undo_rotary_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _save_tokenizer(gguf: Path, reader: GGUFReader, target: Path) -> None:
-    from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     if _field(reader, "tokenizer.ggml.pre") == "smollm":
-        # transformers leaves out the splitting of digits that SmolLM's tokenizer does before the byte-level split
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+        tokenizer = _smollm_tokenizer(reader)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     tokens = _field(reader, "tokenizer.ggml.tokens")
     roles = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     for stored, role in roles.items():  # transformers 5.17 takes the end token from the wrong field
@@ -203,4 +198,31 @@ def _save_tokenizer(gguf: Path, reader: GGUFReader, target: Path) -> None:
         if number is not None:
             setattr(tokenizer, role, tokens[number])
     tokenizer.model_max_length = _field(reader, "llama.context_length")
+    tokenizer.chat_template = _field(reader, "tokenizer.chat_template")
     tokenizer.save_pretrained(target)
+
+
+def _smollm_tokenizer(reader: GGUFReader) -> Any:
+    """Return the byte-level BPE of SmolLM: single digits first, then the splitting of GPT-2 (as in llama.cpp).
+
+    transformers' own reading of the GGUF leaves the digits together, and its decoder and its clean-up of blanks differ
+    between releases, which would change generated text.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens, kinds = _field(reader, "tokenizer.ggml.tokens"), _field(reader, "tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == _CONTROL
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)

@@ -127,6 +127,8 @@ def test_the_tokenizer_keeps_its_special_tokens_and_splits_digits_as_smollm_does
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
     assert tokenizer.pad_token == "<unk>"
     assert tokenizer.model_max_length == 256
+    text = "  It costs £20 , ok . \u2581 <b>"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert tokenizer.convert_ids_to_tokens(tokenizer(" 20</s>").input_ids)[-4:] == ["Ġ", "2", "0", "</s>"]
 
 
