@@ -10,11 +10,13 @@ Everything is judged on a handful of items by what the model does, not by what t
 - padding and mask: items are generated in one batch of unequal lengths; every token must also be the model's (nearly)
   best choice when that item is computed alone, without padding. A padding side or mask that is wrong fails this.
 - weights: a pretrained model predicts the prompts' own English far better than a model of random weights, whose loss is
-  the logarithm of the vocabulary's size.
+  the logarithm of the vocabulary's size. Judged with the adapter switched off: training on answers alone may lose the
+  prompts (SmolLM2-135M after 150 steps at 2e-3: 7.6 nats against 3.2 before).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +54,9 @@ def check(
     """Raise `GateError` if a sample of the items shows that the evaluation is broken; takes a few forward passes.
 
     Args:
-        pretrained: whether the base model's weights mean anything (not so for the random test models).
+        model: the base, or a PeftModel around it, not merged.
+        pretrained: whether the base weights are a language model's. False for the random test models, and where the
+            weights themselves were trained on (full fine-tuning), since these may have lost the prompts.
         generate: the function that the evaluation will use.
     """
     chosen = _spread(examples, tokenizer, task)
@@ -60,13 +64,14 @@ def check(
     was_training = model.training
     model.eval()
     try:
-        loss = _loss(model, tokenizer, task, chosen)
+        with model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext():
+            loss = _loss(model, tokenizer, task, chosen)
         if pretrained:
             _check_weights(loss, model)
         gap = _check_padding(model, tokenizer, [task.render(one, training=False).prompt for one in chosen], generate)
     finally:
         model.train(was_training)
-    return {"prompt_loss": loss, "largest_gap": gap}
+    return {"base_prompt_loss": loss, "largest_gap": gap}
 
 
 def _spread(examples: Sequence[Example], tokenizer: Any, task: Task) -> list[Example]:
@@ -115,7 +120,7 @@ def _check_weights(loss: float, model: Any) -> None:
         raise GateError(
             f"the model's loss on plain prompts is {loss:.2f} nats a token; random weights give "
             f"{math.log(model.config.vocab_size):.2f}, a pretrained model stays below {limit:.2f}. The base weights "
-            "are not loaded (or not all of them), or the adapter belongs to another base or broke it"
+            "are not loaded, or not all of them"
         )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from dual_lora import gate, generation
 from dual_lora.config import DataConfig, ProtocolConfig, TaskConfig
@@ -124,9 +125,15 @@ def test_weights_that_know_the_text_pass_and_a_broken_layer_does_not(tokenizer):
         model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert gate.check(model, tokenizer, task, examples, STRICT)["prompt_loss"] < 0.6 * torch.log(
+    assert gate.check(model, tokenizer, task, examples, STRICT)["base_prompt_loss"] < 0.6 * torch.log(
         torch.tensor(float(model.config.vocab_size))
     )
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    # An adapter that has forgotten the prompts is not the base's fault.
+    for module in adapted.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling["default"] = 50.0
+    assert gate.check(adapted, tokenizer, task, examples, STRICT)["base_prompt_loss"] < 4
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
     with pytest.raises(GateError, match="not all of them"):
         gate.check(model, tokenizer, task, examples, STRICT)
