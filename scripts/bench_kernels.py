@@ -2,7 +2,6 @@
 
     python scripts/bench_kernels.py                        # on a GPU: results/benchmarks/kernels.json
     python scripts/bench_kernels.py --device cpu           # the CPU target: results/benchmarks/kernels_cpu.json
-    python scripts/bench_kernels.py --sweep                # tile sizes: results/benchmarks/kernels_tiles.json
 
 Times are medians with 20 and 80 per cent quantiles. On the GPU every repetition starts with a cold L2 cache.
 """
@@ -11,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,6 +121,22 @@ def bench_growth(milliseconds: int = 40) -> list[dict[str, Any]]:
     return rows
 
 
+@contextmanager
+def changed(where: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute or a dictionary entry for a while; an empty name changes nothing."""
+    if not name:
+        yield
+        return
+    read = where.__getitem__ if isinstance(where, dict) else lambda key: getattr(where, key)
+    write = where.__setitem__ if isinstance(where, dict) else lambda key, new: setattr(where, key, new)
+    old = read(name)
+    write(name, value)
+    try:
+        yield
+    finally:
+        write(name, old)
+
+
 def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
     """A handful of tokens (generation without merging) against the base layer and against build + GEMM."""
     from dual_lora.kernels import fused, launch
@@ -147,111 +160,6 @@ def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
                     )
             rows.append(row)
     return rows
-
-
-def sweep_runs() -> dict[str, tuple[str, str, Callable[[], Any]]]:
-    """What `--sweep` times: the tile's name, the name of its number of programs, and the call."""
-    from dual_lora.kernels import fused
-    from dual_lora.kernels.packing import prepare
-    from dual_lora.kernels.rule import UpdateRule
-
-    rule = UpdateRule()
-    layer = make_layer(*UP, 16, 4096)
-    weight, factors = layer["weight"], tuple(f.detach() for f in layer["factors"])
-    other, g = torch.empty_like(weight), layer["grad"].t() @ layer["x"].detach()
-    prepared = prepare(factors)
-    geometry = fused._geometry(factors, prepared, rule, None)
-    small = make_layer(4096, 4096, 16, 16)
-    small_factors, small_x = tuple(f.detach() for f in small["factors"]), small["x"].detach()
-    return {
-        "build": ("build", "", lambda: fused.build(weight, other, prepared, geometry, 0.5, None)),
-        "reduce": (
-            "reduce", "REDUCE_PROGRAMS",
-            lambda: fused.reduce(g, None, prepared, geometry, 0.5, None, rebuild=False),
-        ),
-        "reduce_and_rebuild": (
-            "reduce", "REDUCE_PROGRAMS",
-            lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=True),
-        ),
-        "few_tokens": (
-            "few_tokens", "FEW_TOKEN_PROGRAMS",
-            lambda: fused.forward(small_x, small["weight"], None, small_factors, 0.5, rule, reuse=True),
-        ),
-    }  # fmt: skip
-
-
-def sweep_part(part: int, parts: int, milliseconds: int) -> list[tuple[str, dict[str, Any]]]:
-    """Time every `parts`-th point of the sweep; with 0 milliseconds only compile it, into Triton's cache on disk."""
-    from dual_lora.kernels import launch
-
-    points = [(name, *run, *point) for name, run in sweep_runs().items() for point in sweep_points(run[0])]
-    rows = []
-    for name, key, programs, run, tile, count in points[part::parts]:
-        row: dict[str, Any] = {"tile": vars(tile), "programs_per_multiprocessor": count}
-        with changed(launch.TILES, key, tile), changed(launch, programs, count):
-            try:
-                run()
-                torch.cuda.synchronize()
-                if milliseconds:
-                    row |= time_gpu(run, milliseconds)
-            except Exception as error:  # a tile may not fit in shared memory: that is a result too
-                row["error"] = type(error).__name__
-        rows.append((name, row))
-    return rows
-
-
-def bench_sweep(milliseconds: int = 20, workers: int = 14) -> dict[str, list[dict[str, Any]]]:
-    """Every tile size tried for each kernel on the up projection (few tokens: on q), best first; failures kept."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.starmap(sweep_part, [(part, workers, 0) for part in range(workers)])
-    results: dict[str, list[dict[str, Any]]] = {}
-    for name, row in sweep_part(0, 1, milliseconds):
-        results.setdefault(name, []).append(row)
-    for rows in results.values():
-        rows.sort(key=lambda row: row.get("median_ms", float("inf")))
-    return results
-
-
-def sweep_points(key: str) -> Iterator[tuple[Any, int]]:
-    """Tile sizes and programs per multiprocessor that `--sweep` tries for the kernel `key`."""
-    from dual_lora.kernels.launch import Tile
-
-    if key == "build":
-        for tile in (Tile(64, 64, 4), Tile(64, 128, 4), Tile(128, 64, 4), Tile(128, 64, 8), Tile(128, 128, 8)):
-            yield tile, 0
-            for steps in (4, 16):
-                for stages in (1, 2, 3):
-                    yield replace(tile, steps=steps, stages=stages), 0
-    elif key == "reduce":
-        for tile in (Tile(64, 64, 4), Tile(128, 64, 8)):
-            for row_blocks in (1, 2):
-                for stages in (1, 2, 3, 4):
-                    for count in (4, 8):
-                        yield replace(tile, stages=stages, row_blocks=row_blocks), count
-        yield Tile(64, 64, 4, stages=2, row_blocks=2), 12
-        yield Tile(64, 64, 4, stages=3, row_blocks=1), 12
-        yield Tile(64, 32, 4, stages=3, row_blocks=2), 8
-    else:
-        for tile in (Tile(64, 64, 4), Tile(64, 128, 4), Tile(128, 64, 8)):
-            for stages in (2, 3, 4):
-                for count in (4, 6, 8):
-                    yield replace(tile, stages=stages), count
-
-
-@contextmanager
-def changed(where: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute or a dictionary entry for a while; an empty name changes nothing."""
-    if not name:
-        yield
-        return
-    read = where.__getitem__ if isinstance(where, dict) else lambda key: getattr(where, key)
-    write = where.__setitem__ if isinstance(where, dict) else lambda key, new: setattr(where, key, new)
-    old = read(name)
-    write(name, value)
-    try:
-        yield
-    finally:
-        write(name, old)
 
 
 def bench_cpu(size: int = 2048, tokens: int = 512, repetitions: int = 7) -> dict[str, Any]:
@@ -298,14 +206,11 @@ def peak_cpu_bytes(run: Callable[[], Any]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--sweep", action="store_true", help="try tile sizes instead of measuring the chosen ones")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
     args = parser.parse_args()
     results: dict[str, Any] = {"environment": environment(args.device)}
     if args.device == "cpu":
         name, results["cpu"] = "kernels_cpu.json", bench_cpu()
-    elif args.sweep:
-        name, results["tiles"] = "kernels_tiles.json", bench_sweep()
     else:
         name = "kernels.json"
         results["parts"] = [bench_parts(*shape) for shape in LLAMA_7B.values()]

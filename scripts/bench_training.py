@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -25,12 +24,12 @@ import torch
 from bench_kernels import RESULTS, environment
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dual_lora import DualLoraConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-PARTS = ("steps", "checkpointing", "dropout", "small", "generation", "profile")
+PARTS = ("small", "steps", "profile", "dropout")
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 SMOLLM2_135M = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -72,9 +71,13 @@ def adapter_config(kind: str, dropout: float) -> PeftConfig:
 def adapted(model: nn.Module, variant: str, dropout: float = 0.0) -> Iterator[tuple[nn.Module, Callable[[], Any]]]:
     """The model with one method's adapters (none for the floor) and its autocast; the bare model again afterwards."""
     kind, float32_factors, autocast = VARIANTS[variant]
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    if autocast:
-        context = lambda: torch.autocast("cuda", dtype=torch.bfloat16)  # noqa: E731
+
+    def context() -> AbstractContextManager[Any]:
+        if not autocast:
+            return nullcontext()
+        cache = not torch.cuda.is_current_stream_capturing()  # a graph must cast anew at each replay
+        return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=cache)
+
     if kind == "floor":
         targets = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in TARGETS]
         for module in targets:
@@ -92,13 +95,13 @@ def adapted(model: nn.Module, variant: str, dropout: float = 0.0) -> Iterator[tu
 
 
 def make_step(
-    model: nn.Module, context: Callable[[], Any], batch: int, length: int, optimize: bool
+    model: nn.Module, context: Callable[[], Any], batch: int, length: int, optimize: bool, capturable: bool = False
 ) -> Callable[[], None]:
     """One training step on fixed random tokens."""
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = torch.randint(vocabulary, (batch, length), device="cuda")
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True) if optimize else None
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True, capturable=capturable) if optimize else None
 
     def step() -> None:
         with context():
@@ -132,90 +135,66 @@ def time_steps(step: Callable[[], None], warmup: int, repetitions: int) -> dict[
 
 
 def bench_steps(
-    model: LlamaForCausalLM, variants: list[str], batch: int, length: int, dropout: float = 0.0, repetitions: int = 8
-) -> dict[str, Any]:
-    """Steps of several methods on one base model, in turn, in this process."""
-    results: dict[str, Any] = {"batch": batch, "length": length, "dropout": dropout}
+    model: LlamaForCausalLM,
+    variants: list[str],
+    batch: int,
+    length: int,
+    *,
+    dropout: float = 0.0,
+    repetitions: int = 8,
+    checkpointing: tuple[bool, ...] = (False,),
+) -> list[dict[str, Any]]:
+    """Steps of several methods on one base model, in turn, in this process; one result per entry of `checkpointing`."""
+    results: list[dict[str, Any]] = [
+        {"batch": batch, "length": length, "dropout": dropout, "checkpointing": on} for on in checkpointing
+    ]
     for variant in variants:
         with adapted(model, variant, dropout) as (adapted_model, context):
             adapted_model.train()
-            try:
-                step = make_step(adapted_model, context, batch, length, optimize=variant != "floor")
-                results[variant] = time_steps(step, warmup=3, repetitions=repetitions)
-            except torch.cuda.OutOfMemoryError:
-                results[variant] = {"error": "out of memory"}
-            del adapted_model
-        print(variant, results[variant], flush=True)
+            step = make_step(adapted_model, context, batch, length, optimize=variant != "floor")
+            for result in results:
+                if result["checkpointing"]:
+                    model.gradient_checkpointing_enable({"use_reentrant": False})
+                else:
+                    model.gradient_checkpointing_disable()
+                try:
+                    result[variant] = time_steps(step, warmup=2, repetitions=repetitions)
+                except torch.cuda.OutOfMemoryError:
+                    result[variant] = {"error": "out of memory"}
+                print(variant, result[variant], flush=True)
+            del adapted_model, step
+    model.gradient_checkpointing_disable()
     return results
 
 
-def generation_time(model: nn.Module, batch: int, tokens: int = 32, repetitions: int = 3) -> dict[str, float]:
-    """Milliseconds per generated token with `generate` (eager, dynamic cache), prompt of 32 tokens."""
-    prompt = torch.randint(1000, (batch, 32), device="cuda")
-    times = []
-    for repetition in range(repetitions + 1):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0,
-            min_new_tokens=tokens, max_new_tokens=tokens,
-        )  # fmt: skip
-        torch.cuda.synchronize()
-        if repetition:
-            times.append((time.perf_counter() - begin) * 1e3 / tokens)
-    return {"min_ms": min(times), "median_ms": statistics.median(times), "max_ms": max(times)}
+def bench_graphs(model: LlamaForCausalLM, variants: list[str], batch: int, length: int) -> dict[str, Any]:
+    """The same steps as one CUDA graph: what is left when launches cost nothing."""
+    results: dict[str, Any] = {"batch": batch, "length": length}
+    for variant in variants:
+        with adapted(model, variant) as (adapted_model, context):
+            adapted_model.train()
+            try:
+                step = make_step(adapted_model, context, batch, length, optimize=True, capturable=True)
+                results[variant] = time_steps(captured(step), warmup=3, repetitions=20)
+            except Exception as error:  # what cannot be captured is a gap in the table, not a failure
+                results[variant] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            print("graph", variant, results[variant], flush=True)
+            del adapted_model
+    return results
 
 
-@torch.no_grad()
-def graph_time(model: nn.Module, batch: int) -> dict[str, float]:
-    """Milliseconds of GPU time per token: one decoding step in a CUDA graph, static cache of 128 positions."""
-    config = model.config
-    cache = StaticCache(config=config, max_cache_len=128)
-    tokens = torch.randint(1000, (batch, 1), device="cuda")
-    position = torch.full((1,), 64, device="cuda")
-
-    def step() -> torch.Tensor:
-        return model(
-            input_ids=tokens, past_key_values=cache, cache_position=position, position_ids=position[None],
-            use_cache=True,
-        ).logits  # fmt: skip
-
+def captured(step: Callable[[], Any]) -> Callable[[], None]:
+    """The replay of `step` as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):
+        for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    result = time_steps(graph.replay, warmup=3, repetitions=20)
-    return {name: result[name] for name in ("p20_ms", "median_ms", "p80_ms")}
-
-
-def bench_generation(model: LlamaForCausalLM) -> dict[str, Any]:
-    """Base, adapter not merged, adapter merged; batches 1 and 16; eager `generate` and a CUDA graph of one step."""
-    results: dict[str, Any] = {}
-
-    def measure(name: str, candidate: nn.Module) -> None:
-        candidate.eval()
-        for batch in (1, 16):
-            row: dict[str, Any] = {"generate": generation_time(candidate, batch)}
-            try:
-                row["cuda_graph"] = graph_time(candidate, batch)
-            except Exception as error:  # what the installed transformers cannot capture is a gap, not a failure
-                row["cuda_graph"] = {"error": f"{type(error).__name__}: {error}"[:300]}
-            results[f"{name}_batch_{batch}"] = row
-            print(name, batch, row, flush=True)
-
-    measure("base", model)
-    peft_model = get_peft_model(model, adapter_config("dual_lora", 0.0))
-    measure("not_merged", peft_model)
-    peft_model.merge_adapter()
-    measure("merged", peft_model)
-    peft_model.unmerge_adapter()
-    peft_model.unload()
-    return results
+    return graph.replay
 
 
 def bench_profile(model: LlamaForCausalLM) -> dict[str, Any]:
@@ -259,22 +238,21 @@ def main() -> None:
 
     if "small" in args.parts:
         small = make_model(SMOLLM2_135M)
-        keep("small", bench_steps(small, [v for v in VARIANTS if "dora" not in v], 16, 128, repetitions=20))
+        variants = [variant for variant in VARIANTS if "dora" not in variant]
+        keep("small", bench_steps(small, variants, 16, 128, repetitions=20)[0])
+        keep("small_cuda_graph", bench_graphs(small, variants[:-1], 16, 128))
         del small
     if set(args.parts) - {"small"}:
         model = make_model(LLAMA_7B)
-    if "generation" in args.parts:
-        keep("generation", bench_generation(model))
     if "steps" in args.parts:
-        keep("steps", bench_steps(model, list(VARIANTS), 16, 256))
-    if "dropout" in args.parts:
-        variants = ["dual_lora", "dual_lora_autocast", "lora_fp32_factors", "lora_bf16_factors"]
-        keep("dropout", bench_steps(model, variants, 16, 256, dropout=0.05))
+        plain, checkpointed = bench_steps(model, list(VARIANTS), 16, 256, repetitions=6, checkpointing=(False, True))
+        keep("steps", plain)
+        keep("checkpointing", checkpointed)
     if "profile" in args.parts:
         keep("profile", bench_profile(model))
-    if "checkpointing" in args.parts:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        keep("checkpointing", bench_steps(model, list(VARIANTS), 16, 256, repetitions=5))
+    if "dropout" in args.parts:
+        variants = ["dual_lora", "dual_lora_autocast", "lora_fp32_factors", "lora_bf16_factors"]
+        keep("dropout", bench_steps(model, variants, 16, 256, dropout=0.05, repetitions=5)[0])
     print(f"wrote {path}")
 
 

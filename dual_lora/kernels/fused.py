@@ -134,7 +134,7 @@ def reduce(
         (None if weight is None else weight.dtype, g.dtype),
         None if weight is None else (weight.stride(0), weight.stride(1)),
         rebuild,
-        TILES["reduce"] if max(geometry.ranks) <= launch.SMALL_RANK_BLOCK else TILES["reduce_wide"],
+        TILES[_reduction_tile(geometry, rebuild)],
         launch.REDUCE_PROGRAMS,
     )
     sums = torch.empty(plan.workspace, dtype=torch.float32, device=g.device)
@@ -210,7 +210,7 @@ def _few_tokens(
         None if weight is None else (weight.stride(0), weight.stride(1)),
         tokens,
         x.stride(0),
-        TILES["few_tokens"],
+        TILES["few_tokens" if max(geometry.ranks) <= launch.RANK_BLOCK else "few_tokens_wide"],
         launch.FEW_TOKEN_PROGRAMS,
     )
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
@@ -245,6 +245,12 @@ def _geometry(factors: Factors, prepared: Prepared, rule: UpdateRule, start: Fac
     a, b, c, _ = factors
     ranks = (a.shape[0], c.shape[0])
     return Geometry(a.get_device(), b.shape[0], a.shape[1], ranks, prepared.padded, rule, start is not None)
+
+
+def _reduction_tile(geometry: Geometry, rebuild: bool) -> str:
+    if max(geometry.ranks) > launch.SMALL_RANK_BLOCK:
+        return "reduce_wide"
+    return "reduce_and_rebuild" if rebuild else "reduce"
 
 
 def _limit(scaling: float) -> float:

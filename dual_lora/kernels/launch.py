@@ -31,9 +31,11 @@ class Tile:
 TILES = {
     "build": Tile(64, 64, 4),
     "reduce": Tile(64, 64, 4, stages=2, row_blocks=2),
+    "reduce_and_rebuild": Tile(64, 64, 4, stages=2),
     "reduce_wide": Tile(64, 64, 4, stages=1),
     "mask": Tile(64, 64, 4),
     "few_tokens": Tile(64, 64, 4, stages=3),
+    "few_tokens_wide": Tile(64, 64, 4, stages=1),  # ranks beyond one block: the parts of three stages do not fit
 }
 FINISH_BLOCK, FINISH_WARPS = 256, 4
 PACK_BLOCK, PACK_WARPS = 64, 4

@@ -84,7 +84,7 @@ def product(
 ):  # fmt: skip
     """One tile of left @ right in float32: (len(rows), len(columns)); left (n_rows, RANK), right (RANK, n_columns)."""
     result = tl.zeros((rows.shape[0], columns.shape[0]), dtype=tl.float32)
-    for begin in tl.static_range(0, RANK, RANK_BLOCK):
+    for begin in tl.range(0, RANK, RANK_BLOCK):
         of_left = left_parts(left, rows, n_rows, rows_padded, begin, RANK, RANK_BLOCK, PACKED)
         of_right = right_parts(right, columns, n_columns, columns_padded, begin, RANK, RANK_BLOCK, PACKED)
         result = dot_split(of_left, of_right, result)
