@@ -26,12 +26,21 @@ _TASK_TYPES = {"causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
 _UNKNOWN_STEPS = 2**31  # AdaLoRA wants its schedule at creation; the callback sets the real one when training begins
 
 
-def apply(model: nn.Module, method: MethodConfig, *, model_config: ModelConfig, head: Head, seed: int) -> nn.Module:
+def apply(
+    model: nn.Module,
+    method: MethodConfig,
+    *,
+    model_config: ModelConfig,
+    head: Head,
+    seed: int,
+    kernel: str = "auto",
+) -> nn.Module:
     """Make `model` train what the method trains; everything else is frozen.
 
     Args:
         model: a loaded transformers model; it is changed in place.
         seed: of the adapter's start. The global random state is left as it was.
+        kernel: how Dual LoRA computes (`RunConfig.kernel`); no part of the method, other methods ignore it.
 
     Returns:
         The model itself, or the `peft.PeftModel` around it.
@@ -42,7 +51,8 @@ def apply(model: nn.Module, method: MethodConfig, *, model_config: ModelConfig, 
     """
     check(method)
     if method.trains == "adapter":
-        return _apply_adapter(model, method, model_config, head, seed)
+        config = peft_config(method, model_config=model_config, head=head, seed=seed, kernel=kernel)
+        return _apply_adapter(model, config, model_config, seed)
     heads = tuple(f"{name}." for name in head_modules(model))
     for name, parameter in model.named_parameters():
         if method.trains == "biases":
@@ -57,26 +67,25 @@ def apply(model: nn.Module, method: MethodConfig, *, model_config: ModelConfig, 
     return model
 
 
-def _apply_adapter(
-    model: nn.Module, method: MethodConfig, model_config: ModelConfig, head: Head, seed: int
-) -> nn.Module:
-    config = peft_config(method, model_config=model_config, head=head, seed=seed)
-    _check_targets(model, config, method, model_config)
-    for name in head_modules(model):
-        saved = config.modules_to_save or []
-        if name not in saved:
-            config.modules_to_save = [*saved, name]
+def _apply_adapter(model: nn.Module, config: PeftConfig, model_config: ModelConfig, seed: int) -> nn.Module:
+    if getattr(config, "target_modules", None):  # prompt methods have none
+        _check_targets(model, config, model_config)
+    saved = list(getattr(config, "modules_to_save", None) or [])
+    if hasattr(config, "modules_to_save") and head_modules(model):
+        config.modules_to_save = [*saved, *(name for name in head_modules(model) if name not in saved)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
     # PEFT adds "classifier" and "score" whatever the model has; keep what exists, once: equal runs save equal files.
-    if config.modules_to_save:
+    if getattr(config, "modules_to_save", None):
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         config.modules_to_save = sorted(set(config.modules_to_save) & names)
     return adapted
 
 
-def peft_config(method: MethodConfig, *, model_config: ModelConfig, head: Head, seed: int) -> PeftConfig:
+def peft_config(
+    method: MethodConfig, *, model_config: ModelConfig, head: Head, seed: int, kernel: str = "auto"
+) -> PeftConfig:
     """Build the PEFT config of an adapter method. A setting of null means PEFT's own default.
 
     `target_modules` defaults to the model's. Frozen random projections (VeRA, RandLoRA) come from the run's seed,
@@ -85,7 +94,10 @@ def peft_config(method: MethodConfig, *, model_config: ModelConfig, head: Head, 
     cls = config_class(method)
     known = inspect.signature(cls).parameters
     settings: dict[str, Any] = {name: value for name, value in method.settings.items() if value is not None}
-    settings.setdefault("target_modules", list(model_config.target_modules))
+    if "target_modules" in known:
+        settings.setdefault("target_modules", list(model_config.target_modules))
+    if "kernel" in known:
+        settings.setdefault("kernel", kernel)
     if "projection_prng_key" in known:
         settings.setdefault("projection_prng_key", seed)
     if "total_step" in known:
@@ -98,7 +110,7 @@ def peft_config(method: MethodConfig, *, model_config: ModelConfig, head: Head, 
         raise ConfigError(f"method={method.name}: {method.config_class} refuses its settings: {error}") from error
 
 
-def _check_targets(model: nn.Module, config: PeftConfig, method: MethodConfig, model_config: ModelConfig) -> None:
+def _check_targets(model: nn.Module, config: PeftConfig, model_config: ModelConfig) -> None:
     """Refuse target modules that match nothing. PEFT only complains when none of them matches."""
     targets = config.target_modules
     layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]

@@ -204,3 +204,14 @@ def test_a_users_own_config_class_is_a_method(own_package):
     assert methods.trainable_parameters(model)[0] == 2 * 2 * (32 + 32 + 32 + 48)
     with pytest.raises(ConfigError, match="NarrowConfig\\) has no setting 'width'"):
         apply(dataclasses.replace(method, settings={"width": 3}))
+
+
+def test_the_kernel_reaches_dual_lora_and_nothing_else():
+    config = {"model_config": MODEL, "head": Head("causal_lm"), "seed": 0, "kernel": "generic"}
+    assert methods.apply(llama(), read_method("dual_lora"), **config).peft_config["default"].kernel == "generic"
+    methods.apply(llama(), read_method("lora"), **config)
+
+
+def test_a_prompt_method_needs_no_target_modules():
+    method = MethodConfig("prompt", "Prompt", "adapter", "peft.PromptTuningConfig", {"num_virtual_tokens": 3})
+    assert methods.trainable_parameters(apply(method))[0] == 3 * 32
