@@ -64,7 +64,7 @@ def check(
     was_training = model.training
     model.eval()
     try:
-        with model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext():
+        with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
             loss = _loss(model, tokenizer, task, chosen)
         if pretrained:
             _check_weights(loss, model)

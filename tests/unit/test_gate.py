@@ -136,7 +136,7 @@ def test_weights_that_know_the_text_pass_and_a_broken_layer_does_not(tokenizer):
     assert gate.check(adapted, tokenizer, task, examples, STRICT)["base_prompt_loss"] < 4
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
     with pytest.raises(GateError, match="not all of them"):
-        gate.check(model, tokenizer, task, examples, STRICT)
+        gate.check(adapted, tokenizer, task, examples, STRICT)
 
 
 def test_nan_weights_are_caught(tokenizer):
