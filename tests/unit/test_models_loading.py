@@ -226,3 +226,15 @@ def test_the_index_of_shards_may_be_unreadable(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}}))
     with pytest.raises(ModelError, match="not a safetensors index"):
         check_available(model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
+def test_on_a_gpu_all_weights_lie_there_and_equal_those_on_the_cpu(name: str, tmp_path: Path) -> None:
+    model = save(name, CLASSIFY, tmp_path)
+    on_gpu = load(model, CLASSIFY, dtype="bfloat16", seed=1, device="cuda").model
+    on_cpu = load(model, CLASSIFY, dtype="bfloat16", seed=1).model
+    assert {parameter.device.type for parameter in on_gpu.parameters()} == {"cuda"}
+    for key, value in on_cpu.state_dict().items():
+        assert torch.equal(on_gpu.state_dict()[key].cpu(), value), key
