@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dual_lora import processes, stopping
+from dual_lora import processes
 from dual_lora.record import write_json
 
 # A loss that has grown to this many times its start (plus one) will not come back.
@@ -288,37 +286,3 @@ class Selection(TrainerCallback):
     @property
     def best_step(self) -> int | None:
         return self._best.get("step")
-
-
-class Interruption(TrainerCallback):
-    """A signal to stop finishes the step, writes a checkpoint and stops; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-        self._handlers = stopping.handling(self._note)
-
-    def __enter__(self) -> Interruption:
-        self._handlers.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._handlers.__exit__(None, None, None)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt(f"stopped by a second {signal.Signals(number).name}")
-        stopping.note(number)
-        self.signal = signal.Signals(number).name
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        # One process may be signalled a step before the others; all must stop at the same one.
-        if processes.any_of(self.signal is not None):
-            self.signal = self.signal or "a signal to another process"
-            if state.global_step < state.max_steps:
-                control.should_save = True
-                control.should_training_stop = True
-        return control

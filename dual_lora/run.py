@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
-from dual_lora import examples, methods, models, processes, record, secrets, stopping, tasks
+from dual_lora import examples, initial, methods, models, processes, record, secrets, stopping, tasks
 from dual_lora.cell import Cell
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.identity import identity
+from dual_lora.initial import Start
 from dual_lora.lock import RunLock
 from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
 from dual_lora.training import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
-EXIT_CODES = {"finished": 0, "interrupted": 130}  # every other status: 1
+EXIT_CODES = {"finished": 0, "interrupted": 130, "timed_out": 130}  # every other status: 1
 
 
 class ProcessFailed(RuntimeError):
@@ -43,6 +44,7 @@ class Prepared:
     dtype: str
     device: str
     identity: dict[str, Any]
+    start: Start | None = None  # weights of another run to start from
 
     @property
     def run_id(self) -> str:
@@ -70,13 +72,15 @@ def prepare(config: RunConfig) -> Prepared:
     task = tasks.load(config)
     examples.select(task, config)  # every file is read once now: a damaged one is found before any training
     dtype = models.resolve_dtype(config.model, device)
+    start = initial.resolve(config)
     named = identity(
         config,
         dtype=dtype,
         model_fingerprint=models.fingerprint(config.model),
         data_fingerprint=task.fingerprint(),
+        init_from=start.sha256 if start else "none",
     )
-    return Prepared(config, task, dtype, device, named)
+    return Prepared(config, task, dtype, device, named, start)
 
 
 def resolve_device(config: RunConfig) -> str:
@@ -143,7 +147,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
 def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
     """Return the record, and the trace of what stopped this process but maybe not the others of its group."""
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    cell = Cell(prepared.config, prepared.task, prepared.dtype, prepared.device, prepared.folder)
+    cell = Cell(prepared.config, prepared.task, prepared.dtype, prepared.device, prepared.folder, prepared.start)
     status: record.Status = "failed"
     message = trace = None
     try:
@@ -152,7 +156,7 @@ def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
     except Diverged as error:
         status, message = "diverged", str(error)
     except (Interrupted, KeyboardInterrupt) as error:
-        status, message = "interrupted", str(error) or "stopped by the keyboard"
+        status, message = _stopped(), str(error) or "stopped by the keyboard"
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
         status, message, trace = "out_of_memory", f"{cell.memory_advice()}{detail}", traceback.format_exc()
@@ -161,7 +165,7 @@ def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
     except Exception as error:  # the record of a failed run names its error; the trace goes beside it
         message, trace = secrets.hide(f"{type(error).__name__}: {error}"), secrets.hide(traceback.format_exc())
         if stopping.asked():  # another process of the group was faster to stop, and this one waited for it
-            status, message, trace = "interrupted", f"stopped by {stopping.asked()}", None
+            status, message, trace = _stopped(), f"stopped by {stopping.asked()}", None
         else:
             _keep_trace(prepared.folder, message, trace)
     made = record.build(
@@ -179,6 +183,10 @@ def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
 
         track(made, prepared.folder)
     return made, trace
+
+
+def _stopped() -> record.Status:
+    return "timed_out" if stopping.asked() == "SIGUSR2" else "interrupted"  # what SLURM sends before a time limit
 
 
 def _keep_trace(folder: Path, message: str, trace: str) -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. Training finishes its step first (`callbacks.Interruption`); all else stops at once.
+"""Signals that ask a run to stop. Training finishes its step first (`Interruption`); all else stops at once.
 
 SIGUSR2 is what SLURM is asked to send before a time limit.
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dual_lora import processes
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _asked: list[str] = []
@@ -24,12 +28,22 @@ def note(number: int) -> None:
     _asked.append(signal.Signals(number).name)
 
 
+def repeats(number: int) -> bool:
+    """Return whether this signal says nothing new: SLURM and a group's parent both tell every process.
+
+    Only a person who presses Ctrl-C again wants more than before.
+    """
+    return bool(_asked) and number != signal.SIGINT
+
+
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Raise `KeyboardInterrupt` on every signal to stop, so that the run's record says `interrupted`."""
     _asked.clear()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if repeats(number):
+            return
         note(number)
         raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
 
@@ -51,3 +65,39 @@ def handling(handler: Any) -> Iterator[None]:
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+class Interruption(TrainerCallback):
+    """A signal to stop finishes the step, writes a checkpoint and stops; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._handlers = handling(self._note)
+
+    def __enter__(self) -> Interruption:
+        self._handlers.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handlers.__exit__(None, None, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if repeats(number):
+            return
+        if self.signal is not None:
+            raise KeyboardInterrupt(f"stopped by a second {signal.Signals(number).name}")
+        note(number)
+        self.signal = signal.Signals(number).name
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        # One process may be signalled a step before the others; all must stop at the same one.
+        if processes.any_of(self.signal is not None):
+            self.signal = self.signal or "a signal to another process"
+            if state.global_step < state.max_steps:
+                control.should_save = True
+                control.should_training_stop = True
+        return control

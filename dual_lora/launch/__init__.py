@@ -93,7 +93,7 @@ def _shares_process(prepared: list[Any]) -> bool:
     return first.engine == "single" and (first.parallel == 1 or len(prepared) == 1)
 
 
-# Methods that look at whole gradients or whole weights while they train, which ZeRO splits: the stage where that begins.
+# Methods that look at whole gradients while they train, and the ZeRO stage from which there are none.
 _WHOLE_GRADIENTS = {"adalora": 0, "galore": 1}
 
 

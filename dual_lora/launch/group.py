@@ -53,11 +53,11 @@ class Group:
         self.stopped_by: str | None = None
         self._errors: list[BaseException] = []
 
-    def run(self) -> None:
+    def run(self, handle_signals: bool = True) -> None:
         """Start the group and wait for its end. What went wrong is left for `first_failure`."""
         thread = threading.Thread(target=self._agent, daemon=True)
-        main = threading.current_thread() is threading.main_thread()
-        previous = {number: signal.signal(number, self._note) for number in _STOPPING} if main else {}
+        handled = _STOPPING if handle_signals and threading.current_thread() is threading.main_thread() else ()
+        previous = {number: signal.signal(number, self._note) for number in handled}
         try:
             thread.start()
             while thread.is_alive():
@@ -81,7 +81,7 @@ class Group:
     def stop(self, why: str) -> None:
         """Ask the group to write a checkpoint and end, and wait until it has."""
         self.stopped_by = self.stopped_by or why
-        workers = self._signal(signal.SIGTERM)
+        workers = self._signal(signal.SIGUSR2)
         _, alive = psutil.wait_procs(workers, timeout=GRACE_SECONDS)
         for process in alive:
             process.kill()

@@ -27,8 +27,6 @@ def work(file: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "DeepSpeed", "deepspeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # As long as it is loading, a first signal to stop may end the process at once: there is nothing to save yet.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _end_with_parent()
     from dual_lora import processes, run
 

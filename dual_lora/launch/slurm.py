@@ -1,0 +1,254 @@
+"""Runs as SLURM jobs, through submitit: one job per cell of a sweep, in arrays; on several nodes torchrun meets.
+
+A job is the parent of its run's processes, as on one machine. Before the time limit SLURM signals it; it lets the
+processes write a checkpoint, requeues itself, and continues its own run. Submitting again submits only what is missing.
+
+What a user writes into `#SBATCH` lines is checked and quoted: no value can start a line or a command of its own.
+`launch.setup` is the exception by purpose: lines of shell that the user wants to run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dual_lora.config import ConfigError, LaunchConfig, RunConfig
+from dual_lora.launch.local import write_config
+from dual_lora.launch.show import title
+
+logger = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
+_MAX_REQUEUES = 1000
+_WORD = re.compile(r"[\w.,:+@%=/-]+", re.ASCII)
+_CONSTRAINT = re.compile(r"[\w.,:+@%=/&|*()\[\]!-]+", re.ASCII)
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+# Options that this module sets itself, or that would run or write something else than the run.
+_RESERVED = frozenset(
+    ("array", "batch", "bcast", "chdir", "error", "export", "export-file", "get-user-env", "gid", "input", "job-name")
+    + ("nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "uid")
+    + ("wrap",)
+)
+
+
+def launch(cells: list[RunConfig]) -> int:
+    """Submit the cells that are neither finished nor queued; with `plan=true` print the jobs. Returns the exit code.
+
+    Raises `ConfigError`: an option that SLURM must not be given, or a machine without SLURM.
+    """
+    from dual_lora.launch import describe, prepare
+
+    for cell in cells:
+        check_options(cell)
+    if cells[0].plan:
+        describe(cells)
+        for settings, group in _by_settings(cells):
+            print(f"\n# {len(group)} job(s), {settings.parallel} at a time\n{script(group[0], len(group))}")
+        return 0
+    prepared = prepare(cells)
+    waiting = _missing(prepared)
+    for settings, group in _by_settings([item.config for item in waiting]):
+        _submit([item for item in waiting if item.config in group], settings)
+    return 0
+
+
+def _missing(prepared: list[Any]) -> list[Any]:
+    from dual_lora import run
+
+    waiting = []
+    for item in prepared:
+        known = run.existing(item)
+        job = None if known else _queued(item)
+        if known is not None:
+            logger.info("%s before: %s", known["status"], title(item.config))
+        elif job is not None:
+            logger.info("job %s is queued or running: %s", job, title(item.config))
+        else:
+            waiting.append(item)
+    return waiting
+
+
+def _by_settings(cells: list[RunConfig]) -> list[tuple[LaunchConfig, list[RunConfig]]]:
+    """Cells that ask for the same resources form one array."""
+    groups: list[tuple[LaunchConfig, list[RunConfig]]] = []
+    for cell in cells:
+        for settings, group in groups:
+            if settings == cell.launch:
+                group.append(cell)
+                break
+        else:
+            groups.append((cell.launch, [cell]))
+    return groups
+
+
+def check_options(config: RunConfig) -> None:
+    """Refuse what could leave its line of the job script, or its folder. Raises `ConfigError`."""
+    launch = config.launch
+    for name, legal in (("partition", _WORD), ("account", _WORD), ("qos", _WORD), ("constraint", _CONSTRAINT)):
+        value = getattr(launch, name)
+        if value is not None and not legal.fullmatch(value):
+            raise ConfigError(f"launch.{name}={value!r}: legal are letters, digits and {legal.pattern[3:-2]}")
+    for key, value in launch.sbatch.items():
+        if not _OPTION.fullmatch(key) or key in _RESERVED:
+            raise ConfigError(
+                f"launch.sbatch: option {key!r} cannot be given; legal are sbatch's long options without dashes before "
+                f"them, except {', '.join(sorted(_RESERVED))}"
+            )
+        if not (value is True or isinstance(value, (str, int, float)) and str(value).isprintable()):
+            raise ConfigError(f"launch.sbatch.{key}={value!r}: a number, true, or a text on one line")
+    for name, text in [("setup", line) for line in launch.setup] + [("container", launch.container or " ")]:
+        if not text.isprintable():
+            raise ConfigError(f"launch.{name}={text!r}: one line each, without control characters")
+    if launch.container is not None:
+        try:
+            shlex.split(launch.container)
+        except ValueError as error:
+            raise ConfigError(f"launch.container={launch.container!r} is no command ({error})") from None
+    if not config.results.isprintable() or "%" in config.results:
+        raise ConfigError(f"results={config.results!r}: SLURM cannot use a folder with % or control characters")
+    if launch.time_limit_minutes < 1 or launch.signal_seconds >= launch.time_limit_minutes * 60:
+        raise ConfigError(
+            f"launch.time_limit_minutes={launch.time_limit_minutes}, launch.signal_seconds={launch.signal_seconds}: "
+            "the signal has to come after the start and before the limit"
+        )
+
+
+def parameters(launch: LaunchConfig) -> dict[str, Any]:
+    """Return submitit's parameters for one array."""
+    gpus = 0 if launch.device == "cpu" else launch.processes_per_node
+    optional = {
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "constraint": launch.constraint,
+        "gpus_per_node": gpus or None,
+        "mem": f"{launch.memory_gb}GB" if launch.memory_gb else None,
+    }
+    return {
+        "job_name": "dual-lora",
+        "time": launch.time_limit_minutes,
+        "nodes": launch.nodes,
+        "ntasks_per_node": 1,  # the job's process starts the others itself, as on one machine
+        "cpus_per_task": launch.cpus_per_task or 8 * launch.processes_per_node,
+        "signal_delay_s": launch.signal_seconds,
+        "array_parallelism": launch.parallel,
+        "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}", *launch.setup],
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True, **launch.sbatch},
+        "srun_args": ["--kill-on-bad-exit=1"],  # a node that fails takes the others along
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def _python(launch: LaunchConfig) -> str:
+    return shlex.join([*shlex.split(launch.container or ""), sys.executable])
+
+
+def _folder(config: RunConfig) -> Path:
+    return (Path(config.results) / "slurm").resolve()
+
+
+def script(config: RunConfig, jobs: int) -> str:
+    """Return the job script as SLURM gets it, also on a machine without SLURM."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = _folder(config)
+    command = f"{_python(config.launch)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    many = {"map_count": jobs} if jobs > 1 else {}
+    return _make_sbatch_string(command=command, folder=folder, **parameters(config.launch), **many)
+
+
+def _submit(items: list[Any], launch: LaunchConfig) -> None:
+    import submitit
+
+    from dual_lora import record
+
+    folder = _folder(items[0].config)
+    try:
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES, python=_python(launch))
+    except RuntimeError:
+        raise ConfigError(
+            "launch=slurm: this machine has no srun; run on a login node of a cluster, or see docs/launching.md for a "
+            "one-node SLURM at home"
+        ) from None
+    executor.update_parameters(**parameters(launch))
+    with executor.batch():
+        jobs = [executor.submit(SlurmCell(str(write_config(item).resolve()))) for item in items]
+    for item, job in zip(items, jobs, strict=True):
+        record.write_json(item.folder / "slurm.json", {"job": job.job_id})
+        logger.info("job %s: %s", job.job_id, title(item.config))
+    logger.info("logs: %s; the same command again submits what is missing then", folder)
+
+
+def _queued(item: Any) -> str | None:
+    """Return the job that is to run, or runs, this cell."""
+    try:
+        job = str(json.loads((item.folder / "slurm.json").read_text())["job"])
+    except (OSError, ValueError, KeyError):
+        return None
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        return None
+    try:
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--array", "--format=%T", "--jobs", job],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # A job that squeue no longer knows is an error there, and over here.
+    return job if asked.returncode == 0 and asked.stdout.strip() else None
+
+
+class SlurmCell:
+    """What a job calls: the parent of one run's processes on this node."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._group: Any = None
+
+    def __call__(self) -> str:
+        from dual_lora import run
+        from dual_lora.launch.group import Group, Rendezvous, settle
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        item = run.prepare(run.load_config(Path(self.file)))
+        known = run.existing(item)
+        if known is not None:
+            return str(known["status"])
+        nodes = item.config.launch.nodes
+        self._group = Group(Path(self.file), item.config.launch, _meeting() if nodes > 1 else Rendezvous())
+        self._group.run(handle_signals=False)  # submitit has set its handlers, and calls `checkpoint`
+        if int(os.environ.get("SLURM_NODEID", "0")) > 0:
+            return "the first node keeps the record"
+        status = settle(item, self._group)
+        if status != "finished":
+            raise RuntimeError(f"{status}: {item.record_path}")
+        return status
+
+    def checkpoint(self) -> Any:
+        """Called before the time limit: end the processes in good order; the job is then requeued by submitit."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._group is not None:
+            self._group.stop("the time limit of the job")
+        return DelayedSubmission(SlurmCell(self.file))
+
+
+def _meeting() -> Any:
+    """Return where the nodes of this job meet; a requeued job meets under a new name."""
+    import submitit
+
+    from dual_lora.launch.group import Rendezvous
+
+    environment = submitit.JobEnvironment()
+    job = os.environ["SLURM_JOB_ID"]
+    name = f"{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return Rendezvous(f"{environment.hostnames[0]}:{20000 + int(job) % 20000}", name, environment.node)

@@ -1,0 +1,51 @@
+"""The typed settings of a launcher; `configs/launch/_all.yaml` lists the same with their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class LaunchConfig:
+    """Where and how the run's processes start. Never part of the run's identity."""
+
+    name: Literal["local", "torchrun", "deepspeed", "slurm"]
+    engine: Literal["single", "torchrun", "deepspeed"] = "single"  # one process, DDP, or DeepSpeed's ZeRO
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_gpus: int = 1  # processes per node, one on each GPU
+    nodes: int = 1
+    parallel: int = 1  # cells of a sweep at a time on this machine
+    per_device_batch: int | None = None  # None: the largest divisor of the global batch that is at most 16
+    eval_batch: int | None = None
+    zero_stage: Literal[0, 1, 2, 3] = 0  # 1: optimizer, 2: and gradients, 3: and weights are split over the processes
+    offload: bool = False  # ZeRO: optimizer state (stage 3: weights too) lies in host memory
+    gradient_checkpointing: bool = False
+    dataloader_workers: int = 0
+    save_every_steps: int | None = None  # None: at every validation and at most every 10 minutes' worth of steps
+    keep_checkpoints: int = 2
+    # What follows is read by launch=slurm alone.
+    gpus_per_node: int | None = None  # another name of num_gpus
+    time_limit_minutes: int = 24 * 60
+    signal_seconds: int = 300  # before the time limit: finish the step, write a checkpoint, requeue
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    cpus_per_task: int | None = None  # None: 8 for each GPU
+    memory_gb: int | None = None
+    sbatch: dict[str, Any] = dataclasses.field(default_factory=dict)  # further #SBATCH options: {exclude: "node7"}
+    setup: tuple[str, ...] = ()  # shell lines before the run: module load cuda
+    container: str | None = None  # a prefix of the command: apptainer exec --nv image.sif
+
+    @property
+    def processes_per_node(self) -> int:
+        return self.num_gpus if self.gpus_per_node is None else self.gpus_per_node
+
+    @property
+    def world_size(self) -> int:
+        """Processes of one run, over all nodes."""
+        return self.processes_per_node * self.nodes
