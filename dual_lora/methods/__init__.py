@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dual_lora.methods.application import apply, callbacks, peft_config
+    from dual_lora.methods.application import apply, callbacks, peft_config, resolved_init_std
     from dual_lora.methods.budget import with_budget
     from dual_lora.methods.checks import check
     from dual_lora.methods.counts import count_biases, planned_parameters, trainable_parameters
@@ -28,6 +28,7 @@ _HOME = {
     "merged": "merging",
     "peft_config": "application",
     "planned_parameters": "counts",
+    "resolved_init_std": "application",
     "trainable_parameters": "counts",
     "trainable_state": "weights",
     "load_trainable_state": "weights",
@@ -45,6 +46,7 @@ __all__ = [
     "merged",
     "peft_config",
     "planned_parameters",
+    "resolved_init_std",
     "trainable_parameters",
     "trainable_state",
     "load_trainable_state",

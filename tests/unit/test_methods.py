@@ -212,6 +212,14 @@ def test_the_kernel_reaches_dual_lora_and_nothing_else():
     methods.apply(llama(), read_method("lora"), **config)
 
 
+def test_a_relative_start_is_resolved_per_layer():
+    relative = methods.resolved_init_std(apply(read_method("dual_lora_relative_std")))
+    assert len(relative) == 4
+    assert len(set(relative.values())) == 4, "each weight has its own scale"
+    assert set(methods.resolved_init_std(apply(read_method("dual_lora"))).values()) == {0.02}
+    assert methods.resolved_init_std(apply(read_method("lora"))) == {}
+
+
 def test_a_prompt_method_needs_no_target_modules():
     method = MethodConfig("prompt", "Prompt", "adapter", "peft.PromptTuningConfig", {"num_virtual_tokens": 3})
     assert methods.trainable_parameters(apply(method))[0] == 3 * 32
