@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dual_lora import deepspeed_config, examples, heads, methods, models, processes
+from dual_lora import deepspeed_config, examples, heads, initial, methods, models, processes
 from dual_lora.checkpoints import file_sha256
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.evaluation import predictions_sha256
 from dual_lora.examples import Items
 from dual_lora.heads import HeadWork
+from dual_lora.initial import Start
 from dual_lora.record import write_json
 from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
@@ -36,6 +37,7 @@ class Cell:
     dtype: str
     device: str
     folder: Path
+    start: Start | None = None
     world_size: int = field(default_factory=processes.world_size)
     _training: TrainingResult | None = None
     _measurements: list[dict[str, Any]] = field(default_factory=list)
@@ -43,6 +45,7 @@ class Cell:
     _origin: dict[str, Any] = field(default_factory=dict)
     _notes: list[str] = field(default_factory=list)
     _curves: dict[str, Any] = field(default_factory=dict)
+    _kernels: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
         """Do what is left to do. Raises whatever stops it; what was gathered until then stays."""
@@ -61,14 +64,24 @@ class Cell:
             config.model, self.task.head, dtype=held, seed=config.seed, device=processes.device_name(self.device)
         )
         model = methods.apply(
-            loaded.model, config.method, model_config=config.model, head=self.task.head, seed=config.seed
+            loaded.model,
+            config.method,
+            model_config=config.model,
+            head=self.task.head,
+            seed=config.seed,
+            kernel=config.kernel,
         )
+        if self.start is not None:
+            initial.load(model, self.start)
+            self._origin["init_from"] = self.start.origin()
         del sharded
         self._count_parameters(model)
         work = heads.work(self.task, loaded.tokenizer, config, self.folder, self.dtype)
         try:
             if config.method.trains != "nothing":
                 self._training = self._train(model, work, loaded.tokenizer, items)
+            names = getattr(getattr(model, "base_model", None), "kernel_names", None)
+            self._kernels = names() if names else {}
             deepspeed_config.ready_to_evaluate(model, config, self.world_size)
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)
@@ -189,7 +202,9 @@ class Cell:
     def _headline(self) -> dict[str, Any]:
         metric = self.config.task.headline
         checkpoint = "base" if self._training is None else self.config.protocol.checkpoint
-        shown = [entry for entry in self._measurements if entry["checkpoint"] == checkpoint]
+        shown = [
+            entry for entry in self._measurements if entry["checkpoint"] == checkpoint and entry["split"] == "test"
+        ]
         scoring = shown[0]["scoring"]
         entry = [entry for entry in shown if entry["scoring"] == scoring and metric in entry["metrics"]][-1]
         return {
@@ -218,7 +233,7 @@ class Cell:
             "per_device_batch": batches.per_device,
             "accumulation": batches.accumulation,
             "gradient_checkpointing": self.config.launch.gradient_checkpointing,
-            "kernel": self.config.kernel,
+            "kernel": {"asked": self.config.kernel, "layers": self._kernels},
             "dtype": self.dtype,
             "threads": torch.get_num_threads(),
             "resumed_from": self._training.resumed_from if self._training else [],

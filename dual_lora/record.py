@@ -94,7 +94,8 @@ def build(
     record["cost"] = cost or {}
     record["execution"] = execution or {}
     record["origin"] = {**origin_of_this_process(), **(origin or {})}
-    return record
+    # What is returned is what a reader of the file gets: lists, not tuples.
+    return dict(json.loads(json.dumps(record, allow_nan=False)))
 
 
 def origin_of_this_process() -> dict[str, Any]:

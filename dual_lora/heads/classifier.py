@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from dual_lora import classification
+from dual_lora import classification, initial, methods
 from dual_lora.config import RunConfig
 from dual_lora.epoch_scores import EpochScores, Part
 from dual_lora.examples import Items
@@ -26,7 +26,7 @@ class ClassifierWork:
     def __init__(self, task: Any, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config
         self.notes: list[str] = []
-        self._folder = folder / "epochs"
+        self._run_folder, self._folder = folder, folder / "epochs"
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         self._epochs: EpochScores | None = None
 
@@ -53,6 +53,9 @@ class ClassifierWork:
         parts = {"dev": Part(items.test, self.rows(items.test, "development"))}
         if items.held_out:
             parts["heldout"] = Part(items.held_out, self.rows(items.held_out, "held-out"))
+        shown = self.config.protocol.checkpoint
+        # An MNLI run hands the weights of the epoch it shows on to MRPC, RTE and STS-B (`dual_lora/initial.py`).
+        keep = {shown: initial.weights_file(self._run_folder, shown)} if shown != "last" else {}
         return EpochScores(
             self._folder,
             self.task,
@@ -60,6 +63,8 @@ class ClassifierWork:
             classification.Collator(self.tokenizer),
             batch_size=self.config.launch.eval_batch or _PREDICTION_BATCH,
             autocast=self._autocast,
+            keep_weights=keep,
+            weights_of=methods.trainable_state,
         )
 
     def measure(

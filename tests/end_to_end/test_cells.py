@@ -1,0 +1,145 @@
+"""Whole runs on tiny models and the shipped sample: what a user types, and the record that comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dual_lora import run
+from dual_lora.composition import compose
+from dual_lora.config import ConfigError
+from dual_lora.launch import launch
+
+# METEOR's Java takes eight seconds to start, so runs on E2E leave it out here; tests/unit/test_metrics_e2e.py has it.
+SMALL = ["data.source=sample", "profile=quick", "profile.max_steps=3", "profile.test_items=2", "launch.device=cpu"]
+
+
+def cell(results: Path, *arguments: str) -> dict[str, Any]:
+    (config,) = compose([*SMALL, f"results={results}", *arguments, *without_java(arguments)])
+    return run.run(run.prepare(config))
+
+
+def without_java(arguments: Sequence[str]) -> list[str]:
+    return ["task.metrics=[BLEU,NIST]"] if "task=e2e" in arguments else []
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("e2e", "tiny_gpt2"),
+        ("commonsense", "tiny_llama"),
+        ("glue/rte", "tiny_roberta"),
+        ("glue/stsb", "tiny_deberta"),
+    ],
+)
+def test_a_run_leaves_a_whole_record(task: str, model: str, tmp_path: Path) -> None:
+    record = cell(tmp_path, f"task={task}", f"model={model}", "method=dual_lora")
+    assert record["status"] == "finished", record.get("message")
+    assert set(record) == {"schema", "status", "identity", "scores", "curves", "cost", "execution", "origin"}
+    assert record["identity"]["seed"] == 0
+    assert record["scores"]["headline"]["metric"]
+    assert all(entry["items"] for entry in record["scores"]["measurements"])
+    assert [step for step, _ in record["curves"]["train_loss"]] == [1, 2, 3]
+    for field in ("train_seconds", "eval_seconds", "tokens_per_second", "adapter_bytes", "trainable_parameters"):
+        assert record["cost"][field] > 0, field
+    assert record["cost"]["peak_memory_bytes"][0] > 0
+    assert "seconds" not in json.dumps(record["scores"])
+    on_disk = json.loads((tmp_path / "records" / f"{record['identity']['run_id']}.json").read_text())
+    assert on_disk == record
+
+
+@pytest.mark.parametrize("method", ["none", "full", "lora", "dora"])
+def test_the_other_methods_run_the_same_way(method: str, tmp_path: Path) -> None:
+    record = cell(tmp_path, "task=e2e", "model=tiny_llama", f"method={method}")
+    assert record["status"] == "finished", record.get("message")
+    assert bool(record["cost"]["trainable_parameters"]) == (method != "none")
+
+
+def test_the_same_seed_gives_the_same_record_twice_and_another_does_not(tmp_path: Path) -> None:
+    arguments = ("task=e2e", "model=tiny_llama", "method=dual_lora")
+    first, second = (cell(tmp_path / name, *arguments) for name in ("a", "b"))
+    for section in ("identity", "scores", "curves"):
+        assert first[section] == second[section]
+    assert first["origin"]["predictions_sha256"] == second["origin"]["predictions_sha256"]
+    other = cell(tmp_path / "c", *arguments, "seed=1")
+    assert other["curves"]["train_loss"] != first["curves"]["train_loss"]
+
+
+def test_the_same_command_again_runs_nothing(tmp_path: Path) -> None:
+    arguments = ("task=e2e", "model=tiny_llama", "method=lora")
+    first = cell(tmp_path, *arguments)
+    (config,) = compose([*SMALL, f"results={tmp_path}", *arguments, *without_java(arguments)])
+    path = run.prepare(config).record_path
+    before = path.stat().st_mtime_ns
+    assert run.run(run.prepare(config)) == first
+    assert path.stat().st_mtime_ns == before
+
+
+def test_accumulation_does_not_change_the_trajectory(tmp_path: Path) -> None:
+    """The global batch is the recipe's: 8 × 1 and 2 × 4 are the same run, and have the same name."""
+    for task, model in (
+        ("e2e", "tiny_llama"),
+        ("glue/rte", "tiny_llama"),
+    ):  # LLaMA: no dropout, whose draws would differ
+        # The loss is a mean over tokens in the first task and over examples in the second.
+        arguments = (f"task={task}", f"model={model}", "method=dual_lora", "recipe.global_batch=8")
+        whole = cell(tmp_path / "whole", *arguments, "launch.per_device_batch=8")
+        parts = cell(tmp_path / "parts", *arguments, "launch.per_device_batch=2")
+        assert whole["identity"]["run_id"] == parts["identity"]["run_id"]
+        assert (whole["execution"]["accumulation"], parts["execution"]["accumulation"]) == (1, 4)
+        for (_, one), (_, other) in zip(whole["curves"]["train_loss"], parts["curves"]["train_loss"], strict=True):
+            # Sums in another order in float32: 1e-5 of a loss near 6 is a few units in its last place.
+            assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"per_device_batch=3.*legal: 1, 2, 4, 8"):
+        cell(tmp_path, "task=e2e", "model=tiny_llama", "recipe.global_batch=8", "launch.per_device_batch=3")
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_cuda_asked_for_and_absent_is_an_error(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ConfigError, match=r"launch.device=cuda.*launch.device=cpu"):
+        cell(tmp_path, "task=e2e", "model=tiny_llama", "launch.device=cuda")
+
+
+def test_targets_that_match_nothing_are_recorded_as_an_error_with_the_legal_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="q_prj.*q_proj"):
+        cell(tmp_path, "task=e2e", "model=tiny_llama", "method=lora", "method.target_modules=[q_prj]")
+
+
+def test_a_sweep_runs_every_cell_and_prints_how_they_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = compose(
+        [
+            "-m",
+            *SMALL,
+            f"results={tmp_path}",
+            "task=e2e",
+            "model=tiny_llama",
+            "method=none,dual_lora",
+            "task.metrics=[BLEU]",
+        ]
+    )
+    assert launch(cells) == 0
+    printed = capsys.readouterr().out
+    assert "Dual LoRA" in printed
+    assert "BLEU" in printed
+    assert len(list((tmp_path / "records").glob("*.json"))) == 2
+
+
+def test_wandb_offline_never_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    record = cell(tmp_path, "task=e2e", "model=tiny_llama", "method=lora", "tracking=wandb")
+    assert record["status"] == "finished"
+    runs = list((tmp_path / "runs").rglob("run-*.wandb"))
+    assert runs, "tracking=wandb leaves an offline run in the run's folder"

@@ -1,0 +1,106 @@
+"""The arrows of docs/architecture.md: imports point down only, and light parts stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "dual_lora"
+
+# A part may import itself, the parts listed for it, and what every part may use.
+EVERYWHERE = {"config", "processes", "secrets"}  # leaves: they import nothing of ours
+BELOW: dict[str, set[str]] = {
+    "kernels": set(),
+    "tuner": {"kernels"},
+    "metrics": set(),
+    "models": {"tasks"},  # tasks.base: the head a model ends in
+    "tasks": {"metrics", "models"},
+    "methods": {"models", "tasks", "tuner", "kernels"},
+    "report": set(),
+    "record": set(),
+    "generation": {"tasks"},
+    "ranking": {"tasks", "generation"},
+    "classification": {"tasks"},
+    "schedule": set(),
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the parts of this package that a file imports, wherever the import stands in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dual_lora":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("dual_lora.")}
+    return found
+
+
+def files(part: str) -> list[Path]:
+    folder = PACKAGE / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
+
+
+@pytest.mark.parametrize("part", sorted(BELOW))
+def test_imports_point_down(part: str) -> None:
+    paths = files(part)
+    assert paths
+    for path in paths:
+        above = imports(path) - BELOW[part] - EVERYWHERE - {part}
+        assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}, which stand above {part}"
+
+
+def test_tuner_and_kernels_stand_alone() -> None:
+    """They need nothing of the suite, so they can be used (or taken) without it."""
+    for part in ("tuner", "kernels"):
+        for path in files(part):
+            assert imports(path) <= {"tuner", "kernels"}, path
+
+
+def test_only_kernels_import_triton() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if "kernels" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "triton" for name in names), path
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted(m for m in sys.modules if '.' not in m))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_using_the_adapter_loads_no_suite() -> None:
+    assert not loaded_by("from dual_lora import DualLoraConfig") & {"hydra", "deepspeed", "wandb", "triton"}
+
+
+def test_reading_records_loads_no_torch() -> None:
+    code = "import os; os.environ['_DUAL_LORA_LAZY'] = '1'\nimport dual_lora.report.screen, dual_lora.report.table"
+    assert "torch" not in loaded_by(code)
+
+
+def test_composing_loads_no_torch() -> None:
+    code = (
+        "import os; os.environ['_DUAL_LORA_LAZY'] = '1'\n"
+        "from dual_lora.composition import compose; assert compose(['profile=demo'])"
+    )
+    assert "torch" not in loaded_by(code)
+
+
+def test_files_stay_readable() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 320}
+    assert not long, f"over 320 lines: {long}; is each still one thing?"

@@ -1,0 +1,163 @@
+"""From a command line to checked settings: choices, recipes, profiles, and errors a person can act on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dual_lora.composition import compose, options
+from dual_lora.config import ConfigError, RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def one(*arguments: str) -> RunConfig:
+    (cell,) = compose(list(arguments))
+    return cell
+
+
+def test_defaults_are_the_real_thing() -> None:
+    cell = one("model=llama2", "task=commonsense", "method=dual_lora")
+    assert (cell.profile.name, cell.data.source, cell.protocol.name) == ("full", "hub", "paper")
+    assert cell.profile.train_examples is None
+    assert cell.profile.max_steps is None
+    assert cell.profile.test_items is None
+    assert cell.recipe.name == "llama2/commonsense/dual_lora"
+
+
+def test_a_combination_without_a_recipe_runs_on_the_default_and_says_so() -> None:
+    cell = one("model=tiny_llama", "task=commonsense", "method=vera")
+    assert cell.recipe.name == "default/commonsense"
+    assert cell.recipe.is_default
+
+
+def test_the_command_line_wins_over_the_recipe() -> None:
+    recipe = one("model=llama2", "method=lora").recipe
+    assert recipe.learning_rate != 0.5
+    assert one("model=llama2", "method=lora", "recipe.learning_rate=0.5").recipe.learning_rate == 0.5
+    assert one("model=llama2", "method=lora", "method.r=7").method.settings["r"] == 7
+
+
+def test_one_protocol_name_resolves_per_task() -> None:
+    commonsense, e2e = one("task=commonsense", "protocol=strict"), one("task=e2e", "protocol=strict")
+    assert (commonsense.protocol.task, e2e.protocol.task) == ("commonsense", "e2e")
+    assert one("model=roberta_base", "task=glue/rte", "protocol=restricted").protocol.task == "glue"
+
+
+def test_demo_is_smollm2_e2e_dual_lora_on_the_sample() -> None:
+    cell = one("profile=demo")
+    assert (cell.model.name, cell.task.name, cell.method.name) == ("smollm2", "e2e", "dual_lora")
+    assert cell.data.source == "sample"
+    assert one("profile=demo", "method=lora").method.name == "lora"
+
+
+def test_profiles_differ_only_in_sizes() -> None:
+    full, quick, study = (one("task=e2e", f"profile={name}") for name in ("full", "quick", "study"))
+    for other in (quick, study):
+        assert (other.model, other.task, other.method) == (full.model, full.task, full.method)
+        assert (other.protocol, other.recipe, other.data) == (full.protocol, full.recipe, full.data)
+
+
+def test_a_sweep_is_the_product_of_its_choices() -> None:
+    cells = compose(["-m", "task=e2e", "method=lora,dora,dual_lora", "seed=0,1"])
+    assert {(cell.method.name, cell.seed) for cell in cells} == {
+        (method, seed) for method in ("lora", "dora", "dual_lora") for seed in (0, 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=lama2"], ["lama2", "llama2", "smollm2"]),
+        (["task=glue/colla"], ["glue/colla", "glue/cola"]),
+        (["method=dual_lor"], ["dual_lor", "dual_lora", "dora"]),
+        (["protocol=restricted"], ["restricted", "paper", "strict"]),
+        (["mehtod=lora"], ["mehtod", "method"]),
+        (["recipe.learning_rat=1"], ["learning_rat", "learning_rate"]),
+        (["method.alfa=1"], ["alfa", "alpha"]),
+        (["seed=x"], ["seed", "x"]),
+        (["recipe.epochs=0"], ["epochs", "0"]),
+        (["recipe.global_batch=-1"], ["global_batch", "-1"]),
+        (["data.source=disk"], ["disk", "hub", "local", "sample"]),
+        (["data.source=local"], ["data.dir"]),
+    ],
+    ids=lambda value: "_".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_a_bad_value_is_named_with_the_legal_ones(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(arguments)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("group", ["model", "task", "method", "profile", "launch"])
+def test_every_choice_composes(group: str) -> None:
+    names = options(group)
+    assert len(names) >= {"model": 15, "task": 12, "method": 20, "profile": 4, "launch": 3}[group]
+    for name in names:
+        # An encoder goes with GLUE and a causal model with the rest; composing does not mind, so the default task serves.
+        assert getattr(one(f"{group}={name}"), group).name == name
+
+
+RECIPES = ROOT / "configs" / "recipe"
+
+
+def recipe_paths() -> list[Path]:
+    return [path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.startswith("_")]
+
+
+def check_recipe(path: Path) -> None:
+    parts = path.relative_to(RECIPES).with_suffix("").parts
+    if parts[0] == "default":
+        arguments = ["model=tiny_llama", f"task={'/'.join(parts[1:])}"]  # no recipe of its own
+    else:
+        arguments = [f"model={parts[0]}", f"task={'/'.join(parts[1:-1])}", f"method={parts[-1]}"]
+    recipe = one(*arguments).recipe
+    assert recipe.name == "/".join(parts), path
+    missing = [name for name in ("global_batch", "learning_rate", "epochs") if name not in recipe.sources]
+    assert not missing, f"{path}: no source for {missing}"
+
+
+def test_recipes_compose_and_every_number_has_a_source() -> None:
+    """One GLUE task stands for the nine, whose recipes have one shape; all of them are in the slow tests."""
+    paths = [path for path in recipe_paths() if "glue" not in path.parts or "rte" in str(path)]
+    assert len(paths) > 60
+    for path in paths:
+        check_recipe(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", recipe_paths(), ids=lambda path: path.relative_to(RECIPES).as_posix())
+def test_every_recipe_composes(path: Path) -> None:
+    check_recipe(path)
+
+
+def test_help_and_cfg_answer_in_two_seconds() -> None:
+    for arguments, expected in ((["--help"], "dual_lora_no_relu"), (["--cfg", "job"], "learning_rate")):
+        begun = time.process_time()
+        done = subprocess.run(
+            [sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert expected in done.stdout
+        assert "torch" not in done.stderr
+        assert time.process_time() - begun < 2.0
+
+
+def test_a_label_is_not_part_of_the_identity_and_a_rate_is() -> None:
+    import dataclasses
+
+    from dual_lora.identity import identity
+
+    def run_id(cell: RunConfig) -> str:
+        return str(identity(cell, dtype="float32", model_fingerprint={}, data_fingerprint={})["run_id"])
+
+    cell = one("task=e2e")
+    assert run_id(cell) == run_id(dataclasses.replace(cell, model=dataclasses.replace(cell.model, label="other")))
+    assert run_id(cell) == run_id(one("task=e2e", "launch.parallel=3", "results=elsewhere", "tracking=wandb"))
+    assert run_id(cell) != run_id(one("task=e2e", "recipe.learning_rate=1e-3"))
+    assert run_id(cell) != run_id(one("task=e2e", "seed=1"))
+    assert run_id(one("task=e2e", "method=none")) == run_id(one("task=e2e", "method=none", "seed=1"))
