@@ -55,7 +55,7 @@ def ptb_tokenize_without_java(texts: Sequence[str]) -> list[str]:
     for text in texts:
         for pattern, replacement in _LIKE_STANFORD:
             text = pattern.sub(replacement, text)
-        lines.append(" ".join(tokenizer.tokenize(text)).lower())
+        lines.append(" ".join(tokenizer.tokenize(text, convert_parentheses=True)).lower())
     return lines
 
 

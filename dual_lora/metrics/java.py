@@ -62,6 +62,8 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
         "en",
         "-norm",
     ]
+    if not available():
+        raise JavaError(f"METEOR needs Java, and no working `java` was found; {HOW_TO_INSTALL}")
     questions = [
         " ||| ".join(("SCORE", *group, prediction.replace("|||", "").replace("  ", " ")))
         for prediction, group in zip(predictions, references, strict=True)
