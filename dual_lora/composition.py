@@ -96,7 +96,7 @@ def compose(arguments: list[str]) -> list[RunConfig]:
     def collect(composed: DictConfig) -> None:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
-        cells.append(RunConfig.from_dict(values))
+        cells.append(RunConfig.from_dict({str(key): value for key, value in values.items()}))
 
     previous = sys.argv
     sys.argv = [previous[0], *arguments]

@@ -61,7 +61,8 @@ class Evaluator:
             if scoring in ("likelihood", "cloze"):
                 from dual_lora import ranking
 
-                asked = [self.task.ranking(examples[index], scoring) for index in mine]
+                task: Any = self.task  # a task with these scorings has `ranking` and `choose` besides
+                asked = [task.ranking(examples[index], scoring) for index in mine]
                 ranking.rank(
                     model,
                     self.tokenizer,

@@ -24,6 +24,7 @@ from dual_lora.tasks.base import Task
 from dual_lora.training import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
+_CPU_BATCH = 4
 EXIT_CODES = {"finished": 0, "interrupted": 130, "timed_out": 130}  # every other status: 1
 
 
@@ -65,6 +66,7 @@ def prepare(config: RunConfig) -> Prepared:
     Raises `ConfigError` or `DataError`: a setting, a model that is not there, data that cannot be used.
     """
     device = resolve_device(config)
+    config = _bounded_batch(config, device)
     plan_batches(config, world_size=config.launch.world_size)
     methods.check(config.method)
     check_writable(Path(config.results))
@@ -81,6 +83,15 @@ def prepare(config: RunConfig) -> Prepared:
         init_from=start.sha256 if start else "none",
     )
     return Prepared(config, task, dtype, device, named, start)
+
+
+def _bounded_batch(config: RunConfig, device: str) -> RunConfig:
+    """On a CPU choose a small per-device batch, unless one is asked for: larger ones are no faster and take gigabytes."""
+    share = config.recipe.global_batch // max(1, config.launch.world_size)
+    if device != "cpu" or config.launch.per_device_batch is not None or share < 1:
+        return config
+    batch = max(size for size in range(1, _CPU_BATCH + 1) if share % size == 0)
+    return dataclasses.replace(config, launch=dataclasses.replace(config.launch, per_device_batch=batch))
 
 
 def resolve_device(config: RunConfig) -> str:

@@ -63,8 +63,8 @@ def handling(handler: Any) -> Iterator[None]:
                 break
         yield
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        for kept, before in previous.items():
+            signal.signal(kept, before)
 
 
 class Interruption(TrainerCallback):

@@ -74,8 +74,8 @@ def train(
         model=model,
         args=_arguments(config, batches, steps, per_epoch, dtype, folder, bool(len(validation_set))),
         data_collator=collator,
-        train_dataset=train_set,  # type: ignore[arg-type]
-        eval_dataset=validation_set if len(validation_set) else None,  # type: ignore[arg-type]
+        train_dataset=train_set,
+        eval_dataset=validation_set if len(validation_set) else None,
         processing_class=tokenizer,
         callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), *callbacks],
         **methods.trainer_optimizer(model, config),

@@ -53,7 +53,7 @@ class ClassifierWork:
         parts = {"dev": Part(items.test, self.rows(items.test, "development"))}
         if items.held_out:
             parts["heldout"] = Part(items.held_out, self.rows(items.held_out, "held-out"))
-        shown = self.config.protocol.checkpoint
+        shown: str = self.config.protocol.checkpoint
         # An MNLI run hands the weights of the epoch it shows on to MRPC, RTE and STS-B (`dual_lora/initial.py`).
         keep = {shown: initial.weights_file(self._run_folder, shown)} if shown != "last" else {}
         return EpochScores(
