@@ -23,7 +23,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, StaticCache
 
 
-def generation_time(model: nn.Module, batch: int, tokens: int = 32, repetitions: int = 3) -> dict[str, float]:
+def generation_time(model: nn.Module, batch: int, tokens: int = 16, repetitions: int = 3) -> dict[str, float]:
     """Milliseconds per generated token with `generate` (eager, dynamic cache), prompt of 32 tokens."""
     prompt = torch.randint(1000, (batch, 32), device="cuda")
     times = []

@@ -239,13 +239,13 @@ def main() -> None:
     if "small" in args.parts:
         small = make_model(SMOLLM2_135M)
         variants = [variant for variant in VARIANTS if "dora" not in variant]
-        keep("small", bench_steps(small, variants, 16, 128, repetitions=20)[0])
+        keep("small", bench_steps(small, variants, 16, 128, repetitions=10)[0])
         keep("small_cuda_graph", bench_graphs(small, variants[:-1], 16, 128))
         del small
     if set(args.parts) - {"small"}:
         model = make_model(LLAMA_7B)
     if "steps" in args.parts:
-        plain, checkpointed = bench_steps(model, list(VARIANTS), 16, 256, repetitions=6, checkpointing=(False, True))
+        plain, checkpointed = bench_steps(model, list(VARIANTS), 16, 256, repetitions=5, checkpointing=(False, True))
         keep("steps", plain)
         keep("checkpointing", checkpointed)
     if "profile" in args.parts:

@@ -131,7 +131,8 @@ def _run(
     if torch.compiler.is_compiling() or type(x) not in _PLAIN:
         # The registered operator is what tracing sees. Eager calls skip its dispatch, which costs a small layer as much
         # as its kernels.
-        return operators.linear(x, weight, bias, base, *factors, list(start or ()), *call)
+        scaling = torch.full((), call.scaling, dtype=torch.float64, device="cpu")
+        return operators.linear(x, weight, bias, base, *factors, list(start or ()), scaling, *call[1:])
     if not torch.is_grad_enabled():
         return operators.run_forward(x, weight, bias, base, factors, start, call, reuse=True)
     return _DualLoraLinear.apply(x, weight, bias, base, *factors, start, call)

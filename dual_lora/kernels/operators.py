@@ -119,15 +119,19 @@ def linear(
     C: Tensor,
     D: Tensor,
     start: list[Tensor],
-    scaling: float,
+    scaling: Tensor,
     ste: str,
     magnitude_activation: str,
     direction_activation: str,
     transposed: bool,
     kernel: str,
 ) -> Tensor:
-    """`dual_lora_linear` and, without `weight`, `dual_lora_delta_linear` as one operator."""
-    call = Call(scaling, ste, magnitude_activation, direction_activation, transposed, kernel)
+    """`dual_lora_linear` and, without `weight`, `dual_lora_delta_linear` as one operator.
+
+    `scaling` is a float64 scalar on the CPU: reading it waits for no device, and a compiled model, which would be
+    compiled anew for every other Python float, takes any.
+    """
+    call = Call(float(scaling), ste, magnitude_activation, direction_activation, transposed, kernel)
     return run_forward(x, weight, bias, base, (A, B, C, D), _factors(start), call)
 
 
@@ -146,7 +150,7 @@ def linear_backward(
     C: Tensor,
     D: Tensor,
     start: list[Tensor],
-    scaling: float,
+    scaling: Tensor,
     ste: str,
     magnitude_activation: str,
     direction_activation: str,
@@ -156,7 +160,7 @@ def linear_backward(
     needs_factor_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, A, B, C, D; what is not needed is zero-sized."""
-    call = Call(scaling, ste, magnitude_activation, direction_activation, transposed, kernel)
+    call = Call(float(scaling), ste, magnitude_activation, direction_activation, transposed, kernel)
     grad_x, a, b, c, d = run_backward(
         grad, x, weight, (A, B, C, D), _factors(start), call, needs_input_grad, needs_factor_grad
     )
@@ -173,16 +177,18 @@ def _linear_backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, _, A, B, C, D, start, *options = inputs
-    ctx.save_for_backward(x, weight, A, B, C, D, *start)
+    x, weight, bias, _, A, B, C, D, start, scaling, *options = inputs
+    ctx.save_for_backward(x, weight, A, B, C, D, scaling, *start)
     ctx.options = options
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight, A, B, C, D, *start = ctx.saved_tensors
+    x, weight, A, B, C, D, scaling, *start = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    grad_x, *grads = linear_backward(grad, x, weight, A, B, C, D, start, *ctx.options, needs[0], any(needs[4:8]))
+    grad_x, *grads = linear_backward(
+        grad, x, weight, A, B, C, D, start, scaling, *ctx.options, needs[0], any(needs[4:8])
+    )
     factor_grads = [g if need else None for g, need in zip(grads, needs[4:8], strict=True)]
     grad_bias = bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
     return (
@@ -192,7 +198,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad if needs[3] else None,
         *factor_grads,
         [None] * len(start),
-        *[None] * len(ctx.options),
+        *[None] * (1 + len(ctx.options)),
     )
 
 

@@ -1,0 +1,80 @@
+"""The registered operators: what torch.compile, export and the fake tensors of tracing rely on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, make_case, relative_error
+from torch import nn
+
+from dual_lora.kernels import dual_lora_delta_linear, dual_lora_linear, operators
+
+
+def arguments(case: Case) -> tuple[Any, ...]:
+    options = case.options
+    return (
+        case.x,
+        case.weight,
+        case.bias,
+        None,
+        *case.factors,
+        list(options.get("start") or ()),
+        torch.tensor(case.scaling, dtype=torch.float64),
+        "clipped_gradient",
+        "relu",
+        "sign",
+        options["transposed"],
+        "generic",
+    )
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["", "subtract-start"])
+def test_operator_passes_every_check_of_torch(start: bool) -> None:
+    case = make_case((5,), start=start, transposed=start)
+    for tensor in (case.x, case.bias, *case.factors):
+        tensor.requires_grad_()
+    torch.library.opcheck(operators.linear, arguments(case))
+
+
+def test_operator_has_the_gradients_of_the_eager_function() -> None:
+    case = make_case(start=True)
+    leaves = (case.x, case.bias, *case.factors)
+    for tensor in leaves:
+        tensor.requires_grad_()
+    eager = case.run("generic")
+    grads = torch.autograd.grad(operators.linear(*arguments(case)), leaves, case.grad)
+    for name, value in zip(("x", "bias", "A", "B", "C", "D"), grads, strict=True):
+        assert torch.equal(value, eager[f"grad_{name}"]), name
+
+
+class Layer(nn.Module):
+    """One layer whose warm-up is plain state, as in the tuner."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.weight, self.case = case.weight, case
+        self.a, self.b, self.c, self.d = (nn.Parameter(f) for f in case.factors)
+        self.warmup = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factors, scaling = (self.a, self.b, self.c, self.d), self.warmup * 0.7
+        y = dual_lora_linear(x, self.weight, self.case.bias, *factors, scaling)
+        return y + dual_lora_delta_linear(x, *factors, scaling)
+
+
+def test_compiled_layer_has_no_graph_break_and_follows_the_warm_up() -> None:
+    torch._dynamo.reset()
+    case = make_case((6,))
+    layer, compiles = Layer(case), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compiles.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    for warmup in (0.1, 0.2, 0.3, 0.4, 0.5):
+        layer.warmup = warmup
+        assert relative_error(compiled(case.x).detach(), layer(case.x).detach()) < 1e-6
+    assert len(compiles) <= 2, "the warm-up factor must not compile the model anew at each step"
