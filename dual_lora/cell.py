@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dual_lora import deepspeed_config, examples, heads, initial, methods, models, processes
 from dual_lora.checkpoints import file_sha256
 from dual_lora.config import ConfigError, RunConfig
+from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning
 from dual_lora.evaluation import predictions_sha256
 from dual_lora.examples import Items
 from dual_lora.heads import HeadWork
@@ -117,7 +118,7 @@ class Cell:
                 folder=self.folder,
                 loss_over_tokens=self.task.head.kind == "causal_lm",
                 world_size=self.world_size,
-                callbacks=work.callbacks(items, lambda: resume_step(self.folder)),
+                callbacks=[*work.callbacks(items, lambda: resume_step(self.folder)), *self._diagnostics()],
             )
             self._keep_training(model, result)
         self._cost.update(
@@ -129,6 +130,12 @@ class Cell:
             steps=result.steps,
         )
         return result
+
+    def _diagnostics(self) -> list[DiagnosticsCallback]:
+        if self.config.diagnostics == "off" or self.config.method.trains != "adapter":
+            return []
+        path = self.folder / "diagnostics.json"
+        return [DiagnosticsCallback(path, reference=full_fine_tuning(self.config, self.dtype))]
 
     def _check_rendered(self, sha256: str) -> None:
         """A resumed run must go on with the same training text, to the letter."""
@@ -216,7 +223,11 @@ class Cell:
         }
 
     def curves(self) -> dict[str, Any]:
-        return {**(self._training.curves if self._training else {}), **self._curves}
+        found = {**(self._training.curves if self._training else {}), **self._curves}
+        path = self.folder / "diagnostics.json"
+        if path.exists():
+            found["diagnostics"] = json.loads(path.read_text())
+        return found
 
     def cost(self) -> dict[str, Any]:
         return self._cost

@@ -86,7 +86,7 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def _bounded_batch(config: RunConfig, device: str) -> RunConfig:
-    """On a CPU choose a small per-device batch, unless one is asked for: larger ones are no faster and take gigabytes."""
+    """Choose a small per-device batch on a CPU, unless one is asked for: larger ones only take gigabytes."""
     share = config.recipe.global_batch // max(1, config.launch.world_size)
     if device != "cpu" or config.launch.per_device_batch is not None or share < 1:
         return config

@@ -2,12 +2,14 @@
 
 from dual_lora.diagnostics.callback import DiagnosticsCallback
 from dual_lora.diagnostics.measures import agreement, numerical_rank, stable_rank
+from dual_lora.diagnostics.reference import full_fine_tuning
 from dual_lora.diagnostics.updates import adapted_layers, whole_update
 
 __all__ = [
     "DiagnosticsCallback",
     "adapted_layers",
     "agreement",
+    "full_fine_tuning",
     "numerical_rank",
     "stable_rank",
     "whole_update",

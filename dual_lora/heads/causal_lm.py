@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
-from dual_lora import methods
+from dual_lora import gate, methods, processes
 from dual_lora.config import RunConfig
 from dual_lora.evaluation import Evaluator
 from dual_lora.examples import Items
@@ -50,6 +50,7 @@ class CausalWork:
         self, model: torch.nn.Module, items: Items, selected: Mapping[str, Path] | None
     ) -> list[dict[str, Any]]:
         model.eval()
+        self._gate(model, items)
         if selected is None:
             return self._evaluator.measure(model, items.test, split="test", checkpoint="base")
         # "last" comes first: its weights are in memory, and a later checkpoint replaces them.
@@ -60,6 +61,19 @@ class CausalWork:
                 methods.load_trainable_state(model, load_file(selected[name], device="cpu"))
             measurements += self._evaluator.measure(model, items.test, split="test", checkpoint=name)
         return measurements
+
+    def _gate(self, model: torch.nn.Module, items: Items) -> None:
+        """Find a fault that would be measured instead of the model before hours of evaluation, not after them."""
+        if processes.world_size() == 1:  # a partitioned model computes only together; the same code was checked alone
+            gate.check(
+                model,
+                self.tokenizer,
+                self.task,
+                items.test,
+                self.config.protocol,
+                # Full fine-tuning may lose the prompts' English, and has no adapter to switch off.
+                pretrained=self.config.model.source != "random" and self.config.method.trains in ("nothing", "adapter"),
+            )
 
     def curves(self) -> dict[str, list[list[float]]]:
         return {}
