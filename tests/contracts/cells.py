@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import gc
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,6 @@ from dual_lora import methods
 from dual_lora.config import Dimensions, MethodConfig, ModelConfig, RecipeConfig
 from dual_lora.methods.budget import CONFIGS, read_method
 from dual_lora.tasks.base import Head
-
-# Every Trainer collects garbage; without the hundreds of thousands of objects of the imports that takes no time.
-gc.freeze()
 
 WIDTH, INNER, LAYERS, VOCABULARY = 32, 48, 2, 40
 STEPS = 6  # AdaLoRA prunes in steps 1 to 3 of 6

@@ -10,6 +10,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gc
 import importlib.util
 import warnings
 
@@ -23,6 +24,26 @@ _NO_GALORE = pytest.mark.skipif(
     importlib.util.find_spec("galore_torch") is None,
     reason="needs the extra `galore`: pip install .[galore]",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a cell together: its training is made once per process."""
+
+    def key(item: pytest.Item) -> str:
+        values = getattr(item, "callspec", None)
+        return (
+            next((str(value) for value in values.params.values() if isinstance(value, cells.Cell)), "")
+            if values
+            else ""
+        )
+
+    items.sort(key=key)
+
+
+def pytest_collection_finish() -> None:
+    """Every Trainer collects garbage; without the objects of imports and of thousands of tests that takes no time."""
+    gc.collect()
+    gc.freeze()
 
 
 def promise_of(function_name: str) -> str:
@@ -53,11 +74,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = [cell for cell in possible if cell.config.trains != "nothing"]
         metafunc.parametrize("training_cell", [_parameter(cell, promise) for cell in chosen])
     elif "setting_cell" in metafunc.fixturenames:
-        # A setting does not act differently per family: one causal model and one encoder stand for all.
+        # A setting does not act differently per family: one stands for all.
         pairs = [
             _parameter(cell, f"setting_{setting}_acts", setting)
             for cell in possible
-            if cell.family in ("llama", "roberta")
+            if cell.family == "llama"
             for setting in cells.own_settings(cell.method)
         ]
         metafunc.parametrize(("setting_cell", "setting"), pairs)
