@@ -21,6 +21,7 @@ from dual_lora.evaluation import predictions_sha256
 from dual_lora.examples import Items
 from dual_lora.heads import HeadWork
 from dual_lora.initial import Start
+from dual_lora.plan import at_budget, budget_note
 from dual_lora.record import write_json
 from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
@@ -56,6 +57,9 @@ class Cell:
         if config.recipe.is_default and config.method.trains != "nothing":
             self._notes.append(f"no recipe of its own: {config.recipe.name}")
             logger.warning("this combination has no recipe of its own; it runs on %s", config.recipe.name)
+        _, budget = at_budget(config)
+        if budget is not None:
+            self._notes.append(f"budget: {budget_note(budget)}")
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
@@ -83,6 +87,8 @@ class Cell:
                 self._training = self._train(model, work, loaded.tokenizer, items)
             names = getattr(getattr(model, "base_model", None), "kernel_names", None)
             self._kernels = names() if names else {}
+            if str(config.method.settings.get("init_std", "")).startswith("relative:"):
+                self._origin["resolved_init_std"] = methods.resolved_init_std(model)
             deepspeed_config.ready_to_evaluate(model, config, self.world_size)
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)

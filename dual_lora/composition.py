@@ -6,8 +6,10 @@ cell is found at once and not after a night.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,29 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+def _every_setting() -> dict[str, Any]:
+    """Return every setting's default: each can be given on the command line, whether a YAML has it or not."""
+    found: dict[str, Any] = {}
+    for group, kind in typing.get_type_hints(RunConfig).items():
+        if dataclasses.is_dataclass(kind):
+            found[group] = _defaults(kind)
+    found["method"].pop("settings")  # a method's PEFT settings stand flat beside its own
+    return found
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
+        elif dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = _defaults(hints[field.name])
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    return values
+
+
 def compose(arguments: list[str]) -> list[RunConfig]:
     """Return one checked config per cell of the command line (several with `-m`).
 
@@ -86,10 +111,12 @@ def compose(arguments: list[str]) -> list[RunConfig]:
     # Hydra's own error printing hides the legal values behind a stack-trace hint; raise instead, and explain.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    ConfigStore.instance().store(name="settings", node=_every_setting())
     cells: list[RunConfig] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from dual_lora import methods, models, tasks
@@ -26,6 +27,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     Memory is an estimate of one device's peak without sharding: weights, gradients and optimizer, activations.
     Raises `ConfigError` or `DataError`.
     """
+    config, budget = at_budget(config)
     task = tasks.load(config)
     dtype = models.resolve_dtype(config.model, config.launch.device)
     world_size = config.launch.world_size
@@ -55,6 +57,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "dtype": dtype,
         "parameters": total,
         "trainable": trainable,
+        "budget": budget,
         "train_examples": examples,
         "steps": steps,
         "steps_per_epoch": per_epoch,
@@ -62,6 +65,18 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "batches": batches,
         "memory_bytes": memory,
     }
+
+
+def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:
+    """Return the config with the method at the rank nearest `method.budget`, and what that came to (None: no budget).
+
+    Solving again gives the same ranks, so a worker names the run as its parent did. Raises `ConfigError`.
+    """
+    if config.method.budget is None:
+        return config, None
+    targets = config.method.settings.get("target_modules") or config.model.target_modules
+    method, budget = methods.with_budget(config.method, models.adapted_layer_shapes(config.model, targets))
+    return dataclasses.replace(config, method=method), budget
 
 
 def _trainable(method: MethodConfig, config: RunConfig, total: int) -> int:
@@ -88,6 +103,7 @@ def describe(config: RunConfig) -> str:
     """Return the plan as text for a person."""
     facts = plan(config)
     batches, memory = facts["batches"], facts["memory_bytes"]
+    budget = facts["budget"]
     share = 100 * facts["trainable"] / facts["parameters"]
     lines = [
         f"run {facts['run_id']}: model={config.model.name} task={config.task.name} method={config.method.name} "
@@ -101,4 +117,12 @@ def describe(config: RunConfig) -> str:
         + ", ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
         + ")",
     ]
+    if budget is not None:
+        lines.append(f"  budget      {budget_note(budget)}")
     return "\n".join(lines)
+
+
+def budget_note(budget: methods.Budget) -> str:
+    """Return what a budget came to, for the record, the tables and a person."""
+    ranks = ", ".join(f"{name}={rank}" for name, rank in budget.ranks.items())
+    return f"{budget.wanted:,} wanted, {budget.got:,} trainable at {ranks} ({budget.relative_error:+.2%})"

@@ -19,6 +19,7 @@ from dual_lora.config import ConfigError, RunConfig
 from dual_lora.identity import identity
 from dual_lora.initial import Start
 from dual_lora.lock import RunLock
+from dual_lora.plan import at_budget
 from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
 from dual_lora.training import Diverged, Interrupted
@@ -69,6 +70,7 @@ def prepare(config: RunConfig) -> Prepared:
     config = _bounded_batch(config, device)
     plan_batches(config, world_size=config.launch.world_size)
     methods.check(config.method)
+    config, _ = at_budget(config)
     check_writable(Path(config.results))
     models.check_available(config.model)
     task = tasks.load(config)
@@ -137,6 +139,8 @@ def run(prepared: Prepared) -> dict[str, Any]:
     In a group every process calls this; the first one holds the lock and writes. Raises `RunIsBusy` if another process
     works on this run, `ProcessFailed` in a group.
     """
+    # Checkpoints are plain tensors and numbers: libraries that would unpickle anything (DeepSpeed) must not either.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     known = processes.from_main(lambda: existing(prepared))
     if known is not None:
         return known

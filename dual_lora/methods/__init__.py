@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dual_lora.methods.application import apply, callbacks, peft_config, resolved_init_std
-    from dual_lora.methods.budget import with_budget
+    from dual_lora.methods.budget import Budget, with_budget
     from dual_lora.methods.checks import check
     from dual_lora.methods.counts import count_biases, planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dual_lora.methods.weights import load_trainable_state, trainable_state
 
 _HOME = {
+    "Budget": "budget",
     "apply": "application",
     "callbacks": "application",
     "check": "checks",
@@ -37,6 +38,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Budget",
     "apply",
     "callbacks",
     "check",
