@@ -105,20 +105,59 @@ def layer_step(layer: dict[str, Any], kind: str, rank: int) -> Callable[[], Any]
     return lambda: torch.autograd.grad(F.linear(x, weight) + F.linear(F.linear(x, a), b) * 2.0, (x, a, b), grad)
 
 
-def bench_growth(milliseconds: int = 40) -> list[dict[str, Any]]:
-    """Forward and backward over tokens, rank and layer size, against LoRA of equal budget and the three-GEMM floor."""
+def graph_of(run: Callable[[], Any]) -> Callable[[], None]:
+    """The replay of `run` as a CUDA graph: GPU time without the launches, which outlast the kernels of small layers."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def growth_model(out: int, in_: int, rank: int, tokens: int, rates: dict[str, float]) -> dict[str, float]:
+    """Predicted milliseconds of one layer's forward and backward, from GEMM operations and bytes that must move.
+
+    `rates`: FLOP per ms of a large bf16 GEMM and bytes per ms of a copy. Dual LoRA: three GEMMs, the build (read W0, write
+    W0 + dW), and reduction with rebuild (read G and W0, write W0 + dW). LoRA: two GEMMs with W0, six thin ones, and about
+    ten passes over outputs and inputs. Floor: three GEMMs.
+    """
+    gemm = 2 * out * in_ * tokens / rates["flop_per_ms"]
+    weight, activations = 2 * out * in_ / rates["bytes_per_ms"], 2 * tokens * (out + in_) / rates["bytes_per_ms"]
+    thin = 6 * 2 * (2 * rank) * tokens * (out + in_) / 2 / rates["flop_per_ms"]
+    return {"dual_lora": 3 * gemm + 5 * weight, "lora": 2 * gemm + thin + 5 * activations, "floor": 3 * gemm}
+
+
+def bench_growth(milliseconds: int = 30) -> dict[str, Any]:
+    """Forward and backward over tokens, rank and layer size, against LoRA of equal budget and the three-GEMM floor.
+
+    GPU time of a CUDA graph, and beside it eager time, which at few tokens is the time of the launches.
+    """
     rows = []
     points = [("tokens", 4096, 4096, 16, t) for t in (128, 512, 1024, 2048, 4096, 8192, 16384)]
     points += [("rank", 4096, 4096, r, 4096) for r in (4, 16, 32, 64, 256)]
     points += [("layer size", n, n, 16, 4096) for n in (576, 1024, 2048, 8192)]
     points += [("layer size", *UP, 16, 4096)]
+    big = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    other = torch.empty_like(big)
+    rates = {
+        "flop_per_ms": 2 * 8192**3 / time_gpu(lambda: big @ big)["median_ms"],
+        "bytes_per_ms": 4 * 8192**2 / time_gpu(lambda: other.copy_(big))["median_ms"],
+    }
     for axis, out, in_, rank, tokens in points:
         layer = make_layer(out, in_, rank, tokens)
         row: dict[str, Any] = {"axis": axis, "out": out, "in": in_, "rank": rank, "tokens": tokens}
         for kind in ("dual_lora", "lora", "floor"):
-            row[kind] = time_gpu(layer_step(layer, kind, rank), milliseconds)
+            step = layer_step(layer, kind, rank)
+            row[kind] = time_gpu(graph_of(step), milliseconds)
+            row[kind]["eager_ms"] = time_gpu(step, milliseconds)["median_ms"]
+        row["model_ms"] = growth_model(out, in_, rank, tokens, rates)
         rows.append(row)
-    return rows
+    return {"rates": rates, "rows": rows}
 
 
 @contextmanager
@@ -162,30 +201,43 @@ def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
     return rows
 
 
-def bench_cpu(size: int = 2048, tokens: int = 512, repetitions: int = 7) -> dict[str, Any]:
-    """The tiled path against naive autograd in float32: time, and peak memory beyond what both must hold."""
+def bench_cpu(size: int = 2048, tokens: int = 512, repetitions: int = 11) -> dict[str, Any]:
+    """The tiled path against naive autograd in float32: time, and peak memory beyond what both must hold.
+
+    One thread, and CPU time rather than wall-clock time: a busy neighbour distorts it less.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     x = torch.randn(tokens, size, requires_grad=True)
     weight, grad = torch.randn(size, size) * size**-0.5, torch.randn(tokens, size)
     factors = make_factors(size, size, 16, "cpu")
     steps = {
         "naive": lambda: reference.dual_lora_linear(x, weight, None, *factors, 0.5),
         "tiled": lambda: dual_lora_linear(x, weight, None, *factors, 0.5, kernel="generic"),
+        "gemm_floor": lambda: (
+            torch.mm(x.detach(), weight.t()),
+            torch.mm(grad, weight),
+            torch.mm(grad.t(), x.detach()),
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repetition in range(repetitions + 1):
-        for name, forward in steps.items():  # interleaved, so that a busy neighbour slows both
-            begin = time.perf_counter()
-            torch.autograd.grad(forward(), (x, *factors), grad)
+        for name, run in steps.items():  # interleaved, so that a busy neighbour slows all
+            begin = time.process_time()
+            if name == "gemm_floor":
+                run()
+            else:
+                torch.autograd.grad(run(), (x, *factors), grad)
             if repetition:
-                times[name].append((time.perf_counter() - begin) * 1e3)
-    result: dict[str, Any] = {"size": size, "tokens": tokens, "dtype": "float32"}
-    for name, forward in steps.items():
-        low, *_, high = statistics.quantiles(times[name], n=5)
-        result[name] = {
-            "p20_ms": low, "median_ms": statistics.median(times[name]), "p80_ms": high,
-            "peak_extra_MiB": peak_cpu_bytes(lambda f=forward: torch.autograd.grad(f(), (x, *factors), grad)) / 2**20,
-        }  # fmt: skip
+                times[name].append((time.process_time() - begin) * 1e3)
+    result: dict[str, Any] = {"size": size, "tokens": tokens, "dtype": "float32", "clock": "CPU time, one thread"}
+    for name, values in times.items():
+        low, *_, high = statistics.quantiles(values, n=5)
+        result[name] = {"p20_ms": low, "median_ms": statistics.median(values), "p80_ms": high}
+    for name in ("naive", "tiled"):
+        step = steps[name]
+        peak = peak_cpu_bytes(lambda step=step: torch.autograd.grad(step(), (x, *factors), grad))
+        result[name]["peak_extra_MiB"] = peak / 2**20
     result["time_ratio"] = result["tiled"]["median_ms"] / result["naive"]["median_ms"]
     result["memory_ratio"] = result["tiled"]["peak_extra_MiB"] / result["naive"]["peak_extra_MiB"]
     return result

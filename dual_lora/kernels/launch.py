@@ -28,21 +28,25 @@ class Tile:
     steps: int = 1
 
 
+# Chosen on an H100 at 11008 x 4096, rank 16, bf16 (scripts/sweep_kernels.py, results/benchmarks/kernels_tiles.json);
+# microseconds, best of the rest in brackets. The tiles need at most 100 KiB of shared memory and 4 warps per 64 x 64
+# elements, which an A100 (164 KiB) has too; consumer cards (100 KiB) run them with fewer programs per multiprocessor.
 TILES = {
-    "build": Tile(64, 64, 4),
-    "reduce": Tile(64, 64, 4, stages=2, row_blocks=2),
-    "reduce_and_rebuild": Tile(64, 64, 4, stages=2),
-    "reduce_wide": Tile(64, 64, 4, stages=1),
-    "mask": Tile(64, 64, 4),
-    "few_tokens": Tile(64, 64, 4, stages=3),
+    "build": Tile(64, 64, 4, stages=3, steps=16),  # 77 (84: two stages, four steps; 91: one tile per program)
+    "reduce": Tile(64, 64, 4, stages=3),  # 143 (159: two blocks of rows, two stages)
+    "reduce_and_rebuild": Tile(128, 64, 8, stages=3),  # 201 (208: 64 rows and 4 warps)
+    "reduce_wide": Tile(64, 64, 4, stages=1),  # ranks 17 to 32; not swept
+    "mask": Tile(64, 64, 4),  # ranks above 32; not swept
+    "few_tokens": Tile(64, 64, 4, stages=4),  # 31 for 4096 x 4096 (33: 128 rows and 8 warps; 35: three stages)
     "few_tokens_wide": Tile(64, 64, 4, stages=1),  # ranks beyond one block: the parts of three stages do not fit
 }
 FINISH_BLOCK, FINISH_WARPS = 256, 4
 PACK_BLOCK, PACK_WARPS = 64, 4
 # Programs that a reduction or a few-token product is cut into, per multiprocessor.
 REDUCE_PROGRAMS, FEW_TOKEN_PROGRAMS = 8, 4
-# Up to here one kernel that reads W0 once beats building W0 + dW and calling a GEMM.
-FEW_TOKENS = 64
+# Up to here one kernel that reads W0 once beats building W0 + dW and calling a GEMM (H100, 11008 x 4096: 78 against 120
+# microseconds at 32 tokens, 136 against 118 at 64).
+FEW_TOKENS = 32
 
 
 class Launch:

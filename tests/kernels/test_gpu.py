@@ -67,7 +67,7 @@ def effective_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     prepared = prepare(factors)
     geometry = fused._geometry(factors, prepared, rule, None)
     eye = torch.eye(1000, device="cuda", dtype=dtype)
-    few = [fused.forward(rows, None, None, factors, 1.0, rule) for rows in eye.split(50)]
+    few = [fused.forward(rows, None, None, factors, 1.0, rule) for rows in eye.split(25)]
     g = torch.randn(700, 1000, device="cuda").to(dtype)
     fused.reduce(g, None, prepared, geometry, 1.0, None, rebuild=True)
     return {
