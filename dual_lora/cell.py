@@ -111,6 +111,8 @@ class Cell:
     def _train(self, model: torch.nn.Module, work: HeadWork, tokenizer: Any, items: Items) -> TrainingResult:
         rows = work.rows(items.train, "training")
         self._check_rendered(examples.rendered_sha256(rows))
+        # Before asking whether training is left to do: the notes on the rows belong to every record.
+        validation = work.rows(items.validation, "validation") if items.validation else []
         result = self._finished_training(model)
         if result is None:
             result = train(
@@ -119,7 +121,7 @@ class Cell:
                 tokenizer=tokenizer,
                 collator=work.collator(),
                 train_set=rows,
-                validation_set=work.rows(items.validation, "validation") if items.validation else [],
+                validation_set=validation,
                 dtype=self.dtype,
                 folder=self.folder,
                 loss_over_tokens=self.task.head.kind == "causal_lm",

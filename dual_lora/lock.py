@@ -85,7 +85,9 @@ class RunLock:
             pid, host, started = int(holder["pid"]), str(holder["host"]), float(holder["process_started"])
         except (ValueError, KeyError, TypeError):
             holder, pid, host, started = {}, -1, "", 0.0
-        alive = _is_running(pid, started) if host == socket.gethostname() else age < STALE_SECONDS
+        # A lock appears whole under its name, so one that cannot be read is what a crash of the machine left.
+        local = host in (socket.gethostname(), "")
+        alive = _is_running(pid, started) if local else age < STALE_SECONDS
         if alive:
             raise RunIsBusy(
                 f"this run is being worked on by process {pid} on {host} since {holder.get('since')}; "
@@ -101,6 +103,8 @@ class RunLock:
 
 
 def _is_running(pid: int, started: float) -> bool:
+    if pid < 0:
+        return False
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - started) < 2.0 and process.status() != psutil.STATUS_ZOMBIE

@@ -21,7 +21,9 @@ from typing import Any
 from tests.small_cells import WRITING, config
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.faults.children", "dual_lora.run", "dual_lora.launch.local", "tests.faults.heavy"])
+_FORKS.set_forkserver_preload(
+    ["tests.faults.children", "dual_lora.run", "dual_lora.launch.local", "tests.faults.heavy"]
+)
 
 
 class Child:
@@ -40,10 +42,18 @@ class Child:
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 180) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """Return the exit code; -9 for a process that was killed."""
         self._process.join(seconds)
         if self._process.exitcode is None:
@@ -59,7 +69,7 @@ def run(results: Path, *more: str, kind: list[str] = WRITING, fault: Any = None,
     return child
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 600) -> Any:
     """Return the first true value of a condition."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -97,7 +107,8 @@ class At:
     """A fault at the n-th call of a function: `At("torch.save", 2, "kill")`.
 
     what: kill (before the call), kill_after, kill_halfway (the file that it writes is cut in half), no_space
-        (OSError, half of the file written), pause (until `path` exists), or the name of an exception class.
+        (OSError, half of the file written), pause (the file `argument` says so), signal (named by `argument`), value
+        (returns `argument` instead), or the name of an exception class with its message.
     """
 
     def __init__(self, target: str, number: int, what: str, argument: Any = None) -> None:
@@ -117,6 +128,9 @@ class At:
                 return original(*arguments, **keywords)
             if self.what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "signal":
+                os.kill(os.getpid(), getattr(signal, self.argument))
+                return original(*arguments, **keywords)
             if self.what == "pause":
                 Path(self.argument).touch()
                 time.sleep(600)

@@ -16,9 +16,11 @@ import dual_lora.cell
 import dual_lora.generation
 import dual_lora.heads.causal_lm
 import dual_lora.heads.classifier
+import dual_lora.launch.local
 import dual_lora.methods.application
 import dual_lora.models.loading
 import dual_lora.ranking
+import dual_lora.run
 import dual_lora.training
 from dual_lora import methods, models
 

@@ -1,0 +1,194 @@
+"""A checkpoint is whole or it is not used; the one before it then is, and the last good one is never removed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from dual_lora import checkpoints
+from tests.faults.children import At, run
+from tests.small_cells import numbers, only_record
+
+
+def folder_with(tmp_path: Path, *steps: int) -> Path:
+    for step in steps:
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        (checkpoint / "global_step").mkdir(parents=True)
+        (checkpoint / "optimizer.pt").write_bytes(bytes(range(256)) * 8)
+        (checkpoint / "global_step" / "shard_0.pt").write_bytes(b"shard" * 100)
+        checkpoints.seal(checkpoint)
+    return tmp_path
+
+
+def truncate(checkpoint: Path) -> None:
+    with (checkpoint / "optimizer.pt").open("r+b") as file:
+        file.truncate(1000)
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    data = bytearray((checkpoint / "optimizer.pt").read_bytes())
+    data[777] ^= 0b100
+    (checkpoint / "optimizer.pt").write_bytes(data)
+
+
+def lose_a_shard(checkpoint: Path) -> None:
+    (checkpoint / "global_step" / "shard_0.pt").unlink()
+
+
+def lose_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / checkpoints.MANIFEST).unlink()
+
+
+def damage_the_manifest(checkpoint: Path) -> None:
+    path = checkpoint / checkpoints.MANIFEST
+    path.write_text(path.read_text()[:40])
+
+
+def empty_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / checkpoints.MANIFEST).write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncate, "1000 bytes instead of 2048"),
+        (flip_a_bit, "optimizer.pt does not have the contents"),
+        (lose_a_shard, "shard_0.pt is missing"),
+        (lose_the_manifest, "cut off"),
+        (damage_the_manifest, "manifest is damaged"),
+        (empty_the_manifest, "manifest is damaged"),
+    ],
+)
+def test_damaged_checkpoint_is_passed_over(damage, said, tmp_path, caplog):
+    folder = folder_with(tmp_path, 2, 4)
+    damage(folder / "checkpoint-4")
+    assert checkpoints.latest_complete(folder) == folder / "checkpoint-2"
+    assert said in caplog.text
+    assert not (folder / "checkpoint-4").exists()
+
+
+def test_all_checkpoints_damaged_means_a_fresh_start(tmp_path):
+    folder = folder_with(tmp_path, 2, 4)
+    truncate(folder / "checkpoint-2")
+    lose_the_manifest(folder / "checkpoint-4")
+    assert checkpoints.latest_complete(folder) is None
+
+
+def test_damaged_checkpoints_are_set_aside_for_inspection(tmp_path):
+    folder = folder_with(tmp_path, 2, 4)
+    flip_a_bit(folder / "checkpoint-4")
+    checkpoints.latest_complete(folder)
+    assert [path.name for path in folder.glob("damaged-*")] == ["damaged-checkpoint-4.0"]
+
+
+def test_pruning_keeps_the_newest(tmp_path):
+    folder = folder_with(tmp_path, 2, 4, 10, 8)
+    checkpoints.prune(folder, 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-10", "checkpoint-8"]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_pruning_never_removes_the_last(keep, tmp_path):
+    folder = folder_with(tmp_path, 2, 4)
+    checkpoints.prune(folder, keep)
+    assert checkpoints.latest_complete(folder) == folder / "checkpoint-4"
+
+
+def test_pruning_follows_the_sealing(tmp_path):
+    """With one checkpoint kept, a kill before the new one is whole leaves the old one to continue from."""
+    child = run(tmp_path / "results", "launch.keep_checkpoints=1", fault=At("dual_lora.training.seal", 2, "kill"))
+    assert child.code == -9
+    [folder] = (tmp_path / "results" / "runs").glob("*/checkpoints")
+    assert checkpoints.latest_complete(folder) == folder / "checkpoint-2"
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+def test_run_continues_from_the_checkpoint_before_a_damaged_one(damage, tmp_path):
+    results = tmp_path / "results"
+    step = "dual_lora.training._Trainer.training_step"
+    assert run(results, fault=At(step, 6, "kill")).code == -9
+    [folder] = (results / "runs").glob("*/checkpoints")
+    damage(folder / "checkpoint-4")
+    child = run(results)
+    assert child.code == 0, child.log
+    assert only_record(results)["execution"]["resumed_from"] == [2]
+    assert run(tmp_path / "undisturbed").code == 0
+    assert numbers(only_record(results)) == numbers(only_record(tmp_path / "undisturbed"))
+
+
+def test_damaged_trained_weights_are_trained_again(tmp_path):
+    """The weights that evaluation would start from have a hash too."""
+    results = tmp_path / "results"
+    assert run(results, fault=At("dual_lora.evaluation._Kept.add", 1, "kill")).code == -9
+    [path] = (results / "runs").glob("*/last.safetensors")
+    before = path.read_bytes()
+    path.write_bytes(before[:-3] + b"\0\0\0")
+    child = run(results)
+    assert child.code == 0, child.log
+    assert "last.safetensors is damaged" in child.log
+    assert path.read_bytes() == before
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_no_foreign_object_is_unpickled_from_a_checkpoint(name, tmp_path):
+    """Not even from a checkpoint whose manifest agrees, which an attacker would see to."""
+    results, trap = tmp_path / "results", tmp_path / "executed"
+    assert run(results, fault=At("dual_lora.training._Trainer.training_step", 4, "kill")).code == -9
+    [checkpoint] = (results / "runs").glob("*/checkpoints/checkpoint-2")
+    torch.save(Evil(trap), checkpoint / name)
+    checkpoints.seal(checkpoint)
+    with (checkpoint / name).open("rb"), pytest.raises(pickle.UnpicklingError):
+        torch.load(checkpoint / name, weights_only=True)
+    child = run(results)
+    assert not trap.exists()
+    assert child.code == 1
+    assert only_record(results)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.save", "dual_lora.training.seal", "dual_lora.cell.save_file", "dual_lora.callbacks.save_file"]
+)
+def test_full_disk_is_named_and_leaves_earlier_work_intact(target, tmp_path):
+    results = tmp_path / "results"
+    child = run(results, fault=At(target, 4 if target == "torch.save" else 1 + (target.endswith("seal")), "no_space"))
+    assert child.code == 1
+    record = only_record(results)
+    assert record["status"] == "failed"
+    assert "No space left on device" in record["message"]
+    [folder] = (results / "runs").glob("*/checkpoints")
+    assert checkpoints.latest_complete(folder) is not None or target == "dual_lora.callbacks.save_file"
+    again = run(results, "retry=true")
+    assert again.code == 0, again.log
+    assert run(tmp_path / "undisturbed").code == 0
+    assert numbers(only_record(results)) == numbers(only_record(tmp_path / "undisturbed"))
+
+
+def test_full_disk_leaves_an_earlier_record_whole(tmp_path, monkeypatch):
+    from dual_lora import record
+
+    path = tmp_path / "records" / "a.json"
+    record.write_json(path, {"schema": 1, "first": True})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        record.write_json(path, {"schema": 1, "first": False})
+    assert json.loads(path.read_text()) == {"schema": 1, "first": True}
+    assert [found.name for found in path.parent.iterdir()] == ["a.json"]

@@ -1,0 +1,107 @@
+"""What goes into a job script cannot leave its line, start a command, or write elsewhere. Needs no SLURM."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+
+import pytest
+
+from dual_lora.config import ConfigError
+from dual_lora.launch.slurm import check_options, script
+from tests.small_cells import config
+
+
+@pytest.fixture
+def cell(tmp_path):
+    return config(tmp_path / "results", "launch=slurm", "launch.device=auto")
+
+
+def with_launch(cell, **values):
+    return dataclasses.replace(cell, launch=dataclasses.replace(cell.launch, **values))
+
+
+@pytest.mark.parametrize("name", ["partition", "account", "qos", "constraint"])
+@pytest.mark.parametrize("value", ["gpu\n#SBATCH --wrap=id", "gpu; id", "$(id)", "`id`", "gpu --uid=0", "a'b", ""])
+def test_words_that_leave_their_place_are_refused(name, value, cell):
+    with pytest.raises(ConfigError, match=f"launch.{name}="):
+        check_options(with_launch(cell, **{name: value}))
+
+
+@pytest.mark.parametrize("key", ["wrap", "output", "chdir", "array", "Exclude", "-x", "x y", "x\n#SBATCH -x", "x=1"])
+def test_options_that_are_not_the_users_are_refused(key, cell):
+    with pytest.raises(ConfigError, match="launch.sbatch"):
+        check_options(with_launch(cell, sbatch={key: "1"}))
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", ["a"], None, False])
+def test_option_values_stay_on_one_line(value, cell):
+    with pytest.raises(ConfigError, match="on one line"):
+        check_options(with_launch(cell, sbatch={"comment": value}))
+
+
+def test_set_up_lines_and_containers_stay_on_one_line(cell):
+    for values in ({"setup": ("module load cuda\n#SBATCH -x",)}, {"container": "run\nid"}, {"container": "run 'x"}):
+        with pytest.raises(ConfigError):
+            check_options(with_launch(cell, **values))
+
+
+@pytest.mark.parametrize("results", ["res%j", "a\nb"])
+def test_folders_that_slurm_would_read_otherwise_are_refused(results, cell):
+    with pytest.raises(ConfigError, match="results="):
+        check_options(dataclasses.replace(cell, results=results))
+
+
+def test_signal_has_to_come_before_the_limit(cell):
+    with pytest.raises(ConfigError, match="before the limit"):
+        check_options(with_launch(cell, time_limit_minutes=5, signal_seconds=300))
+
+
+def test_odd_but_legal_values_are_quoted(cell, tmp_path):
+    odd = dataclasses.replace(
+        with_launch(cell, sbatch={"comment": "it's $HOME; `id`"}, container="apptainer exec 'my image.sif' ;"),
+        results=str(tmp_path / "with space; and $(id)"),
+    )
+    check_options(odd)
+    lines = script(odd, 2).splitlines()
+    [comment] = [line for line in lines if "--comment" in line]
+    assert comment == "#SBATCH --comment=" + shlex.quote("it's $HOME; `id`")
+    [command] = [line for line in lines if line.startswith("srun ")]
+    words = shlex.split(command)
+    assert words[words.index("apptainer") : words.index("apptainer") + 4] == ["apptainer", "exec", "my image.sif", ";"]
+    assert str(tmp_path / "with space; and $(id)" / "slurm") in words
+    assert all(not line or line.startswith(("#", "export ", "srun ")) for line in lines)
+
+
+def test_script_asks_for_what_was_configured(cell):
+    asked = with_launch(
+        cell,
+        nodes=2,
+        gpus_per_node=8,
+        parallel=4,
+        partition="gpu",
+        account="lab",
+        constraint="a100|h100",
+        device="cuda",
+    )
+    text = script(asked, 9)
+    wanted = (
+        "array=0-8%4",
+        "nodes=2",
+        "gpus-per-node=8",
+        "partition=gpu",
+        "account=lab",
+        "ntasks-per-node=1",
+        "requeue",
+    )
+    for option in wanted:
+        assert f"#SBATCH --{option}\n" in text
+    assert "#SBATCH --constraint='a100|h100'\n" in text
+    assert "#SBATCH --signal=USR2@300\n" in text
+    assert "#SBATCH --time=1440\n" in text
+    assert "#SBATCH --requeue\n" in text
+    assert "--kill-on-bad-exit=1" in text
+
+
+def test_cells_without_gpus_ask_for_none(cell):
+    assert "gpus" not in script(with_launch(cell, device="cpu"), 1)
