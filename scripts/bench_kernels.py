@@ -73,12 +73,16 @@ def bench_parts(out: int, in_: int, rank: int = 16) -> dict[str, Any]:
     factors = tuple(f.detach() for f in layer["factors"])
     rule, other, g, prepared = UpdateRule(), torch.empty_like(weight), grad.t() @ x, prepare(factors)
     geometry = fused._geometry(factors, prepared, rule, None)
-    pack = time_gpu(lambda: prepare(factors))
-    copy = time_gpu(lambda: other.copy_(weight))
-    build = time_gpu(lambda: fused.build(weight, other, prepare(factors), geometry, 0.5, None))
-    reduce = time_gpu(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=False))
-    both = time_gpu(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=True))
-    gemm = time_gpu(lambda: grad.t() @ x)
+
+    def timed(run: Callable[[], Any]) -> Timing:
+        return time_gpu(graph_of(run))
+
+    pack = timed(lambda: prepare(factors))
+    copy = timed(lambda: other.copy_(weight))
+    build = timed(lambda: fused.build(weight, other, prepare(factors), geometry, 0.5, None))
+    reduce = timed(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=False))
+    both = timed(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=True))
+    gemm = timed(lambda: grad.t() @ x)
     read_ms = copy["median_ms"] / 2  # a copy moves the matrix twice
     return {
         "shape": [out, in_], "rank": rank, "copy": copy, "pack": pack, "build": build, "reduce": reduce,
@@ -122,9 +126,9 @@ def graph_of(run: Callable[[], Any]) -> Callable[[], None]:
 def growth_model(out: int, in_: int, rank: int, tokens: int, rates: dict[str, float]) -> dict[str, float]:
     """Predicted milliseconds of one layer's forward and backward, from GEMM operations and bytes that must move.
 
-    `rates`: FLOP per ms of a large bf16 GEMM and bytes per ms of a copy. Dual LoRA: three GEMMs, the build (read W0, write
-    W0 + dW), and reduction with rebuild (read G and W0, write W0 + dW). LoRA: two GEMMs with W0, six thin ones, and about
-    ten passes over outputs and inputs. Floor: three GEMMs.
+    `rates`: FLOP per ms of a large bf16 GEMM and bytes per ms of a copy. Dual LoRA: three GEMMs, the build (read W0,
+    write W0 + dW), and reduction with rebuild (read G and W0, write W0 + dW). LoRA: two GEMMs with W0, six thin ones,
+    and about ten passes over outputs and inputs. Floor: three GEMMs.
     """
     gemm = 2 * out * in_ * tokens / rates["flop_per_ms"]
     weight, activations = 2 * out * in_ / rates["bytes_per_ms"], 2 * tokens * (out + in_) / rates["bytes_per_ms"]
