@@ -6,9 +6,10 @@ Two forms of the same 51,426 pairs, never mixed (the scores of one output differ
 - `official`: the CSV files of the challenge, raw references.
 
 Inputs are the LoRA form's contexts in both; `linearise` makes them from an MR, exactly as in all 51,426 lines of the
-release. The sample and the hub copy are in the official form; under the `lora` form their references are tokenized by
-`tokenize_reference`, which gives the release's own text for 98 % of its lines (it splits "isn't" as the release does
-in its test file; the release's own training file splits it otherwise), and the notes say so.
+release. From the hub, `lora` is the release's own repository, `official` the hub's copy of the CSV files. The sample is
+in the official form; under `lora` its references are tokenized by `tokenize_reference`, which gives the release's own
+text for 98 % of its lines (it splits "isn't" as the release does in its test file; the release's own training file
+splits it otherwise), and the notes say so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, chosen_metrics, content_sha256, data_root
 
 FORMS = ("lora", "official")
+RELEASE = {"repository": "github.com/microsoft/LoRA", "revision": hub.RELEASE_REVISION}
 HUB = {"repository": "tuetschek/e2e_nlg", "revision": "a1fd8dcb2b81207ecc5b7fd886f78fcee959eebc"}
 PUBLISHED: dict[Split, Published] = {
     "train": Published(42061, 4862),
@@ -61,19 +63,19 @@ def build(config: RunConfig) -> DataToText:
     source = config.data.source
     root = data_root(config)
     notes = []
-    if form == "lora" and source != "local":
+    if form == "lora" and source == "sample":
         notes.append("references tokenized by rule from the official form, not the LoRA release's own files")
 
     if not java.available() and {"ROUGE_L", "CIDEr"} & set(chosen_metrics(config, METRICS)):
         notes.append("no Java: ROUGE_L and CIDEr of texts tokenized by nltk (dual_lora/metrics/coco.py)")
 
     def read(split: Split) -> Loaded:
-        if source == "hub":
-            loaded = _read_hub(split)
-        elif source == "local" and form == "lora":
-            return read_lora(root / "e2e" / "lora_format", split)
-        else:
-            loaded = read_official(root / "e2e" / "official", split)
+        if form == "lora" and source == "hub":
+            path, _ = hub.release_file(f"e2e/{_LORA_FILES[split]}")
+            return read_lora(path.parent, path.name)
+        if form == "lora" and source == "local":
+            return read_lora(root / "e2e" / "lora_format", _LORA_FILES[split])
+        loaded = _read_hub(split) if source == "hub" else read_official(root / "e2e" / "official", split)
         return _tokenized(loaded) if form == "lora" else loaded
 
     return DataToText(
@@ -84,7 +86,7 @@ def build(config: RunConfig) -> DataToText:
         published=PUBLISHED,
         notes=notes,
         form=form,
-        hub=HUB,
+        hub=RELEASE if form == "lora" else HUB,
     )
 
 
@@ -97,9 +99,8 @@ def _score(predictions: Sequence[str], references: Sequence[Sequence[str]], chos
     return scores
 
 
-def read_lora(folder: Path, split: Split) -> Loaded:
+def read_lora(folder: Path, name: str) -> Loaded:
     """Read `context||reference` lines. Raises `DataError` naming the line."""
-    name = _LORA_FILES[split]
     lines, digest = files.open_lines(folder, name)
     items = []
     for number, line in enumerate(lines, start=1):

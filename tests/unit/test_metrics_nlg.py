@@ -1,0 +1,80 @@
+"""BLEU, METEOR and TER of WebNLG and DART."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dual_lora.metrics import java, nlg
+from dual_lora.metrics.ter import ter
+from dual_lora.metrics.texts import ScoreInputError
+
+# From pyter3 0.3, which GenerationEval calls.
+FROM_PYTER = [
+    ("a b c d", "c d a b", 0.25),
+    ("the river is near the pub", "the pub is near the river", 1 / 3),
+    ("", "a b", 1.0),
+    ("x y", "a", 2.0),
+    ("b a c a b d", "a b c d a b", 1 / 3),
+    ("saudi arabia denied this week information", "this week the saudis denied information", 0.5),
+]
+
+
+@pytest.mark.parametrize(("hypothesis", "reference", "expected"), FROM_PYTER)
+def test_ter_equals_pyter(hypothesis, reference, expected):
+    assert ter(hypothesis.split(), reference.split()) == pytest.approx(expected)
+
+
+def test_ter_needs_a_reference():
+    with pytest.raises(ValueError, match="no words"):
+        ter(["a"], [])
+
+
+def test_texts_are_split_as_the_release_does():
+    assert nlg.release_tokens("Abilene, Texas isn't U.S.-run") == "abilene , texas isn ' t u . s . - run"
+
+
+def test_only_six_references_count_in_the_release_form():
+    references = [["a b c d"] * 6 + ["e f g h"]]
+    assert nlg.score(["e f g h"], references, metrics=["TER"])["TER"] == 1.0
+    assert nlg.score(["e f g h"], references, metrics=["TER"], form="raw")["TER"] == 0.0
+
+
+def test_the_lowest_ter_of_the_group_counts():
+    scores = nlg.score(["a b c d", "x"], [["a b c e", "a b c d"], ["y"]], metrics=["TER"])
+    assert scores["TER"] == pytest.approx(0.5)
+
+
+@pytest.mark.skipif(not java.available(), reason="needs Java")
+def test_all_three_move_the_right_way():
+    references = [["The leader of Aarhus is Jacob Bundsgaard.", "Jacob Bundsgaard leads Aarhus."]] * 2
+    good = nlg.score(["The leader of Aarhus is Jacob Bundsgaard."] * 2, references, metrics=["BLEU", "TER"])
+    worse = nlg.score(["The leader of Aarhus is Jacob Bundsgaard.", ""], references)
+    assert good["BLEU"] == pytest.approx(1.0)
+    assert good["TER"] == 0.0
+    assert worse["BLEU"] < good["BLEU"]
+    assert 0.2 < worse["METEOR"] < 0.8
+    assert worse["TER"] == pytest.approx(0.5)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ScoreInputError, match="but 1 groups"):
+        nlg.score(["a", "b"], [["a"]])
+    with pytest.raises(ValueError, match="'lora' and 'raw'"):
+        nlg.score(["a"], [["a"]], form="lower")
+
+
+def test_the_script_scores_files_and_refuses_bad_ones(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "score_nlg.py"
+    predictions, references = tmp_path / "pred.txt", tmp_path / "ref.txt"
+    predictions.write_text("a b c d\n\n", encoding="utf-8")
+    references.write_text("a b c d\na b c\n\ne f g\n", encoding="utf-8")
+    command = [sys.executable, str(script), str(predictions), str(references), "--metrics", "BLEU", "NIST"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("BLEU: 0.")
+    references.write_text("a b c d\n\n\ne f g\n", encoding="utf-8")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "ref.txt, line 3: an empty group" in done.stderr
