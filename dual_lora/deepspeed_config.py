@@ -55,8 +55,12 @@ def partition_while_loading(config: RunConfig, world_size: int) -> Any:
     from_files = config.model.source != "random" or config.model.path
     if settings is None or config.launch.zero_stage != 3 or not from_files:
         return None
+    import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
+    # DeepSpeed takes over the group that is there; until it has, it believes that there is one process.
+    backend = "gloo" if config.launch.device == "cpu" else "nccl"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return HfDeepSpeedConfig(settings)
 
 

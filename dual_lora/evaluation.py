@@ -37,9 +37,9 @@ class Evaluator:
         The update is merged into the weights meanwhile, so an adapted model decodes as fast as its base.
         """
         measurements: list[dict[str, Any]] = []
-        with methods.merged(model) as plain, processes.computing_together(plain) as callable_model:
+        with methods.merged(model) as plain:
             found = {
-                scoring: self._values(callable_model, examples, scoring, f"{checkpoint}.{split}.{scoring}")
+                scoring: self._values(plain, examples, scoring, f"{checkpoint}.{split}.{scoring}")
                 for scoring in self.config.task.scorings or self.config.protocol.scorings
             }
         for scoring, part in found.items():
@@ -57,14 +57,14 @@ class Evaluator:
         kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples)))
         mine = kept.share(processes.rank(), processes.world_size())
         batch_size = self._batch_size(model)
-        with kept:
+        with kept, processes.computing_together(model) as callable_model:
             if scoring in ("likelihood", "cloze"):
                 from dual_lora import ranking
 
                 task: Any = self.task  # a task with these scorings has `ranking` and `choose` besides
                 asked = [task.ranking(examples[index], scoring) for index in mine]
                 ranking.rank(
-                    model,
+                    callable_model,
                     self.tokenizer,
                     [prompt for prompt, _ in asked],
                     [candidates for _, candidates in asked],
@@ -76,7 +76,7 @@ class Evaluator:
             from dual_lora import generation
 
             generation.generate(
-                model,
+                callable_model,
                 self.tokenizer,
                 [self.task.render(examples[index], training=False).prompt for index in mine],
                 self.config.protocol.decoding,

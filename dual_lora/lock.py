@@ -7,6 +7,7 @@ A lock is stale when its process is gone (same host) or when its heartbeat, the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -20,6 +21,8 @@ import psutil
 HEARTBEAT_SECONDS = 20.0
 # Another host's lock counts as left behind after this long without a heartbeat. Clocks of hosts may differ by minutes.
 STALE_SECONDS = 600.0
+_TAKEOVER_SECONDS = 120.0
+_TRIES = 100
 
 
 class RunIsBusy(RuntimeError):
@@ -48,12 +51,12 @@ class RunLock:
             )
         )
         try:
-            for _ in range(3):  # a stale lock may be removed by a third process between our look and our try
+            for _ in range(_TRIES):  # a stale lock may be removed by another process between our look and our try
                 try:
                     os.link(mine, self.path)
                     break
                 except FileExistsError:
-                    self._remove_if_stale()
+                    self._remove_if_stale(mine)
             else:
                 raise RunIsBusy(f"{self.path} changes hands; try again in a moment")
         finally:
@@ -75,7 +78,7 @@ class RunLock:
             except OSError:
                 return
 
-    def _remove_if_stale(self) -> None:
+    def _remove_if_stale(self, mine: Path) -> None:
         try:
             text, age = self.path.read_text(), time.time() - self.path.stat().st_mtime
         except FileNotFoundError:
@@ -93,13 +96,23 @@ class RunLock:
                 f"this run is being worked on by process {pid} on {host} since {holder.get('since')}; "
                 f"wait for it, or stop it and run the same command again ({self.path})"
             )
-        # Rename first: only one of several finders can win, so a fresh lock is never removed by mistake.
-        grave = self.path.with_name(f"lock.stale.{os.getpid()}")
+        # One of several finders removes it, and only what it has looked at: never the fresh lock of a faster one.
+        guard = self.path.with_name("lock.takeover")
         try:
-            os.rename(self.path, grave)
-        except FileNotFoundError:
+            os.link(mine, guard)
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - guard.stat().st_mtime > _TAKEOVER_SECONDS:
+                    guard.unlink()  # its owner died within the few lines below
+            time.sleep(0.05)
             return
-        grave.unlink(missing_ok=True)
+        try:
+            if self.path.read_text() == text:
+                self.path.unlink()
+        except FileNotFoundError:
+            pass
+        finally:
+            guard.unlink(missing_ok=True)
 
 
 def _is_running(pid: int, started: float) -> bool:

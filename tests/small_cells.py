@@ -17,7 +17,8 @@ from dual_lora.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["profile=quick", "profile.train_examples=24", "profile.max_steps=6", "profile.validation_examples=4"]
-COMMON = [*SIZES, "data.source=sample", "launch.device=cpu", "launch.save_every_steps=2", "recipe.global_batch=8"]
+COMMON = [*SIZES, "data.source=sample", "recipe.global_batch=8"]
+COMMON += ["launch.device=cpu", "launch.per_device_batch=8", "launch.save_every_steps=2"]
 WRITING = ["model=tiny_llama", "task=commonsense", "profile.test_items=1", "protocol.decoding.max_new_tokens=3"]
 CLASSIFYING = ["model=tiny_roberta", "task=glue/rte", "profile.test_items=6"]
 

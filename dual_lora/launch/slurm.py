@@ -100,7 +100,7 @@ def check_options(config: RunConfig) -> None:
                 f"launch.sbatch: option {key!r} cannot be given; legal are sbatch's long options without dashes before "
                 f"them, except {', '.join(sorted(_RESERVED))}"
             )
-        if not (value is True or isinstance(value, (str, int, float)) and str(value).isprintable()):
+        if value is False or not (isinstance(value, (str, int, float)) and str(value).isprintable()):
             raise ConfigError(f"launch.sbatch.{key}={value!r}: a number, true, or a text on one line")
     for name, text in [("setup", line) for line in launch.setup] + [("container", launch.container or " ")]:
         if not text.isprintable():

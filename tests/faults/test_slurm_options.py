@@ -104,4 +104,4 @@ def test_script_asks_for_what_was_configured(cell):
 
 
 def test_cells_without_gpus_ask_for_none(cell):
-    assert "gpus" not in script(with_launch(cell, device="cpu"), 1)
+    assert "--gpus" not in script(with_launch(cell, device="cpu"), 1)

@@ -69,7 +69,7 @@ def test_out_of_memory_is_recorded_with_advice_and_other_cells_go_on(tmp_path):
     records = [json.loads(path.read_text()) for path in (results / "records").glob("*.json")]
     first, second = sorted(records, key=lambda record: record["identity"]["seed"])
     assert first["status"] == "out_of_memory"
-    assert "8 × 512 tokens" in first["message"]
+    assert "with 8 × " in first["message"]
     assert "launch.per_device_batch=4" in first["message"]
     assert "Tried to allocate 20.00 GiB" in first["message"]
     assert second["status"] == "finished"
@@ -84,7 +84,8 @@ def test_host_out_of_memory_is_recorded(tmp_path):
 def test_nan_is_diverged_with_its_step(tmp_path):
     import torch
 
-    child = run(tmp_path / "results", kind=CLASSIFYING, fault=At(STEP, 3, "value", torch.tensor(float("nan"))))
+    fault = At("transformers.Trainer.training_step", 3, "value", torch.tensor(float("nan")))
+    child = run(tmp_path / "results", kind=CLASSIFYING, fault=fault)
     assert child.code == 1
     record = only_record(tmp_path / "results")
     assert record["status"] == "diverged"
