@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dual_lora.kernels import launch, plans
-from dual_lora.kernels.launch import TILES
 from dual_lora.kernels.packing import Prepared, contiguous, prepare
 from dual_lora.kernels.plans import Geometry
 from dual_lora.kernels.rule import UpdateRule
@@ -112,7 +111,8 @@ def build(
     """Write W0 + dW (or dW) to every element of `out` (out, in)."""
     dtypes = (None if weight is None else weight.dtype, out.dtype)
     strides = None if weight is None else (weight.stride(0), weight.stride(1))
-    plan = plans.build(geometry, dtypes, strides, (out.stride(0), out.stride(1)), TILES["build"])
+    tile = launch.tile_for("build_with_start" if geometry.has_start else "build", geometry.device)
+    plan = plans.build(geometry, dtypes, strides, (out.stride(0), out.stride(1)), tile)
     plan(geometry.device, (weight, out, *prepared.factors, *_start_factors(start)), (scaling,))
 
 
@@ -134,7 +134,7 @@ def reduce(
         (None if weight is None else weight.dtype, g.dtype),
         None if weight is None else (weight.stride(0), weight.stride(1)),
         rebuild,
-        TILES[_reduction_tile(geometry, rebuild)],
+        launch.tile_for(_reduction_tile(geometry, rebuild, g.dtype), geometry.device),
         launch.REDUCE_PROGRAMS,
     )
     sums = torch.empty(plan.workspace, dtype=torch.float32, device=g.device)
@@ -210,7 +210,7 @@ def _few_tokens(
         None if weight is None else (weight.stride(0), weight.stride(1)),
         tokens,
         x.stride(0),
-        TILES["few_tokens" if max(geometry.ranks) <= launch.RANK_BLOCK else "few_tokens_wide"],
+        launch.tile_for(_few_tokens_tile(geometry, x.dtype), geometry.device),
         launch.FEW_TOKEN_PROGRAMS,
     )
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
@@ -247,10 +247,19 @@ def _geometry(factors: Factors, prepared: Prepared, rule: UpdateRule, start: Fac
     return Geometry(a.get_device(), b.shape[0], a.shape[1], ranks, prepared.padded, rule, start is not None)
 
 
-def _reduction_tile(geometry: Geometry, rebuild: bool) -> str:
+def _reduction_tile(geometry: Geometry, rebuild: bool, dtype: torch.dtype) -> str:
     if max(geometry.ranks) > launch.SMALL_RANK_BLOCK:
         return "reduce_wide"
+    if dtype != torch.bfloat16:
+        return "reduce_three_parts"
     return "reduce_and_rebuild" if rebuild else "reduce"
+
+
+def _few_tokens_tile(geometry: Geometry, dtype: torch.dtype) -> str:
+    """Four stages fit for one block of ranks; float32 operands, or start factors besides, take twice as much."""
+    heavy = dtype == torch.float32 or geometry.has_start
+    limit = launch.SMALL_RANK_BLOCK if heavy else launch.RANK_BLOCK
+    return "few_tokens" if max(geometry.ranks) <= limit else "few_tokens_wide"
 
 
 def _limit(scaling: float) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,16 +30,19 @@ class Tile:
 
 
 # Chosen on an H100 at 11008 x 4096, rank 16, bf16 (scripts/sweep_kernels.py, results/benchmarks/kernels_tiles.json);
-# microseconds, best of the rest in brackets. The tiles need at most 100 KiB of shared memory and 4 warps per 64 x 64
-# elements, which an A100 (164 KiB) has too; consumer cards (100 KiB) run them with fewer programs per multiprocessor.
+# microseconds, best of the rest in brackets. At rank 16 they take up to 140 KiB of shared memory (compiled for sm_90),
+# which an A100 (163 KiB) has too; `tile_for` gives cards with less (99 KiB on consumer cards) the unpipelined form.
 TILES = {
+    "build_with_start": Tile(64, 64, 4, stages=1, steps=16),  # twice the factors: 176 KiB with three stages; not swept
     "build": Tile(64, 64, 4, stages=3, steps=16),  # 77 (84: two stages, four steps; 91: one tile per program)
     "reduce": Tile(64, 64, 4, stages=3),  # 143 (159: two blocks of rows, two stages)
     "reduce_and_rebuild": Tile(128, 64, 8, stages=3),  # 201 (208: 64 rows and 4 warps)
+    # G that is not bf16 is split into three parts, whose pipeline does not fit: 240 KiB with three stages.
+    "reduce_three_parts": Tile(64, 64, 4, stages=1),  # not swept
     "reduce_wide": Tile(64, 64, 4, stages=1),  # ranks 17 to 32; not swept
     "mask": Tile(64, 64, 4),  # ranks above 32; not swept
     "few_tokens": Tile(64, 64, 4, stages=4),  # 31 for 4096 x 4096 (33: 128 rows and 8 warps; 35: three stages)
-    "few_tokens_wide": Tile(64, 64, 4, stages=1),  # ranks beyond one block: the parts of three stages do not fit
+    "few_tokens_wide": Tile(64, 64, 4, stages=1),  # where the parts of three stages do not fit
 }
 FINISH_BLOCK, FINISH_WARPS = 256, 4
 PACK_BLOCK, PACK_WARPS = 64, 4
@@ -47,6 +51,20 @@ REDUCE_PROGRAMS, FEW_TOKEN_PROGRAMS = 8, 4
 # Up to here one kernel that reads W0 once beats building W0 + dW and calling a GEMM (H100, 11008 x 4096: 78 against 120
 # microseconds at 32 tokens, 136 against 118 at 64).
 FEW_TOKENS = 32
+
+
+PIPELINED_BYTES = 160 * 1024  # shared memory per program that the pipelined tiles are made for
+
+
+def tile_for(name: str, device: int) -> Tile:
+    """The tile of a kernel on CUDA device `device` (-1: Triton's interpreter)."""
+    tile = TILES[name]
+    return tile if _pipelines(device) else replace(tile, rows=64, warps=4, stages=1)
+
+
+@lru_cache(maxsize=64)
+def _pipelines(device: int) -> bool:
+    return device < 0 or torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= PIPELINED_BYTES
 
 
 class Launch:

@@ -52,7 +52,7 @@ def test_an_adapter_and_its_base_are_scored(script, adapter, monkeypatch, tmp_pa
         rows = [entry for entry in adapted["measurements"] if entry["scoring"] == scoring]
         assert len(rows) == 9
         assert rows[-1]["subset"] == "average"
-        assert rows[-1]["items"] == 64
+        assert rows[-1]["items"] == 32
     texts = [next((tmp_path / name).rglob("base.test.cloze.jsonl")).read_text() for name in ("base", "adapter")]
     assert texts[0] != texts[1]  # the adapter took part
 
@@ -67,7 +67,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(script, monkeypatch, tmp_
     evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
     after = kept.read_text().splitlines()
     assert json.loads(after[0]) == first
-    assert sorted(json.loads(line)["index"] for line in after) == list(range(64))
+    assert sorted(json.loads(line)["index"] for line in after) == list(range(32))
 
 
 @pytest.mark.parametrize(
