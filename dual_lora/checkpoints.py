@@ -8,21 +8,44 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+from dual_lora.config import ConfigError
 from dual_lora.record import write_json
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-def seal(checkpoint: Path) -> None:
-    """Write the manifest of a checkpoint folder. A folder without one was cut off while it was written."""
+def seal(checkpoint: Path, layout: dict[str, Any] | None = None) -> None:
+    """Write the manifest of a checkpoint folder. A folder without one was cut off while it was written.
+
+    layout: how the state is spread over files (engine, ZeRO stage, processes); see `check_layout`.
+    """
     files = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    write_json(checkpoint / MANIFEST, {"files": files})
+    write_json(checkpoint / MANIFEST, {"files": files, "layout": layout or {}})
+
+
+def check_layout(checkpoint: Path, layout: dict[str, Any]) -> None:
+    """Refuse to continue from shards that belong to other processes.
+
+    Without DeepSpeed every checkpoint holds the whole optimizer and any number of processes continues from it. ZeRO's
+    shards fit the same stage and number of processes only; the Trainer would go on with a fresh optimizer instead.
+    Raises `ConfigError`.
+    """
+    written = json.loads((checkpoint / MANIFEST).read_text()).get("layout") or layout
+    if written != layout and "deepspeed" in (written["engine"], layout["engine"]):
+        was, now = (
+            "{engine}, zero_stage={zero_stage}, {processes} process(es)".format(**one) for one in (written, layout)
+        )
+        raise ConfigError(
+            f"{checkpoint} was written under {was} and cannot be continued under {now}; launch the run as it began, or "
+            f"move {checkpoint.parent.parent} away to start anew"
+        )
 
 
 def fault(checkpoint: Path) -> str | None:

@@ -45,6 +45,18 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any] | Non
     }
 
 
+def trust_own_types(config: RunConfig) -> None:
+    """Name the classes that DeepSpeed's checkpoints hold beside tensors; no other is unpickled (see `run.run`)."""
+    if config.launch.engine != "deepspeed":
+        return
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+
+
 def partition_while_loading(config: RunConfig, world_size: int) -> Any:
     """Make transformers create and load weights in shards from now on (ZeRO-3), until the returned object is dropped.
 

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from dual_lora import methods, processes
 from dual_lora.callbacks import Curves, Diverged, Progress, Selection
-from dual_lora.checkpoints import latest_complete, prune, seal
+from dual_lora.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.config import RunConfig
 from dual_lora.deepspeed_config import deepspeed_config
 from dual_lora.sampling import StepSampler
@@ -92,8 +92,14 @@ def train(
     )
     trainer.keep_checkpoints = config.launch.keep_checkpoints
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
+    trainer.layout = {
+        "engine": config.launch.engine,
+        "zero_stage": config.launch.zero_stage,
+        "processes": batches.world_size,
+    }
     start = _start_from(folder)
     if start is not None:
+        check_layout(start, trainer.layout)
         logger.info("continuing from %s", start)
     curves.forget_after(start)
     selection.forget_after(start)
@@ -190,6 +196,7 @@ class _Trainer(Trainer):
 
     order: StepSampler
     keep_checkpoints: int
+    layout: dict[str, Any]
     computes_in_bfloat16: bool
 
     @property
@@ -216,7 +223,7 @@ class _Trainer(Trainer):
         processes.barrier()  # every process has written its part
         if self.is_world_process_zero():
             checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            seal(checkpoint)
+            seal(checkpoint, self.layout)
             prune(checkpoint.parent, self.keep_checkpoints)
 
 

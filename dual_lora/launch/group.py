@@ -208,6 +208,8 @@ def settle(item: Any, group: Group) -> str:
     logger.error("%s: %s%s", failure["status"], failure["message"], where)
     if failure["trace"]:
         logger.error("%s", failure["trace"].rstrip())
+    if failure["status"] == "refused":  # nothing ran, so there is nothing to record
+        return "refused"
     return write_failure(item, failure["status"], failure["message"], failure["trace"])
 
 

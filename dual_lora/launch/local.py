@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dual_lora.config import ConfigError
 from dual_lora.launch.show import title
 from dual_lora.lock import RunIsBusy
 
@@ -32,7 +33,7 @@ def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
             if known is not None:
                 logger.info("%s before: %s", known["status"], item.record_path)
             made = known or run.run(item)
-        except RunIsBusy as error:
+        except (RunIsBusy, ConfigError) as error:
             logger.error("error: %s", error)
             records.append(None)
             continue

@@ -38,7 +38,7 @@ def work(file: str) -> int:
         prepared = run.prepare(config)
         made = run.run(prepared)
     except (ConfigError, DataError, RunIsBusy) as error:
-        _leave_word(file, "failed", str(error), "")
+        _leave_word(file, "refused", str(error), "")
         logger.error("error: %s", error)
         return _end(2)
     except run.ProcessFailed as error:

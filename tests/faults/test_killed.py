@@ -35,18 +35,6 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The numbers of runs that nobody disturbs."""
-    results = tmp_path_factory.mktemp("undisturbed")
-    found = {}
-    for name, kind in (("writing", WRITING), ("classifying", CLASSIFYING)):
-        child = run(results / name, kind=kind)
-        assert child.code == 0, child.log
-        found[name] = numbers(only_record(results / name))
-    return found
-
-
 def continue_and_compare(results, expected: dict, kind: list[str] = WRITING) -> dict:
     child = run(results, kind=kind)
     assert child.code == 0, child.log

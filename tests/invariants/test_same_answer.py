@@ -61,7 +61,10 @@ def assert_same(record: dict, results: Path, alone: tuple[dict, Path]) -> None:
     expected, expected_results = alone
     assert record["identity"] == expected["identity"]
     assert record["execution"]["global_batch"] == expected["execution"]["global_batch"]
-    for name in ("train_loss", "validation_loss", "learning_rate", "gradient_norm"):
+    followed = ["train_loss", "validation_loss", "learning_rate", "gradient_norm"]
+    if (record["execution"]["engine"], record["execution"]["zero_stage"]) == ("deepspeed", 0):
+        followed.remove("gradient_norm")  # DeepSpeed clips there, but tells no norm
+    for name in followed:
         own, its = record["curves"][name], expected["curves"][name]
         assert [step for step, _ in own] == [step for step, _ in its], name
         assert [value for _, value in own] == pytest.approx([value for _, value in its], rel=BOUND), name
@@ -114,6 +117,8 @@ def test_sharded_run_continues_from_its_checkpoint(stage, alone, checkpoint, tmp
     for path in (record, folder / "trained.json", *folder.glob("checkpoints/checkpoint-6/manifest.json")):
         path.unlink()
     assert json.loads((folder / "checkpoints/checkpoint-4/manifest.json").read_text())["files"]
+    assert launch([config(tmp_path, f"model.path={checkpoint}")]) == 1, "one process has no use for two shards"
+    assert not list((tmp_path / "records").glob("*.json"))
     continued = run(tmp_path, checkpoint, *launcher)
     assert continued["execution"]["resumed_from"] == [4]
     assert_same(continued, tmp_path, alone)
