@@ -21,7 +21,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from dual_lora.config import DecodingConfig
 from dual_lora.tasks.base import Progress
@@ -125,6 +133,8 @@ def _generate_batch(
             extra["past_key_values"] = cache
     elif complete is not None:
         extra["stopping_criteria"] = StoppingCriteriaList([_Complete(tokenizer, longest, indices, complete)])
+    if decoding.no_repeat_ngram_size:
+        extra["logits_processor"] = LogitsProcessorList([NoRepeatInReply(decoding.no_repeat_ngram_size, longest)])
     # input_ids and mask only: position ids follow from the mask. The model's own generation defaults (Qwen2's
     # repetition penalty, sampling of chat models) must not leak in, so every field that matters is set.
     sequences = model.generate(
@@ -144,7 +154,7 @@ def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> Generat
         num_beams=decoding.beams,
         num_return_sequences=1,
         length_penalty=decoding.length_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        no_repeat_ngram_size=0,  # transformers would count the prompt's n-grams too: `NoRepeatInReply`
         repetition_penalty=1.0,
         early_stopping=False,
         temperature=1.0,
@@ -178,6 +188,22 @@ def _shared_prompt(model: Any, ids: torch.Tensor, mask: torch.Tensor, beams: int
     )
     cache.batch_repeat_interleave(beams)
     return cache
+
+
+class NoRepeatInReply(LogitsProcessor):
+    """Bans a repeated n-gram within the reply, as the LoRA release's beam search does.
+
+    transformers' own processor looks at prompt and reply together, so a name of n tokens could not be copied out of
+    the prompt.
+    """
+
+    def __init__(self, size: int, prompt_length: int) -> None:
+        self.size, self.prompt_length = size, prompt_length
+        self._processor = NoRepeatNGramLogitsProcessor(size)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        reply = input_ids[:, self.prompt_length :]
+        return scores if reply.shape[1] < self.size else self._processor(reply, scores)
 
 
 class _Complete(StoppingCriteria):

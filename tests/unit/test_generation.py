@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dual_lora.config import DecodingConfig
-from dual_lora.generation import generate, pad_left
+from dual_lora.generation import NoRepeatInReply, generate, pad_left
 from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama, build_tokenizer
 
 PROMPTS = [sentence[:length] for sentence in SENTENCES for length in (7, 19, 40, 90)]
@@ -44,7 +44,7 @@ def test_greedy_equals_decoding_one_by_one_for_every_batch_size(tokenizer, build
 @pytest.mark.parametrize("build", [build_llama, build_gpt2])
 def test_beams_equal_transformers_own_search_one_by_one(tokenizer, build):
     model = build(tokenizer)
-    decoding = DecodingConfig(beams=4, max_new_tokens=8, length_penalty=0.8, no_repeat_ngram_size=4)
+    decoding = DecodingConfig(beams=4, max_new_tokens=8, length_penalty=0.8)
     expected = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -54,7 +54,6 @@ def test_beams_equal_transformers_own_search_one_by_one(tokenizer, build):
             num_beams=4,
             max_new_tokens=8,
             length_penalty=0.8,
-            no_repeat_ngram_size=4,
             do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,
@@ -120,3 +119,15 @@ def test_padding_stands_on_the_left_under_a_mask():
     ids, mask = pad_left([[5, 6], [7]], 0)
     assert ids.tolist() == [[5, 6], [0, 7]]
     assert mask.tolist() == [[1, 1], [0, 1]]
+
+
+def test_a_name_of_the_prompt_can_be_copied_once_and_not_twice():
+    """A repeated 4-gram is banned within the reply only, as in the LoRA release's beam search."""
+    prompt, name = [9, 1, 2, 3, 4, 9], [1, 2, 3, 4]
+    processor = NoRepeatInReply(4, len(prompt))
+    scores = torch.zeros(1, 10)
+    copying = processor(torch.tensor([prompt + name[:3]]), scores)
+    assert torch.isfinite(copying).all()
+    repeating = processor(torch.tensor([prompt + name + [7] + name[:3]]), scores)
+    assert repeating[0, 4] == -float("inf")
+    assert torch.isfinite(repeating[0, :4]).all()
