@@ -36,12 +36,6 @@ def plan(config: RunConfig) -> dict[str, Any]:
     trainable = _trainable(config.method, config, total)
     examples = planned_examples(config, task)
     steps, per_epoch = plan_steps(config, examples) if config.method.trains != "nothing" else (0, 0)
-    named = identity(
-        config,
-        dtype=dtype,
-        model_fingerprint=models.fingerprint(config.model),
-        data_fingerprint=task.fingerprint(),
-    )
     held = 4 if config.method.trains in ("everything", "biases") else _BYTES[dtype]
     shape = config.model.dimensions
     tokens = batches.per_device * (config.protocol.max_length_tokens or config.recipe.max_length_tokens)
@@ -53,7 +47,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         + tokens * shape.vocab_size * (4 + _BYTES[dtype]),
     }
     return {
-        "run_id": named["run_id"],
+        "run_id": _run_id(config, dtype, task),
         "dtype": dtype,
         "parameters": total,
         "trainable": trainable,
@@ -65,6 +59,16 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "batches": batches,
         "memory_bytes": memory,
     }
+
+
+def _run_id(config: RunConfig, dtype: str, task: Task) -> str:
+    """Return the run's id, or why it is not known: a revision that is not pinned has to be looked up on the hub."""
+    try:
+        fingerprint = models.fingerprint(config.model)
+    except models.ModelError:
+        return f"(id not known: revision {config.model.revision} of {config.model.repository} is not resolved)"
+    named = identity(config, dtype=dtype, model_fingerprint=fingerprint, data_fingerprint=task.fingerprint())
+    return str(named["run_id"])
 
 
 def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:

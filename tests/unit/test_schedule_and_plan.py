@@ -1,0 +1,58 @@
+"""Steps, batches and plans: the recipe fixes the experiment, the machine only how it is cut up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dual_lora.composition import compose
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.plan import describe, plan
+from dual_lora.schedule import plan_batches, plan_steps, plan_warmup
+
+
+def cell(*arguments: str) -> RunConfig:
+    return compose(["model=llama2", "task=commonsense", "method=dual_lora", *arguments])[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
+def test_the_number_of_devices_never_changes_the_global_batch(world_size: int) -> None:
+    batches = plan_batches(cell("recipe.global_batch=16"), world_size)
+    assert batches.per_device * batches.accumulation * world_size == 16
+
+
+@pytest.mark.parametrize(("setting", "world_size"), [("launch.per_device_batch=5", 1), ("launch.num_gpus=3", 3)])
+def test_a_remainder_is_an_error_that_lists_what_divides(setting: str, world_size: int) -> None:
+    with pytest.raises(ConfigError, match=r"1, 2, 4, 8, 16"):
+        plan_batches(cell("recipe.global_batch=16", setting), world_size)
+
+
+def test_steps_are_epochs_of_the_examples_bounded_by_the_profile() -> None:
+    config = cell("recipe.global_batch=16", "recipe.epochs=3")
+    assert plan_steps(config, 100) == (21, 7)
+    bounded = dataclasses.replace(config, profile=dataclasses.replace(config.profile, max_steps=5))
+    assert plan_steps(bounded, 100) == (5, 7)
+
+
+def test_a_bounded_run_warms_up_for_a_tenth_at_most() -> None:
+    config = cell("recipe.warmup_steps=100")
+    assert plan_warmup(config, 50) == 100
+    assert plan_warmup(cell("recipe.warmup_steps=100", "profile=quick"), 50) == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "trainable"),
+    [("llama2", 56_098_816), ("llama3", 56_623_104), ("llama3_70b", 277_872_640), ("llama_13b", 87_818_240)],
+)
+def test_dual_loras_published_budgets(model: str, trainable: int) -> None:
+    """r1 = r2 = 16 on Q, K, V, Up, Down has the parameters of LoRA r = 32 (0.83, 0.70, 0.39 and 0.67 %)."""
+    facts = plan(cell(f"model={model}"))
+    assert facts["trainable"] == trainable
+    assert facts["trainable"] == plan(cell(f"model={model}", "method=lora", "method.r=32"))["trainable"]
+
+
+def test_a_plan_says_what_would_run_without_weights_or_data() -> None:
+    text = describe(cell("model=llama3_70b", "method.budget=like:lora@16"))
+    for part in ("run ", "70,553,706,496", "31,932 of batch 16", "GiB per device", "138,936,320 wanted"):
+        assert part in text
