@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
@@ -29,8 +30,12 @@ class StepSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch, also by one that resumes."""
+        """Called by the Trainer before each epoch; see `Epochs` for where its call does not arrive."""
         self.epoch = epoch
+
+    def at_step(self, step: int) -> int:
+        """Return the epoch that the optimizer step after `step` completed ones belongs to."""
+        return step // (len(self) // self.global_batch)
 
     def __len__(self) -> int:
         return -(-self.size // self.global_batch) * self.global_batch
@@ -44,3 +49,17 @@ class StepSampler(Sampler[int]):
             order = get_length_grouped_indices(lengths, self.global_batch, generator=generator)
         for place in range(len(self)):
             yield order[place % self.size]
+
+
+class Epochs(TrainerCallback):
+    """Tells the sampler its epoch.
+
+    The Trainer's own call is lost in a group that resumes within an epoch: accelerate wraps the sampler once more to
+    skip what was trained, and the examples of the first epoch would come again.
+    """
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._sampler.set_epoch(self._sampler.at_step(state.global_step))

@@ -20,7 +20,7 @@ from dual_lora.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.config import RunConfig
 from dual_lora.deepspeed_config import deepspeed_config
-from dual_lora.sampling import StepSampler
+from dual_lora.sampling import Epochs, StepSampler
 from dual_lora.schedule import Batches, plan_batches, plan_steps, plan_warmup
 from dual_lora.stopping import Interruption
 
@@ -90,6 +90,7 @@ def train(
         config.seed,
         [len(row["input_ids"]) for row in train_set] if config.recipe.length_grouped else None,
     )
+    trainer.add_callback(Epochs(trainer.order))
     trainer.keep_checkpoints = config.launch.keep_checkpoints
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
     trainer.layout = {
