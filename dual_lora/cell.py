@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dual_lora import deepspeed_config, examples, heads, initial, methods, models, processes
 from dual_lora.checkpoints import file_sha256
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning
+from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
 from dual_lora.evaluation import predictions_sha256
 from dual_lora.examples import Items
 from dual_lora.heads import HeadWork
@@ -233,10 +233,8 @@ class Cell:
 
     def curves(self) -> dict[str, Any]:
         found = {**(self._training.curves if self._training else {}), **self._curves}
-        path = self.folder / "diagnostics.json"
-        if path.exists():
-            found["diagnostics"] = json.loads(path.read_text())
-        return found
+        report = read_report(self.folder / "diagnostics.json")
+        return found if report is None else {**found, "diagnostics": report}
 
     def cost(self) -> dict[str, Any]:
         return self._cost

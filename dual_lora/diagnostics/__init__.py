@@ -1,6 +1,6 @@
 """Measuring what an update is made of, during training and from saved adapters. Off the hot path: `diagnostics=on`."""
 
-from dual_lora.diagnostics.callback import DiagnosticsCallback
+from dual_lora.diagnostics.callback import DiagnosticsCallback, read_report
 from dual_lora.diagnostics.measures import agreement, numerical_rank, stable_rank
 from dual_lora.diagnostics.reference import full_fine_tuning
 from dual_lora.diagnostics.updates import adapted_layers, whole_update
@@ -11,6 +11,7 @@ __all__ = [
     "agreement",
     "full_fine_tuning",
     "numerical_rank",
+    "read_report",
     "stable_rank",
     "whole_update",
 ]

@@ -27,6 +27,17 @@ _POINTS = 12  # steps that are looked at, evenly spread, the first and the last 
 _RANK_LAYERS = 24  # singular values cost seconds for a layer of a 7B model: that many layers, evenly spread
 
 
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Return the report that a training left in its folder, also one that ended in an earlier process; None: none."""
+    return _with_verdict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _with_verdict(report: dict[str, Any]) -> dict[str, Any]:
+    layers = report["layers"].values()
+    clipped = any(share > 0 for layer in layers for share in layer["series"].get("clipped_share", ()))
+    return {**report, "clip_acted": clipped}
+
+
 class DiagnosticsCallback(TrainerCallback):
     """Measures each adapted layer at a few steps of a training.
 
@@ -53,9 +64,7 @@ class DiagnosticsCallback(TrainerCallback):
 
     def report(self) -> dict[str, Any]:
         """Return what was measured: `steps`, `clip_acted`, and per layer its numbers and `series` (a value a step)."""
-        layers = self._report["layers"].values()
-        clipped = any(share > 0 for layer in layers for share in layer["series"].get("clipped_share", ()))
-        return {**self._report, "clip_acted": clipped}
+        return _with_verdict(self._report)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,10 +125,13 @@ class DiagnosticsCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero and self._layers:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self._report), encoding="utf-8")
-            part.replace(self.path)
+            self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self._report), encoding="utf-8")
+        part.replace(self.path)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -131,6 +143,8 @@ class DiagnosticsCallback(TrainerCallback):
         if self.reference is not None:
             for name, values in compare_with_full(self._layers, self.reference, chosen).items():
                 self._report["layers"][name]["agreement"] = values
+        if self._layers:  # only the first process has any
+            self._write()
 
 
 def final_measures(layer: BaseTunerLayer) -> dict[str, float]:

@@ -143,3 +143,22 @@ def test_wandb_offline_never_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert record["status"] == "finished"
     runs = list((tmp_path / "runs").rglob("run-*.wandb"))
     assert runs, "tracking=wandb leaves an offline run in the run's folder"
+
+
+def test_diagnostics_compare_with_full_fine_tuning_where_there_is_one(tmp_path: Path) -> None:
+    arguments = ("task=e2e", "model=tiny_llama", "diagnostics=on")
+    assert "diagnostics" not in cell(tmp_path, *arguments, "method=full")["curves"]
+    report = cell(tmp_path, *arguments, "method=dual_lora")["curves"]["diagnostics"]
+    assert report["clip_acted"] is False
+    assert report["steps"] == [1, 2, 3]
+    for layer in report["layers"].values():
+        assert 0 < layer["start_ratio"] < 1
+        assert "cosine" in layer["agreement"]
+
+
+def test_a_budget_is_met_and_noted(tmp_path: Path) -> None:
+    arguments = ("task=e2e", "model=tiny_llama")
+    wanted = cell(tmp_path, *arguments, "method=lora", "method.r=8")["cost"]["trainable_parameters"]
+    record = cell(tmp_path, *arguments, "method=dual_lora_split_1_3", "method.budget=like:lora@8")
+    assert record["cost"]["trainable_parameters"] == wanted
+    assert any(note.startswith("budget: ") for note in record["scores"]["notes"])
