@@ -113,7 +113,7 @@ def origin_of_this_process() -> dict[str, Any]:
         "commit": commit,
         "dirty": None if changed is None else bool(changed),
         "versions": versions,
-        "command": secrets.hide(os.environ.get("DUAL_LORA_COMMAND", " ".join(["python", "run.py", *sys.argv[1:]]))),
+        "command": secrets.shareable(os.environ.get("DUAL_LORA_COMMAND") or " ".join(["python run.py", *sys.argv[1:]])),
     }
 
 

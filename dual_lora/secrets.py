@@ -1,4 +1,4 @@
-"""Tokens and keys stay out of records and logs: their values are replaced wherever text is kept."""
+"""What stays out of records and logs: tokens and keys, and in a kept command the folders of this machine."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def hide(text: str) -> str:
             text = text.replace(value, HIDDEN)
     text = _FORMS.sub(HIDDEN, text)
     return _ASSIGNED.sub(lambda found: found[0] if _HARMLESS.search(found[1]) else found[1] + HIDDEN, text)
+
+
+_FOLDERS = re.compile(r"(?<![\w.])(data\.dir|model\.path|results|hydra\.searchpath|adapter)=(?:'[^']*'|\"[^\"]*\"|\S+)")
+
+
+def shareable(command: str) -> str:
+    """Return a command as a record keeps it: without secrets, and folders by their setting's name only."""
+    return _FOLDERS.sub(r"\1=FOLDER", hide(command))

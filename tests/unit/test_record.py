@@ -1,0 +1,46 @@
+"""The record: written whole or not at all, read back as written, and fit to be shared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dual_lora import record
+from dual_lora.secrets import shareable
+
+
+def test_a_record_is_read_back_as_it_was_made(tmp_path: Path) -> None:
+    made = record.build(status="finished", identity={"run_id": "0" * 16, "target": ("q", "v")}, scores={"value": 0.5})
+    path = record.record_path(tmp_path, "0" * 16)
+    record.write_json(path, made)
+    assert record.read(path) == made
+    assert made["identity"]["target"] == ["q", "v"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record.write_json(path, {"old": True})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text()) == {"old": True}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99}'])
+def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        record.read(path)
+
+
+def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
+    assert record.digest({"a": 1, "b": [1, 2]}) == record.digest({"b": [1, 2], "a": 1})
+    assert record.digest({"a": 1}) != record.digest({"a": 2})
+
+
+def test_a_kept_command_has_no_folder_of_this_machine() -> None:
+    command = "python run.py data.dir=/home/me/data model.path='/my models/x' results=/y init_from=none"
+    assert shareable(command) == ("python run.py data.dir=FOLDER model.path=FOLDER results=FOLDER init_from=none")
