@@ -160,7 +160,7 @@ def script(config: RunConfig, jobs: int) -> str:
 
     folder = _folder(config)
     command = f"{_python(config.launch)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    many = {"map_count": jobs} if jobs > 1 else {}
+    many: dict[str, Any] = {"map_count": jobs} if jobs > 1 else {}
     return _make_sbatch_string(command=command, folder=folder, **parameters(config.launch), **many)
 
 
