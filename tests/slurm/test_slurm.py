@@ -94,6 +94,7 @@ def test_sweep_completes_though_a_job_is_killed(cluster, tmp_path):
 
 def test_two_processes_under_zero(cluster, tmp_path):
     zero = ["launch.engine=deepspeed", "launch.zero_stage=2", "launch.gpus_per_node=2", "launch.cpus_per_task=2"]
+    zero.append("launch.per_device_batch=4")
     submit(cluster, *arguments(tmp_path, *SLURM, *zero, kind=CLASSIFYING))
     wait_for(cluster, tmp_path, lambda: statuses(tmp_path) == ["finished"])
     [path] = (tmp_path / "records").glob("*.json")

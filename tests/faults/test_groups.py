@@ -1,0 +1,146 @@
+"""A group of processes lives and dies together, and the record names the one that failed first."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dual_lora.config import ConfigError
+from dual_lora.launch import check, launch
+from tests.faults.children import wait_for
+from tests.small_cells import CLASSIFYING, config, only_record
+
+TWO = ("launch=torchrun", "launch.num_gpus=2", "launch.per_device_batch=4")
+# Read by Python as it starts, before anything of ours: the fault is in the test, not in the program.
+FAULT = """
+import os
+if os.environ.get("RANK") == "1" and {condition}:
+    import threading, time, sys
+    def act():
+        while "dual_lora.training" not in sys.modules: time.sleep(0.05)
+        from dual_lora.training import _Trainer
+        step = _Trainer.training_step
+        def faulty(self, *arguments, **keywords):
+            if self.state.global_step >= 2: {action}
+            return step(self, *arguments, **keywords)
+        _Trainer.training_step = faulty
+    threading.Thread(target=act, daemon=True).start()
+"""
+
+
+def inject(folder: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> Path:
+    """Make the second process of groups do something in its third step, until the returned file exists."""
+    over = folder / "over"
+    condition = f"not os.path.exists({str(over)!r})"
+    (folder / "sitecustomize.py").write_text(FAULT.format(condition=condition, action=action))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return over
+
+
+def test_killed_process_takes_the_group_down_and_the_run_continues(tmp_path, monkeypatch, caplog):
+    over = inject(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
+    begun = time.monotonic()
+    assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 130
+    record = only_record(tmp_path / "results")
+    assert record["status"] == "interrupted"
+    assert "rank 1 was ended by SIGKILL" in record["message"]
+    assert "rank 1 was ended by SIGKILL" in next(line for line in caplog.messages if "interrupted" in line)
+    assert time.monotonic() - begun < 300  # most of it is starting; the end itself is below a minute, see the next test
+    over.touch()
+    assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 0
+    assert only_record(tmp_path / "results")["execution"]["resumed_from"] == [2]
+
+
+@pytest.mark.slow
+def test_error_of_one_process_is_shown_first_and_ends_the_others_within_a_minute(tmp_path, monkeypatch, caplog):
+    failed = tmp_path / "failed at"
+    action = f"open({str(failed)!r}, 'w').close(); raise ValueError('the second process has had enough')"
+    inject(tmp_path, monkeypatch, f"exec({action!r})")
+    assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 1
+    assert time.time() - failed.stat().st_mtime < 60
+    record = only_record(tmp_path / "results")
+    assert record["status"] == "failed"
+    assert "the second process has had enough" in record["message"]
+    first = next(line for line in caplog.messages if line.startswith("failed: "))
+    assert "the second process has had enough" in first
+    assert "first failed: rank 1" in first
+
+
+@pytest.mark.slow
+def test_signal_to_the_parent_saves_and_stops_the_group(tmp_path):
+    results = tmp_path / "results"
+    long = ("profile.max_steps=2000", "launch.save_every_steps=100000", "profile.train_examples=null")
+
+    def interrupt() -> None:
+        curves = wait_for(lambda: list((results / "runs").glob("*/curves.jsonl")), "the training")
+        wait_for(lambda: '"losses"' in curves[0].read_text(), "a step")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert launch([config(results, *TWO, *long, kind=CLASSIFYING)]) == 130
+    record = only_record(results)
+    assert record["status"] == "interrupted"
+    [checkpoint] = (results / "runs").glob("*/checkpoints/checkpoint-*")
+    assert f"after step {checkpoint.name.rpartition('-')[2]} of 2000" in record["message"]
+    assert not [child for child in psutil.Process().children(recursive=True) if "--worker" in child.cmdline()]
+
+
+@pytest.mark.slow
+def test_group_ends_when_its_parent_is_killed(tmp_path):
+    """No process goes on for a command that is gone; what was trained is saved."""
+    from tests.small_cells import arguments, start
+
+    results = tmp_path / "results"
+    long = ("profile.max_steps=2000", "launch.save_every_steps=100000", "profile.train_examples=null")
+    parent = start(*arguments(results, *TWO, *long, kind=CLASSIFYING))
+    curves = wait_for(lambda: list((results / "runs").glob("*/curves.jsonl")), "the training")
+    wait_for(lambda: '"losses"' in curves[0].read_text(), "a step")
+    workers = [child for child in psutil.Process(parent.pid).children(recursive=True) if "--worker" in child.cmdline()]
+    assert len(workers) == 2
+    parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    assert only_record(results)["status"] == "interrupted"
+    assert list((results / "runs").glob("*/checkpoints/checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (("launch.num_gpus=2",), "launch.engine=torchrun"),
+        (("launch.nodes=2", "launch.engine=torchrun"), "launch=slurm"),
+        (("launch.zero_stage=2",), "launch.engine=deepspeed"),
+        (("launch=deepspeed", "launch.zero_stage=0", "launch.offload=true"), "launch.zero_stage=1, 2 or 3"),
+        (("launch=deepspeed", "method=adalora"), "launch=torchrun"),
+        (("launch.keep_checkpoints=0",), "at least 1"),
+        (("launch.num_gpus=0",), "at least 1"),
+    ],
+)
+def test_contradicting_launch_settings_are_refused_with_the_fix(words, fix, tmp_path):
+    with pytest.raises(ConfigError, match=fix):
+        check(config(tmp_path, *words))
+
+
+def test_number_of_processes_has_to_divide_the_global_batch(tmp_path):
+    with pytest.raises(ConfigError, match="1, 2, 4, 8"):
+        launch([config(tmp_path, "launch=torchrun", "launch.num_gpus=3", "launch.per_device_batch=null")])
+
+
+def test_every_launch_setting_is_in_the_yaml_with_its_default():
+    import dataclasses
+
+    import yaml
+
+    from dual_lora.launch_config import LaunchConfig
+    from tests.small_cells import ROOT
+
+    values = yaml.safe_load((ROOT / "configs" / "launch" / "_all.yaml").read_text())
+    defaults = dataclasses.asdict(LaunchConfig(name="local"))
+    assert json.loads(json.dumps(defaults)) == values
