@@ -89,17 +89,17 @@ def _groups_one_by_one(waiting: list[Any]) -> None:
 
 
 def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
-    running: dict[Any, subprocess.Popen[bytes]] = {}
+    running: list[tuple[Any, subprocess.Popen[bytes]]] = []
     total, begun = len(waiting), time.perf_counter()
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
                 item = waiting.pop(0)
-                running[item] = _start(item)
+                running.append((item, _start(item)))
                 logger.info("started %s (%s)", title(item.config), item.folder / "log.txt")
-            for item, process in list(running.items()):
+            for item, process in list(running):
                 if process.poll() is not None:
-                    del running[item]
+                    running.remove((item, process))
                     done = total - len(waiting) - len(running)
                     left = (time.perf_counter() - begun) / done * (total - done)
                     logger.info(
@@ -108,9 +108,9 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
                     )  # fmt: skip
             time.sleep(0.2)
     except KeyboardInterrupt:
-        for process in running.values():
+        for _, process in running:
             process.terminate()
-        for process in running.values():
+        for _, process in running:
             process.wait()
         logger.error("stopped; the same command continues")
 
