@@ -114,7 +114,7 @@ class Group:
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the cause is shown by `settle`
         folder = self.file.with_suffix(".ranks")
         folder.mkdir(parents=True, exist_ok=True)
         processes = self.launch.processes_per_node

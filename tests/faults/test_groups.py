@@ -76,7 +76,12 @@ def test_error_of_one_process_is_shown_first_and_ends_the_others_within_a_minute
 @pytest.mark.slow
 def test_signal_to_the_parent_saves_and_stops_the_group(tmp_path):
     results = tmp_path / "results"
-    long = ("profile.max_steps=2000", "launch.save_every_steps=100000", "profile.train_examples=null")
+    long = (
+        "profile.max_steps=2000",
+        "recipe.epochs=1000",
+        "launch.save_every_steps=100000",
+        "profile.train_examples=null",
+    )
 
     def interrupt() -> None:
         curves = wait_for(lambda: list((results / "runs").glob("*/curves.jsonl")), "the training")
@@ -98,7 +103,12 @@ def test_group_ends_when_its_parent_is_killed(tmp_path):
     from tests.small_cells import arguments, start
 
     results = tmp_path / "results"
-    long = ("profile.max_steps=2000", "launch.save_every_steps=100000", "profile.train_examples=null")
+    long = (
+        "profile.max_steps=2000",
+        "recipe.epochs=1000",
+        "launch.save_every_steps=100000",
+        "profile.train_examples=null",
+    )
     parent = start(*arguments(results, *TWO, *long, kind=CLASSIFYING))
     curves = wait_for(lambda: list((results / "runs").glob("*/curves.jsonl")), "the training")
     wait_for(lambda: '"losses"' in curves[0].read_text(), "a step")
