@@ -18,6 +18,7 @@ from tests.faults.children import wait_for
 from tests.small_cells import CLASSIFYING, config, only_record
 
 TWO = ("launch=torchrun", "launch.num_gpus=2", "launch.per_device_batch=4")
+LONG = ("profile.max_steps=2000", "recipe.epochs=1000", "launch.save_every_steps=100000")
 # Read by Python as it starts, before anything of ours: the fault is in the test, not in the program.
 FAULT = """
 import os
@@ -76,12 +77,6 @@ def test_error_of_one_process_is_shown_first_and_ends_the_others_within_a_minute
 @pytest.mark.slow
 def test_signal_to_the_parent_saves_and_stops_the_group(tmp_path):
     results = tmp_path / "results"
-    long = (
-        "profile.max_steps=2000",
-        "recipe.epochs=1000",
-        "launch.save_every_steps=100000",
-        "profile.train_examples=null",
-    )
 
     def interrupt() -> None:
         curves = wait_for(lambda: list((results / "runs").glob("*/curves.jsonl")), "the training")
@@ -89,7 +84,7 @@ def test_signal_to_the_parent_saves_and_stops_the_group(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    assert launch([config(results, *TWO, *long, kind=CLASSIFYING)]) == 130
+    assert launch([config(results, *TWO, *LONG, kind=CLASSIFYING)]) == 130
     record = only_record(results)
     assert record["status"] == "interrupted"
     [checkpoint] = (results / "runs").glob("*/checkpoints/checkpoint-*")
@@ -103,13 +98,7 @@ def test_group_ends_when_its_parent_is_killed(tmp_path):
     from tests.small_cells import arguments, start
 
     results = tmp_path / "results"
-    long = (
-        "profile.max_steps=2000",
-        "recipe.epochs=1000",
-        "launch.save_every_steps=100000",
-        "profile.train_examples=null",
-    )
-    parent = start(*arguments(results, *TWO, *long, kind=CLASSIFYING))
+    parent = start(*arguments(results, *TWO, *LONG, kind=CLASSIFYING))
     curves = wait_for(lambda: list((results / "runs").glob("*/curves.jsonl")), "the training")
     wait_for(lambda: '"losses"' in curves[0].read_text(), "a step")
     workers = [child for child in psutil.Process(parent.pid).children(recursive=True) if "--worker" in child.cmdline()]
