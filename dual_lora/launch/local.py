@@ -115,14 +115,27 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
         logger.error("stopped; the same command continues")
 
 
-def _start(item: Any) -> subprocess.Popen[bytes]:
+def _start(item: Any, place: int) -> subprocess.Popen[bytes]:
     """Start a process that runs one cell: a worker, or for a group the parent of it."""
     kind = "--worker" if item.config.launch.engine == "single" else "--group"
     file = write_config(item)
+    cards = _cards(place, item.config.launch.num_gpus)
     with (item.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, str(RUN), kind, str(file)],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {})},
         )
+
+
+def _cards(place: int, wanted: int) -> list[str]:
+    """Return the GPUs of the cell in one of the places side by side; cells share them where there are too few."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    every = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    groups = max(1, len(every) // wanted)
+    first = place % groups * wanted
+    return every[first : first + wanted]

@@ -143,3 +143,14 @@ def test_every_launch_setting_is_in_the_yaml_with_its_default():
     values = yaml.safe_load((ROOT / "configs" / "launch" / "_all.yaml").read_text())
     defaults = dataclasses.asdict(LaunchConfig(name="local"))
     assert json.loads(json.dumps(defaults)) == values
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted", "expected"),
+    [("0,1,2,3", 1, ["0", "1", "2", "3"]), ("4,5,6,7", 2, ["4,5", "6,7", "4,5"]), ("0", 1, ["0", "0"])],
+)
+def test_cells_side_by_side_get_cards_of_their_own(visible, wanted, expected, monkeypatch):
+    from dual_lora.launch.local import _cards
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [",".join(_cards(place, wanted)) for place in range(len(expected))] == expected
