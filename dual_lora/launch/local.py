@@ -89,17 +89,18 @@ def _groups_one_by_one(waiting: list[Any]) -> None:
 
 
 def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
-    running: list[tuple[Any, subprocess.Popen[bytes]]] = []
+    running: list[tuple[Any, subprocess.Popen[bytes], int]] = []  # with the place among those side by side
     total, begun = len(waiting), time.perf_counter()
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
                 item = waiting.pop(0)
-                running.append((item, _start(item)))
+                place = min(set(range(parallel)) - {taken for _, _, taken in running})
+                running.append((item, _start(item, place), place))
                 logger.info("started %s (%s)", title(item.config), item.folder / "log.txt")
-            for item, process in list(running):
+            for item, process, place in list(running):
                 if process.poll() is not None:
-                    running.remove((item, process))
+                    running.remove((item, process, place))
                     done = total - len(waiting) - len(running)
                     left = (time.perf_counter() - begun) / done * (total - done)
                     logger.info(
@@ -108,9 +109,9 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
                     )  # fmt: skip
             time.sleep(0.2)
     except KeyboardInterrupt:
-        for _, process in running:
+        for _, process, _ in running:
             process.terminate()
-        for _, process in running:
+        for _, process, _ in running:
             process.wait()
         logger.error("stopped; the same command continues")
 
