@@ -2,7 +2,8 @@
 
 Forward: build W0 + dW into a transient buffer, one GEMM; a few tokens take one kernel instead, which never writes
 W0 + dW. Backward: G = dY^T X by GEMM, one pass over G that reduces it to the factor gradients and, in place, turns it
-into W0 + dW, then dX = dY (W0 + dW) by GEMM. One buffer of out x in lives during a call, none after it.
+into W0 + dW, then dX = dY (W0 + dW) by GEMM. One buffer of out x in lives during a call, none after it; beside it,
+backward holds the reduction's partial sums (`plans.Reduction`) and, above rank 32, Gp.
 """
 
 from __future__ import annotations
@@ -129,14 +130,7 @@ def reduce(
     """The four factor gradients from G (out, in), which `rebuild` overwrites with W0 + dW (or dW) in its own dtype."""
     if not rebuild:
         weight = None
-    plan = plans.reduction(
-        geometry,
-        (None if weight is None else weight.dtype, g.dtype),
-        None if weight is None else (weight.stride(0), weight.stride(1)),
-        rebuild,
-        launch.tile_for(_reduction_tile(geometry, rebuild, g.dtype), geometry.device),
-        launch.REDUCE_PROGRAMS,
-    )
+    plan = reduction_plan(geometry, weight, g.dtype, rebuild=rebuild)
     sums = torch.empty(plan.workspace, dtype=torch.float32, device=g.device)
     pointers = (g, weight, g if rebuild else None, *prepared.factors, *_start_factors(start), sums)
     plan.reduce(geometry.device, pointers, (scaling, _limit(scaling)))
@@ -147,6 +141,18 @@ def reduce(
     ]
     plan.finish(geometry.device, (sums, *grads), (scaling,))
     return grads
+
+
+def reduction_plan(geometry: Geometry, weight: Tensor | None, dtype: torch.dtype, *, rebuild: bool) -> plans.Reduction:
+    """How `reduce` treats a G of `dtype`; its `workspace` is what a backward holds beside G, factors and results."""
+    return plans.reduction(
+        geometry,
+        (None if weight is None else weight.dtype, dtype),
+        None if weight is None else (weight.stride(0), weight.stride(1)),
+        rebuild,
+        launch.tile_for(_reduction_tile(geometry, rebuild, dtype), geometry.device),
+        launch.REDUCE_PROGRAMS,
+    )
 
 
 def _reduce_by_gemm(
