@@ -32,7 +32,7 @@ LABELS = {
 
 def load() -> dict[str, Any]:
     """All benchmark files merged; a missing file leaves its rows unmeasured."""
-    names = ("kernels", "kernels_cpu", "kernels_tiles", "training", "training_generation")
+    names = ("kernels", "kernels_cpu", "kernels_tiles", "training", "training_generation", "zero")
     data: dict[str, Any] = {}
     for name in names:
         path = RESULTS / f"{name}.json"
@@ -95,6 +95,8 @@ def target_rows(data: dict[str, Any]) -> Iterable[tuple[str, float | None, float
                 ours = value(data, "generation", f"{state}_batch_{batch}", kind, "median_ms")
                 measured = ours / base if ours is not None and base else None
                 yield f"token, batch {batch}, {state.replace('_', ' ')} / base, {name}", measured, limit
+    for method, label in (("dual_lora", "Dual LoRA"), ("lora", "LoRA")):
+        yield f"1.1B step, {label}: ZeRO-2 on one GPU / plain", value(data, "zero", method, "ratio"), 1.05
     yield "CPU, 2048 × 2048, 512 tokens, fp32: time / naive autograd", value(data, "cpu", "time_ratio"), 1.0
     yield "… peak extra memory / naive autograd", value(data, "cpu", "memory_ratio"), 0.4
 

@@ -1,0 +1,256 @@
+"""Time training steps of one process with DeepSpeed ZeRO-2 against plain ones: what the partitioning itself costs.
+
+    python scripts/bench_zero.py --output results/benchmarks     # one GPU, about a minute: zero.json
+    python scripts/bench_zero.py --smoke --output FOLDER         # a CPU and a tiny model: does it still run?
+
+The model has the shape of TinyLlama (1.1 billion parameters) and random bf16 weights, made on the device; a step is
+8 x 512 random tokens through the suite's own training path (`dual_lora.training.train`: Trainer, autocast, clipping,
+AdamW, the loss curve). Every variant trains in a process of its own and all of them stay alive; one at a time runs a
+block of steps, in turn, back and forth, so that a drift of the machine hits all alike. The first step of a block is not
+counted. Times are medians with 20 and 80 per cent quantiles of GPU time from step to step (CPU: of the clock).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_kernels import RESULTS, environment
+
+from dual_lora import deepspeed_config, methods, processes, training
+from dual_lora.composition import compose
+from dual_lora.config import RunConfig
+from dual_lora.models.architecture import transformers_config
+from dual_lora.models.tiny_tokenizer import tiny_tokenizer
+from dual_lora.tasks.base import Head
+
+METHODS = ("lora", "dual_lora")
+LAUNCHERS = {"plain": ("launch=local",), "zero2": ("launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2")}
+TARGET = 1.05  # ZeRO-2's step over the plain one
+PATIENCE = 300.0  # seconds until a process that says nothing is given up: it may be compiling kernels
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_layers": 22, "num_heads": 32, "num_key_value_heads": 4,
+        "vocab_size": 32000, "batch": 8, "length": 512, "warmup": 10, "steps": 10, "rounds": 6,
+    },
+    "smoke": {
+        "hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 512, "batch": 4, "length": 32, "warmup": 2, "steps": 4, "rounds": 2,
+    },
+}  # fmt: skip
+
+
+def make_config(method: str, launcher: str, size: dict[str, Any], device: str, folder: str) -> RunConfig:
+    """Compose the run as `python run.py` does; only the sizes of the model are others."""
+    dimensions = [f"model.dimensions.{name}={size[name]}" for name in list(size)[:6]]
+    words = ["model=tiny_llama", "model.dtype=bfloat16", "task=commonsense", "data.source=sample", *dimensions]
+    words += [f"method={method}", f"recipe.global_batch={size['batch']}", f"launch.per_device_batch={size['batch']}"]
+    words += ["profile.max_steps=1000", "recipe.epochs=1000", "launch.save_every_steps=1000", f"results={folder}"]
+    [config] = compose([*words, *LAUNCHERS[launcher], f"launch.device={device}"])
+    return config
+
+
+def make_model(config: RunConfig, device: str) -> torch.nn.Module:
+    """A LLaMA of random bf16 weights made on the device, with the method's adapter in float32, as in a run."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(transformers_config(config.model), dtype=torch.bfloat16)
+    return methods.apply(model, config.method, model_config=config.model, head=Head("causal_lm"), seed=0)
+
+
+class Blocks(TrainerCallback):
+    """Trains in blocks of steps, each when the parent asks for it, and reports how long its steps took."""
+
+    def __init__(self, parent: Connection, device: str) -> None:
+        self._parent, self._cuda = parent, device == "cuda"
+        self._left = 0
+        self._marks: list[Any] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            self._parent.send("ready")
+            self._next(control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._marks.append(self._mark())
+        self._left -= 1
+        if self._left == 0:
+            self._parent.send(self._report())
+            self._next(control)
+
+    def _next(self, control: Any) -> None:
+        self._left, self._marks = self._parent.recv(), []
+        if self._left == 0:
+            control.should_training_stop = True
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _report(self) -> dict[str, Any]:
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        if not self._cuda:
+            return {"ms": [1e3 * (end - begin) for begin, end in pairs], "peak_bytes": None}
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        return {"ms": [begin.elapsed_time(end) for begin, end in pairs], "peak_bytes": peak}
+
+
+def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], device: str, folder: str) -> None:
+    """One process: a run's training, up to the parent's last word."""
+    if launcher != "plain":
+        # What `dual_lora.launch.group` gives the only process of a group.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"TORCHELASTIC_RUN_ID": f"bench-{os.getpid()}", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network may not know its own name
+    processes.join(device)
+    config = make_config(method, launcher, size, device, folder)
+    deepspeed_config.trust_own_types(config)
+    model = make_model(config, device)
+    tokenizer = tiny_tokenizer("llama", max_length=size["length"])
+    tokenizer.pad_token = tokenizer.eos_token  # the rows are of one length; the collator asks for it all the same
+    rows = []
+    for ids in torch.randint(size["vocab_size"], (16 * size["batch"], size["length"])).tolist():
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids})
+    training.train(
+        model,
+        config,
+        tokenizer=tokenizer,
+        collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+        train_set=rows,
+        validation_set=[],
+        dtype="bfloat16",
+        folder=Path(folder),
+        loss_over_tokens=True,
+        callbacks=[Blocks(parent, device)],
+    )
+    processes.leave()
+
+
+class Worker:
+    """A process that trains one variant, as its parent sees it."""
+
+    def __init__(self, method: str, launcher: str, size: dict[str, Any], device: str, folder: Path) -> None:
+        self.method, self.launcher, self.name = method, launcher, f"{method}, {launcher}"
+        self.times: list[float] = []
+        self.peaks: list[int] = []
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        arguments = (other, method, launcher, size, device, str(folder / f"{method}-{launcher}"))
+        self._process = context.Process(target=work, args=arguments, daemon=True)
+        self._process.start()
+        other.close()
+
+    def ask(self, steps: int) -> None:
+        """Start a block of steps; 0 ends the process."""
+        self._pipe.send(steps)
+
+    def answer(self) -> Any:
+        """Return what the process says next. Raises `SystemExit` if it is gone or silent."""
+        if not self._pipe.poll(PATIENCE):
+            raise SystemExit(f"{self.name}: silent for {PATIENCE:.0f} s")
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name}: the process ended before its steps were done; its error is above") from None
+
+    def block(self, steps: int) -> None:
+        """Run a block and keep its times."""
+        self.ask(steps + 1)
+        report = self.answer()
+        self.times += report["ms"]
+        self.peaks += [report["peak_bytes"]] if report["peak_bytes"] is not None else []
+
+    def result(self) -> dict[str, float]:
+        """Median and quantiles of a step in milliseconds, peak memory in GiB where there is a card."""
+        low, *_, high = statistics.quantiles(self.times, n=5)
+        found = {"p20_ms": low, "median_ms": statistics.median(self.times), "p80_ms": high, "steps": len(self.times)}
+        return found | ({"peak_GiB": max(self.peaks) / 2**30} if self.peaks else {})
+
+    def end(self) -> None:
+        """End the process, in good order if it still listens."""
+        self._process.join(30)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def bench(chosen: list[str], size: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return {method: {plain, zero2, ratio}}; the ratio is that of the medians."""
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [Worker(m, launcher, size, device, Path(folder)) for m in chosen for launcher in LAUNCHERS]
+        for worker in workers:
+            worker.answer()
+        print(f"{len(workers)} processes are ready", flush=True)
+        for worker in workers:  # all at once: kernels compile, the allocator grows
+            worker.ask(size["warmup"])
+        for worker in workers:
+            worker.answer()
+        for number in range(size["rounds"]):
+            for worker in workers if number % 2 == 0 else reversed(workers):
+                worker.block(size["steps"])
+        for worker in workers:
+            worker.ask(0)
+        for worker in workers:
+            worker.end()
+    results: dict[str, Any] = {}
+    for worker in workers:
+        results.setdefault(worker.method, {})[worker.launcher] = worker.result()
+    for found in results.values():
+        found["ratio"] = found["zero2"]["median_ms"] / found["plain"]["median_ms"]
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, a few steps: shows that it runs")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+    args = parser.parse_args()
+    begun = time.perf_counter()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = SIZES["smoke" if args.smoke else "full"]
+    if device == "cpu" and not args.smoke:
+        raise SystemExit("torch finds no CUDA device and a CPU would take hours; use --smoke for a tiny model")
+    versions = {name: version(name) for name in ("deepspeed", "transformers", "accelerate", "peft")}
+    measured = bench(args.methods, size, device)
+    seconds = round(time.perf_counter() - begun, 1)
+    command = " ".join(["python", "scripts/bench_zero.py", *sys.argv[1:]])
+    results = {
+        "environment": environment(device) | versions,
+        "zero": {"command": command, "seconds": seconds, "smoke": args.smoke, "size": size, **measured},
+    }
+    for method, found in measured.items():
+        plain, zero2 = found["plain"]["median_ms"], found["zero2"]["median_ms"]
+        print(f"{method}: plain {plain:.2f} ms, ZeRO-2 {zero2:.2f} ms, ratio {found['ratio']:.3f} (≤ {TARGET})")
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "zero.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"wrote {path} after {seconds} s")
+
+
+if __name__ == "__main__":
+    main()

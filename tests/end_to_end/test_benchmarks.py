@@ -1,0 +1,55 @@
+"""The benchmark of ZeRO-2 against plain steps trains both, in turn, and writes what `bench_report.py` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.small_cells import ROOT
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""}
+    command = [sys.executable, str(ROOT / "scripts" / "bench_zero.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+@pytest.mark.slow
+def test_zero_benchmark_times_both_launchers(tmp_path):
+    ran = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "scripts/bench_zero.py"),
+            "--smoke",
+            "--methods",
+            "lora",
+            "--output",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""},
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    written = json.loads((tmp_path / "zero.json").read_text())
+    assert {"card", "torch", "deepspeed", "peft"} <= written["environment"].keys()
+    size, found = written["zero"]["size"], written["zero"]["lora"]
+    for launcher in ("plain", "zero2"):
+        timed = found[launcher]
+        assert timed["steps"] == size["steps"] * size["rounds"]
+        assert 0 < timed["p20_ms"] <= timed["median_ms"] <= timed["p80_ms"]
+    assert found["ratio"] == found["zero2"]["median_ms"] / found["plain"]["median_ms"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real model is timed")
+def test_zero_benchmark_needs_a_gpu_for_the_real_model(tmp_path):
+    ran = bench("--output", str(tmp_path))
+    assert ran.returncode == 1
+    assert "--smoke" in ran.stderr
+    assert not list(tmp_path.iterdir())
