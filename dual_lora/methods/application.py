@@ -13,6 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
+from dual_lora import models
 from dual_lora.config import ConfigError, MethodConfig, ModelConfig, legal_values
 from dual_lora.methods.adalora import RankAllocationCallback, allocation_schedule
 from dual_lora.methods.checks import check, config_class
@@ -73,6 +74,8 @@ def _apply_adapter(model: nn.Module, config: PeftConfig, model_config: ModelConf
     saved = list(getattr(config, "modules_to_save", None) or [])
     if hasattr(config, "modules_to_save") and head_modules(model):
         config.modules_to_save = [*saved, *(name for name in head_modules(model) if name not in saved)]
+    # PEFT leaves this out where there is a task type; an adapter of the split GPT-2 has to say what it stands on.
+    config.auto_mapping = models.adapter_base_class(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)

@@ -13,7 +13,9 @@ import yaml
 from pydantic import TypeAdapter
 
 import dual_lora
+from dual_lora import methods
 from dual_lora.config import ModelConfig
+from dual_lora.methods.budget import read_method
 from dual_lora.models import ModelError, adapter_base_class, fuse_attention, load, split_attention
 from dual_lora.models.gpt2 import SplitGPT2ForSequenceClassification, SplitGPT2LMHeadModel
 from dual_lora.tasks.base import Head
@@ -120,6 +122,36 @@ def test_an_adapter_says_that_it_needs_the_split_model_and_peft_finds_it(tmp_pat
     assert said == adapter_base_class(model)
     again = peft.AutoPeftModel.from_pretrained(adapter, import_allowlist=["dual_lora"])
     assert isinstance(again.get_base_model(), SplitGPT2LMHeadModel)
+    assert torch.equal(logits(again.eval()), logits(adapted.eval()))
+
+
+@pytest.mark.parametrize("name", ["lora", "dual_lora"])
+def test_an_adapter_of_the_suite_says_it_too_and_is_refused_by_a_stock_model(name: str, tmp_path: Path) -> None:
+    """The suite's adapters have a task type, with which PEFT itself would not write what they stand on."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    tiny(split=False).save_pretrained(base)
+    config = TypeAdapter(ModelConfig).validate_python(yaml.safe_load(YAML.read_text()))
+    adapted = methods.apply(
+        load(config, GENERATE, dtype="float32", seed=0).model,
+        read_method(name),
+        model_config=config,
+        head=GENERATE,
+        seed=0,
+    )
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    adapted.save_pretrained(adapter)
+    said = json.loads((adapter / "adapter_config.json").read_text())
+    assert said["task_type"] == "CAUSAL_LM"
+    assert said["auto_mapping"] == {
+        "base_model_class": "SplitGPT2LMHeadModel",
+        "parent_library": "dual_lora.models.gpt2",
+    }
+    with pytest.raises(ValueError, match=r"Target modules .*(q_proj|v_proj).* not found in the base model"):
+        peft.PeftModel.from_pretrained(transformers.GPT2LMHeadModel.from_pretrained(base), adapter)
+    again = peft.PeftModel.from_pretrained(SplitGPT2LMHeadModel.from_pretrained(base), adapter)
     assert torch.equal(logits(again.eval()), logits(adapted.eval()))
 
 
