@@ -93,8 +93,9 @@ def _shares_process(prepared: list[Any]) -> bool:
     return first.engine == "single" and (first.parallel == 1 or len(prepared) == 1)
 
 
-# Methods that look at whole gradients while they train, and the ZeRO stage from which there are none.
-_WHOLE_GRADIENTS = {"adalora": 0, "galore": 1}
+# What looks at whole gradients while it trains (a PEFT config, an optimizer), and the ZeRO stage from which there are
+# none: AdaLoRA reads `grad` after the step, GaLore projects the gradient of a whole matrix within it.
+_WHOLE_GRADIENTS = {"peft.AdaLoraConfig": 0, "galore_adamw": 1}
 
 
 def check(config: RunConfig) -> None:
@@ -120,9 +121,9 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"launch.parallel={launch.parallel}, launch.keep_checkpoints={launch.keep_checkpoints}: at least 1 each"
         )
-    breaks_at = _WHOLE_GRADIENTS.get(config.method.name)
-    if launch.engine == "deepspeed" and breaks_at is not None and launch.zero_stage >= breaks_at:
-        raise ConfigError(
-            f"method={config.method.name} reads whole gradients, which DeepSpeed at zero_stage={launch.zero_stage} "
-            "does not leave in place; use launch=torchrun"
-        )
+    for what in (config.method.config_class, config.method.optimizer.name):
+        if launch.engine == "deepspeed" and launch.zero_stage >= _WHOLE_GRADIENTS.get(what or "", 4):
+            raise ConfigError(
+                f"method={config.method.name} ({what}) reads whole gradients, which DeepSpeed at "
+                f"launch.zero_stage={launch.zero_stage} does not leave in place; use launch=torchrun"
+            )
