@@ -95,7 +95,7 @@ class MethodConfig:
 
     name: str
     label: str
-    trains: Literal["nothing", "everything", "biases", "adapter"]
+    trains: Literal["nothing", "head", "everything", "biases", "adapter"]
     config_class: str | None = None  # import path of a peft.PeftConfig, e.g. peft.LoraConfig
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

@@ -92,9 +92,10 @@ def _check_allowed(config: RunConfig) -> None:
             f"init_from={config.init_from} with protocol={config.protocol.name}: this protocol allows no start from "
             "MNLI; use init_from=none, or protocol=paper or strict"
         )
-    if config.method.trains == "nothing":
+    if config.method.trains in ("nothing", "head"):
         raise ConfigError(
-            f"init_from={config.init_from} with method={config.method.name}, which has no trained weights"
+            f"init_from={config.init_from} with method={config.method.name}, which trains no weights that a start "
+            "could hand on (the head is always new); use init_from=none"
         )
 
 

@@ -29,6 +29,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """
     config, budget = at_budget(config)
     task = tasks.load(config)
+    methods.check_task(config.method, task.head)
     dtype = models.resolve_dtype(config.model, config.launch.device)
     world_size = config.launch.world_size
     batches = plan_batches(config, world_size)

@@ -74,6 +74,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_writable(Path(config.results))
     models.check_available(config.model)
     task = tasks.load(config)
+    methods.check_task(config.method, task.head)
     examples.select(task, config)  # every file is read once now: a damaged one is found before any training
     dtype = models.resolve_dtype(config.model, device)
     start = initial.resolve(config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dual_lora.methods.application import apply, callbacks, peft_config, resolved_init_std
     from dual_lora.methods.budget import Budget, with_budget
-    from dual_lora.methods.checks import check
+    from dual_lora.methods.checks import check, check_task
     from dual_lora.methods.counts import count_biases, planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
     from dual_lora.methods.optimizers import create_optimizer, trainer_optimizer
@@ -23,6 +23,7 @@ _HOME = {
     "apply": "application",
     "callbacks": "application",
     "check": "checks",
+    "check_task": "checks",
     "count_biases": "counts",
     "create_optimizer": "optimizers",
     "export_merged": "merging",
@@ -42,6 +43,7 @@ __all__ = [
     "apply",
     "callbacks",
     "check",
+    "check_task",
     "count_biases",
     "create_optimizer",
     "export_merged",

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from dual_lora import models
 from dual_lora.config import ConfigError, MethodConfig, ModelConfig, legal_values
 from dual_lora.methods.adalora import RankAllocationCallback, allocation_schedule
-from dual_lora.methods.checks import check, config_class
+from dual_lora.methods.checks import check, check_task, config_class
 from dual_lora.methods.heads import head_modules
 from dual_lora.tasks.base import Head
 from dual_lora.tuner import DeltaWarmupCallback, DualLoraLinear
@@ -48,18 +48,22 @@ def apply(
 
     Raises:
         ConfigError: settings that fit no model (see `check`), target modules that this model does not have, a bias
-            method on a model without biases.
+            method on a model without biases, a head method where the task has no head.
     """
     check(method)
+    check_task(method, head)
     if method.trains == "adapter":
         config = peft_config(method, model_config=model_config, head=head, seed=seed, kernel=kernel)
         return _apply_adapter(model, config, model_config, seed)
     heads = tuple(f"{name}." for name in head_modules(model))
     for name, parameter in model.named_parameters():
-        if method.trains == "biases":
-            parameter.requires_grad_(name.endswith("bias") or name.startswith(heads))
-        else:
-            parameter.requires_grad_(method.trains == "everything")
+        trained = {
+            "nothing": False,
+            "head": name.startswith(heads),
+            "biases": name.endswith("bias") or name.startswith(heads),
+            "everything": True,
+        }
+        parameter.requires_grad_(trained[method.trains])
     if method.trains == "biases" and not any(name.endswith("bias") for name, _ in model.named_parameters()):
         raise ConfigError(
             f"method={method.name} trains biases, and model={model_config.name} ({model_config.family}) has none; "

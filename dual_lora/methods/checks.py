@@ -9,6 +9,7 @@ from typing import Any
 
 from dual_lora.config import ConfigError, MethodConfig, legal_values
 from dual_lora.methods.counts import rank_names
+from dual_lora.tasks.base import Head
 
 GALORE_INSTALL = "pip install 'dual-lora[galore]'   (or: pip install galore-torch bitsandbytes)"
 # Set by `apply` from the model and the task, so a method may not set them.
@@ -48,6 +49,15 @@ def check(method: MethodConfig) -> None:
     _check_optimizer(method)
     if method.delta_warmup_steps is not None and method.delta_warmup_steps < 0:
         raise ConfigError(f"method.delta_warmup_steps={method.delta_warmup_steps}: 0 (no warm-up) or more, or null")
+
+
+def check_task(method: MethodConfig, head: Head) -> None:
+    """Refuse a method that trains a classification head for a task that has none. Raises `ConfigError`."""
+    if method.trains == "head" and head.kind != "classification":
+        raise ConfigError(
+            f"method={method.name} trains the classification head alone, and a task that generates has none; use a "
+            "classification task (task=glue/rte and the like), or another method (method=none is the base as it is)"
+        )
 
 
 def config_class(method: MethodConfig) -> type:

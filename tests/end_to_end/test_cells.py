@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dual_lora import run
 from dual_lora.composition import compose
@@ -59,6 +61,22 @@ def test_the_other_methods_run_the_same_way(method: str, tmp_path: Path) -> None
     assert bool(record["cost"]["trainable_parameters"]) == (method != "none")
 
 
+def test_a_head_alone_is_trained_on_a_frozen_base(tmp_path: Path) -> None:
+    record = cell(tmp_path, "task=glue/stsb", "model=tiny_roberta", "method=head", "model.dtype=bfloat16")
+    assert record["status"] == "finished", record.get("message")
+    assert record["cost"]["trainable_parameters_without_head"] == 0
+    weights = load_file(tmp_path / "runs" / record["identity"]["run_id"] / "last.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"classifier"}
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert sum(tensor.numel() for tensor in weights.values()) == record["cost"]["trainable_parameters"]
+
+
+def test_a_head_that_no_task_has_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method=head trains the classification head alone.*task=glue/rte"):
+        cell(tmp_path, "task=e2e", "model=tiny_llama", "method=head")
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 def test_the_same_seed_gives_the_same_record_twice_and_another_does_not(tmp_path: Path) -> None:
     arguments = ("task=e2e", "model=tiny_llama", "method=dual_lora")
     first, second = (cell(tmp_path / name, *arguments) for name in ("a", "b"))
@@ -103,8 +121,6 @@ def test_a_batch_that_does_not_divide_is_refused_before_any_work(tmp_path: Path)
 
 
 def test_cuda_asked_for_and_absent_is_an_error(tmp_path: Path) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(ConfigError, match=r"launch.device=cuda.*launch.device=cpu"):

@@ -36,6 +36,16 @@ def test_signal_in_training_finishes_the_step_and_saves(name, status, undisturbe
         assert numbers(record)[section] == undisturbed["classifying"][section]
 
 
+def test_a_head_on_a_frozen_base_continues_where_it_stopped(tmp_path):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    assert run(whole, "method=head", kind=CLASSIFYING).code == 0
+    assert run(stopped, "method=head", kind=CLASSIFYING, fault=At(STEP, 3, "signal", "SIGTERM")).code == 130
+    assert run(stopped, "method=head", kind=CLASSIFYING).code == 0
+    record = only_record(stopped)
+    assert record["execution"]["resumed_from"] == [3]
+    assert numbers(record) == numbers(only_record(whole))
+
+
 def test_signal_in_evaluation_is_recorded_and_continued(tmp_path):
     results = tmp_path / "results"
     child = run(results, fault=At("dual_lora.evaluation._Kept.add", 1, "signal", "SIGTERM"))
