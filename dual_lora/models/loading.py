@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.integrations import gather_params_ctx
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,20 +27,12 @@ from dual_lora.config import ModelConfig
 from dual_lora.models import gpt2
 from dual_lora.models.architecture import check_dimensions, transformers_config
 from dual_lora.models.errors import ModelError
+from dual_lora.models.head import HEADS, draw_head
 from dual_lora.models.shapes import check_head
 from dual_lora.models.sources import RANDOM_WEIGHTS_SEED, fingerprint, weights_folder
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
 
-# Modules that a classification head adds to the base; for DeBERTa its pooler too, which no pretrained checkpoint has.
-_HEADS = {
-    "gpt2": ("score",),
-    "llama": ("score",),
-    "qwen2": ("score",),
-    "roberta": ("classifier",),
-    "bert": ("classifier",),
-    "deberta": ("classifier", "pooler"),
-}
 _DROPOUT_FIELD = {"roberta": "classifier_dropout", "bert": "classifier_dropout", "deberta": "cls_dropout"}
 # A weight of a transformer block; what else a checkpoint may hold besides are old buffers and heads for pretraining.
 _BLOCK_WEIGHT = re.compile(r"\.(h|layers?)\.\d+\.")
@@ -79,7 +69,7 @@ def load(model: ModelConfig, head: Head, *, dtype: str, seed: int, device: str |
         tokenizer = _tokenizer(folder)
         net = _from_folder(model, head, folder, settings, getattr(torch, dtype), device)
     if head.kind == "classification":
-        _draw_head(net, _HEADS[model.family], seed)
+        draw_head(net, HEADS[model.family], seed)
     if model.split_fused_attention:
         net = gpt2.split_attention(net)
     _set_padding(net, tokenizer, head)
@@ -184,7 +174,7 @@ def _placement(device: str | torch.device) -> dict[str, Any]:
 
 def _check_complete(model: ModelConfig, head: Head, folder: Path, info: dict[str, Any]) -> None:
     """Refuse a base of which something was made up. Raises `ModelError` listing the weights."""
-    new = _HEADS[model.family] if head.kind == "classification" else ()
+    new = HEADS[model.family] if head.kind == "classification" else ()
     missing = sorted(key for key in info["missing_keys"] if key.split(".")[0] not in new)
     surplus = sorted(
         key for key in info["unexpected_keys"] if _BLOCK_WEIGHT.search(key) and not key.endswith(_OLD_BUFFERS)
@@ -204,21 +194,6 @@ def _check_complete(model: ModelConfig, head: Head, folder: Path, info: dict[str
             f"model={model.name}: {folder} does not hold this model; {'; '.join(problems)}. Training would start from "
             f"random values: fetch the checkpoint again or give the right folder with model.path="
         )
-
-
-def _draw_head(net: PreTrainedModel, modules: tuple[str, ...], seed: int) -> None:
-    """Draw the new head: weights N(0, initializer_range²) as transformers does, biases 0; the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    std = net.config.initializer_range
-    for name in sorted(modules):
-        for layer in net.get_submodule(name).modules():
-            if not isinstance(layer, nn.Linear):
-                continue
-            parameters = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
-            with gather_params_ctx(parameters), torch.no_grad():
-                layer.weight.copy_(torch.empty(layer.weight.shape).normal_(0.0, std, generator=generator))
-                if layer.bias is not None:
-                    layer.bias.zero_()
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from dual_lora.config import ConfigError, ModelConfig
+from dual_lora.methods.heads import is_head_parameter
 from dual_lora.models import ModelError, fingerprint, load, resolve_dtype
 from dual_lora.tasks.base import Head
 
@@ -137,7 +139,24 @@ def test_an_encoder_is_refused_for_generation() -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_the_weights_are_held_in_the_dtype_asked_for(name: str) -> None:
     net = load(model_config(name), CLASSIFY, dtype="bfloat16", seed=0).model
-    assert {parameter.dtype for parameter in net.parameters()} == {torch.bfloat16}
+    held: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    for key, parameter in net.named_parameters():
+        held[is_head_parameter(net, key)].add(parameter.dtype)
+    assert held == {True: {torch.float32}, False: {torch.bfloat16}}, "a head is trained, and kept in float32"
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("head", [CLASSIFY, REGRESS], ids=["classify", "regress"])
+def test_the_head_answers_in_float32_whatever_the_base_computes_in(name: str, head: Head) -> None:
+    """In bfloat16 predictions near 3 lie 1/64 apart, and two sentences that the model tells apart would tie."""
+    net = load(model_config(name), head, dtype="bfloat16", seed=0).model
+    inputs = load(model_config(name), head, dtype="float32", seed=0).tokenizer(["a pub"], return_tensors="pt")
+    with torch.no_grad():
+        for context in (contextlib.nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+            with context:
+                logits = net(**inputs).logits
+            assert logits.dtype == torch.float32
+            assert not torch.equal(logits, logits.bfloat16().float()), "on the grid of bfloat16"
 
 
 def test_tiny_models_are_float32_on_every_device() -> None:

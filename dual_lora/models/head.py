@@ -1,0 +1,52 @@
+"""The classification head: drawn anew from the run's seed, held and computed in float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import skip_init
+from transformers import PreTrainedModel
+
+# Modules that a classification head adds to the base; for DeBERTa its pooler too, which no pretrained checkpoint has.
+HEADS = {
+    "gpt2": ("score",),
+    "llama": ("score",),
+    "qwen2": ("score",),
+    "roberta": ("classifier",),
+    "bert": ("classifier",),
+    "deberta": ("classifier", "pooler"),
+}
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, whatever dtype its input has and whatever autocast says.
+
+    A head is trained, and small steps of a weight do not survive bfloat16. Its output in bfloat16 would be a grid:
+    STS-B's similarities from 2 to 4 would lie 1/64 apart, so items tie that the model tells apart.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def draw_head(net: PreTrainedModel, modules: tuple[str, ...], seed: int) -> None:
+    """Replace the linear layers of the head by new ones in float32: weights N(0, initializer_range²), biases 0.
+
+    That is how transformers draws them; here the result is the same on every device and for every dtype of the base.
+    Under ZeRO-3 the new layers are whole until DeepSpeed shards them with the rest when training begins.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    std = net.config.initializer_range
+    for name in sorted(modules):
+        inside = net.get_submodule(name).named_modules(prefix=name)
+        for place, old in [(place, layer) for place, layer in inside if isinstance(layer, nn.Linear)]:
+            sizes = old.in_features, old.out_features
+            # Not initialised: the constructor would draw from the global random state.
+            layer = skip_init(Float32Linear, *sizes, bias=old.bias is not None, dtype=torch.float32)
+            with torch.no_grad():
+                layer.weight.normal_(0.0, std, generator=generator)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+            net.set_submodule(place, layer)
