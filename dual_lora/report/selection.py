@@ -26,6 +26,7 @@ _WITHOUT_INFLUENCE = (
     "plan",
     "diagnostics",
     "model.path",
+    "recipe.trials",
 )
 _GROUPS = ("model", "task", "method", "protocol", "profile")
 # The published GLUE rows of these tasks start from the MNLI adapter; `init_from=auto` acts on them only.
