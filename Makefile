@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 # Two test processes on two cores: one thread each, and no retries against a hub that tests never need.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install demo test lint types unit test-slow test-slurm test-gpu tables clean
+.PHONY: install demo test lint types unit test-interpreter test-slow test-slurm test-gpu tables clean
 
 install: $(STAMP)
 
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python run.py profile=demo
 
-test: lint types unit
+test: lint types unit test-interpreter
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -31,7 +31,11 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile -m "not gpu and not slurm and not slow"
+	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile -m "not gpu and not slurm and not slow and not triton"
+
+# A process of its own: Triton reads the variable when a kernel is defined, and it makes kernel=fused legal on a CPU.
+test-interpreter: $(STAMP)
+	$(TEST_ENV) TRITON_INTERPRET=1 $(PYTEST) -q -n 2 -m triton tests/kernels
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(PYTEST) -q -m "slow and not gpu and not slurm"

@@ -1,35 +1,29 @@
-"""Repairs two faults of Triton 3.6's interpreter, so that the kernels' logic can be tested on a CPU."""
+"""Repairs two faults of Triton's interpreter, so that the kernels' logic can be tested on a CPU."""
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import Any
 
 
-def enable_interpreter() -> bool:
-    """Switch the interpreter on if Triton is there; must run before `dual_lora.kernels.triton_kernels` is imported."""
-    if find_spec("triton") is None:
-        return False
-    os.environ["TRITON_INTERPRET"] = "1"
+def mend_interpreter() -> None:
+    """Patch the loaded Triton; has no effect on kernels that are compiled."""
     from triton.runtime import interpreter
 
     original = interpreter._patch_lang_tensor
 
     def patch(tensor: Any, scope: Any) -> None:
         original(tensor, scope)
-        # Triton 3.6 writes int(array of one element), which NumPy 2.4 refuses.
+        # Triton 3.6 writes int(array of one element), which NumPy 2.4 refuses (mended in 3.7).
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch
     dot = interpreter.InterpreterBuilder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-        # Triton 3.6 keeps bf16 as its bits in uint16 and multiplies the bits.
+        # Triton 3.6 and 3.7 keep bf16 as its bits in uint16 and multiply the bits.
         return dot(self, _float32(a), _float32(b), d, *options)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
-    return True
 
 
 def _float32(handle: Any) -> Any:

@@ -8,7 +8,7 @@ from cases import RULE_IDS, RULES, Case, make_case, relative_error
 
 from dual_lora.kernels import delta_weight, dual_lora_linear, reference
 
-PATHS = ["generic", "fused"]
+PATHS = ["generic", pytest.param("fused", marks=pytest.mark.triton)]
 
 
 @pytest.fixture(params=PATHS)

@@ -10,6 +10,8 @@ from cases import make_case, relative_error
 
 from dual_lora.kernels import dual_lora_linear
 
+pytestmark = pytest.mark.triton
+
 
 @pytest.fixture
 def packing(fused_device: str) -> Any:

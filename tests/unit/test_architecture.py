@@ -75,7 +75,7 @@ def test_only_kernels_import_triton() -> None:
 
 def loaded_by(code: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted(m for m in sys.modules if '.' not in m))"],
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted(sys.modules))"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -85,7 +85,11 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_using_the_adapter_loads_no_suite() -> None:
-    assert not loaded_by("from dual_lora import DualLoraConfig") & {"hydra", "deepspeed", "wandb", "triton"}
+    loaded = loaded_by("from dual_lora import DualLoraConfig")
+    assert "dual_lora.kernels.linear" in loaded
+    assert not loaded & {"hydra", "deepspeed", "wandb"}
+    # Where Triton is installed torch._dynamo imports it, whatever we do; our kernels wait for the first fused call.
+    assert not any(name.startswith("dual_lora.kernels.triton") for name in loaded)
 
 
 def test_reading_records_loads_no_torch() -> None:
