@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from dual_lora import methods, processes
 from dual_lora.config import RunConfig
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
-_GENERATION_BATCH = {"cpu": 16, "cuda": 128}
+# Sequences (beams, candidates) per batch. Decoding a small model is bound by launches: the more the better.
+_SEQUENCES = {"cpu": 16, "cuda": 128}
+_SEQUENCES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 512}
+_SMALL = 1e9  # parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,13 @@ class Evaluator:
                 measurements.append({"split": split, "checkpoint": checkpoint, **dataclasses.asdict(score)})
         processes.barrier()  # the predictions are written
         return measurements
+
+    def take_over(self, made: str, checkpoint: str) -> None:
+        """Use what was predicted with checkpoint `made` for another one of the same weights."""
+        if processes.is_main():
+            for path in sorted(self.folder.glob(f"{glob.escape(made)}.*.jsonl")):
+                shutil.copyfile(path, path.with_name(checkpoint + path.name.removeprefix(made)))
+        processes.barrier()
 
     def _values(self, model: Any, examples: Sequence[Example], scoring: str, name: str) -> _Kept:
         """Score this process's share of the items: replies, or for rankings the candidates' log-likelihoods."""
@@ -102,8 +113,9 @@ class Evaluator:
         asked = self.config.launch.eval_batch
         if asked is not None:
             return asked
-        device = next(model.parameters()).device.type
-        return max(1, _GENERATION_BATCH.get(device, 16) // self.config.protocol.decoding.beams)
+        small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+        sequences = (_SEQUENCES_OF_SMALL_MODELS if small else _SEQUENCES).get(next(model.parameters()).device.type, 16)
+        return max(1, sequences // self.config.protocol.decoding.beams)
 
 
 class _Kept:

@@ -100,7 +100,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
         print(f"gate passed: {json.dumps({key: round(value, 4) for key, value in found.items()})}", file=sys.stderr)
     work = heads.work(task, loaded.tokenizer, config, folder / name, dtype)
     started = time.perf_counter()
-    measurements = work.measure(model, items, None)
+    measurements = [entry for entry in work.measure(model, items, None) if entry["split"] == "test"]
     seconds = time.perf_counter() - started
     for entry in measurements:
         entry["checkpoint"] = "base" if adapter is None else "adapter"

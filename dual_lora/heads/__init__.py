@@ -48,4 +48,4 @@ def work(task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str
         return ClassifierWork(task, tokenizer, config, folder, dtype)
     from dual_lora.heads.causal_lm import CausalWork
 
-    return CausalWork(task, tokenizer, config, folder)
+    return CausalWork(task, tokenizer, config, folder, dtype)

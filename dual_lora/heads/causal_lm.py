@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,33 +11,41 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
-from dual_lora import gate, methods, processes
+from dual_lora import gate, methods, processes, validation
+from dual_lora.checkpoints import file_sha256
 from dual_lora.config import RunConfig
 from dual_lora.evaluation import Evaluator
 from dual_lora.examples import Items
 from dual_lora.heads import Rows
-from dual_lora.tasks.base import Example, Task
+from dual_lora.tasks.base import Example, Score, Task
 from dual_lora.tasks.encoding import IGNORED, encode_all
+
+_VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
 
 
 class CausalWork:
     """See `dual_lora.heads.HeadWork`."""
 
-    def __init__(self, task: Task, tokenizer: Any, config: RunConfig, folder: Path) -> None:
+    def __init__(self, task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config
+        self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         self.notes: list[str] = []
+        self._folder = folder
         self._evaluator = Evaluator(task, tokenizer, config, folder / "predictions")
 
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
-        prompts = [self.task.render(example, training=True) for example in examples]
-        encoded = encode_all(prompts, self.tokenizer, self.config.protocol, self.config.recipe.max_length_tokens)
-        counts = encoded.counts
+        rows, counts = self._encoded(examples)
         if counts["over_length"]:
             self.notes.append(
                 f"{what}: {counts['over_length']} of {counts['examples']} examples over the cut-off "
                 f"({counts['left_out']} left out, {counts['answer_cut']} cut)"
             )
-        return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in encoded.rows]
+        return rows
+
+    def _encoded(self, examples: Sequence[Example]) -> tuple[Rows, dict[str, int]]:
+        prompts = [self.task.render(example, training=True) for example in examples]
+        encoded = encode_all(prompts, self.tokenizer, self.config.protocol, self.config.recipe.max_length_tokens)
+        return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in encoded.rows], encoded.counts
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
         if self.tokenizer.pad_token_id is None:
@@ -50,17 +59,33 @@ class CausalWork:
         self, model: torch.nn.Module, items: Items, selected: Mapping[str, Path] | None
     ) -> list[dict[str, Any]]:
         model.eval()
+        measurements = self._validate(model, items, "base" if selected is None else "last")
+        if not items.test:
+            return measurements
         self._gate(model, items)
         if selected is None:
-            return self._evaluator.measure(model, items.test, split="test", checkpoint="base")
+            return self._evaluator.measure(model, items.test, split="test", checkpoint="base") + measurements
         # "last" comes first: its weights are in memory, and a later checkpoint replaces them.
         wanted = dict.fromkeys(["last", self.config.protocol.checkpoint, *self.config.protocol.also_report])
-        measurements = []
         for name in [name for name in wanted if name == "last" or name in selected]:
             if name != "last":
-                methods.load_trainable_state(model, load_file(selected[name], device="cpu"))
+                if file_sha256(selected[name]) == file_sha256(self._folder / "last.safetensors"):
+                    self._evaluator.take_over("last", name)  # the last step was the best: the same weights
+                else:
+                    methods.load_trainable_state(model, load_file(selected[name], device="cpu"))
             measurements += self._evaluator.measure(model, items.test, split="test", checkpoint=name)
         return measurements
+
+    def _validate(self, model: torch.nn.Module, items: Items, checkpoint: str) -> list[dict[str, Any]]:
+        """Measure the weights in memory on the validation examples. No text is generated, no item is chosen by it."""
+        if not items.validation:
+            return []
+        rows, _ = self._encoded(items.validation)
+        self.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0
+        tokens = _VALIDATION_TOKENS.get(next(model.parameters()).device.type, 1024)
+        found = validation.losses(model, rows, self.collator(), batch_tokens=tokens, autocast=self._autocast)
+        score = Score("all", "loss", len(rows), found)
+        return [{"split": "validation", "checkpoint": checkpoint, **dataclasses.asdict(score)}]
 
     def _gate(self, model: torch.nn.Module, items: Items) -> None:
         """Find a fault that would be measured instead of the model before hours of evaluation, not after them."""

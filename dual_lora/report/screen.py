@@ -10,8 +10,11 @@ from rich.text import Text
 
 from dual_lora.report.records import Measurement, Record, parse
 
-UNBOUNDED = frozenset({"NIST", "NIST_python", "CIDEr"})  # every other metric is a fraction and is shown in percent
+UNBOUNDED = frozenset(
+    {"NIST", "NIST_python", "CIDEr", "loss", "full_sequence_loss"}
+)  # every other metric is a fraction and is shown in percent
 GIB = 1024**3
+LOWER_IS_BETTER = frozenset({"TER", "loss", "full_sequence_loss"})  # TER counts edits
 
 
 def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]] | None = None) -> Table:
@@ -76,8 +79,7 @@ def _score(record: Record, subset: str, metric: str, base: Record | None) -> Tex
     text = Text(f"{value * scale:.{decimals}f}")
     start = _value(base, subset, metric) if base is not None else None
     if start is not None:
-        # TER counts edits: less is better.
-        better = (value < start) if metric == "TER" else (value > start)
+        better = (value < start) if metric in LOWER_IS_BETTER else (value > start)
         text.append(f" ({(value - start) * scale:+.{decimals}f})", style="green" if better else "red")
     return text
 

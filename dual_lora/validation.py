@@ -1,0 +1,75 @@
+"""What a language model loses on validation examples, in nats per token: on the answers, and on the whole texts.
+
+    losses(model, rows, collator, batch_tokens=4096, autocast=None) -> {"loss": 1.2, "full_sequence_loss": 2.3}
+
+Unlike the curve that the Trainer follows, which is the trained objective, these are plain likelihoods: unsmoothed, and
+the same two numbers for every method, protocol and the base model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from dual_lora import processes
+from dual_lora.tasks.encoding import IGNORED
+
+
+@torch.no_grad()
+def losses(
+    model: Any,
+    rows: Sequence[Mapping[str, Any]],
+    collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
+    *,
+    batch_tokens: int,
+    autocast: torch.dtype | None = None,
+) -> dict[str, float]:
+    """Return the mean negative log-likelihood per token, natural logarithm, over all rows together.
+
+    Args:
+        rows: `input_ids`, `attention_mask` and `labels`, where prompts are marked as ignored if training ignores them.
+        batch_tokens: upper bound of a batch, padding included; its float32 logits take 4 × vocabulary bytes per token.
+        autocast: the dtype to compute in where the weights are float32; None for the weights' own.
+
+    Returns:
+        "loss": over the tokens with a label; "full_sequence_loss": over every token but the first.
+    """
+    batches = _batches([len(row["input_ids"]) for row in rows], batch_tokens)
+    device = next(model.parameters()).device
+    context = torch.autocast(device.type, autocast) if autocast is not None else contextlib.nullcontext()
+    sums = torch.zeros(2, 2, dtype=torch.float64)  # (answer, everything) × (loss, tokens)
+    was_training = model.training
+    model.eval()
+    try:
+        for indices in tqdm(batches, desc="validation", leave=False, disable=None if processes.is_main() else True):
+            collated = collator([dict(rows[index]) for index in indices])
+            batch = {key: value.to(device) for key, value in collated.items()}
+            labels = batch.pop("labels")[:, 1:]
+            with context:
+                logits = model(**batch).logits[:, :-1]
+            targets = batch["input_ids"][:, 1:]
+            each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+            for place, counted in enumerate((labels != IGNORED, batch["attention_mask"][:, 1:].bool())):
+                sums[place] += torch.stack([(each * counted).sum(), counted.sum()]).cpu()
+    finally:
+        model.train(was_training)
+    (answer, answer_tokens), (whole, tokens) = sums.tolist()
+    return {"loss": answer / max(answer_tokens, 1), "full_sequence_loss": whole / max(tokens, 1)}
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Return the rows' indices, longest first, so that the first batch takes the most memory."""
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if room == 0:
+            batches.append([])
+            room = max(1, batch_tokens // lengths[index])
+        batches[-1].append(index)
+        room -= 1
+    return batches
