@@ -218,9 +218,13 @@ class Cell:
     def _headline(self) -> dict[str, Any]:
         metric = self.config.task.headline
         checkpoint = "base" if self._training is None else self.config.protocol.checkpoint
-        shown = [
-            entry for entry in self._measurements if entry["checkpoint"] == checkpoint and entry["split"] == "test"
-        ]
+        if self.config.profile.test_items == 0:
+            checkpoint = "last"
+            shown = self._measurements
+            metric = metric if metric in shown[0]["metrics"] else "loss"
+        else:
+            shown = [entry for entry in self._measurements if entry["split"] == "test"]
+        shown = [entry for entry in shown if entry["checkpoint"] == checkpoint]
         scoring = shown[0]["scoring"]
         entry = [entry for entry in shown if entry["scoring"] == scoring and metric in entry["metrics"]][-1]
         return {

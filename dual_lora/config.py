@@ -178,7 +178,7 @@ class ProfileConfig:
     train_examples: int | None = None
     max_steps: int | None = None  # bounds the recipe's epochs
     validation_examples: int | None = None
-    test_items: int | None = None  # per subset
+    test_items: int | None = None  # per subset; 0: only validation is scored, to choose settings by
     base_row: bool = False  # also run the same cell with method=none first
     samples: int = 0  # generations shown before and after
 

@@ -54,11 +54,12 @@ class EpochScores(TrainerCallback):
 
     The choice is made from the files, so a resumed run chooses as an uninterrupted one does.
 
-    parts: "dev", and "heldout" where the protocol holds a part of the training set out.
+    parts: "dev" (not in a trial that may not see it), and "heldout" where the protocol holds a part of the training
+        set out.
     keep_weights: checkpoint ("best_dev", "best_heldout") -> safetensors file, for a checkpoint whose weights are wanted
         too: the headline's. Written whenever it improves.
     weights_of: gives a model's trained weights (`methods.trainable_state`); called by every process.
-    Raises `ValueError` for another part.
+    Raises `ValueError` for another part, or none.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class EpochScores(TrainerCallback):
         keep_weights: Mapping[str, Path] | None = None,
         weights_of: Callable[[torch.nn.Module], dict[str, torch.Tensor]] | None = None,
     ) -> None:
-        if "dev" not in parts or not set(parts) <= set(PARTS):
-            raise ValueError(f"parts {sorted(parts)}: legal are dev, and heldout beside it")
+        if not parts or not set(parts) <= set(PARTS):
+            raise ValueError(f"parts {sorted(parts)}: legal are dev, heldout or both")
         self.folder, self._task, self._parts, self._collator = folder, task, parts, collator
         self._batch_size, self._autocast = batch_size, autocast
         self._keep_weights, self._weights_of = keep_weights or {}, weights_of

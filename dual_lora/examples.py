@@ -30,15 +30,26 @@ def select(task: Task, config: RunConfig) -> Items:
     profile, protocol = config.profile, config.protocol
     trains = config.method.trains != "nothing"
     train = task.examples("train") if trains else []
-    validation = task.examples("validation") if trains else []
+    # A classifier without training has no meaning on validation; a language model's loss does.
+    validation = task.examples("validation") if trains or task.head.kind == "causal_lm" else []
     test = task.examples("test")
     if trains and not train:
         raise DataError(f"task={task.name}: the training split is empty")
     if not test:
         raise DataError(f"task={task.name}: the test split is empty")
+    if profile.test_items == 0 and not trains:
+        raise ConfigError(
+            f"profile={profile.name} scores no test item (profile.test_items=0) and method={config.method.name} trains "
+            "nothing: nothing would be measured; use another method or profile"
+        )
     held_out: list[Example] = []
     if trains and protocol.validation_fraction:
         train, held_out = _split_off(train, protocol.validation_fraction, protocol.validation_seed)
+    if profile.test_items == 0 and not (held_out if task.head.kind == "classification" else validation):
+        raise ConfigError(
+            f"profile={profile.name} scores no test item (profile.test_items=0), and protocol={protocol.name} of "
+            f"task={task.name} holds no validation examples out: nothing would be measured; use protocol=strict"
+        )
     return Items(
         train=_bounded(train, profile.train_examples),
         validation=_bounded(validation, profile.validation_examples),
@@ -66,8 +77,8 @@ def _bounded(examples: list[Example], count: int | None) -> list[Example]:
 
 
 def _bounded_per_subset(examples: list[Example], count: int | None) -> list[Example]:
-    if count is None:
-        return examples
+    if not count:
+        return examples if count is None else []
     subsets: dict[str, list[Example]] = {}
     for example in examples:
         subsets.setdefault(example.subset, []).append(example)

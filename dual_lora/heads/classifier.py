@@ -50,7 +50,7 @@ class ClassifierWork:
         return [self._epochs]
 
     def _following(self, items: Items) -> EpochScores:
-        parts = {"dev": Part(items.test, self.rows(items.test, "development"))}
+        parts = {"dev": Part(items.test, self.rows(items.test, "development"))} if items.test else {}
         if items.held_out:
             parts["heldout"] = Part(items.held_out, self.rows(items.held_out, "held-out"))
         shown: str = self.config.protocol.checkpoint

@@ -1,0 +1,132 @@
+"""Which of the tried settings each method gets: the best on validation, from the records of trial experiments.
+
+A trial experiment sweeps a setting (a learning rate) at one seed. Test scores are never looked at: only measurements of
+the split `validation`, after the last step. Every method is given what it was tried with, and how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dual_lora.report import selection
+from dual_lora.report.definition import Experiment
+from dual_lora.report.records import Record
+
+_GROUPS = ("model", "task", "method")
+_LOSS = "loss"  # the measurement of a language model on validation; lower is better
+
+
+class ChoiceError(ValueError):
+    """Trials from which nothing can be chosen; the message names them and the command that makes them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tried setting with what validation said: None if the run failed or diverged."""
+
+    settings: Mapping[str, str]
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen trial of one model, task and method."""
+
+    model: str
+    task: str
+    method: str
+    metric: str
+    chosen: Trial
+    trials: tuple[Trial, ...]
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the best value lies at an end of what was tried: a better one may lie outside."""
+        return len(self.trials) > 2 and self.chosen in (self.trials[0], self.trials[-1])
+
+
+def choose(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[Choice]:
+    """Return the choice of every model, task and method of the experiments.
+
+    Raises `ChoiceError` where an experiment sweeps no setting, a trial has no record, or none of them finished.
+    """
+    choices = []
+    for experiment in experiments:
+        swept = [key for key, values in experiment.sweep.items() if len(values) > 1 and key not in (*_GROUPS, "seed")]
+        if not swept or len(experiment.seeds) > 1:
+            raise ChoiceError(
+                f"experiments/{experiment.name}.yaml: trials sweep a setting (such as recipe.learning_rate) at one seed"
+            )
+        missing = selection.missing(experiment, records)
+        if missing:
+            raise ChoiceError(
+                f"{experiment.name}: {len(missing)} of {len(experiment.cells())} trials have no record; run "
+                + "; ".join(selection.commands(experiment, missing))
+            )
+        groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+        for cell in experiment.cells():
+            groups.setdefault(tuple(cell[key] for key in _GROUPS), []).append(cell)
+        choices += [_choice(experiment, key, cells, swept, records) for key, cells in groups.items()]
+    return choices
+
+
+def _choice(
+    experiment: Experiment,
+    key: tuple[str, ...],
+    cells: Sequence[Mapping[str, str]],
+    swept: Sequence[str],
+    records: Sequence[Record],
+) -> Choice:
+    metric, trials = "", []
+    for cell in cells:
+        found = [record for record in records if selection.belongs(record, cell)]
+        measured = [values for record in found if (values := _validation(record)) is not None]
+        if len(measured) > 1:
+            raise ChoiceError(
+                f"{experiment.name}: {len(measured)} records stand for the trial {dict(cell)}: "
+                f"{', '.join(record.run_id for record in found)}; keep one"
+            )
+        if measured:
+            metric = measured[0][0]
+        trials.append(Trial({name: cell[name] for name in swept}, measured[0][1] if measured else None))
+    finished = [trial for trial in trials if trial.value is not None]
+    if not finished:
+        raise ChoiceError(f"{experiment.name}: no trial of {' '.join(key)} finished with a score on validation")
+    sign = 1 if metric == _LOSS else -1
+    best = min(finished, key=lambda trial: sign * (trial.value or 0.0))
+    return Choice(*key, metric=metric, chosen=best, trials=tuple(trials))
+
+
+def _validation(record: Record) -> tuple[str, float] | None:
+    """Return the metric and value a finished run is judged by; None if it failed or measured none."""
+    if record.status != "finished":
+        return None
+    for measurement in record.scores.measurements:
+        if measurement.split != "validation" or measurement.checkpoint != "last":
+            continue
+        for metric in (_LOSS, record.scores.headline.metric if record.scores.headline else _LOSS):
+            value = measurement.metrics.get(metric)
+            if value is not None:
+                return metric, value
+    return None
+
+
+def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
+    """Return the sweeps that run `study` with the chosen settings; methods without trials run on their recipes.
+
+    Methods of one task that got the same settings share a sweep.
+    """
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for choice in choices:
+        if choice.task in study.tasks and choice.method in study.sweep["method"]:
+            words = [f"{name}={value}" for name, value in choice.chosen.settings.items()]
+            key = (f"task={choice.task}", *words, f"recipe.trials={len(choice.trials)}")
+            grouped.setdefault(key, []).append(choice.method)
+    tried = {choice.method for choice in choices}
+    lines = [
+        " ".join(["python run.py -m", f"experiment={study.name}", f"method={','.join(methods)}", *key])
+        for key, methods in grouped.items()
+    ]
+    rest = [method for method in study.sweep["method"] if method not in tried]
+    return [*lines, *([f"python run.py -m experiment={study.name} method={','.join(rest)}"] if rest else [])]
