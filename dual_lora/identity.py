@@ -11,6 +11,8 @@ from dual_lora.record import digest
 # Words for people: renaming a label must not orphan the records made under the old one.
 _LABELS = ("label",)
 _NOT_IDENTITY = {
+    # Metrics are computed from the kept predictions, at any time and as often as wanted (scripts/rescore.py).
+    "task": ("metrics",),
     "model": ("path", "dimensions", "dtype"),  # the weights' fingerprint and the resolved dtype stand for them
     "method": ("contract", "parameters"),
     "recipe": ("sources", "learning_rates", "trials"),

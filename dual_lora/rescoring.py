@@ -1,0 +1,98 @@
+"""Scoring a finished run again from the predictions it kept: no model, no GPU.
+
+For a machine without Java (METEOR), a scorer that was mended, a metric that is new. What was predicted is checked
+against the hashes in the record, so the new scores are of the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dual_lora import examples, record, tasks
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.tasks.base import Example, Reading, Task
+
+
+def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Return the record with its test measurements computed anew.
+
+    Args:
+        known: the record of a finished run of a model that writes.
+        config: the run's own (`config.json` in its folder), with `task.metrics` and `data.dir` of this machine.
+        folder: the run's, with `predictions/CHECKPOINT.test.SCORING.jsonl`.
+
+    Raises:
+        ConfigError: another run's config, data that changed since, predictions that are missing or not those of the
+            record.
+    """
+    if known["status"] != "finished":
+        raise ConfigError(f"the record's status is {known['status']}: only a finished run can be scored again")
+    task = tasks.load(config)
+    if task.head.kind != "causal_lm":
+        raise ConfigError(f"task={task.name}: only generated and ranked answers are kept to be scored again")
+    if task.fingerprint() != known["identity"]["data"]["fingerprint"]:
+        raise ConfigError(f"data.dir={config.data.dir} does not hold the data that this run was scored on")
+    items = examples.select(task, config).test
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in known["scores"]["measurements"]:
+        key = (entry["checkpoint"], entry["scoring"])
+        if entry["split"] == "test" and key not in found:
+            readings = _readings(known, task, items, folder, *key)
+            found[key] = [
+                {"split": "test", "checkpoint": key[0], **dataclasses.asdict(score)}
+                for score in task.score(readings, items, key[1])
+            ]
+    kept = [entry for entry in known["scores"]["measurements"] if entry["split"] != "test"]
+    measurements = [entry for entries in found.values() for entry in entries] + kept
+    origin = {**known["origin"], "rescored": _origin()}
+    scores = {**known["scores"], "measurements": measurements, "headline": _headline(known, measurements)}
+    scores["notes"] = _notes(known["scores"]["notes"], task)
+    return dict(json.loads(json.dumps({**known, "scores": scores, "origin": origin}, allow_nan=False)))
+
+
+def _readings(
+    known: Mapping[str, Any], task: Any, items: list[Example], folder: Path, checkpoint: str, scoring: str
+) -> list[Reading]:
+    name = f"{checkpoint}.test.{scoring}"
+    path = folder / "predictions" / f"{name}.jsonl"
+    try:
+        lines = sorted(path.read_text(encoding="utf-8").splitlines(), key=lambda line: json.loads(line)["index"])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); evaluate the run again instead") from None
+    if hashlib.sha256("\n".join(lines).encode()).hexdigest() != known["origin"]["predictions_sha256"].get(name):
+        raise ConfigError(f"{path} does not hold the predictions that the record was made from")
+    values = [json.loads(line)["value"] for line in lines]
+    if len(values) != len(items):
+        raise ConfigError(f"{path} holds {len(values)} predictions of {len(items)} items")
+    if scoring == "generate":
+        return [task.read(value, item) for value, item in zip(values, items, strict=True)]
+    return [task.choose(item, scoring, value) for value, item in zip(values, items, strict=True)]
+
+
+def _headline(known: Mapping[str, Any], measurements: list[dict[str, Any]]) -> dict[str, Any]:
+    old = known["scores"]["headline"]
+    value = next(
+        entry["metrics"].get(old["metric"])
+        for entry in measurements
+        if (entry["split"], entry["checkpoint"], entry["scoring"], entry["subset"])
+        == ("test", old["checkpoint"], old["scoring"], old["subset"])
+    )
+    return {**old, "value": value}
+
+
+def _notes(notes: list[str], task: Task) -> list[str]:
+    """Return the run's notes with the task's own replaced by those of this scoring."""
+    about_scoring = ("left out by task.metrics", "no Java:")
+    kept = [note for note in notes if not note.startswith(about_scoring)]
+    return [*kept, *(note for note in task.notes if note.startswith(about_scoring) and note not in kept)]
+
+
+def _origin() -> dict[str, Any]:
+    made = record.origin_of_this_process()
+    return {**{key: made[key] for key in ("commit", "dirty", "versions")}, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""Score finished runs again from the predictions they kept: no model is loaded, no GPU is needed.
+
+    python scripts/rescore.py RUN_ID...                  # all of the task's metrics, e.g. METEOR after installing Java
+    python scripts/rescore.py --all                      # every finished run whose predictions lie here
+    python scripts/rescore.py RUN_ID --data-dir FOLDER   # where the run's local data lies on this machine
+    python scripts/rescore.py RUN_ID --metrics BLEU NIST
+    python scripts/rescore.py RUN_ID --results FOLDER    # instead of results/
+
+The record is replaced by one that says when and by which version it was scored again; all else in it stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["_DUAL_LORA_LAZY"] = "1"  # scoring needs no adapter
+
+from dual_lora import record
+from dual_lora.lock import RunLock
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0, or 1 if a run could not be scored again."""
+    options = _parser().parse_args(arguments)
+    if bool(options.run_ids) == options.all:
+        print("error: name RUN_IDs, or use --all", file=sys.stderr)
+        return 1
+    ids = options.run_ids or _here(options.results)
+    failed = 0
+    for number, run_id in enumerate(ids, 1):
+        try:
+            shown = _one(run_id, options)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"[{number}/{len(ids)}] {run_id}: error: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"[{number}/{len(ids)}] {run_id}: {shown}", flush=True)
+    return 1 if failed else 0
+
+
+def _one(run_id: str, options: argparse.Namespace) -> str:
+    from dual_lora.rescoring import rescore
+    from dual_lora.run import load_config
+
+    path, folder = record.record_path(options.results, run_id), record.run_folder(options.results, run_id)
+    with RunLock(folder):
+        known = record.read(path)
+        if known is None:
+            raise ValueError(f"{path} does not exist; records here: {', '.join(_here(options.results)) or 'none'}")
+        config = load_config(folder / "config.json")
+        config = dataclasses.replace(
+            config,
+            task=dataclasses.replace(config.task, metrics=tuple(options.metrics)),
+            data=dataclasses.replace(config.data, dir=options.data_dir or config.data.dir),
+        )
+        made = rescore(known, config, folder)
+        record.write_json(path, made)
+    before, after = known["scores"]["headline"], made["scores"]["headline"]
+    return f"{after['metric']} {before['value']} -> {after['value']}"
+
+
+def _here(results: Path) -> list[str]:
+    """Return the runs whose record is finished and whose predictions lie here."""
+    found = []
+    for path in sorted((results / "records").glob("*.json")):
+        known = record.read(path)
+        if known and known["status"] == "finished" and (results / "runs" / path.stem / "predictions").is_dir():
+            found.append(path.stem)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_ids", nargs="*", metavar="RUN_ID")
+    parser.add_argument("--all", action="store_true", help="every finished run whose predictions lie here")
+    parser.add_argument("--data-dir", help="the folder of local data, if it lies elsewhere than during the run")
+    parser.add_argument("--metrics", nargs="+", default=[], help="default: all of the task's")
+    parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent.parent / "results")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Settings are chosen on validation alone, and what was predicted can be scored again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dual_lora import run
+from dual_lora.composition import compose
+from dual_lora.config import ConfigError
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SMALL = ["data.source=sample", "profile.max_steps=2", "launch.device=cpu", "protocol=strict"]
+WRITING = ["model=tiny_llama", "task=e2e", "task.metrics=[BLEU,NIST]"]
+
+
+def cell(results: Path, *arguments: str) -> dict[str, Any]:
+    (config,) = compose([*SMALL, f"results={results}", *arguments])
+    return run.run(run.prepare(config))
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_trial_of_a_writing_model_looks_at_no_test_item(tmp_path: Path) -> None:
+    record = cell(tmp_path, *WRITING, "method=lora", "profile=trial")
+    assert record["status"] == "finished", record.get("message")
+    [measured] = record["scores"]["measurements"]
+    assert (measured["split"], measured["scoring"]) == ("validation", "loss")
+    assert record["scores"]["headline"]["value"] == measured["metrics"]["loss"] > 0
+    assert not list((tmp_path / "runs").rglob("*.test.*"))
+
+
+def test_a_trial_of_a_classifier_looks_at_the_held_out_tenth_only(tmp_path: Path) -> None:
+    record = cell(tmp_path, "model=tiny_roberta", "task=glue/rte", "method=lora", "profile=trial")
+    assert {entry["split"] for entry in record["scores"]["measurements"]} == {"validation"}
+    assert record["scores"]["headline"]["metric"] == "accuracy"
+    with pytest.raises(ConfigError, match="holds no validation examples out"):
+        cell(tmp_path, "model=tiny_roberta", "task=glue/rte", "method=lora", "profile=trial", "protocol=paper")
+
+
+def test_a_trial_that_trains_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing would be measured"):
+        cell(tmp_path, *WRITING, "method=none", "profile=trial")
+
+
+EXPERIMENT = """# @package _global_
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      model: tiny_llama
+      task: e2e
+      method: {method}
+      recipe.learning_rate: {rates}
+      protocol: strict
+      profile: {profile}
+      seed: {seeds}
+table:
+  block: Trials
+  columns: [{{label: loss, subset: all, scoring: loss, metric: loss}}]
+"""
+
+
+def test_the_rate_with_the_lowest_validation_loss_is_chosen_and_the_study_gets_it(tmp_path: Path, capsys: Any) -> None:
+    rates = ("1e-9", "3e-2", "1e-8")
+    for rate in rates:
+        cell(tmp_path, *WRITING, "method=lora", "profile=trial", f"recipe.learning_rate={rate}")
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    (experiments / "trials.yaml").write_text(
+        EXPERIMENT.format(method="lora", rates=",".join(rates), profile="trial", seeds=0)
+    )
+    study = EXPERIMENT.format(method="none,lora", rates="1", profile="study", seeds="0,1")
+    (experiments / "study.yaml").write_text(study.replace("      recipe.learning_rate: 1\n", ""))
+    options = ["--records", str(tmp_path / "records"), "--experiments", str(experiments)]
+    assert script("choose_learning_rates").main(["trials", "--then", "study", *options]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "python run.py -m experiment=study method=lora task=e2e recipe.learning_rate=0.03 recipe.trials=3",
+        "python run.py -m experiment=study method=none",
+    ]
+    next((tmp_path / "records").glob("*.json")).unlink()
+    assert script("choose_learning_rates").main(["trials", *options]) == 2
+    assert "1 of 3 trials have no record; run python run.py -m experiment=trials" in capsys.readouterr().err
+
+
+def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path: Path, capsys: Any) -> None:
+    sizes = ["profile=quick", "profile.test_items=3", "protocol.decoding.max_new_tokens=6"]
+    record = cell(tmp_path, *WRITING, "method=lora", *sizes)
+    run_id = record["identity"]["run_id"]
+    again = ["--results", str(tmp_path), "--metrics", "BLEU", "NIST", "NIST_python"]
+    assert script("rescore").main([run_id, *again]) == 0
+    made = json.loads((tmp_path / "records" / f"{run_id}.json").read_text())
+    before, after = (
+        {entry["checkpoint"]: entry["metrics"] for entry in one["scores"]["measurements"] if entry["split"] == "test"}
+        for one in (record, made)
+    )
+    assert before.keys() == after.keys()
+    for checkpoint, metrics in before.items():
+        assert "NIST_python" not in metrics
+        assert after[checkpoint] == {**metrics, "NIST_python": after[checkpoint]["NIST_python"]}
+    assert made["origin"]["rescored"]["versions"]
+    for section in ("identity", "curves", "cost", "execution"):
+        assert made[section] == record[section]
+
+    [predictions] = (tmp_path / "runs" / run_id / "predictions").glob("last.test.generate.jsonl")
+    predictions.write_text(predictions.read_text().replace('"index": 0, "value": "', '"index": 0, "value": "better '))
+    assert script("rescore").main([run_id, *again]) == 1
+    assert "does not hold the predictions" in capsys.readouterr().err
+    assert json.loads((tmp_path / "records" / f"{run_id}.json").read_text()) == made
