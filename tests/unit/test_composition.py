@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import re
 import subprocess
 import sys
 import time
@@ -69,6 +72,42 @@ def test_a_sweep_is_the_product_of_its_choices() -> None:
     }
 
 
+SWEEP = ["task=glue/rte,e2e", "model=tiny_gpt2", "method=lora,dual_lora", "recipe.epochs=1,2", "seed=1,0"]
+
+
+def test_a_cell_of_a_sweep_is_the_cell_of_its_own_command() -> None:
+    cells = compose(["-m", *SWEEP])
+    assert len(cells) == 16
+    for cell in (cells[0], cells[5], cells[15]):
+        words = [f"task={cell.task.name}", "model=tiny_gpt2", f"method={cell.method.name}"]
+        assert cell == one(*words, f"recipe.epochs={cell.recipe.epochs:g}", f"seed={cell.seed}")
+
+
+def test_cells_composed_in_several_processes_are_the_same() -> None:
+    """The command forks while it is small; this process has torch loaded and composes alone."""
+    code = (
+        "import sys; from dual_lora.composition import compose; cells = compose(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules; print([cell.to_dict() for cell in cells])"
+    )
+    environment = {**os.environ, "_DUAL_LORA_LAZY": "1"}
+    words = [sys.executable, "-c", code, "-m", *SWEEP]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    assert ast.literal_eval(done.stdout) == [cell.to_dict() for cell in compose(["-m", *SWEEP])]
+
+
+def test_no_setting_is_made_from_the_seed() -> None:
+    """A sweep composes cells that differ in their seed alone once."""
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert not re.search(r"\$\{[^}]*\bseed\b", path.read_text(encoding="utf-8")), path
+
+
+def test_an_experiment_is_a_sweep_and_the_command_line_narrows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUAL_LORA_DATA", "/data")
+    cells = compose(["experiment=glue_minilm", "seed=3", "method=lora", "recipe.learning_rate=0.5"])
+    assert [cell.task.name for cell in cells] == [f"glue/{name}" for name in ("cola", "sst2", "mrpc", "stsb", "rte")]
+    assert {(cell.seed, cell.method.name, cell.recipe.learning_rate) for cell in cells} == {(3, "lora", 0.5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -84,6 +123,10 @@ def test_a_sweep_is_the_product_of_its_choices() -> None:
         (["recipe.global_batch=-1"], ["global_batch", "-1"]),
         (["data.source=disk"], ["disk", "hub", "local", "sample"]),
         (["data.source=local"], ["data.dir"]),
+        (["-m", "seed=0,x"], ["seed", "x"]),
+        (["-m", "seed=0,-1"], ["seed", "-1"]),
+        (["-m", "method=lora,dual_lor"], ["dual_lor", "dual_lora"]),
+        (["-m", "mehtod=lora,dora"], ["mehtod", "method"]),
     ],
     ids=lambda value: "_".join(value)[:30] if isinstance(value, list) else None,
 )
