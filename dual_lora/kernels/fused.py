@@ -52,8 +52,9 @@ def forward(
     oriented = weight.t() if transposed and weight is not None else weight
     prepared = prepare(factors, reuse=reuse)
     geometry = _geometry(factors, prepared, rule, start)
-    if x.shape[0] <= launch.FEW_TOKENS and base is None:
-        return _few_tokens(x, oriented, bias, prepared, geometry, scaling, start)
+    if x.shape[0] <= launch.FEW_TOKENS:
+        y = _few_tokens(x, oriented, bias, prepared, geometry, scaling, start)
+        return y if base is None else y.add_(base)
     effective = _effective_weight(oriented, prepared, geometry, scaling, start, x.dtype)
     if base is not None:
         return torch.addmm(base, x, effective.t())

@@ -107,13 +107,14 @@ def dual_lora_delta_linear(
 ) -> Tensor:
     """``x @ dW^T`` alone, for bases whose weight is not at hand; arguments and guarantees as in `dual_lora_linear`.
 
-    `base` (..., out), the base layer's output, is added if given: inside the GEMM, which saves a pass over the output.
+    `base` (..., out), the base layer's output, is added if given: inside the GEMM, which saves a pass over the output
+    and a rounding, or, if its dtype is not the product's, afterwards and in its own dtype.
     """
     _, in_features = _check_factors(A, B, C, D)
     x = _compute_input(x, in_features)
     call = Call(scaling, ste, magnitude_activation, direction_activation, False, kernel)
-    if base is not None:
-        base = base.to(x.dtype)
+    if base is not None and base.dtype != x.dtype:
+        return base + _run(x, None, None, None, (A, B, C, D), start, call).to(base.dtype)
     return _run(x, None, None, base, (A, B, C, D), start, call)
 
 

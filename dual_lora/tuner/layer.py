@@ -198,7 +198,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             return self._forward_one_gemm(x, active[0], choice.kernel)
         result = self.base_layer(x, *args, **kwargs)
         for name in active:
-            result = result + self._forward_delta(x, name, choice.kernel).to(result.dtype)
+            result = self._add_delta(result, x, name, choice.kernel)
         return result
 
     def _fits_base_dtype(self, x: Tensor) -> bool:
@@ -221,7 +221,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             kernel=kernel,
         )
 
-    def _forward_delta(self, x: Tensor, name: str, kernel: str) -> Tensor:
+    def _add_delta(self, result: Tensor, x: Tensor, name: str, kernel: str) -> Tensor:
         settings = self.settings[name]
         return dual_lora_delta_linear(
             self.dual_lora_dropout[name](x),
@@ -231,6 +231,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             magnitude_activation=settings.magnitude_activation,
             direction_activation=settings.direction_activation,
             start=self.start_factors(name),
+            base=result,
             kernel=kernel,
         )
 

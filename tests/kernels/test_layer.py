@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import RULE_IDS, RULES, Case, make_case, relative_error
 
-from dual_lora.kernels import delta_weight, dual_lora_linear, reference
+from dual_lora.kernels import delta_weight, dual_lora_delta_linear, dual_lora_linear, reference
 
 PATHS = ["generic", pytest.param("fused", marks=pytest.mark.triton)]
 
@@ -127,21 +127,30 @@ def test_delta_weight_signs_are_exact_outside_a_tiny_band(path: tuple[str, str])
 
 def test_gradients_are_bitwise_reproducible(path: tuple[str, str]) -> None:
     kernel, device = path
-    case = make_case((70,), 130, 140, (16, 16), device=device)
+    case = make_case((70,), 70, 66, (16, 16), device=device)
     first, second = case.run(kernel), case.run(kernel)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_base_output_is_added_and_receives_its_gradient(path: tuple[str, str]) -> None:
-    from dual_lora.kernels import dual_lora_delta_linear
-
+@pytest.mark.parametrize("tokens", [5, 70], ids=["few-tokens", "many-tokens"])
+def test_base_output_is_added_and_receives_its_gradient(path: tuple[str, str], tokens: int) -> None:
     kernel, device = path
-    case = make_case((70,), device=device)
-    base = torch.randn(70, 13, device=device, requires_grad=True)
+    case = make_case((tokens,), device=device)
+    base = torch.randn(tokens, 13, device=device, requires_grad=True)
+    before = base.detach().clone()
     y = dual_lora_delta_linear(case.x, *case.factors, 0.7, base=base, kernel=kernel)
     alone = dual_lora_delta_linear(case.x, *case.factors, 0.7, kernel=kernel)
     torch.testing.assert_close(y, base + alone)
+    assert torch.equal(base, before)
     assert torch.equal(torch.autograd.grad(y, base, case.grad)[0], case.grad)
+
+
+def test_base_output_in_a_wider_dtype_keeps_its_precision(path: tuple[str, str]) -> None:
+    kernel, device = path
+    case = make_case((70,), dtype=torch.bfloat16, device=device)
+    base = torch.randn(70, 13, device=device)
+    y = dual_lora_delta_linear(case.x, *case.factors, 0.7, base=base, kernel=kernel)
+    assert torch.equal(y, base + dual_lora_delta_linear(case.x, *case.factors, 0.7, kernel=kernel).float())
 
 
 def test_nothing_of_the_weights_size_is_saved_for_backward(path: tuple[str, str]) -> None:

@@ -38,6 +38,14 @@ def test_operator_passes_every_check_of_torch(start: bool) -> None:
     torch.library.opcheck(operators.linear, arguments(case))
 
 
+def test_operator_without_a_weight_passes_every_check_of_torch() -> None:
+    case = make_case((5,))
+    base = torch.randn(5, 13).requires_grad_()
+    for tensor in (case.x, *case.factors):
+        tensor.requires_grad_()
+    torch.library.opcheck(operators.linear, (case.x, None, None, base, *arguments(case)[4:]))
+
+
 def test_operator_has_the_gradients_of_the_eager_function() -> None:
     case = make_case(start=True)
     leaves = (case.x, case.bias, *case.factors)
@@ -61,7 +69,7 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         factors, scaling = (self.a, self.b, self.c, self.d), self.warmup * 0.7
         y = dual_lora_linear(x, self.weight, self.case.bias, *factors, scaling)
-        return y + dual_lora_delta_linear(x, *factors, scaling)
+        return dual_lora_delta_linear(x, *factors, scaling, base=y)
 
 
 def test_compiled_layer_has_no_graph_break_and_follows_the_warm_up() -> None:
