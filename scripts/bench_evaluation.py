@@ -9,7 +9,10 @@ attention mask, adapter merged. Ours: batched, masked, with the same beams and g
 accuracy, and on how many items the reading agrees with the published loop's.
 
     items=200        how many items, spread evenly over the test set, the published loop takes
+    greedy=2000      how many items our greedy loop alone takes besides; default: none
     adapter=FOLDER   as for scripts/evaluate.py; its update is merged for all loops
+    weights=random   the model's own dimensions with random weights, made on the device: its speed without its weights
+    vocabulary=FOLDER  with weights=random: the folder of the model's tokenizer.model
     out=FILE.json    where the numbers go; default: the screen alone
 Everything else is as for run.py.
 """
@@ -29,10 +32,11 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 os.environ["_DUAL_LORA_LAZY"] = "1"  # composing answers before torch is loaded
 
+from dual_lora import secrets  # noqa: E402
 from dual_lora.composition import compose  # noqa: E402
 from dual_lora.config import ConfigError, DecodingConfig, RunConfig  # noqa: E402
 
-OWN = ("adapter", "items", "out")
+OWN = ("adapter", "greedy", "items", "out", "vocabulary", "weights")
 PUBLISHED = DecodingConfig(beams=4, max_new_tokens=32)
 
 
@@ -47,7 +51,7 @@ def main(arguments: list[str]) -> int:
         if len(cells) != 1:
             raise ConfigError("one model at a time: give one value per setting and no -m")
         del os.environ["_DUAL_LORA_LAZY"]
-        result = _bench(cells[0], own.get("adapter"), int(own.get("items", "200")))
+        result = _bench(cells[0], own)
     except (ConfigError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -59,36 +63,84 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _bench(config: RunConfig, adapter: str | None, count: int) -> dict[str, Any]:
+def _bench(config: RunConfig, own: dict[str, str]) -> dict[str, Any]:
     import torch
 
-    from dual_lora import models, tasks
+    from dual_lora import tasks
 
     device = "cuda" if torch.cuda.is_available() and config.launch.device != "cpu" else "cpu"
     task: Any = tasks.load(config)
-    loaded = models.load(
-        config.model, task.head, dtype=models.resolve_dtype(config.model, device), seed=config.seed, device=device
-    )
-    model: Any = loaded.model
+    model, tokenizer = _random(config, own, device) if own.get("weights") else _loaded(config, task, device)
+    adapter, count = own.get("adapter"), int(own.get("items", "200"))
     if adapter is not None:
         from evaluate import with_adapter
 
         model = with_adapter(model, Path(adapter)).merge_and_unload()
     examples = task.examples("test")
-    chosen = examples[:: max(1, len(examples) // count)][:count]
     batch_size = config.launch.eval_batch or (128 if device == "cuda" else 16)
-    loops = compare(model, loaded.tokenizer, task, chosen, batch_size)
+    loops = compare(model, tokenizer, task, _spread(examples, count), batch_size)
+    many = int(own.get("greedy", "0"))
     return {
         "model": config.model.name,
+        "weights": own.get("weights", "the model's"),
         "adapter": adapter,
         "protocol": config.protocol.name,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "dtype": str(next(model.parameters()).dtype),
         "batch_size": batch_size,
-        "items": len(chosen),
+        "items": count,
         "versions": {"torch": torch.__version__, "transformers": __import__("transformers").__version__},
         "loops": loops,
+        "greedy": _greedy(model, tokenizer, task, _spread(examples, many), batch_size) if many else None,
+        "command": secrets.shareable(" ".join(["python scripts/bench_evaluation.py", *sys.argv[1:]])),
     }
+
+
+def _loaded(config: RunConfig, task: Any, device: str) -> tuple[Any, Any]:
+    from dual_lora import models
+
+    dtype = models.resolve_dtype(config.model, device)
+    loaded = models.load(config.model, task.head, dtype=dtype, seed=config.seed, device=device)
+    return loaded.model, loaded.tokenizer
+
+
+def _random(config: RunConfig, own: dict[str, str], device: str) -> tuple[Any, Any]:
+    """Return a bfloat16 model of the YAML's dimensions with random weights, and the tokenizer of a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaTokenizer
+
+    from dual_lora.models.architecture import transformers_config
+
+    if own["weights"] != "random" or "vocabulary" not in own or config.model.family != "llama":
+        raise ConfigError("weights=random is for LLaMA models and needs vocabulary=FOLDER (with its tokenizer.model)")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(transformers_config(config.model))
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval(), LlamaTokenizer.from_pretrained(own["vocabulary"])
+
+
+def _spread(examples: Sequence[Any], count: int) -> Sequence[Any]:
+    return examples[:: max(1, len(examples) // max(1, count))][:count]
+
+
+def _greedy(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
+    from dual_lora.generation import generate
+
+    started = time.perf_counter()
+    generate(
+        model,
+        tokenizer,
+        [task.render(example, training=False).prompt for example in examples],
+        DecodingConfig(beams=1, max_new_tokens=PUBLISHED.max_new_tokens),
+        batch_size=batch_size,
+        complete=lambda index, reply: task.complete(reply, examples[index]),
+    )
+    seconds = time.perf_counter() - started
+    return {"items": len(examples), "seconds": round(seconds, 3), "items_per_second": round(len(examples) / seconds, 2)}
 
 
 def compare(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
