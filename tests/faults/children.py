@@ -6,6 +6,7 @@ The server has loaded torch and this package and computed nothing, so its childr
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import io
 import logging
@@ -15,9 +16,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dual_lora.config import RunConfig
 from tests.small_cells import WRITING, config
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -31,7 +34,8 @@ class Child:
 
     def __init__(self, results: Path, *more: str, kind: list[str] = WRITING, fault: Any = None, cells: int = 1) -> None:
         self.log_path = results.with_name(f"{results.name}.{time.time_ns()}.log")
-        self._process = _FORKS.Process(target=_run, args=(results, more, kind, fault, str(self.log_path), cells))
+        chosen = [replace(_composed((*kind,), f"seed={seed}", *more), results=str(results)) for seed in range(cells)]
+        self._process = _FORKS.Process(target=_run, args=(chosen, fault, str(self.log_path)))
         self._process.start()
 
     @property
@@ -80,7 +84,13 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 600) -> A
     raise AssertionError(f"{what} did not come within {seconds} s")
 
 
-def _run(results: Path, more: tuple[str, ...], kind: list[str], fault: Any, log: str, cells: int) -> None:
+@functools.cache
+def _composed(kind: tuple[str, ...], *words: str) -> RunConfig:
+    """Compose a cell as the command does, in the parent and once: it takes as long as the training of a child."""
+    return config(Path("results"), *words, kind=[*kind])
+
+
+def _run(chosen: list[RunConfig], fault: Any, log: str) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -93,7 +103,6 @@ def _run(results: Path, more: tuple[str, ...], kind: list[str], fault: Any, log:
     from dual_lora import run as running
     from dual_lora.launch import check, local, prepare
 
-    chosen = [config(results, f"seed={seed}", *more, kind=kind) for seed in range(cells)]
     for cell in chosen:
         check(cell)
     prepared = prepare(chosen)

@@ -1,15 +1,22 @@
 """What a run imports only when it gets there; loaded once in the server that children are forked from."""
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import accelerate
+import deepspeed
 import hydra
 import peft
+import scipy.stats
+import sklearn.metrics
 import torch
 import transformers
+import transformers.conversion_mapping
+import transformers.models.llama.modeling_llama
+import transformers.models.roberta.modeling_roberta
 
 import dual_lora.callbacks
 import dual_lora.cell
@@ -18,11 +25,30 @@ import dual_lora.heads.causal_lm
 import dual_lora.heads.classifier
 import dual_lora.launch.local
 import dual_lora.methods.application
+import dual_lora.methods.merging
+import dual_lora.methods.optimizers
+import dual_lora.methods.weights
+import dual_lora.metrics.glue
 import dual_lora.models.loading
 import dual_lora.ranking
 import dual_lora.run
+import dual_lora.tasks.commonsense
+import dual_lora.tasks.glue
 import dual_lora.training
 from dual_lora import methods, models
 
 torch.set_num_threads(1)
-__all__ = ["accelerate", "dual_lora", "hydra", "methods", "models", "peft", "transformers"]
+gc.collect()
+gc.freeze()  # every child would otherwise walk through all of these modules whenever it collects garbage
+__all__ = [
+    "accelerate",
+    "deepspeed",
+    "dual_lora",
+    "hydra",
+    "methods",
+    "models",
+    "peft",
+    "scipy",
+    "sklearn",
+    "transformers",
+]
