@@ -107,7 +107,7 @@ def test_pruning_follows_the_sealing(tmp_path):
     assert checkpoints.latest_complete(folder) == folder / "checkpoint-2"
 
 
-@pytest.mark.parametrize("damage", [pytest.param(truncate, marks=pytest.mark.slow), flip_a_bit])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
 def test_run_continues_from_the_checkpoint_before_a_damaged_one(damage, undisturbed, tmp_path):
     results = tmp_path / "results"
     step = "dual_lora.training._Trainer.training_step"
@@ -143,10 +143,7 @@ class Evil:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["optimizer.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scheduler.pt", "rng_state.pth"))],
-)
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_no_foreign_object_is_unpickled_from_a_checkpoint(name, tmp_path):
     """Not even from a checkpoint whose manifest agrees, which an attacker would see to."""
     results, trap = tmp_path / "results", tmp_path / "executed"
@@ -166,8 +163,8 @@ def test_no_foreign_object_is_unpickled_from_a_checkpoint(name, tmp_path):
 FULL_DISK = [
     ("torch.save", 6),
     ("dual_lora.training.seal", 2),
-    pytest.param("dual_lora.cell.save_file", 1, marks=pytest.mark.slow),
-    pytest.param("dual_lora.callbacks.save_file", 1, marks=pytest.mark.slow),
+    ("dual_lora.cell.save_file", 1),
+    ("dual_lora.callbacks.save_file", 1),
 ]
 
 

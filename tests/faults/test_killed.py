@@ -88,7 +88,6 @@ def test_at_most_one_interval_is_repeated(undisturbed, tmp_path):
     assert resumed == 4
 
 
-@pytest.mark.slow
 def test_killed_three_times_over(undisturbed, tmp_path):
     """A resumed run is killed as well, and again."""
     for number in (3, 2, 2):
