@@ -122,3 +122,36 @@ def test_sharded_run_continues_from_its_checkpoint(stage, alone, checkpoint, tmp
     continued = run(tmp_path, checkpoint, *launcher)
     assert continued["execution"]["resumed_from"] == [4]
     assert_same(continued, tmp_path, alone)
+
+
+# Read by Python as it starts, before anything of ours: the fault is in the test, not in the program.
+KILL_BEFORE_EVALUATION = """
+import os
+if os.environ.get("RANK") == "1" and not os.path.exists({over!r}):
+    import sys, threading, time
+    def act():
+        while "dual_lora.training" not in sys.modules: time.sleep(0.05)
+        from dual_lora import deepspeed_config
+        deepspeed_config.ready_to_evaluate = lambda *_: os.kill(os.getpid(), 9)
+    threading.Thread(target=act, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_partitioned_run_killed_between_training_and_evaluation_continues(alone, checkpoint, tmp_path, monkeypatch):
+    """The trained weights are loaded into shards that no training in this process has prepared."""
+    over = tmp_path / "over"
+    (tmp_path / "sitecustomize.py").write_text(KILL_BEFORE_EVALUATION.format(over=str(over)))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    results = tmp_path / "results"
+    cell = config(results, *GROUPS["ZeRO-3"], f"model.path={checkpoint}")
+    assert launch([cell]) == 130
+    assert only_record(results)["status"] == "interrupted"
+    [trained] = (results / "runs").glob("*/trained.json")
+    finished = trained.stat().st_mtime_ns
+    over.touch()
+    record = run(results, checkpoint, *GROUPS["ZeRO-3"])
+    assert trained.stat().st_mtime_ns == finished, "it was trained again"
+    assert record["status"] == "finished"
+    assert record["execution"]["zero_stage"] == 3
+    assert_same(record, results, alone)
