@@ -43,6 +43,10 @@ def launch(cells: list[RunConfig]) -> int:
     if cells[0].plan:
         describe(cells)
         return 0
+    if cells[0].launch.engine == "single" and cells[0].launch.parallel > 1 and len(cells) > 1:
+        from dual_lora.launch import forks
+
+        forks.serve(cells)
     return _run_here(prepare(cells))
 
 

@@ -161,7 +161,7 @@ class Group:
             for rank, failure in error.failures.items():
                 if failure.exitcode < 0 and rank not in spoke:
                     found.append(
-                        {"rank": rank, "time": failure.timestamp, "trace": ""} | _death(rank, -failure.exitcode)
+                        {"rank": rank, "time": failure.timestamp, "trace": ""} | death(rank, -failure.exitcode)
                     )
         return found
 
@@ -173,7 +173,7 @@ class Group:
             self.file.unlink(missing_ok=True)
 
 
-def _death(rank: int, number: int) -> dict[str, Any]:
+def death(rank: int, number: int) -> dict[str, Any]:
     name = signal.Signals(number).name
     if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
         return {"status": "failed", "message": f"rank {rank} crashed with {name}"}

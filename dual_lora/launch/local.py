@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import ConfigError
+from dual_lora.launch import forks
 from dual_lora.launch.show import title
 from dual_lora.lock import RunIsBusy
 
 logger = logging.getLogger(__name__)
+Worker = forks.Fork | subprocess.Popen[bytes]
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 
 
@@ -89,7 +91,7 @@ def _groups_one_by_one(waiting: list[Any]) -> None:
 
 
 def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
-    running: list[tuple[Any, subprocess.Popen[bytes], int]] = []  # with the place among those side by side
+    running: list[tuple[Any, Worker, int]] = []  # with the place among those side by side
     total, begun = len(waiting), time.perf_counter()
     try:
         while waiting or running:
@@ -101,6 +103,7 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
             for item, process, place in list(running):
                 if process.poll() is not None:
                     running.remove((item, process, place))
+                    _record_crash(item, process)
                     done = total - len(waiting) - len(running)
                     left = (time.perf_counter() - begun) / done * (total - done)
                     logger.info(
@@ -116,19 +119,35 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
         logger.error("stopped; the same command continues")
 
 
-def _start(item: Any, place: int) -> subprocess.Popen[bytes]:
-    """Start a process that runs one cell: a worker, or for a group the parent of it."""
-    kind = "--worker" if item.config.launch.engine == "single" else "--group"
+def _start(item: Any, place: int) -> Worker:
+    """Start a process that runs one cell: a forked worker, or for a group the parent of it."""
     file = write_config(item)
     cards = _cards(place, item.config.launch.num_gpus)
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {})}
+    if item.config.launch.engine == "single":
+        return forks.Fork(file, item.folder / "log.txt", environment, item.config.launch.parallel)
     with (item.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(RUN), kind, str(file)],
+            [sys.executable, str(RUN), "--group", str(file)],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {})},
+            env=environment,
         )
+
+
+def _record_crash(item: Any, worker: Worker) -> None:
+    """Record a worker that a signal ended before it could say why; a group's parent does so itself."""
+    from dual_lora import run
+    from dual_lora.launch.group import death
+
+    if isinstance(worker, forks.Fork) and worker.returncode is not None and worker.returncode < 0:
+        said = death(0, -worker.returncode)
+        try:
+            run.write_failure(item, said["status"], said["message"], "")
+        except RunIsBusy:  # another command works on this run
+            return
+        logger.error("%s: %s", said["status"], said["message"])
 
 
 def _cards(place: int, wanted: int) -> list[str]:

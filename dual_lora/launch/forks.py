@@ -1,0 +1,80 @@
+"""Workers forked from a process that has loaded torch and this package, and has computed nothing.
+
+Imports take a worker seconds, more than a short run trains; a study of hundreds of runs pays them once here. A fork is
+still a process of its own: nothing leaks from one cell to the next, and one that crashes takes no other with it.
+
+    serve(cells)                        # early: the server loads while this process checks the cells
+    worker = Fork(file, log, environment)
+    worker.poll(), worker.terminate(), worker.wait()      # as of subprocess.Popen
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dual_lora.config import RunConfig
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_EVERY = ["dual_lora.run", "dual_lora.launch.worker", "dual_lora.methods.application", "dual_lora.models.loading"]
+_HEADS = {"glue": "dual_lora.heads.classifier"}
+
+
+def serve(cells: Sequence[RunConfig]) -> None:
+    """Start the process that workers are forked from, without waiting for it. One that runs already is kept."""
+    # torch must not touch a driver to say whether there is a GPU: processes forked after that could not use it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    tasks = {cell.task.module for cell in cells}
+    heads = {_HEADS.get(module, "dual_lora.heads.causal_lm") for module in tasks}
+    _CONTEXT.set_forkserver_preload([*_EVERY, *sorted(heads), *(f"dual_lora.tasks.{name}" for name in sorted(tasks))])
+    multiprocessing.forkserver.ensure_running()
+
+
+class Fork:
+    """One worker that does what `run.py --worker FILE` does; it writes to `log` and has `environment` alone.
+
+    side_by_side: how many share this machine's cores, unless `OMP_NUM_THREADS` divides them.
+    """
+
+    def __init__(self, file: Path, log: Path, environment: Mapping[str, str], side_by_side: int) -> None:
+        threads = None if "OMP_NUM_THREADS" in environment else max(1, (os.cpu_count() or 1) // side_by_side)
+        self._process = _CONTEXT.Process(target=_work, args=(str(file), str(log), dict(environment), threads))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs; the negative signal number of one that a signal ended."""
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
+
+
+def _work(file: str, log: str, environment: dict[str, str], threads: int | None) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(log, "ab") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    import torch
+
+    # A package that was loaded may have touched the driver all the same (private: torch offers no other way to ask).
+    if torch.cuda._is_in_bad_fork():
+        run = Path(__file__).resolve().parents[2] / "run.py"
+        os.execv(sys.executable, [sys.executable, str(run), "--worker", file])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    from dual_lora.launch.worker import work
+
+    sys.exit(work(file))

@@ -1,0 +1,83 @@
+"""Cells side by side: forked workers make the records of processes of their own, and a crash takes no other with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dual_lora import run
+from dual_lora.composition import compose
+from dual_lora.launch import launch
+from dual_lora.launch.local import write_config
+from tests.small_cells import CLASSIFYING, ROOT, arguments, config, numbers
+
+
+def records(results: Path) -> dict[str, dict[str, Any]]:
+    found = (json.loads(path.read_text()) for path in (results / "records").glob("*.json"))
+    return {record["identity"]["run_id"]: record for record in found}
+
+
+def side_by_side(results: Path, *more: str) -> int:
+    words = arguments(results, "launch.parallel=2", *more, kind=CLASSIFYING)
+    return launch(compose(["-m", *words]))
+
+
+def test_forked_cells_make_the_records_of_processes_of_their_own(tmp_path: Path) -> None:
+    assert side_by_side(tmp_path / "forked", "method=lora,dual_lora", "seed=0,1") == 0
+    forked = records(tmp_path / "forked")
+    assert len(forked) == 4
+    for method, seed in (("lora", 1), ("dual_lora", 0)):
+        words = arguments(tmp_path / "alone", f"method={method}", f"seed={seed}", kind=CLASSIFYING)
+        subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, check=True, capture_output=True)
+    alone = records(tmp_path / "alone")
+    assert len(alone) == 2
+    for run_id, record in alone.items():
+        assert numbers(forked[run_id]) == numbers(record)
+
+
+def test_a_cell_writes_to_its_own_log_and_follows_the_commands_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DUAL_LORA_COMMAND", "python run.py of this test")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert side_by_side(tmp_path, "method=lora", "seed=0,1") == 0
+    for run_id, record in records(tmp_path).items():
+        assert "finished" in (tmp_path / "runs" / run_id / "log.txt").read_text()
+        assert record["origin"]["command"] == "python run.py of this test"
+        assert record["execution"]["threads"] == max(1, (os.cpu_count() or 1) // 2), "two cells share the cores"
+    assert "training:" not in capfd.readouterr().err
+
+
+def test_a_cell_that_crashes_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "crashing.py").write_text(
+        "import os, signal\nfrom dataclasses import dataclass\nimport peft\n\n"
+        "@dataclass\nclass CrashConfig(peft.LoraConfig):\n"
+        "    def __post_init__(self):\n        os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    classes = "method.config_class=crashing.CrashConfig,peft.LoraConfig"
+    assert side_by_side(tmp_path, "method=lora", classes, "seed=0,1") == 1
+    ends = {(record["identity"]["seed"], record["status"]) for record in records(tmp_path).values()}
+    assert ends == {(seed, status) for seed in (0, 1) for status in ("finished", "failed")}
+    failed = [record for record in records(tmp_path).values() if record["status"] == "failed"]
+    assert all("crashed with SIGSEGV" in record["message"] for record in failed)
+
+
+def test_a_fork_that_cannot_use_its_gpu_becomes_a_process_of_its_own(tmp_path: Path) -> None:
+    """Where a package that the server loads has touched the driver, torch refuses CUDA in every fork."""
+    item = run.prepare(config(tmp_path, "method=lora", kind=CLASSIFYING))
+    code = (
+        "import os, sys, torch; torch.cuda._is_in_bad_fork = lambda: True;"
+        "from dual_lora.launch.forks import _work; _work(sys.argv[1], sys.argv[2], dict(os.environ), None)"
+    )
+    log = tmp_path / "log.txt"
+    words = [sys.executable, "-c", code, str(write_config(item)), str(log)]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    (record,) = records(tmp_path).values()
+    assert record["status"] == "finished", log.read_text()
