@@ -51,14 +51,19 @@ def encode(
     if not texts:
         return [], {"examples": 0, "truncated": 0}
     columns = [list(column) for column in zip(*texts, strict=True)]
-    full = tokenizer(*columns, verbose=False)["input_ids"]
-    truncated = sum(len(ids) > max_length_tokens for ids in full)
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length_tokens) if truncated else tokenizer(*columns)
+    encoded = tokenizer(*columns, verbose=False)
+    too_long = [place for place, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length_tokens]
+    if too_long:
+        shortened = [[column[place] for place in too_long] for column in columns]
+        cut = tokenizer(*shortened, truncation=True, max_length=max_length_tokens)
+        for name, values in encoded.items():
+            for place, value in zip(too_long, cut[name], strict=True):
+                values[place] = value
     rows = []
     for position, example in enumerate(examples):
         row = {name: values[position] for name, values in encoded.items()}
         rows.append({**row, "labels": task.target(example), "length": len(row["input_ids"])})
-    return rows, {"examples": len(rows), "truncated": truncated}
+    return rows, {"examples": len(rows), "truncated": len(too_long)}
 
 
 class Collator:

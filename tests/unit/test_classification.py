@@ -58,6 +58,10 @@ def test_over_long_examples_are_cut_and_counted(rte):
     assert counts == {"examples": len(examples), "truncated": sum(length > limit for length in lengths)}
     assert counts["truncated"] > 0
     assert max(len(row["input_ids"]) for row in rows) == limit
+    columns = [list(column) for column in zip(*(rte.task.texts(example) for example in examples), strict=True)]
+    whole = rte.tokenizer(*columns, truncation=True, max_length=limit)
+    for name in whole:
+        assert [row[name] for row in rows] == whole[name], "cutting the long ones alone changes nothing"
     with pytest.raises(ValueError, match="max_length_tokens=4"):
         classification.encode(rte.task, examples, rte.tokenizer, 4)
 
