@@ -48,7 +48,7 @@ def _table(choices: list[choice.Choice]) -> Table:
     table = Table("model", "task", "method", "chosen", "validation", "tried")
     for made in choices:
         tried = ", ".join(
-            f"{' '.join(trial.settings.values())}: {'failed' if trial.value is None else f'{trial.value:.4f}'}"
+            f"{' '.join(trial.settings.values())}: {'diverged' if trial.value is None else f'{trial.value:.4f}'}"
             for trial in made.trials
         )
         chosen = " ".join(f"{key}={value}" for key, value in made.chosen.settings.items())

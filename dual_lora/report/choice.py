@@ -23,7 +23,7 @@ class ChoiceError(ValueError):
 
 @dataclass(frozen=True)
 class Trial:
-    """One tried setting with what validation said: None if the run failed or diverged."""
+    """One tried setting with what validation said: None if the training diverged."""
 
     settings: Mapping[str, str]
     value: float | None
@@ -49,7 +49,8 @@ class Choice:
 def choose(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[Choice]:
     """Return the choice of every model, task and method of the experiments.
 
-    Raises `ChoiceError` where an experiment sweeps no setting, a trial has no record, or none of them finished.
+    A trial that diverged has lost. Raises `ChoiceError` where an experiment sweeps no setting, a trial has no record or
+    ended otherwise (out of memory, interrupted), which says nothing about its setting, or none of them finished.
     """
     choices = []
     for experiment in experiments:
@@ -81,6 +82,12 @@ def _choice(
     metric, trials = "", []
     for cell in cells:
         found = [record for record in records if selection.belongs(record, cell)]
+        unsettled = [f"{r.run_id} ({r.status})" for r in found if r.status not in ("finished", "diverged")]
+        if unsettled and len(unsettled) == len(found):
+            raise ChoiceError(
+                f"{experiment.name}: the trial {dict(cell)} did not end: {', '.join(unsettled)}; run the same command "
+                "again, with retry=true where a run failed"
+            )
         measured = [values for record in found if (values := _validation(record)) is not None]
         if len(measured) > 1:
             raise ChoiceError(
@@ -95,7 +102,8 @@ def _choice(
         raise ChoiceError(f"{experiment.name}: no trial of {' '.join(key)} finished with a score on validation")
     sign = 1 if metric == _LOSS else -1
     best = min(finished, key=lambda trial: sign * (trial.value or 0.0))
-    return Choice(*key, metric=metric, chosen=best, trials=tuple(trials))
+    model, task, method = key
+    return Choice(model, task, method, metric, chosen=best, trials=tuple(trials))
 
 
 def _validation(record: Record) -> tuple[str, float] | None:

@@ -89,7 +89,15 @@ def test_the_rate_with_the_lowest_validation_loss_is_chosen_and_the_study_gets_i
         "python run.py -m experiment=study method=lora task=e2e recipe.learning_rate=0.03 recipe.trials=3",
         "python run.py -m experiment=study method=none",
     ]
-    next((tmp_path / "records").glob("*.json")).unlink()
+    path = next((tmp_path / "records").glob("*.json"))
+    kept = path.read_text()
+    path.write_text(kept.replace('"status": "finished"', '"status": "out_of_memory"'))
+    assert script("choose_learning_rates").main(["trials", *options]) == 2  # says nothing about its rate
+    assert "did not end" in capsys.readouterr().err
+    path.write_text(kept.replace('"status": "finished"', '"status": "diverged"'))
+    script("choose_learning_rates").main(["trials", *options])  # a rate that has lost
+    assert "diverged" in capsys.readouterr().out
+    path.unlink()
     assert script("choose_learning_rates").main(["trials", *options]) == 2
     assert "1 of 3 trials have no record; run python run.py -m experiment=trials" in capsys.readouterr().err
 
