@@ -57,8 +57,11 @@ def trust_own_types(config: RunConfig) -> None:
     torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
-def partition_while_loading(config: RunConfig, world_size: int) -> Any:
+def partition_while_loading(config: RunConfig, world_size: int, dtype: str) -> Any:
     """Make transformers create and load weights in shards from now on (ZeRO-3), until the returned object is dropped.
+
+    dtype: "float32" or "bfloat16", of the shards. DeepSpeed makes them in the dtype of its own precision mode, whatever
+    transformers loads: without one, a bfloat16 base would be held and sent around in float32.
 
     None where weights are loaded whole: other stages and engines, and the random models of the tests, whose weights are
     drawn and not read; DeepSpeed shards those when training begins.
@@ -70,6 +73,7 @@ def partition_while_loading(config: RunConfig, world_size: int) -> Any:
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
+    settings["bf16"] = {"enabled": dtype == "bfloat16"}  # while loading only: training computes under autocast
     # DeepSpeed takes over the group that is there; until it has, it believes that there is one process.
     backend = "gloo" if config.launch.device == "cpu" else "nccl"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
