@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from dual_lora import models
 from dual_lora.launch import launch
 from dual_lora.tasks.base import Head
-from tests.small_cells import ROOT, config, only_record
+from tests.small_cells import CLASSIFYING, ROOT, config, only_record
 
 BOUND = 2e-5
 BOUND_BFLOAT16 = 5e-3  # 8 bits; the forward pass adds base and update in another order than the fused one
@@ -109,6 +109,22 @@ def test_partitioned_over_two_processes(alone, checkpoint, tmp_path):
 @pytest.mark.parametrize("name", [name for name in GROUPS if name != "ZeRO-3"])
 def test_groups(name, alone, checkpoint, tmp_path):
     assert_same(run(tmp_path, checkpoint, *GROUPS[name]), tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two processes and accumulation", "ZeRO-3"])
+def test_classifier(name, tmp_path):
+    """With a head that is trained beside the adapter, and a loss that is a mean over rows and not over tokens."""
+    loaded = models.load(config(tmp_path, kind=CLASSIFYING).model, Head("classification", 2), dtype="float32", seed=0)
+    for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        setattr(loaded.model.config, dropout, 0.0)  # each process would draw its own
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.tokenizer.save_pretrained(tmp_path / "model")
+    words, records = (f"model.path={tmp_path / 'model'}",), []
+    for folder, launcher in (("alone", ()), ("group", GROUPS[name])):
+        assert launch([config(tmp_path / folder, *launcher, *words, kind=CLASSIFYING)]) == 0
+        records.append(only_record(tmp_path / folder))
+    assert_same(records[1], tmp_path / "group", (records[0], tmp_path / "alone"))
 
 
 @pytest.mark.slow
