@@ -126,7 +126,8 @@ def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], d
             port = free.getsockname()[1]
         os.environ |= {"TORCHELASTIC_RUN_ID": f"bench-{os.getpid()}", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network may not know its own name
+        for library in ("GLOO", "NCCL"):  # a machine without a network may not know its own name
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     processes.join(device)
     config = make_config(method, launcher, size, device, folder)
     deepspeed_config.trust_own_types(config)
