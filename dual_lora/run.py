@@ -25,7 +25,9 @@ from dual_lora.tasks.base import Task
 from dual_lora.training import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
-_CPU_BATCH = 4
+# On a CPU. A language model's logits (tokens × vocabulary) take gigabytes; a classifier's batch only gets faster: 2.0
+# core-seconds for 32 examples of RTE with MiniLM and Dual LoRA in batches of 16, 2.45 in batches of 4.
+_CPU_BATCH = {"causal_lm": 4, "classification": 16}
 EXIT_CODES = {"finished": 0, "interrupted": 130, "timed_out": 130}  # every other status: 1
 
 
@@ -67,7 +69,6 @@ def prepare(config: RunConfig) -> Prepared:
     Raises `ConfigError` or `DataError`: a setting, a model that is not there, data that cannot be used.
     """
     device = resolve_device(config)
-    config = _bounded_batch(config, device)
     plan_batches(config, world_size=config.launch.world_size)
     methods.check(config.method)
     config, _ = at_budget(config)
@@ -75,6 +76,7 @@ def prepare(config: RunConfig) -> Prepared:
     models.check_available(config.model)
     task = tasks.load(config)
     methods.check_task(config.method, task.head)
+    config = _bounded_batch(config, device, _CPU_BATCH[task.head.kind])
     examples.select(task, config)  # every file is read once now: a damaged one is found before any training
     dtype = models.resolve_dtype(config.model, device)
     start = initial.resolve(config)
@@ -88,12 +90,12 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(config, task, dtype, device, named, start)
 
 
-def _bounded_batch(config: RunConfig, device: str) -> RunConfig:
-    """Choose a small per-device batch on a CPU, unless one is asked for: larger ones only take gigabytes."""
+def _bounded_batch(config: RunConfig, device: str, largest: int) -> RunConfig:
+    """Choose a small per-device batch on a CPU, unless one is asked for."""
     share = config.recipe.global_batch // max(1, config.launch.world_size)
     if device != "cpu" or config.launch.per_device_batch is not None or share < 1:
         return config
-    batch = max(size for size in range(1, _CPU_BATCH + 1) if share % size == 0)
+    batch = max(size for size in range(1, largest + 1) if share % size == 0)
     return dataclasses.replace(config, launch=dataclasses.replace(config.launch, per_device_batch=batch))
 
 

@@ -120,6 +120,17 @@ def test_a_batch_that_does_not_divide_is_refused_before_any_work(tmp_path: Path)
     assert not list((tmp_path / "runs").glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "batch"), [("task=e2e model=tiny_llama", 4), ("task=glue/rte model=tiny_roberta", 16)]
+)
+def test_a_cpu_takes_small_batches_and_those_that_are_asked_for(kind: str, batch: int, tmp_path: Path) -> None:
+    words = [*SMALL, *kind.split(), "recipe.global_batch=32", f"results={tmp_path}"]
+    for more, expected in (([], batch), (["launch.per_device_batch=8"], 8)):
+        (config,) = compose([*words, *more])
+        prepared = run.prepare(config)
+        assert prepared.config.launch.per_device_batch == expected
+
+
 def test_cuda_asked_for_and_absent_is_an_error(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
