@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_kernels import RESULTS, environment
 
-from dual_lora import deepspeed_config, methods, processes, training
+from dual_lora import deepspeed_config, methods, processes, secrets, training
 from dual_lora.composition import compose
 from dual_lora.config import RunConfig
 from dual_lora.models.architecture import transformers_config
@@ -239,7 +239,7 @@ def main() -> None:
     versions = {name: version(name) for name in ("deepspeed", "transformers", "accelerate", "peft")}
     measured = bench(args.methods, size, device)
     seconds = round(time.perf_counter() - begun, 1)
-    command = " ".join(["python", "scripts/bench_zero.py", *sys.argv[1:]])
+    command = secrets.shareable(" ".join(["python", "scripts/bench_zero.py", *sys.argv[1:]]))
     results = {
         "environment": environment(device) | versions,
         "zero": {"command": command, "seconds": seconds, "smoke": args.smoke, "size": size, **measured},
