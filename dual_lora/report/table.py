@@ -191,17 +191,19 @@ class Builder:
 
     def _notes(self, experiment: Experiment, rows: Sequence[Row], used: set[Published]) -> list[str]:
         notes: list[str] = []
+        chosen_here: dict[str, list[str]] = {}  # settings -> the rows they belong to
         for row in rows:
             name = f"{self._label(experiment, 'model', row)}, {self._label(experiment, 'method', row)}"
             guessed = sorted({setting for r in row.records if not r.untrained for setting in r.guessed})
             if guessed:
-                notes.append(f"{name}: without a public source: {', '.join(guessed)}")
+                chosen_here.setdefault(", ".join(guessed), []).append(name)
             notes += [
                 f"{name}: {record.name('task')}, seed {record.seed}: {record.status} ({record.message})"
                 for record in row.records
                 if record.status != "finished"
             ]
             notes += [f"{name}: not shown: {other}" for other in row.not_shown]
+        notes += [f"{'; '.join(names)}: without a public source: {text}" for text, names in chosen_here.items()]
         records = [record for row in rows for record in row.records]
         notes += [f"{record.name('task')}: {note}" for record in records for note in record.scores.notes]
         devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
