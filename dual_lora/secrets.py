@@ -29,8 +29,9 @@ def hide(text: str) -> str:
 
 
 _FOLDERS = re.compile(r"(?<![\w.])(data\.dir|model\.path|results|hydra\.searchpath|adapter)=(?:'[^']*'|\"[^\"]*\"|\S+)")
+_OPTIONS = re.compile(r"(--output|--results|--records|--data-dir)[ =]\S+")
 
 
 def shareable(command: str) -> str:
     """Return a command as a record keeps it: without secrets, and folders by their setting's name only."""
-    return _FOLDERS.sub(r"\1=FOLDER", hide(command))
+    return _OPTIONS.sub(r"\1 FOLDER", _FOLDERS.sub(r"\1=FOLDER", hide(command)))

@@ -44,3 +44,4 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
 def test_a_kept_command_has_no_folder_of_this_machine() -> None:
     command = "python run.py data.dir=/home/me/data model.path='/my models/x' results=/y init_from=none"
     assert shareable(command) == ("python run.py data.dir=FOLDER model.path=FOLDER results=FOLDER init_from=none")
+    assert shareable("bench.py --output /home/me/out --smoke") == "bench.py --output FOLDER --smoke"
