@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dual_lora import deepspeed_config, examples, heads, initial, methods, models, processes
-from dual_lora.checkpoints import file_sha256
+from dual_lora import examples, heads, initial, methods, models, processes
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
-from dual_lora.evaluation import predictions_sha256
+from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.examples import Items
 from dual_lora.heads import HeadWork
 from dual_lora.initial import Start
 from dual_lora.plan import at_budget, budget_note
 from dual_lora.record import write_json
-from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
-from dual_lora.training import TrainingResult, resume_step, train
+from dual_lora.training import deepspeed_config
+from dual_lora.training.checkpoints import file_sha256
+from dual_lora.training.schedule import plan_batches
+from dual_lora.training.trainer import TrainingResult, resume_step, train
 
 logger = logging.getLogger(__name__)
 

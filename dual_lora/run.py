@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
-from dual_lora import examples, initial, methods, models, processes, record, secrets, stopping, tasks
+from dual_lora import examples, initial, methods, models, processes, record, secrets, tasks
 from dual_lora.cell import Cell
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.identity import identity
 from dual_lora.initial import Start
 from dual_lora.lock import RunLock
 from dual_lora.plan import at_budget
-from dual_lora.schedule import plan_batches
 from dual_lora.tasks.base import Task
-from dual_lora.training import Diverged, Interrupted
+from dual_lora.training import stopping
+from dual_lora.training.schedule import plan_batches
+from dual_lora.training.trainer import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
 # On a CPU. A language model's logits (tokens × vocabulary) take gigabytes; a classifier's batch only gets faster: 2.0

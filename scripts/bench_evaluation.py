@@ -128,7 +128,7 @@ def _spread(examples: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 def _greedy(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
-    from dual_lora.generation import generate
+    from dual_lora.evaluation.generation import generate
 
     started = time.perf_counter()
     generate(
@@ -145,7 +145,7 @@ def _greedy(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batc
 
 def compare(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
     """Return seconds, items per second, accuracy and agreement of the published loop and of ours."""
-    from dual_lora.generation import generate
+    from dual_lora.evaluation.generation import generate
 
     prompts = [task.render(example, training=False).prompt for example in examples]
 

@@ -4,7 +4,7 @@
     python scripts/bench_zero.py --smoke --output FOLDER         # a CPU and a tiny model: does it still run?
 
 The model has the shape of TinyLlama (1.1 billion parameters) and random bf16 weights, made on the device; a step is
-8 x 512 random tokens through the suite's own training path (`dual_lora.training.train`: Trainer, autocast, clipping,
+8 x 512 random tokens through the suite's own training path (`dual_lora.training.trainer`: Trainer, autocast, clipping,
 AdamW, the loss curve). Every variant trains in a process of its own and all of them stay alive; one at a time runs a
 block of steps, in turn, back and forth, so that a drift of the machine hits all alike. The first step of a block is not
 counted. Times are medians with 20 and 80 per cent quantiles of GPU time from step to step (CPU: of the clock).
@@ -33,12 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_kernels import RESULTS, environment
 
-from dual_lora import deepspeed_config, methods, processes, secrets, training
+from dual_lora import methods, processes, secrets
 from dual_lora.composition import compose
 from dual_lora.config import RunConfig
 from dual_lora.models.architecture import transformers_config
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
+from dual_lora.training import deepspeed_config, trainer
 
 METHODS = ("lora", "dual_lora")
 LAUNCHERS = {"plain": ("launch=local",), "zero2": ("launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2")}
@@ -137,7 +138,7 @@ def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], d
     rows = []
     for ids in torch.randint(size["vocab_size"], (16 * size["batch"], size["length"])).tolist():
         rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids})
-    training.train(
+    trainer.train(
         model,
         config,
         tokenizer=tokenizer,

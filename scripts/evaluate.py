@@ -83,7 +83,8 @@ def _adapter_files(folder: Path) -> tuple[Path, str]:
 def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str, str]) -> int:
     from rich.console import Console
 
-    from dual_lora import examples, gate, heads, models, run, tasks
+    from dual_lora import examples, heads, models, run, tasks
+    from dual_lora.evaluation import gate
 
     device = run.resolve_device(config)
     dtype = models.resolve_dtype(config.model, device)

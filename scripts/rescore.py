@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one(run_id: str, options: argparse.Namespace) -> str:
-    from dual_lora.rescoring import rescore
+    from dual_lora.evaluation.rescoring import rescore
     from dual_lora.run import load_config
 
     path, folder = record.record_path(options.results, run_id), record.run_folder(options.results, run_id)

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
-from dual_lora import gate, methods, processes, validation
-from dual_lora.checkpoints import file_sha256
+from dual_lora import methods, processes
 from dual_lora.config import RunConfig
-from dual_lora.evaluation import Evaluator
+from dual_lora.evaluation import gate, validation
+from dual_lora.evaluation.evaluator import Evaluator
 from dual_lora.examples import Items
 from dual_lora.heads import Rows
 from dual_lora.tasks.base import Example, Score, Task
 from dual_lora.tasks.encoding import IGNORED, encode_all
+from dual_lora.training.checkpoints import file_sha256
 
 _VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from dual_lora import classification, initial, methods
+from dual_lora import initial, methods
 from dual_lora.config import RunConfig
-from dual_lora.epoch_scores import EpochScores, Part
+from dual_lora.evaluation import classification
+from dual_lora.evaluation.epoch_scores import EpochScores, Part
 from dual_lora.examples import Items
 from dual_lora.heads import Rows
 from dual_lora.tasks.base import Example

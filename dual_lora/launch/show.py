@@ -20,8 +20,8 @@ def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
     """Print samples, the comparison, where the records are and what to try next."""
     from rich.console import Console
 
+    from dual_lora.evaluation.samples import side_by_side
     from dual_lora.report.screen import comparison
-    from dual_lora.samples import side_by_side
 
     made = [record for record in records if record is not None]
     if not made:

@@ -18,9 +18,9 @@ import transformers.conversion_mapping
 import transformers.models.llama.modeling_llama
 import transformers.models.roberta.modeling_roberta
 
-import dual_lora.callbacks
 import dual_lora.cell
-import dual_lora.generation
+import dual_lora.evaluation.generation
+import dual_lora.evaluation.ranking
 import dual_lora.heads.causal_lm
 import dual_lora.heads.classifier
 import dual_lora.launch.local
@@ -30,11 +30,11 @@ import dual_lora.methods.optimizers
 import dual_lora.methods.weights
 import dual_lora.metrics.glue
 import dual_lora.models.loading
-import dual_lora.ranking
 import dual_lora.run
 import dual_lora.tasks.commonsense
 import dual_lora.tasks.glue
-import dual_lora.training
+import dual_lora.training.callbacks
+import dual_lora.training.trainer
 from dual_lora import methods, models
 
 torch.set_num_threads(1)

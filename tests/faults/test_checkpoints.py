@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dual_lora import checkpoints
+from dual_lora.training import checkpoints
 from tests.faults.children import At, run
 from tests.small_cells import numbers, only_record
 
@@ -101,7 +101,8 @@ def test_pruning_never_removes_the_last(keep, tmp_path):
 
 def test_pruning_follows_the_sealing(tmp_path):
     """With one checkpoint kept, a kill before the new one is whole leaves the old one to continue from."""
-    child = run(tmp_path / "results", "launch.keep_checkpoints=1", fault=At("dual_lora.training.seal", 2, "kill"))
+    fault = At("dual_lora.training.trainer.seal", 2, "kill")
+    child = run(tmp_path / "results", "launch.keep_checkpoints=1", fault=fault)
     assert child.code == -9
     [folder] = (tmp_path / "results" / "runs").glob("*/checkpoints")
     assert checkpoints.latest_complete(folder) == folder / "checkpoint-2"
@@ -110,7 +111,7 @@ def test_pruning_follows_the_sealing(tmp_path):
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
 def test_run_continues_from_the_checkpoint_before_a_damaged_one(damage, undisturbed, tmp_path):
     results = tmp_path / "results"
-    step = "dual_lora.training._Trainer.training_step"
+    step = "dual_lora.training.trainer._Trainer.training_step"
     assert run(results, fault=At(step, 6, "kill")).code == -9
     [folder] = (results / "runs").glob("*/checkpoints")
     damage(folder / "checkpoint-4")
@@ -123,7 +124,7 @@ def test_run_continues_from_the_checkpoint_before_a_damaged_one(damage, undistur
 def test_damaged_trained_weights_are_trained_again(tmp_path):
     """The weights that evaluation would start from have a hash too."""
     results = tmp_path / "results"
-    assert run(results, fault=At("dual_lora.evaluation._Kept.add", 1, "kill")).code == -9
+    assert run(results, fault=At("dual_lora.evaluation.evaluator._Kept.add", 1, "kill")).code == -9
     [path] = (results / "runs").glob("*/last.safetensors")
     before = path.read_bytes()
     path.write_bytes(before[:-3] + b"\0\0\0")
@@ -147,7 +148,7 @@ class Evil:
 def test_no_foreign_object_is_unpickled_from_a_checkpoint(name, tmp_path):
     """Not even from a checkpoint whose manifest agrees, which an attacker would see to."""
     results, trap = tmp_path / "results", tmp_path / "executed"
-    assert run(results, fault=At("dual_lora.training._Trainer.training_step", 4, "kill")).code == -9
+    assert run(results, fault=At("dual_lora.training.trainer._Trainer.training_step", 4, "kill")).code == -9
     [checkpoint] = (results / "runs").glob("*/checkpoints/checkpoint-2")
     torch.save(Evil(trap), checkpoint / name)
     checkpoints.seal(checkpoint)
@@ -162,9 +163,9 @@ def test_no_foreign_object_is_unpickled_from_a_checkpoint(name, tmp_path):
 # The call that fails; the first checkpoint takes four `torch.save`.
 FULL_DISK = [
     ("torch.save", 6),
-    ("dual_lora.training.seal", 2),
+    ("dual_lora.training.trainer.seal", 2),
     ("dual_lora.cell.save_file", 1),
-    ("dual_lora.callbacks.save_file", 1),
+    ("dual_lora.training.callbacks.save_file", 1),
 ]
 
 
@@ -177,7 +178,7 @@ def test_full_disk_is_named_and_leaves_earlier_work_intact(target, number, undis
     assert record["status"] == "failed"
     assert "No space left on device" in record["message"]
     [folder] = (results / "runs").glob("*/checkpoints")
-    assert checkpoints.latest_complete(folder) is not None or target == "dual_lora.callbacks.save_file"
+    assert checkpoints.latest_complete(folder) is not None or target == "dual_lora.training.callbacks.save_file"
     again = run(results, "retry=true")
     assert again.code == 0, again.log
     assert numbers(only_record(results)) == undisturbed["writing"]

@@ -25,8 +25,8 @@ import os
 if os.environ.get("RANK") == "1" and {condition}:
     import threading, time, sys
     def act():
-        while "dual_lora.training" not in sys.modules: time.sleep(0.05)
-        from dual_lora.training import _Trainer
+        while "dual_lora.training.trainer" not in sys.modules: time.sleep(0.05)
+        from dual_lora.training.trainer import _Trainer
         step = _Trainer.training_step
         def faulty(self, *arguments, **keywords):
             if self.state.global_step >= 2: {action}

@@ -19,17 +19,21 @@ KILLED = -9
 EVERY = 2  # steps between checkpoints of the small cells
 # What is called when, and how often in an undisturbed run (at least).
 MOMENTS = {
-    "in a training step": ("dual_lora.training._Trainer.training_step", 6, ["kill", "kill_after"]),
+    "in a training step": ("dual_lora.training.trainer._Trainer.training_step", 6, ["kill", "kill_after"]),
     "before the optimizer's state is in the checkpoint": ("torch.save", 9, ["kill"]),
     "while a part of the checkpoint is written": ("torch.save", 9, ["kill_halfway"]),
-    "before the checkpoint's manifest": ("dual_lora.training.seal", 3, ["kill", "kill_after"]),
-    "while the manifest's hashes are made": ("dual_lora.checkpoints.file_sha256", 12, ["kill"]),
+    "before the checkpoint's manifest": ("dual_lora.training.trainer.seal", 3, ["kill", "kill_after"]),
+    "while the manifest's hashes are made": ("dual_lora.training.checkpoints.file_sha256", 12, ["kill"]),
     "while old checkpoints are removed": ("shutil.rmtree", 1, ["kill", "kill_after"]),
-    "while the best weights are kept": ("dual_lora.callbacks.save_file", 1, ["kill", "kill_halfway"]),
+    "while the best weights are kept": ("dual_lora.training.callbacks.save_file", 1, ["kill", "kill_halfway"]),
     "while the trained weights are kept": ("dual_lora.cell.save_file", 1, ["kill", "kill_halfway", "kill_after"]),
     "while the adapter is saved": ("peft.PeftModel.save_pretrained", 4, ["kill", "kill_after"]),
-    "in the evaluation": ("dual_lora.evaluation._Kept.add", 1, ["kill", "kill_after"]),
-    "while the predictions are brought together": ("dual_lora.evaluation._Kept._write", 2, ["kill", "kill_after"]),
+    "in the evaluation": ("dual_lora.evaluation.evaluator._Kept.add", 1, ["kill", "kill_after"]),
+    "while predictions are joined": (
+        "dual_lora.evaluation.evaluator._Kept._write",
+        2,
+        ["kill", "kill_after"],
+    ),
     "while a small file is replaced": ("os.replace", 8, ["kill", "kill_after"]),
     "while the record is written": ("dual_lora.record.build", 1, ["kill", "kill_after"]),
 }
@@ -72,7 +76,7 @@ def test_killed_at_a_random_time(undisturbed, tmp_path):
 def test_killed_classifier_continues_to_the_same_record(undisturbed, tmp_path):
     """With dropout and the scores of every epoch: random states and choices continue too."""
     draw = random.Random(SEED)
-    fault = At("dual_lora.training._Trainer.training_step", draw.randint(3, 6), "kill")
+    fault = At("dual_lora.training.trainer._Trainer.training_step", draw.randint(3, 6), "kill")
     print(f"FAULT_SEED={SEED}: {fault}")
     child = run(tmp_path / "results", kind=CLASSIFYING, fault=fault)
     assert child.code == KILLED, child.log
@@ -80,7 +84,7 @@ def test_killed_classifier_continues_to_the_same_record(undisturbed, tmp_path):
 
 
 def test_at_most_one_interval_is_repeated(undisturbed, tmp_path):
-    fault = At("dual_lora.training._Trainer.training_step", 6, "kill")  # steps 1 to 5 are done
+    fault = At("dual_lora.training.trainer._Trainer.training_step", 6, "kill")  # steps 1 to 5 are done
     assert run(tmp_path / "results", fault=fault).code == KILLED
     record = continue_and_compare(tmp_path / "results", undisturbed["writing"])
     [resumed] = record["execution"]["resumed_from"]
@@ -91,15 +95,15 @@ def test_at_most_one_interval_is_repeated(undisturbed, tmp_path):
 def test_killed_three_times_over(undisturbed, tmp_path):
     """A resumed run is killed as well, and again."""
     for number in (3, 2, 2):
-        fault = At("dual_lora.training._Trainer.training_step", number, "kill")
+        fault = At("dual_lora.training.trainer._Trainer.training_step", number, "kill")
         assert run(tmp_path / "results", fault=fault).code == KILLED
     continue_and_compare(tmp_path / "results", undisturbed["writing"])
 
 
 def test_finished_training_is_not_trained_again(undisturbed, tmp_path):
-    fault = At("dual_lora.evaluation._Kept.add", 1, "kill")
+    fault = At("dual_lora.evaluation.evaluator._Kept.add", 1, "kill")
     assert run(tmp_path / "results", fault=fault).code == KILLED
-    child = run(tmp_path / "results", fault=At("dual_lora.training._Trainer.training_step", 1, "kill"))
+    child = run(tmp_path / "results", fault=At("dual_lora.training.trainer._Trainer.training_step", 1, "kill"))
     assert child.code == 0, "it trained again"
     assert numbers(only_record(tmp_path / "results")) == undisturbed["writing"]
 

@@ -39,7 +39,7 @@ def dead_process() -> int:
 
 def test_second_shell_says_who_works_on_the_run(tmp_path):
     results, mark = tmp_path / "results", tmp_path / "in the middle"
-    first = Child(results, fault=At("dual_lora.training._Trainer.training_step", 3, "pause", mark))
+    first = Child(results, fault=At("dual_lora.training.trainer._Trainer.training_step", 3, "pause", mark))
     wait_for(mark.exists, "the middle of training")
     try:
         second = run(results)

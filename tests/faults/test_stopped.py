@@ -15,7 +15,7 @@ from dual_lora.run import check_writable
 from tests.faults.children import At, Child, run, wait_for
 from tests.small_cells import CLASSIFYING, config, numbers, only_record
 
-STEP = "dual_lora.training._Trainer.training_step"
+STEP = "dual_lora.training.trainer._Trainer.training_step"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_head_on_a_frozen_base_continues_where_it_stopped(tmp_path):
 
 def test_signal_in_evaluation_is_recorded_and_continued(tmp_path):
     results = tmp_path / "results"
-    child = run(results, fault=At("dual_lora.evaluation._Kept.add", 1, "signal", "SIGTERM"))
+    child = run(results, fault=At("dual_lora.evaluation.evaluator._Kept.add", 1, "signal", "SIGTERM"))
     assert child.code == 130
     assert only_record(results)["status"] == "interrupted"
     again = run(results, fault=At(STEP, 1, "kill"))

@@ -147,7 +147,8 @@ def test_bfloat16_base_partitioned_over_two_processes(checkpoint, tmp_path):
 SHARDS = """
 import collections, json, sys
 from pathlib import Path
-from dual_lora import deepspeed_config, methods, models, processes
+from dual_lora import methods, models, processes
+from dual_lora.training import deepspeed_config
 from dual_lora.tasks.base import Head
 from tests.small_cells import config
 processes.join("cpu")
@@ -211,8 +212,8 @@ import os
 if os.environ.get("RANK") == "1" and not os.path.exists({over!r}):
     import sys, threading, time
     def act():
-        while "dual_lora.training" not in sys.modules: time.sleep(0.05)
-        from dual_lora import deepspeed_config
+        while "dual_lora.training.trainer" not in sys.modules: time.sleep(0.05)
+        from dual_lora.training import deepspeed_config
         deepspeed_config.ready_to_evaluate = lambda *_: os.kill(os.getpid(), 9)
     threading.Thread(target=act, daemon=True).start()
 """

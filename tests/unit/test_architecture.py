@@ -23,10 +23,9 @@ BELOW: dict[str, set[str]] = {
     "methods": {"models", "tasks", "tuner", "kernels"},
     "report": set(),
     "record": set(),
-    "generation": {"tasks"},
-    "ranking": {"tasks", "generation"},
-    "classification": {"tasks"},
-    "schedule": set(),
+    "examples": {"tasks"},
+    "training": {"methods", "record"},
+    "evaluation": {"methods", "tasks", "examples", "record"},
 }
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from dual_lora import classification, methods, models
-from dual_lora.classification import Collator
+from dual_lora import methods, models
 from dual_lora.composition import compose
-from dual_lora.epoch_scores import EpochScores, Part
+from dual_lora.evaluation import classification
+from dual_lora.evaluation.classification import Collator
+from dual_lora.evaluation.epoch_scores import EpochScores, Part
 from dual_lora.tasks import glue
 from dual_lora.tasks.glue.specs import SPECS
 

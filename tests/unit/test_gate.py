@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from dual_lora import gate, generation
 from dual_lora.config import DataConfig, ProtocolConfig, TaskConfig
-from dual_lora.gate import GateError
+from dual_lora.evaluation import gate, generation
+from dual_lora.evaluation.gate import GateError
 from dual_lora.tasks.base import Prompt
 from dual_lora.tasks.commonsense import SUBSETS, Commonsense
 from tests.unit.tiny_text_model import build_gpt2, build_llama, build_tokenizer

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dual_lora.config import DecodingConfig
-from dual_lora.generation import NoRepeatInReply, generate, pad_left
+from dual_lora.evaluation.generation import NoRepeatInReply, generate, pad_left
 from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama, build_tokenizer
 
 PROMPTS = [sentence[:length] for sentence in SENTENCES for length in (7, 19, 40, 90)]

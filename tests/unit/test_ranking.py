@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dual_lora.ranking import rank
+from dual_lora.evaluation.ranking import rank
 from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama, build_tokenizer
 
 PROMPTS = [SENTENCES[1], SENTENCES[0][:30] + "\n", SENTENCES[2] + "\n", "Why?\n"]

@@ -9,7 +9,7 @@ import pytest
 from dual_lora.composition import compose
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.plan import describe, plan
-from dual_lora.schedule import plan_batches, plan_steps, plan_warmup
+from dual_lora.training.schedule import plan_batches, plan_steps, plan_warmup
 
 
 def cell(*arguments: str) -> RunConfig:

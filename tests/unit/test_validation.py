@@ -7,7 +7,7 @@ import torch
 from tiny_text_model import SENTENCES, build_llama, build_tokenizer
 from transformers import DataCollatorForSeq2Seq
 
-from dual_lora.validation import losses
+from dual_lora.evaluation.validation import losses
 
 
 @pytest.fixture(scope="module")

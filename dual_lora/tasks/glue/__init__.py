@@ -9,7 +9,7 @@ What the training loop does with it, so that the published and the honest way ar
    `held_out(examples, fraction, protocol.validation_seed)`: train on the first part, the second is the held-out part.
    Otherwise (paper) train on everything.
 2. After every epoch (and after the last step) measure the development set and, if there is one, the held-out part:
-   `dual_lora.epoch_scores.EpochScores` is the callback that does it. It keeps logits and scores per epoch on disk, so
+   `dual_lora.evaluation.epoch_scores` has the callback that does it. It keeps logits and scores per epoch on disk, so
    the choice needs no saved weights and is made after training.
 3. Report the development set's scores (`score`) at these checkpoints, all in `scores.measurements`, split "test":
    - `best_dev`: the epoch with the highest development score. The published way; optimistic by construction.

@@ -16,13 +16,13 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dual_lora import methods, processes
-from dual_lora.callbacks import Curves, Diverged, Progress, Selection
-from dual_lora.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.config import RunConfig
-from dual_lora.deepspeed_config import deepspeed_config
-from dual_lora.sampling import Epochs, StepSampler
-from dual_lora.schedule import Batches, plan_batches, plan_steps, plan_warmup
-from dual_lora.stopping import Interruption
+from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
+from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
+from dual_lora.training.deepspeed_config import deepspeed_config
+from dual_lora.training.sampling import Epochs, StepSampler
+from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
+from dual_lora.training.stopping import Interruption
 
 logger = logging.getLogger(__name__)
 _CURVE_POINTS = 200  # of each curve in the record; the full curve stays in the run folder

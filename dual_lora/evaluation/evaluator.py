@@ -70,7 +70,7 @@ class Evaluator:
         batch_size = self._batch_size(model)
         with kept, processes.computing_together(model) as callable_model:
             if scoring in ("likelihood", "cloze"):
-                from dual_lora import ranking
+                from dual_lora.evaluation import ranking
 
                 task: Any = self.task  # a task with these scorings has `ranking` and `choose` besides
                 asked = [task.ranking(examples[index], scoring) for index in mine]
@@ -84,7 +84,7 @@ class Evaluator:
                     progress=kept.progress,
                 )
                 return kept
-            from dual_lora import generation
+            from dual_lora.evaluation import generation
 
             generation.generate(
                 callable_model,

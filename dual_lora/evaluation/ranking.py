@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from dual_lora.generation import pad_id, pad_left, positions
+from dual_lora.evaluation.generation import pad_id, pad_left, positions
 from dual_lora.tasks.base import Example, Progress, Reading
 from dual_lora.tasks.encoding import prompt_ids
 

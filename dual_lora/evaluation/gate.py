@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from dual_lora import generation
 from dual_lora.config import DecodingConfig, ProtocolConfig
+from dual_lora.evaluation import generation
 from dual_lora.tasks.base import Example, Task
 from dual_lora.tasks.encoding import prompt_ids
 

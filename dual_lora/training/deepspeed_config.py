@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from dual_lora.config import RunConfig
-from dual_lora.schedule import plan_batches
+from dual_lora.training.schedule import plan_batches
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any] | None:
