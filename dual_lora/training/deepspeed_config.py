@@ -13,6 +13,16 @@ from dual_lora.config import RunConfig
 from dual_lora.training.schedule import plan_batches
 
 
+def zero_stage(config: RunConfig, world_size: int) -> int:
+    """Return the ZeRO stage that is used.
+
+    With one process, stages 1 and 2 have nothing to split, and their hooks on every parameter would cost a third of a
+    small step (`scripts/bench_zero.py`); unless the optimizer's state goes to host memory, stage 0 does the same.
+    """
+    launch = config.launch
+    return 0 if world_size == 1 and launch.zero_stage in (1, 2) and not launch.offload else launch.zero_stage
+
+
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any] | None:
     """Return what DeepSpeed is configured with, or None where the run's engine is another.
 
@@ -23,7 +33,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any] | Non
     if launch.engine != "deepspeed":
         return None
     batches = plan_batches(config, world_size)
-    zero: dict[str, Any] = {"stage": launch.zero_stage}
+    zero: dict[str, Any] = {"stage": zero_stage(config, world_size)}
     if launch.zero_stage == 3:
         # A model that is not a PEFT model is saved whole, which needs its shards gathered.
         zero["stage3_gather_16bit_weights_on_model_save"] = True

@@ -19,7 +19,7 @@ from dual_lora import methods, processes
 from dual_lora.config import RunConfig
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
-from dual_lora.training.deepspeed_config import deepspeed_config
+from dual_lora.training.deepspeed_config import deepspeed_config, zero_stage
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
 from dual_lora.training.stopping import Interruption
@@ -95,7 +95,7 @@ def train(
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
     trainer.layout = {
         "engine": config.launch.engine,
-        "zero_stage": config.launch.zero_stage,
+        "zero_stage": zero_stage(config, batches.world_size),
         "processes": batches.world_size,
     }
     start = _start_from(folder)

@@ -9,6 +9,7 @@ import pytest
 from dual_lora.composition import compose
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.plan import describe, plan
+from dual_lora.training.deepspeed_config import deepspeed_config
 from dual_lora.training.schedule import plan_batches, plan_steps, plan_warmup
 
 
@@ -56,3 +57,20 @@ def test_a_plan_says_what_would_run_without_weights_or_data() -> None:
     text = describe(cell("model=llama3_70b", "method.budget=like:lora@16"))
     for part in ("run ", "70,553,706,496", "31,932 of batch 16", "GiB per device", "138,936,320 wanted"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "stage"),
+    [
+        (["launch.zero_stage=2"], 1, 0),  # nothing to split
+        (["launch.zero_stage=1"], 1, 0),
+        (["launch.zero_stage=2", "launch.offload=true"], 1, 2),  # the optimizer's state leaves the card
+        (["launch.zero_stage=2"], 2, 2),
+        (["launch.zero_stage=3"], 1, 3),  # weights are read in shards, and may be offloaded
+    ],
+)
+def test_one_process_does_not_pay_for_splitting_nothing(settings: list[str], world_size: int, stage: int) -> None:
+    config = cell("launch=deepspeed", f"launch.num_gpus={world_size}", *settings)
+    made = deepspeed_config(config, world_size)
+    assert made is not None
+    assert made["zero_optimization"]["stage"] == stage
