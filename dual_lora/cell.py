@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dual_lora import examples, heads, initial, methods, models, processes
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
+from dual_lora.evaluation import samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.examples import Items
 from dual_lora.heads import HeadWork
@@ -47,6 +48,7 @@ class Cell:
     _cost: dict[str, Any] = field(default_factory=dict)
     _origin: dict[str, Any] = field(default_factory=dict)
     _notes: list[str] = field(default_factory=list)
+    _samples: list[dict[str, str]] = field(default_factory=list)
     _curves: dict[str, Any] = field(default_factory=dict)
     _kernels: dict[str, int] = field(default_factory=dict)
 
@@ -95,6 +97,7 @@ class Cell:
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)
             self._cost["eval_seconds"] = time.perf_counter() - begun
+            self._samples = samples.for_record(self.task, items.test, self.folder / "predictions", self._shown())
         finally:
             self._notes += work.notes
             self._curves = work.curves()
@@ -214,11 +217,16 @@ class Cell:
         if not self._measurements:
             return {"notes": self._notes}
         headline = self._headline()
-        return {"headline": headline, "measurements": self._measurements, "notes": self._notes}
+        found = {"headline": headline, "measurements": self._measurements, "notes": self._notes}
+        return {**found, "samples": self._samples} if self._samples else found
+
+    def _shown(self) -> str:
+        """Return the checkpoint that the headline is of."""
+        return "base" if self._training is None else self.config.protocol.checkpoint
 
     def _headline(self) -> dict[str, Any]:
         metric = self.config.task.headline
-        checkpoint = "base" if self._training is None else self.config.protocol.checkpoint
+        checkpoint = self._shown()
         if self.config.profile.test_items == 0:
             checkpoint = "last"
             shown = self._measurements
@@ -251,7 +259,7 @@ class Cell:
             "device": torch.cuda.get_device_name() if cuda else _processor(),
             "world_size": self.world_size,
             "engine": self.config.launch.engine,
-            "zero_stage": self.config.launch.zero_stage,
+            "zero_stage": deepspeed_config.zero_stage(self.config, self.world_size),
             "global_batch": batches.global_batch,
             "per_device_batch": batches.per_device,
             "accumulation": batches.accumulation,

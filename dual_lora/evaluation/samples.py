@@ -1,14 +1,37 @@
-"""A few generations before and after training, side by side."""
+"""A few generations: kept in the record, and before and after training side by side on the screen."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from dual_lora import examples
+from dual_lora.tasks.base import Example, Task
+
+KEPT = 5
+
+
+def for_record(task: Task, items: Sequence[Example], predictions: Path, checkpoint: str) -> list[dict[str, str]]:
+    """Return input, reply and first reference of five test items: the same ones for every run on the same items.
+
+    Empty for tasks whose replies are read (answers of a few words say nothing), and where nothing was generated.
+    """
+    replies = _replies(predictions / f"{checkpoint}.test.generate.jsonl")
+    if not getattr(task, "free_text", False) or not replies:
+        return []
+    places = [number * len(items) // KEPT for number in range(min(KEPT, len(items)))]
+    return [
+        {
+            "input": task.render(items[place], training=False).prompt.strip(),
+            "reply": str(task.read(replies.get(place, ""), items[place]) or ""),
+            "reference": items[place].references[0],
+        }
+        for place in dict.fromkeys(places)
+    ]
 
 
 def side_by_side(prepared: list[Any]) -> Table | None:

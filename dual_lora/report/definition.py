@@ -87,6 +87,7 @@ class Block:
     published: tuple[PublishedRows, ...] = ()
     published_models: dict[str, str] = field(default_factory=dict)  # our model -> its published name
     published_other_models: tuple[str, ...] = ()
+    samples: bool = False  # show what each row's first seed wrote for a few test inputs
     published_notes: tuple[str, ...] = ()  # files whose other rows about these columns are listed below the table
     figure: Figure | None = None
 

@@ -120,6 +120,11 @@ def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     lines += [_pipes(_texts(line, block, _MARKDOWN)) for line in block.lines]
     lines += ["", f"{block.legend} Run: {block.cells_done} of {block.cells_all} cells.", ""]
     lines += [*(f"- {_plain(note)}" for note in block.notes), ""] if block.notes else []
+    for number, sample in enumerate(block.samples if commands else (), start=1):
+        lines += ["Samples, from the first seed of each row:", ""] if number == 1 else []
+        lines += [f"{number}. {_plain(sample.input)}", f"    - a reference: {_plain(sample.reference)}"]
+        lines += [f"    - {_plain(row)}: {_plain(text) or '(nothing)'}" for row, text in sample.replies]
+    lines += [""] if block.samples and commands else []
     if commands and block.commands:
         lines += ["The empty cells are filled by", "", *(f"    {command}" for command in block.commands), ""]
     return lines

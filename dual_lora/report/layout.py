@@ -58,6 +58,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """What the rows' models wrote for one input."""
+
+    input: str
+    reference: str
+    replies: tuple[tuple[str, str], ...]  # (row, text)
+
+
+@dataclass(frozen=True)
 class BlockView:
     """Lines that compare with each other: one protocol, one profile."""
 
@@ -67,6 +76,7 @@ class BlockView:
     lines: tuple[Line, ...]
     legend: str  # what centre, spread and bold mean here
     notes: tuple[str, ...] = ()
+    samples: tuple[Samples, ...] = ()
     commands: tuple[str, ...] = ()
     cells_done: int = 0
     cells_all: int = 0

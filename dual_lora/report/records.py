@@ -56,12 +56,22 @@ class Headline:
 
 
 @dataclass(frozen=True, config=_TYPED)
+class Sample:
+    """What a model wrote for one test input."""
+
+    input: str
+    reply: str
+    reference: str  # the first one
+
+
+@dataclass(frozen=True, config=_TYPED)
 class Scores:
     """All a run measured. A run that failed may have measured nothing."""
 
     headline: Headline | None = None
     measurements: tuple[Measurement, ...] = ()
     notes: tuple[str, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, config=_TYPED)

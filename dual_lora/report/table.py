@@ -10,7 +10,7 @@ import yaml
 
 from dual_lora.report import measured, published, selection
 from dual_lora.report.definition import Column, Experiment, PublishedRows
-from dual_lora.report.layout import BlockView, Cell, Line, TableView
+from dual_lora.report.layout import BlockView, Cell, Line, Samples, TableView
 from dual_lora.report.measured import Row
 from dual_lora.report.published import Published
 from dual_lora.report.records import Record
@@ -60,8 +60,13 @@ class Builder:
             )
             for panel, columns in experiment.panels().items()
         ]
-        notes = tuple(self._notes(experiment, rows, used))
-        return [*views[:-1], replace(views[-1], notes=notes, commands=tuple(selection.commands(experiment, missing)))]
+        below = replace(
+            views[-1],
+            notes=tuple(self._notes(experiment, rows, used)),
+            samples=tuple(self._samples(experiment, rows)) if experiment.block.samples else (),
+            commands=tuple(selection.commands(experiment, missing)),
+        )
+        return [*views[:-1], below]
 
     def _lines(
         self,
@@ -188,6 +193,17 @@ class Builder:
         if text not in self.sources:
             self.sources.append(text)
         return self.sources.index(text) + 1
+
+    def _samples(self, experiment: Experiment, rows: Sequence[Row]) -> list[Samples]:
+        """Gather replies by input, over the rows."""
+        found: dict[str, Samples] = {}
+        for row in rows:
+            first = min((r for r in row.records if r.scores.samples), key=lambda record: record.seed, default=None)
+            for sample in first.scores.samples if first else ():
+                before = found.get(sample.input, Samples(sample.input, sample.reference, ()))
+                reply = (self._label(experiment, "method", row), sample.reply)
+                found[sample.input] = replace(before, replies=(*before.replies, reply))
+        return list(found.values())
 
     def _notes(self, experiment: Experiment, rows: Sequence[Row], used: set[Published]) -> list[str]:
         notes: list[str] = []

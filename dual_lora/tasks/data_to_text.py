@@ -57,6 +57,7 @@ class DataToText:
     """The `Task` of a data-to-text set; see `dual_lora.tasks.base.Task`."""
 
     head = Head("causal_lm")
+    free_text = True  # replies are worth looking at: some go into the record
 
     def __init__(
         self,

@@ -126,3 +126,13 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     assert script("rescore").main([run_id, *again]) == 1
     assert "does not hold the predictions" in capsys.readouterr().err
     assert json.loads((tmp_path / "records" / f"{run_id}.json").read_text()) == made
+
+
+def test_a_record_keeps_what_was_written_for_the_same_few_inputs(tmp_path: Path) -> None:
+    sizes = ["profile=quick", "profile.test_items=7", "protocol.decoding.max_new_tokens=4"]
+    kept = [cell(tmp_path, *WRITING, f"method={method}", *sizes)["scores"]["samples"] for method in ("none", "lora")]
+    assert [len(samples) for samples in kept] == [5, 5]
+    assert [sample["input"] for sample in kept[0]] == [sample["input"] for sample in kept[1]]
+    assert all(sample["reference"] for samples in kept for sample in samples)
+    labels = ["model=tiny_llama", "task=commonsense", "method=none", *sizes[:1], "profile.test_items=1"]
+    assert "samples" not in cell(tmp_path, *labels, "protocol.decoding.max_new_tokens=2")["scores"]

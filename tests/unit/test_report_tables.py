@@ -309,3 +309,16 @@ def test_a_swept_setting_makes_a_row_each_and_a_reproducible_figure(build, tmp_p
         drawn.append((tmp_path / name).read_text())
     assert drawn[0] == drawn[1]
     assert not figures.draw(experiment, [], tmp_path / "none.svg")
+
+
+def test_samples_of_the_first_seed_stand_below_the_table_by_input(build):
+    values = [record(method, seed) for method in ("lora", "dual_lora") for seed in (0, 1)]
+    for value in values:
+        reply = f"{value['identity']['method']['name']} {value['identity']['seed']}"
+        value["scores"]["samples"] = [{"input": "name : X", "reply": reply, "reference": "X is a pub."}]
+    table = build(*values, text=EXPERIMENT.replace("  reference: lora", "  reference: lora\n  samples: true"))
+    [sample] = table.blocks[0].samples
+    assert sample.replies == (("LORA", "lora 0"), ("DUAL_LORA", "dual_lora 0"))
+    text = formats.markdown(table)
+    assert "1. name : X\n    - a reference: X is a pub.\n    - LORA: lora 0\n    - DUAL_LORA: dual_lora 0" in text
+    assert not build(*values).blocks[0].samples  # only where the experiment asks for them
