@@ -130,6 +130,10 @@ def _agrees(record: Record, key: str, value: str) -> bool:
 
 
 def _same(held: Any, value: str) -> bool:
+    """Whether a value in a record is what these words on a command line mean."""
+    if isinstance(held, list | tuple):
+        words = [word.strip() for word in value.strip().removeprefix("[").removesuffix("]").split(",") if word.strip()]
+        return len(words) == len(held) and all(_same(*pair) for pair in zip(held, words, strict=True))
     if isinstance(held, bool) or held is None:
         return str(held).lower() == value.lower() or (held is None and value == "null")
     if isinstance(held, int | float):

@@ -322,3 +322,13 @@ def test_samples_of_the_first_seed_stand_below_the_table_by_input(build):
     text = formats.markdown(table)
     assert "1. name : X\n    - a reference: X is a pub.\n    - LORA: lora 0\n    - DUAL_LORA: dual_lora 0" in text
     assert not build(*values).blocks[0].samples  # only where the experiment asks for them
+
+
+def test_a_choice_that_is_a_list_selects_the_records_with_these_words():
+    values = record("lora", 0)
+    values["identity"]["task"]["scorings"] = ["generate", "cloze"]
+    made = records.parse(values)
+    assert selection.belongs(made, {"task.scorings": "[generate,cloze]"})
+    assert selection.belongs(made, {"task.scorings": "[generate, cloze]"})
+    assert not selection.belongs(made, {"task.scorings": "[generate]"})
+    assert not selection.belongs(made, {"task.scorings": "[cloze,generate]"})
