@@ -86,3 +86,17 @@ def test_every_published_number_has_a_source_and_second_hand_ones_say_so():
         for row in published.read(ROOT / "results" / "published", file):
             assert row.source
             assert row.second_hand or "dual_lora" not in row.table
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, e in EXPERIMENTS.items() if name.startswith("learning_rates") and e.block.title]
+)
+def test_every_method_gets_the_same_number_of_trials(name):
+    trials = {}
+    for block in EXPERIMENTS[name].block.blocks:
+        for cell in EXPERIMENTS[block].cells():
+            key = (cell["method"], cell["model"], cell["task"])
+            trials.setdefault(key, set()).add(cell["recipe.learning_rate"])
+            assert cell["seed"] == "0"
+    assert len({len(rates) for rates in trials.values()}) == 1, trials
+    assert {"lora", "dora", "dual_lora"} <= {method for method, *_ in trials}
