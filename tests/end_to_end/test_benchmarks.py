@@ -48,6 +48,7 @@ def test_zero_benchmark_times_both_launchers(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real model is timed")
+@pytest.mark.slow
 def test_zero_benchmark_needs_a_gpu_for_the_real_model(tmp_path):
     ran = bench("--output", str(tmp_path))
     assert ran.returncode == 1
