@@ -84,6 +84,7 @@ def test_the_rate_with_the_lowest_validation_loss_is_chosen_and_the_study_gets_i
     study = EXPERIMENT.format(method="none,lora", rates="1", profile="study", seeds="0,1")
     (experiments / "study.yaml").write_text(study.replace("      recipe.learning_rate: 1\n", ""))
     options = ["--records", str(tmp_path / "records"), "--experiments", str(experiments)]
+    capsys.readouterr()  # what libraries said while the trials ran
     assert script("choose_learning_rates").main(["trials", "--then", "study", *options]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "python run.py -m experiment=study method=lora task=e2e recipe.learning_rate=0.03 recipe.trials=3",
