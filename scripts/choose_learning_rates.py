@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["_DUAL_LORA_LAZY"] = "1"  # the report needs neither PEFT nor torch
 
 from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+from rich.table import Column, Table  # noqa: E402
 
 from dual_lora.report import choice, definition, records  # noqa: E402
 
@@ -35,23 +35,27 @@ def main(arguments: list[str] | None = None) -> int:
             if name not in known:
                 raise ValueError(f"experiment {name!r} does not exist. Legal: {', '.join(known)}")
         choices = choice.choose([known[name] for name in options.trials], records.read_all(options.records))
+        study = choice.commands(choices, known[options.then]) if options.then else []
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     Console(stderr=options.then is not None).print(_table(choices))
-    if options.then:
-        print("\n".join(choice.commands(choices, known[options.then])))
+    if study:
+        print("\n".join(study))
     return 0
 
 
 def _table(choices: list[choice.Choice]) -> Table:
-    table = Table("model", "task", "method", "chosen", "validation", "tried")
+    names = ("model", "task", "method", "chosen", "validation", "tried")
+    swept = dict.fromkeys(name for made in choices for name in made.chosen.settings)
+    # Folded: a rate cut to "0.0…" would say nothing.
+    table = Table(*(Column(name, overflow="fold") for name in names), title=f"chosen: {', '.join(swept)}")
     for made in choices:
         tried = ", ".join(
             f"{' '.join(trial.settings.values())}: {'diverged' if trial.value is None else f'{trial.value:.4f}'}"
             for trial in made.trials
         )
-        chosen = " ".join(f"{key}={value}" for key, value in made.chosen.settings.items())
+        chosen = " ".join(made.chosen.settings.values())
         table.add_row(
             made.model,
             made.task,

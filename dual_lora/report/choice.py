@@ -121,20 +121,25 @@ def _validation(record: Record) -> tuple[str, float] | None:
 
 
 def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
-    """Return the sweeps that run `study` with the chosen settings; methods without trials run on their recipes.
+    """Return the sweeps that run `study` with the chosen settings; its cells without trials run on their recipes.
 
-    Methods of one task that got the same settings share a sweep.
+    Methods of one task that got the same settings share a sweep. Raises `ChoiceError` if no choice is of the study.
     """
+    several_models = len(study.sweep["model"]) > 1
     grouped: dict[tuple[str, ...], list[str]] = {}
+    tried = set()
     for choice in choices:
-        if choice.task in study.tasks and choice.method in study.sweep["method"]:
+        group = (choice.model, choice.task, choice.method)
+        if all(value in study.sweep[key] for key, value in zip(_GROUPS, group, strict=True)):
             words = [f"{name}={value}" for name, value in choice.chosen.settings.items()]
-            key = (f"task={choice.task}", *words, f"recipe.trials={len(choice.trials)}")
-            grouped.setdefault(key, []).append(choice.method)
-    tried = {choice.method for choice in choices}
+            where = [*([f"model={choice.model}"] if several_models else []), f"task={choice.task}"]
+            grouped.setdefault((*where, *words, f"recipe.trials={len(choice.trials)}"), []).append(choice.method)
+            tried.add(group)
+    if not tried:
+        raise ChoiceError(f"{study.name} has no cell of a model, task and method that the trials are of")
     lines = [
         " ".join(["python run.py -m", f"experiment={study.name}", f"method={','.join(methods)}", *key])
         for key, methods in grouped.items()
     ]
-    rest = [method for method in study.sweep["method"] if method not in tried]
-    return [*lines, *([f"python run.py -m experiment={study.name} method={','.join(rest)}"] if rest else [])]
+    rest = [cell for cell in study.cells() if tuple(cell[key] for key in _GROUPS) not in tried]
+    return [*lines, *selection.commands(study, rest)]
