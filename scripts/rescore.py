@@ -4,7 +4,7 @@
     python scripts/rescore.py RUN_ID...                  # all of the task's metrics, e.g. METEOR after installing Java
     python scripts/rescore.py --all                      # every finished run whose predictions lie here
     python scripts/rescore.py RUN_ID --data-dir FOLDER   # where the run's local data lies on this machine
-    python scripts/rescore.py RUN_ID --metrics BLEU NIST
+    python scripts/rescore.py RUN_ID --metrics BLEU NIST   # these only; a metric that the record holds is never dropped
     python scripts/rescore.py RUN_ID --results FOLDER    # instead of results/
 
 The record is replaced by one that says when and by which version it was scored again; all else in it stays.
@@ -49,10 +49,12 @@ def _one(run_id: str, options: argparse.Namespace) -> str:
     from dual_lora.run import load_config
 
     path, folder = record.record_path(options.results, run_id), record.run_folder(options.results, run_id)
+    if not (folder / "config.json").is_file():  # before the lock, which would make the folder
+        raise ValueError(f"{folder} holds no run; runs here: {', '.join(_here(options.results)) or 'none'}")
     with RunLock(folder):
         known = record.read(path)
         if known is None:
-            raise ValueError(f"{path} does not exist; records here: {', '.join(_here(options.results)) or 'none'}")
+            raise ValueError(f"{path} does not exist: the run has not ended")
         config = load_config(folder / "config.json")
         config = dataclasses.replace(
             config,

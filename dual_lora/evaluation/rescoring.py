@@ -29,10 +29,12 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
 
     Raises:
         ConfigError: another run's config, data that changed since, predictions that are missing or not those of the
-            record.
+            record, metrics that the record would lose.
     """
     if known["status"] != "finished":
         raise ConfigError(f"the record's status is {known['status']}: only a finished run can be scored again")
+    if all(entry["split"] != "test" for entry in known["scores"]["measurements"]):
+        raise ConfigError("the run scored no test item (profile.test_items=0): there are no predictions to score")
     task = tasks.load(config)
     if task.head.kind != "causal_lm":
         raise ConfigError(f"task={task.name}: only generated and ranked answers are kept to be scored again")
@@ -49,6 +51,7 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
                 for score in task.score(readings, items, key[1])
             ]
     kept = [entry for entry in known["scores"]["measurements"] if entry["split"] != "test"]
+    _check_nothing_lost(known, found)
     measurements = [entry for entries in found.values() for entry in entries] + kept
     origin = {**known["origin"], "rescored": _origin()}
     scores = {**known["scores"], "measurements": measurements, "headline": _headline(known, measurements)}
@@ -73,6 +76,15 @@ def _readings(
     if scoring == "generate":
         return [task.read(value, item) for value, item in zip(values, items, strict=True)]
     return [task.choose(item, scoring, value) for value, item in zip(values, items, strict=True)]
+
+
+def _check_nothing_lost(known: Mapping[str, Any], found: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
+    held = {name for entry in known["scores"]["measurements"] if entry["split"] == "test" for name in entry["metrics"]}
+    made = {name for entries in found.values() for entry in entries for name in entry["metrics"]}
+    if held - made:
+        raise ConfigError(
+            f"the record would lose {', '.join(sorted(held - made))}, which it holds; score these again too (--metrics)"
+        )
 
 
 def _headline(known: Mapping[str, Any], measurements: list[dict[str, Any]]) -> dict[str, Any]:

@@ -32,13 +32,15 @@ def script(name: str) -> Any:
     return module
 
 
-def test_a_trial_of_a_writing_model_looks_at_no_test_item(tmp_path: Path) -> None:
+def test_a_trial_of_a_writing_model_looks_at_no_test_item(tmp_path: Path, capsys: Any) -> None:
     record = cell(tmp_path, *WRITING, "method=lora", "profile=trial")
     assert record["status"] == "finished", record.get("message")
     [measured] = record["scores"]["measurements"]
     assert (measured["split"], measured["scoring"]) == ("validation", "loss")
     assert record["scores"]["headline"]["value"] == measured["metrics"]["loss"] > 0
     assert not list((tmp_path / "runs").rglob("*.test.*"))
+    assert script("rescore").main([record["identity"]["run_id"], "--results", str(tmp_path)]) == 1
+    assert "scored no test item" in capsys.readouterr().err
 
 
 def test_a_trial_of_a_classifier_looks_at_the_held_out_tenth_only(tmp_path: Path) -> None:
@@ -121,6 +123,10 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     assert made["origin"]["rescored"]["versions"]
     for section in ("identity", "curves", "cost", "execution"):
         assert made[section] == record[section]
+    assert script("rescore").main([run_id, "--results", str(tmp_path), "--metrics", "NIST"]) == 1
+    assert "would lose BLEU, NIST_python" in capsys.readouterr().err
+    assert script("rescore").main(["0123", "--results", str(tmp_path)]) == 1
+    assert not (tmp_path / "runs" / "0123").exists()
 
     [predictions] = (tmp_path / "runs" / run_id / "predictions").glob("last.test.generate.jsonl")
     predictions.write_text(predictions.read_text().replace('"index": 0, "value": "', '"index": 0, "value": "better '))
