@@ -1,4 +1,7 @@
-"""Time training steps of one process with DeepSpeed ZeRO-2 against plain ones: what the partitioning itself costs.
+"""Time training steps of one process under `launch=deepspeed launch.zero_stage=2` against plain ones.
+
+With one process there is nothing to split: the suite then uses stage 0 (`deepspeed_config.zero_stage`), so this is what
+DeepSpeed itself costs. Before the suite did so, it was what the hooks of stage 2 cost.
 
     python scripts/bench_zero.py --output results/benchmarks     # one GPU, about a minute: zero.json
     python scripts/bench_zero.py --smoke --output FOLDER         # a CPU and a tiny model: does it still run?

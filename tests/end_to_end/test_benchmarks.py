@@ -21,21 +21,7 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_zero_benchmark_times_both_launchers(tmp_path):
-    ran = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "scripts/bench_zero.py"),
-            "--smoke",
-            "--methods",
-            "lora",
-            "--output",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""},
-    )
+    ran = bench("--smoke", "--methods", "lora", "--output", str(tmp_path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     written = json.loads((tmp_path / "zero.json").read_text())
     assert {"card", "torch", "deepspeed", "peft"} <= written["environment"].keys()
