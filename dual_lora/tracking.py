@@ -26,14 +26,16 @@ def track(record: dict[str, Any], folder: Path) -> None:
             settings=wandb.Settings(init_timeout=20, silent=True),
         )
         points: dict[int, dict[str, float]] = {}
-        for name, curve in record["curves"].items():
+        curves = {name: curve for name, curve in record["curves"].items() if isinstance(curve, list)}  # no diagnostics
+        for name, curve in curves.items():
             for step, value in curve:
                 points.setdefault(int(step), {})[name] = value
         for step in sorted(points):
             run.log(points[step], step=step)
         for entry in record["scores"].get("measurements", []):
             for metric, value in entry["metrics"].items():
-                run.summary[f"{entry['checkpoint']}/{entry['scoring']}/{entry['subset']}/{metric}"] = value
+                place = "/".join(entry[part] for part in ("split", "checkpoint", "scoring", "subset"))
+                run.summary[f"{place}/{metric}"] = value
         run.summary["status"] = record["status"]
         run.finish(exit_code=0 if record["status"] == "finished" else 1)
     except Exception as error:  # no tracking service may end a run
