@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping
@@ -233,6 +234,11 @@ def _explain(error: BaseException) -> str:
         legal = options(group)
         return f"unknown {group} {wrong!r}{legal_values(wrong, legal)}"
     text = str(error)
+    absent = re.search(r"Environment variable '(\w+)' not found", text)
+    if absent:
+        return (
+            f"a setting is read from the environment variable {absent[1]}, which is not set; export {absent[1]}=VALUE"
+        )
     key = getattr(cause, "key", None)
     if key is not None and isinstance(getattr(cause, "parent_node", None), object):
         parent: Any = getattr(cause, "parent_node", None)
