@@ -3,8 +3,8 @@
     losses(model, rows, collator, batch_tokens=4096, autocast=None) -> {"loss": 1.2, "full_sequence_loss": 2.3}
 
 Unlike the curve that the Trainer follows, which is the trained objective, these are plain likelihoods: unsmoothed, and
-the same two numbers for every method and the base model. Where a protocol trains on whole texts (`loss_on=all`), rows have
-no marked prompts and both numbers are of the whole text.
+the same two numbers for every method and the base model. Where a protocol trains on whole texts (`loss_on=all`), no
+prompt is marked and both numbers are of the whole text.
 """
 
 from __future__ import annotations
