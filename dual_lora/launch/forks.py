@@ -14,6 +14,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Fork:
 
     def __init__(self, file: Path, log: Path, environment: Mapping[str, str], side_by_side: int) -> None:
         threads = None if "OMP_NUM_THREADS" in environment else max(1, (os.cpu_count() or 1) // side_by_side)
+        self.began = time.time()
         self._process = _CONTEXT.Process(target=_work, args=(str(file), str(log), dict(environment), threads))
         self._process.start()
 

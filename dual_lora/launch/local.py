@@ -142,6 +142,8 @@ def _record_crash(item: Any, worker: Worker) -> None:
     from dual_lora.launch.group import death
 
     if isinstance(worker, forks.Fork) and worker.returncode is not None and worker.returncode < 0:
+        if item.record_path.exists() and item.record_path.stat().st_mtime >= worker.began:
+            return  # it was leaving: how its run ended stands in the record
         said = death(0, -worker.returncode)
         try:
             run.write_failure(item, said["status"], said["message"], "")

@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dual_lora import run
 from dual_lora.composition import compose
-from dual_lora.launch import launch
-from dual_lora.launch.local import write_config
+from dual_lora.launch import forks, launch
+from dual_lora.launch.local import _record_crash, write_config
 from tests.small_cells import CLASSIFYING, ROOT, arguments, config, numbers
 
 
@@ -79,3 +80,23 @@ def test_a_fork_that_cannot_use_its_gpu_becomes_a_process_of_its_own(tmp_path: P
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     (record,) = records(tmp_path).values()
     assert record["status"] == "finished", log.read_text()
+
+
+@pytest.mark.parametrize(("written", "recorded"), [("before", True), ("after", False), ("never", True)])
+def test_a_crash_while_leaving_does_not_replace_what_the_cell_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, recorded: bool
+) -> None:
+    class Died(forks.Fork):
+        returncode = -11
+
+        def __init__(self) -> None:
+            self.began = 1000.0
+
+    item = SimpleNamespace(record_path=tmp_path / "record.json")
+    if written != "never":
+        item.record_path.write_text("{}")
+        os.utime(item.record_path, (900, 900) if written == "before" else (1100, 1100))
+    calls: list[Any] = []
+    monkeypatch.setattr(run, "write_failure", lambda *arguments: calls.append(arguments))
+    _record_crash(item, Died())
+    assert bool(calls) is recorded
