@@ -46,7 +46,7 @@ def measure(experiment: Experiment, records: Sequence[Record], choices: Mapping[
     not_shown: list[str] = []
     for task in experiment.tasks:
         by_task[task], others = selection.of_row(records, choices, task)
-        not_shown += others
+        not_shown += [f"{task}, {other}" for other in others] if len(experiment.tasks) > 1 else others
     columns: dict[str, Scores] = {}
     for column in experiment.block.columns:
         if column.average:

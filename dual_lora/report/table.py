@@ -218,7 +218,7 @@ class Builder:
                 for record in row.records
                 if record.status != "finished"
             ]
-            notes += [f"{name}: not shown: {other}" for other in row.not_shown]
+            notes += [f"{name}: not shown: {'; '.join(row.not_shown)}"] if row.not_shown else []
         notes += [f"{'; '.join(names)}: without a public source: {text}" for text, names in chosen_here.items()]
         records = [record for row in rows for record in row.records]
         notes += [f"{record.name('task')}: {note}" for record in records for note in record.scores.notes]
