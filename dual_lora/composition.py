@@ -194,6 +194,8 @@ def _jobs(words: list[str]) -> list[tuple[str, ...]]:
 
     chosen = [word for word in words if word.startswith("experiment=")]
     params: Mapping[str, Any] = {}
+    if any("," in word for word in chosen) or len(chosen) > 1:
+        raise ConfigError(f"{' '.join(chosen)}: a sweep is one experiment; give one command for each")
     if chosen:
         params = hydra.compose("config", overrides=chosen, return_hydra_config=True).hydra.sweeper.params or {}
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())

@@ -52,7 +52,7 @@ def _table(choices: list[choice.Choice]) -> Table:
     table = Table(*(Column(name, overflow="fold") for name in names), title=f"chosen: {', '.join(swept)}")
     for made in choices:
         tried = ", ".join(
-            f"{' '.join(trial.settings.values())}: {'diverged' if trial.value is None else f'{trial.value:.4f}'}"
+            f"{' '.join(trial.settings.values())}: {'none' if trial.value is None else f'{trial.value:.4f}'}"
             for trial in made.trials
         )
         chosen = " ".join(made.chosen.settings.values())

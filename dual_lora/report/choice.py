@@ -23,7 +23,7 @@ class ChoiceError(ValueError):
 
 @dataclass(frozen=True)
 class Trial:
-    """One tried setting with what validation said: None if the training diverged."""
+    """One tried setting with what validation said: None if training diverged or the score is undefined."""
 
     settings: Mapping[str, str]
     value: float | None
@@ -43,7 +43,11 @@ class Choice:
     @property
     def at_an_end(self) -> bool:
         """Whether the best value lies at an end of what was tried: a better one may lie outside."""
-        return len(self.trials) > 2 and self.chosen in (self.trials[0], self.trials[-1])
+        try:
+            ordered = sorted(self.trials, key=lambda trial: [float(value) for value in trial.settings.values()])
+        except ValueError:  # words have no ends
+            return False
+        return len(ordered) > 2 and self.chosen in (ordered[0], ordered[-1])
 
 
 def choose(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[Choice]:

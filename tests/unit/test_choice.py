@@ -38,3 +38,18 @@ def test_a_choice_is_for_its_own_model() -> None:
     ]
     with pytest.raises(ChoiceError, match="study has no cell of a model, task and method that the trials are of"):
         commands([chosen("glue/rte", "lora", "3e-4", model="gpt2")], two)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "at_an_end"),
+    [
+        (("1e-3", "3e-3", "1e-2"), "3e-3", False),
+        (("1e-2", "1e-3", "3e-3"), "1e-2", True),  # in any order
+        (("1e-3", "1e-2"), "1e-2", False),  # two say nothing about what lies outside
+        (("none", "some", "all"), "all", False),  # words have no ends
+    ],
+)
+def test_a_best_value_at_an_end_is_pointed_out(values: tuple[str, ...], best: str, at_an_end: bool) -> None:
+    trials = {value: Trial({RATE: value}, 0.5) for value in values}
+    made = Choice("m", "t", "lora", "loss", chosen=trials[best], trials=tuple(trials.values()))
+    assert made.at_an_end is at_an_end

@@ -213,3 +213,8 @@ def test_a_label_is_not_part_of_the_identity_and_a_rate_is() -> None:
     assert run_id(cell) != run_id(one("task=e2e", "recipe.learning_rate=1e-3"))
     assert run_id(cell) != run_id(one("task=e2e", "seed=1"))
     assert run_id(one("task=e2e", "method=none")) == run_id(one("task=e2e", "method=none", "seed=1"))
+
+
+def test_a_sweep_is_one_experiment() -> None:
+    with pytest.raises(ConfigError, match="one command for each|one experiment"):
+        compose(["-m", "experiment=glue_minilm,nlg_smollm2", "seed=0"])
