@@ -1,7 +1,9 @@
 """Turns the contract's promises into test cells, and a YAML's stated exceptions into expected failures.
 
-A test that takes `cell` runs for every method and family. A line `promise: reason` or `promise@family: reason` under
-`contract:` of a method's YAML expects that cell to fail; the day it passes the test fails (strict), and the line goes.
+A test that takes `cell` runs for every method and family; Dual LoRA's ablations, which are Dual LoRA with another
+setting, run on LLaMA in the short tests and on every family in the slow ones.
+A line `promise: reason` or `promise@family: reason` under `contract:` of a method's YAML expects that cell to fail; the
+day it passes the test fails (strict), and the line goes.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ def reason_for(cell: cells.Cell, promise: str) -> str | None:
 
 def _parameter(cell: cells.Cell, promise: str, *values: object):
     marks = [_NO_GALORE] if cell.config.optimizer.name == "galore_adamw" else []
+    if cell.method.startswith("dual_lora_") and cell.family != "llama":
+        marks.append(pytest.mark.slow)
     reason = reason_for(cell, promise)
     if reason:
         marks.append(pytest.mark.xfail(reason=reason, strict=True))
