@@ -2,7 +2,6 @@
 
     rank(model, tokenizer, prompts, candidates, *, batch_size, on_batch=None, progress=None, known=None)
         -> list[list[float]]      # per prompt, per candidate: log P(candidate | prompt), natural logarithm
-    readings(task, model, tokenizer, examples, scoring, *, batch_size, kept=None) -> list[Reading]
 
 `batch_size` counts sequences (candidates), not prompts. What a candidate's tokens are is decided on the whole text, as
 in training; where a token joins the prompt's end to the candidate's start, the comparison begins before that token, so
@@ -19,7 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from dual_lora.evaluation.generation import pad_id, pad_left, positions
-from dual_lora.tasks.base import Example, Progress, Reading
+from dual_lora.tasks.base import Progress
 from dual_lora.tasks.encoding import prompt_ids
 
 OnBatch = Callable[[list[int], list[list[float]]], None]
@@ -69,34 +68,6 @@ def rank(
     finally:
         model.train(was_training)
     return [results[index] for index in range(len(prompts))]
-
-
-def readings(
-    task: Any,
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    scoring: str,
-    *,
-    batch_size: int,
-    kept: Any = None,
-) -> list[Reading]:
-    """Rank the answers that a task offers for each example and return what it chooses.
-
-    `kept` holds what an interrupted evaluation already has: `values` by index, `add(indices, values)`, `progress`.
-    """
-    ranked = [task.ranking(example, scoring) for example in examples]
-    values = rank(
-        model,
-        tokenizer,
-        [prompt for prompt, _ in ranked],
-        [candidates for _, candidates in ranked],
-        batch_size=batch_size,
-        on_batch=None if kept is None else kept.add,
-        progress=None if kept is None else kept.progress,
-        known=None if kept is None else kept.values,
-    )
-    return [task.choose(example, scoring, row) for example, row in zip(examples, values, strict=True)]
 
 
 def _question(index: int, prompt: str, candidates: Sequence[str], tokenizer: Any) -> _Question:
