@@ -10,7 +10,7 @@ import pytest
 
 from dual_lora.report import definition, figures, formats, records, selection
 from dual_lora.report.table import Builder
-from tests.unit.report_builder import PROTOCOL, record, write
+from tests.unit.report_builder import PROTOCOL, record
 
 EXPERIMENT = """
 hydra:
@@ -228,30 +228,6 @@ def test_a_run_without_the_mnli_start_is_marked_and_does_not_fill_the_published_
     assert "m" in plain.cells[0].marks
 
 
-def test_a_damaged_or_newer_record_is_refused_by_name(tmp_path):
-    folder = write(tmp_path / "records", record("lora"))
-    (folder / "broken.json").write_text('{"schema": 1, "sta')
-    with pytest.raises(records.RecordError, match=r"broken\.json: damaged record"):
-        records.read_all(folder)
-    with pytest.raises(records.RecordError, match="schema=99"):
-        records.parse({**record("lora"), "schema": 99})
-    with pytest.raises(records.RecordError, match="status"):
-        records.parse({**record("lora"), "status": "fine"})
-    missing = record("lora")
-    del missing["identity"]["protocol"]
-    with pytest.raises(records.RecordError, match=r"identity\.protocol"):
-        records.parse(missing)
-
-
-def test_an_old_record_is_upgraded_one_version_at_a_time(monkeypatch):
-    old = {**record("lora"), "schema": 0}
-    old["state"] = old.pop("status")
-    with pytest.raises(records.RecordError, match="no upgrade"):
-        records.parse(old)
-    monkeypatch.setitem(records.UPGRADES, 0, lambda values: {**values, "status": values["state"]})
-    assert records.parse(old).status == "finished"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -322,13 +298,3 @@ def test_samples_of_the_first_seed_stand_below_the_table_by_input(build):
     text = formats.markdown(table)
     assert "1. name : X\n    - a reference: X is a pub.\n    - LORA: lora 0\n    - DUAL_LORA: dual_lora 0" in text
     assert not build(*values).blocks[0].samples  # only where the experiment asks for them
-
-
-def test_a_choice_that_is_a_list_selects_the_records_with_these_words():
-    values = record("lora", 0)
-    values["identity"]["task"]["scorings"] = ["generate", "cloze"]
-    made = records.parse(values)
-    assert selection.belongs(made, {"task.scorings": "[generate,cloze]"})
-    assert selection.belongs(made, {"task.scorings": "[generate, cloze]"})
-    assert not selection.belongs(made, {"task.scorings": "[generate]"})
-    assert not selection.belongs(made, {"task.scorings": "[cloze,generate]"})
