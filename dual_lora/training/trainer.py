@@ -20,6 +20,7 @@ from dual_lora.config import RunConfig
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.training.deepspeed_config import deepspeed_config, zero_stage
+from dual_lora.training.loss_positions import where_labels_are
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
 from dual_lora.training.stopping import Interruption
@@ -212,6 +213,13 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self.order
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.model_accepts_loss_kwargs:  # a classification head has one label per row
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        output_layer = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with where_labels_are(output_layer, inputs["labels"]) as labels:
+            return super().compute_loss(model, {**inputs, "labels": labels}, *args, **kwargs)
 
     def compute_loss_context_manager(self) -> Any:
         if self.is_deepspeed_enabled and self.computes_in_bfloat16:
