@@ -1,4 +1,4 @@
-"""The benchmark of ZeRO-2 against plain steps trains both, in turn, and writes what `bench_report.py` reads."""
+"""Benchmarks of training steps run small on a CPU and write what the committed files hold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from tests.small_cells import ROOT
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
+def bench(*words: str, script: str = "bench_zero.py") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""}
-    command = [sys.executable, str(ROOT / "scripts" / "bench_zero.py"), *words]
+    command = [sys.executable, str(ROOT / "scripts" / script), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
@@ -40,3 +40,12 @@ def test_zero_benchmark_needs_a_gpu_for_the_real_model(tmp_path):
     assert ran.returncode == 1
     assert "--smoke" in ran.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_loss_positions_benchmark_times_both_ways(tmp_path):
+    ran = bench("--smoke", "--output", str(tmp_path), script="bench_loss_positions.py")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    tiny = json.loads((tmp_path / "loss_positions.json").read_text())["tiny"]
+    for way in ("everywhere", "where_the_loss_is"):
+        assert 0 < tiny[way]["p20_ms"] <= tiny[way]["median_ms"] <= tiny[way]["p80_ms"]
