@@ -176,14 +176,14 @@ def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
         status, message = "diverged", str(error)
     except (Interrupted, KeyboardInterrupt) as error:
         status, message = _stopped(), str(error) or "stopped by the keyboard"
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
-        status, message, trace = "out_of_memory", f"{cell.memory_advice()}{detail}", traceback.format_exc()
     except ConfigError:
         raise
     except Exception as error:  # the record of a failed run names its error; the trace goes beside it
         message, trace = secrets.hide(f"{type(error).__name__}: {error}"), secrets.hide(traceback.format_exc())
-        if stopping.asked():  # another process of the group was faster to stop, and this one waited for it
+        if _out_of_memory(error):
+            detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
+            status, message = "out_of_memory", f"{cell.memory_advice()}{detail}"
+        elif stopping.asked():  # another process of the group was faster to stop, and this one waited for it
             status, message, trace = _stopped(), f"stopped by {stopping.asked()}", None
         else:
             _keep_trace(prepared.folder, message, trace)
@@ -202,6 +202,14 @@ def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
 
         track(made, prepared.folder)
     return made, trace
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; beside other processes of one GPU, libraries and driver say so in their own words."""
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _stopped() -> record.Status:

@@ -84,8 +84,15 @@ def test_out_of_memory_is_recorded_with_advice_and_other_cells_go_on(tmp_path):
     assert second["status"] == "finished"
 
 
-def test_host_out_of_memory_is_recorded(tmp_path):
-    child = run(tmp_path / "results", kind=CLASSIFYING, fault=At(STEP, 1, "MemoryError", "host"))
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("MemoryError", "host"),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_memory_that_others_took_is_recorded_as_such(tmp_path, kind, words):
+    child = run(tmp_path / "results", kind=CLASSIFYING, fault=At(STEP, 1, kind, words))
     assert child.code == 1
     assert only_record(tmp_path / "results")["status"] == "out_of_memory"
 
