@@ -1,126 +1,21 @@
-"""The life of a Dual LoRA adapter in PEFT and transformers, on tiny random models of the families that are used."""
+"""The life of a Dual LoRA adapter in PEFT and transformers: trained, saved, loaded, switched off and on."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DebertaV2Config,
-    DebertaV2ForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from dual_lora import DualLoraConfig, DualLoraLinear
-
-BERT_SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-LLAMA_SIZES = {**BERT_SIZES, "num_key_value_heads": 1}
-
-
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2))
-
-
-def llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**LLAMA_SIZES))
-
-
-def roberta() -> PreTrainedModel:
-    return RobertaForSequenceClassification(RobertaConfig(**BERT_SIZES, num_labels=3, pad_token_id=1))
-
-
-def deberta() -> PreTrainedModel:
-    return DebertaV2ForSequenceClassification(DebertaV2Config(**BERT_SIZES, relative_attention=True))
-
-
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {"gpt2": gpt2, "llama": llama, "roberta": roberta}
-TARGETS = {
-    "gpt2": ({"c_attn"}, gpt2),
-    "llama": ({"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"}, llama),
-    "qwen2": (
-        {"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"},
-        lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA_SIZES)),
-    ),
-    "mistral": (
-        {"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"},
-        lambda: MistralForCausalLM(MistralConfig(**LLAMA_SIZES)),
-    ),
-    "roberta": ({"query", "value"}, roberta),
-    "bert": ({"query", "value"}, lambda: BertForSequenceClassification(BertConfig(**BERT_SIZES))),
-    "deberta-v2": ({"query_proj", "value_proj"}, deberta),
-}
-TOKENS = torch.arange(2, 22).view(2, 10)
-
-
-def make_base(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return MODELS[name]().to(dtype).eval()
-
-
-def make_config(name: str, **settings: object) -> DualLoraConfig:
-    classifier = {"task_type": "SEQ_CLS"} if name == "roberta" else {"task_type": "CAUSAL_LM"}
-    return DualLoraConfig(**{"r_magnitude": 3, "r_direction": 2, "alpha": 8, "init_std": 0.2, **classifier, **settings})
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(TOKENS).logits
-
-
-def train_a_little(model: nn.Module, steps: int = 3) -> None:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(steps):
-        model(TOKENS).logits.float().pow(2).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+from tests.unit.tiny_adapted_model import MODELS, logits, make_base, make_config, train_a_little
 
 
 @pytest.fixture(params=list(MODELS))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@pytest.mark.parametrize("model_type", list(TARGETS))
-def test_target_modules_default_by_family(model_type):
-    expected, make = TARGETS[model_type]
-    base = make()
-    assert base.config.model_type == model_type
-    model = get_peft_model(base, DualLoraConfig(r_magnitude=1, r_direction=1))
-    found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, DualLoraLinear)}
-    assert found == expected
-
-
-def test_targets_that_match_nothing_raise():
-    with pytest.raises(ValueError, match="no_such_module"):
-        get_peft_model(make_base("llama"), DualLoraConfig(target_modules=["no_such_module"]))
-
-
-def test_a_module_that_is_no_linear_layer_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"embed_tokens is a Embedding.*torch\.nn\.Linear"):
-        get_peft_model(make_base("llama"), DualLoraConfig(target_modules=["embed_tokens"]))
 
 
 def test_training_moves_every_factor_and_nothing_else(family):
@@ -244,22 +139,6 @@ def test_several_adapters_switch_add_up_and_go(family):
     assert not [name for name, _ in model.named_parameters() if "first" in name]
 
 
-@pytest.mark.parametrize(
-    ("settings", "layers"),
-    [
-        ({"target_modules": "all-linear"}, 14),
-        ({"target_modules": "all-linear", "exclude_modules": ["o_proj"]}, 12),
-        ({"layers_to_transform": [1]}, 5),
-        ({"layers_to_transform": 0, "layers_pattern": "layers", "target_modules": ["q_proj"]}, 1),
-        ({"target_modules": r".*layers\.0\..*(q_proj|v_proj)"}, 2),
-    ],
-    ids=str,
-)
-def test_which_layers_are_adapted(settings, layers):
-    model = get_peft_model(make_base("llama"), make_config("llama", **settings))
-    assert len([module for module in model.modules() if isinstance(module, DualLoraLinear)]) == layers
-
-
 def test_modules_to_save_are_trained_and_travel_with_the_adapter(tmp_path):
     config = make_config("llama", modules_to_save=["lm_head"])
     model = get_peft_model(make_base("llama"), config).train()
@@ -279,72 +158,3 @@ def test_bias_settings(bias, expected, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_base("gpt2"), tmp_path)
     assert torch.equal(logits(loaded), logits(model.eval()))
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_leaves_the_gradients_as_they_are(use_reentrant):
-    def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        base = make_base("llama")
-        torch.manual_seed(5)
-        model = get_peft_model(base, make_config("llama")).train()
-        if checkpointing:
-            model.enable_input_require_grads()
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-        model(TOKENS, labels=TOKENS).loss.backward()
-        return [p.grad for p in model.parameters() if p.requires_grad]
-
-    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
-        torch.testing.assert_close(checkpointed, plain, rtol=1e-6, atol=1e-9)
-
-
-def test_autocast_computes_in_its_dtype_with_float32_factors():
-    model = get_peft_model(make_base("llama"), make_config("llama"))
-    layer = next(module for module in model.modules() if isinstance(module, DualLoraLinear))
-    x = torch.randn(3, layer.in_features)
-    exact = layer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = layer(x)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), exact, rtol=0.03, atol=0.03)
-    y.sum().backward()
-    assert all(factor.grad.dtype == torch.float32 for factor in layer.factors("default"))
-
-
-def test_torch_compile_gives_the_same_output_and_gradients():
-    model = get_peft_model(make_base("llama"), make_config("llama")).train()
-    layer = next(module for module in model.modules() if isinstance(module, DualLoraLinear))
-    compiled = torch.compile(layer, backend="aot_eager")
-    results = []
-    for function in (layer, compiled):
-        x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        y = function(x)
-        y.square().sum().backward()
-        results.append([y, x.grad, *(factor.grad.clone() for factor in layer.factors("default"))])
-        layer.zero_grad()
-    for plain, other in zip(*results, strict=True):
-        torch.testing.assert_close(other, plain)
-
-
-def test_the_kernel_in_use_can_be_read_for_the_record():
-    model = get_peft_model(make_base("llama"), make_config("llama", dropout=0.1)).train()
-    assert model.base_model.kernel_names() == {"generic, separate update": 10}
-    assert model.eval().base_model.kernel_names() == {"generic": 10}
-    forced = get_peft_model(make_base("llama"), make_config("llama", kernel="reference"))
-    assert forced.base_model.kernel_names() == {"reference": 10}
-
-
-def test_an_explicit_kernel_that_cannot_be_met_is_an_error():
-    model = get_peft_model(make_base("llama"), make_config("llama", kernel="fused", dropout=0.1)).train()
-    with pytest.raises(ValueError, match="kernel='fused'.*dropout"):
-        model(TOKENS)
-
-
-def test_a_base_layer_with_hooks_is_called_and_not_bypassed():
-    """Offloading and other tools put hooks on the frozen layer; one GEMM with its weight would skip them."""
-    model = get_peft_model(make_base("llama"), make_config("llama")).eval()
-    layer = next(module for module in model.modules() if isinstance(module, DualLoraLinear))
-    calls = []
-    expected = logits(model)
-    layer.base_layer.register_forward_hook(lambda *arguments: calls.append(1))
-    torch.testing.assert_close(logits(model), expected)
-    assert calls

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dual_lora import DualLoraConfig, DualLoraLinear, set_delta_warmup
-from tests.unit.test_tuner_life_cycle import logits, make_base, make_config, train_a_little
+from tests.unit.tiny_adapted_model import logits, make_base, make_config, train_a_little
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 
 from dual_lora import DeltaWarmupCallback, DualLoraLinear, set_delta_warmup
 from dual_lora.tuner.warmup import default_warmup_steps, warmup_factor
-from tests.unit.test_tuner_life_cycle import TOKENS, logits, make_base, make_config
+from tests.unit.tiny_adapted_model import TOKENS, logits, make_base, make_config
 
 
 def factors_in_use(model: torch.nn.Module) -> set[float]:
