@@ -120,9 +120,9 @@ def compose(arguments: list[str]) -> list[RunConfig]:
 
     ConfigStore.instance().store(name="settings", node=_every_setting())
     flags = {word for word in arguments if word.startswith("-")}
-    experiment = any(word.startswith("experiment=") for word in arguments)
-    if (flags or experiment) and flags <= {"-m", "--multirun"} and not any(w.startswith("hydra") for w in arguments):
-        return _sweep([word for word in arguments if word not in flags])
+    if flags <= {"-m", "--multirun"} and not any(word.startswith("hydra") for word in arguments):
+        sweeps = flags or any(word.startswith("experiment=") for word in arguments)
+        return _sweep([word for word in arguments if word not in flags]) if sweeps else [_single(arguments)]
     cells: list[RunConfig] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
@@ -157,6 +157,14 @@ def _explained() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from None
+
+
+def _single(words: list[str]) -> RunConfig:
+    """Compose one cell once; `hydra.main` composes it twice, the first time to learn whether it is a sweep."""
+    import hydra
+
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return RunConfig.from_dict(_composed(tuple(words)))
 
 
 def _sweep(words: list[str]) -> list[RunConfig]:
