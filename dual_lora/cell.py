@@ -68,6 +68,7 @@ class Cell:
         # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
         held = "float32" if config.method.trains in ("everything", "biases") else self.dtype
         deepspeed_config.trust_own_types(config)
+        deepspeed_config.compile_nothing(config)
         sharded = deepspeed_config.partition_while_loading(config, self.world_size, held)
         loaded = models.load(
             config.model, self.task.head, dtype=held, seed=config.seed, device=processes.device_name(self.device)

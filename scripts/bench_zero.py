@@ -135,6 +135,7 @@ def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], d
     processes.join(device)
     config = make_config(method, launcher, size, device, folder)
     deepspeed_config.trust_own_types(config)
+    deepspeed_config.compile_nothing(config)
     model = make_model(config, device)
     tokenizer = tiny_tokenizer("llama", max_length=size["length"])
     tokenizer.pad_token = tokenizer.eos_token  # the rows are of one length; the collator asks for it all the same

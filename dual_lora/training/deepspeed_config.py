@@ -67,6 +67,18 @@ def trust_own_types(config: RunConfig) -> None:
     torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
+def compile_nothing(config: RunConfig) -> None:
+    """Start without the operation that DeepSpeed compiles on a CPU: up to a minute, and a C++ compiler is needed.
+
+    It is an all-reduce in shared memory, which only tensor-parallel layers call; what is used here takes gloo's.
+    """
+    if config.launch.engine != "deepspeed" or config.launch.device != "cpu":
+        return
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def partition_while_loading(config: RunConfig, world_size: int, dtype: str) -> Any:
     """Make transformers create and load weights in shards from now on (ZeRO-3), until the returned object is dropped.
 

@@ -156,6 +156,7 @@ from tests.small_cells import config
 processes.join("cpu")
 words = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=3", f"model.path={sys.argv[1]}"]
 cell, head = config(Path("results"), *words), Head("causal_lm")
+deepspeed_config.compile_nothing(cell)
 sharded = deepspeed_config.partition_while_loading(cell, 1, sys.argv[2])
 model = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
 model = methods.apply(model, cell.method, model_config=cell.model, head=head, seed=0)
