@@ -12,9 +12,10 @@ from dual_lora.launch.slurm import check_options, script
 from tests.small_cells import config
 
 
-@pytest.fixture
-def cell(tmp_path):
-    return config(tmp_path / "results", "launch=slurm", "launch.device=auto")
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory):
+    """A frozen cell that each test changes a copy of."""
+    return config(tmp_path_factory.mktemp("slurm") / "results", "launch=slurm", "launch.device=auto")
 
 
 def with_launch(cell, **values):

@@ -10,6 +10,7 @@ from dual_lora.composition import CONFIGS, compose
 FILES = sorted((CONFIGS / "recipe").glob("*/commonsense/*.yaml"))
 OWN = [path for path in FILES if not path.stem.startswith("_")]
 WORDS = {"name", "sources", "learning_rates"}
+ALWAYS = {"global_batch", "learning_rate", "epochs"}  # what a recipe or the lines it shares must have a source for
 # arXiv 2402.09353 Table 8: learning rate of DoRA by model and rank.
 DORA = {
     "llama": {16: 2e-4, 32: 1e-4},
@@ -49,6 +50,7 @@ def test_recipes_compose_and_dual_lora_has_loras_budget_and_scale(model):
     assert {"lora", "dora", "dual_lora"} <= set(names)
     cells = [compose([f"model={model}", "task=commonsense", f"method={name}"])[0] for name in names]
     assert [cell.recipe.name for cell in cells] == [f"{model}/commonsense/{name}" for name in names]
+    assert all(set(cell.recipe.sources) >= ALWAYS for cell in cells)
     by_name = {cell.method.name: cell for cell in cells}
     lora, dual = by_name["lora"].method.settings, by_name["dual_lora"].method.settings
     assert dual["r_magnitude"] + dual["r_direction"] == lora["r"] == 32

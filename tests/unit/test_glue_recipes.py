@@ -11,6 +11,7 @@ from dual_lora.tasks.glue.specs import SPECS
 FILES = sorted((CONFIGS / "recipe").glob("*/glue/*/*.yaml"))
 OWN = [path for path in FILES if not path.stem.startswith("_")]
 WORDS = {"name", "sources", "learning_rates"}
+ALWAYS = {"global_batch", "learning_rate", "epochs"}  # what a recipe or the lines it shares must have a source for
 
 
 def parts(path):
@@ -74,6 +75,7 @@ def test_recipes_compose_and_command_line_values_win(model):
     methods = sorted(parts(path)[2] for path in OWN if parts(path)[:2] == (model, "rte"))
     cells = compose(["-m", f"model={model}", "task=glue/rte", f"method={','.join(methods)}"])
     assert [cell.recipe.name for cell in cells] == [f"{model}/glue/rte/{name}" for name in methods]
+    assert all(set(cell.recipe.sources) >= ALWAYS for cell in cells)
     assert all(cell.protocol.name == "paper" and cell.protocol.checkpoint == "best_dev" for cell in cells)
     (cell,) = compose([f"model={model}", "task=glue/rte", "method=lora", "recipe.learning_rate=0.5", "method.r=3"])
     assert (cell.recipe.learning_rate, cell.method.settings["r"]) == (0.5, 3)
@@ -111,6 +113,7 @@ def test_the_batch_is_that_of_all_gpus_of_the_scripts():
 def test_a_combination_without_a_recipe_runs_on_the_tasks_default_and_says_so(task):
     cells = compose(["-m", "model=tiny_roberta", f"task=glue/{task}", "method=lora,full,dual_lora", "protocol=strict"])
     assert all(cell.recipe.is_default and cell.recipe.name == f"default/glue/{task}" for cell in cells)
+    assert all(set(cell.recipe.sources) >= ALWAYS for cell in cells)
     assert len({cell.recipe.learning_rate for cell in cells}) == 3
     assert all(cell.task.headline for cell in cells)
     assert {(cell.protocol.checkpoint, cell.protocol.validation_fraction) for cell in cells} == {("last", 0.1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -13,6 +14,7 @@ from dual_lora.training.deepspeed_config import deepspeed_config
 from dual_lora.training.schedule import plan_batches, plan_steps, plan_warmup
 
 
+@functools.cache
 def cell(*arguments: str) -> RunConfig:
     return compose(["model=llama2", "task=commonsense", "method=dual_lora", *arguments])[0]
 
