@@ -189,12 +189,3 @@ def test_a_budget_is_met_and_noted(tmp_path: Path) -> None:
     record = cell(tmp_path, *arguments, "method=dual_lora_split_1_3", "method.budget=like:lora@8")
     assert record["cost"]["trainable_parameters"] == wanted
     assert any(note.startswith("budget: ") for note in record["scores"]["notes"])
-
-
-def test_cells_of_a_sweep_run_side_by_side(tmp_path: Path) -> None:
-    arguments = ["task=e2e", "model=tiny_llama", "method=none,lora", "task.metrics=[BLEU]", "launch.parallel=2"]
-    assert launch(compose(["-m", *SMALL, f"results={tmp_path}", "protocol.decoding.beams=1", *arguments])) == 0
-    records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.json")]
-    assert sorted(record["identity"]["method"]["name"] for record in records) == ["lora", "none"]
-    assert {record["status"] for record in records} == {"finished"}
-    assert len(list((tmp_path / "runs").glob("*/log.txt"))) == 2

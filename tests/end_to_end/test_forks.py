@@ -18,6 +18,8 @@ from dual_lora.launch import forks, launch
 from dual_lora.launch.local import _record_crash, write_config
 from tests.small_cells import CLASSIFYING, ROOT, arguments, config, numbers
 
+E2E = ["model=tiny_llama", "task=e2e", "profile.test_items=2", "protocol.decoding.beams=1"]
+
 
 def records(results: Path) -> dict[str, dict[str, Any]]:
     found = (json.loads(path.read_text()) for path in (results / "records").glob("*.json"))
@@ -37,6 +39,15 @@ def test_forked_cells_make_the_records_of_processes_of_their_own(tmp_path: Path)
     subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, check=True, capture_output=True)
     [(run_id, record)] = records(tmp_path / "alone").items()
     assert numbers(forked[run_id]) == numbers(record)
+
+
+def test_other_methods_of_a_writing_model_run_side_by_side(tmp_path: Path) -> None:
+    more = ["method=none,lora", "task.metrics=[BLEU]", "launch.parallel=2"]
+    assert launch(compose(["-m", *arguments(tmp_path, *more, kind=E2E)])) == 0
+    found = records(tmp_path).values()
+    assert sorted(record["identity"]["method"]["name"] for record in found) == ["lora", "none"]
+    assert {record["status"] for record in found} == {"finished"}
+    assert len(list((tmp_path / "runs").glob("*/log.txt"))) == 2
 
 
 def test_a_cell_writes_to_its_own_log_and_follows_the_commands_environment(

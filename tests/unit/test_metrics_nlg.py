@@ -1,6 +1,6 @@
 """BLEU, METEOR and TER of WebNLG and DART."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -65,16 +65,20 @@ def test_bad_input_is_refused():
         nlg.score(["a"], [["a"]], form="lower")
 
 
-def test_the_script_scores_files_and_refuses_bad_ones(tmp_path):
+def test_the_script_scores_files_and_refuses_bad_ones(tmp_path, monkeypatch, capsys):
     script = Path(__file__).parents[2] / "scripts" / "score_nlg.py"
     predictions, references = tmp_path / "pred.txt", tmp_path / "ref.txt"
     predictions.write_text("a b c d\n\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [str(script), str(predictions), str(references), "--metrics", "BLEU", "NIST"])
+
+    def run() -> int:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(script), run_name="__main__")
+        return end.value.code
+
     references.write_text("a b c d\na b c\n\ne f g\n", encoding="utf-8")
-    command = [sys.executable, str(script), str(predictions), str(references), "--metrics", "BLEU", "NIST"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("BLEU: 0.")
+    assert run() == 0
+    assert capsys.readouterr().out.startswith("BLEU: 0.")
     references.write_text("a b c d\n\n\ne f g\n", encoding="utf-8")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "ref.txt, line 3: an empty group" in done.stderr
+    assert run() == 2
+    assert "ref.txt, line 3: an empty group" in capsys.readouterr().err

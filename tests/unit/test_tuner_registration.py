@@ -75,21 +75,18 @@ def test_import_dual_lora_alone_is_enough_to_load_an_adapter(tmp_path):
     )
     model.save_pretrained(tmp_path)
     code = (
-        "import dual_lora, peft, torch\n"
+        "import sys, dual_lora\n"
+        "print('torch' in sys.modules, 'peft' in sys.modules)\n"
+        "import peft, torch\n"
         "base = torch.nn.ModuleDict({'layer': torch.nn.Linear(4, 4)})\n"
         f"model = peft.PeftModel.from_pretrained(base, {str(tmp_path)!r})\n"
         "print(type(model.base_model).__name__, type(model.base_model.model['layer']).__name__)"
     )
-    assert run_python(code).split() == ["DualLoraModel", "DualLoraLinear"]
-
-
-def test_the_package_imports_neither_hydra_nor_deepspeed_nor_wandb():
-    code = "import dual_lora, sys; print({'hydra', 'deepspeed', 'wandb', 'datasets'} & set(sys.modules))"
-    assert run_python(code).strip() == "set()"
+    assert run_python(code).split() == ["True", "True", "DualLoraModel", "DualLoraLinear"]
 
 
 def test_composition_can_put_the_registration_off_until_a_name_is_used():
-    """Private to run.py: `_DUAL_LORA_LAZY` keeps torch out until then; without it, importing registers."""
+    """Private to run.py: `_DUAL_LORA_LAZY` keeps torch out until then; without it, importing registers (see above)."""
     code = (
         "import sys, dual_lora\n"
         "print('torch' in sys.modules, 'peft' in sys.modules)\n"
@@ -98,7 +95,6 @@ def test_composition_can_put_the_registration_off_until_a_name_is_used():
         "print('DUAL_LORA' in PeftType.__members__)"
     )
     assert run_python(code, _DUAL_LORA_LAZY="1").split() == ["False", "False", "True"]
-    assert run_python(code).split() == ["True", "True", "True"]
 
 
 def test_a_misspelt_name_says_which_names_there_are():
