@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -29,8 +31,13 @@ def arguments(results: Path, *more: str, kind: list[str] = WRITING) -> list[str]
 
 
 def config(results: Path, *more: str, kind: list[str] = WRITING) -> RunConfig:
-    """Compose a small cell in this process."""
-    [cell] = compose(arguments(results, *more, kind=kind))
+    """Compose a small cell in this process, once: composing takes as long as training does."""
+    return dataclasses.replace(_composed((*kind, *COMMON, *more)), results=str(results))
+
+
+@functools.cache
+def _composed(words: tuple[str, ...]) -> RunConfig:
+    [cell] = compose([*words])
     return cell
 
 

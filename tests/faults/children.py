@@ -6,7 +6,6 @@ The server has loaded torch and this package and computed nothing, so its childr
 from __future__ import annotations
 
 import errno
-import functools
 import importlib
 import io
 import logging
@@ -16,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ class Child:
 
     def __init__(self, results: Path, *more: str, kind: list[str] = WRITING, fault: Any = None, cells: int = 1) -> None:
         self.log_path = results.with_name(f"{results.name}.{time.time_ns()}.log")
-        chosen = [replace(_composed((*kind,), f"seed={seed}", *more), results=str(results)) for seed in range(cells)]
+        chosen = [config(results, f"seed={seed}", *more, kind=kind) for seed in range(cells)]
         self._process = _FORKS.Process(target=_run, args=(chosen, fault, str(self.log_path)))
         self._process.start()
 
@@ -82,12 +80,6 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 600) -> A
             return value
         time.sleep(0.01)
     raise AssertionError(f"{what} did not come within {seconds} s")
-
-
-@functools.cache
-def _composed(kind: tuple[str, ...], *words: str) -> RunConfig:
-    """Compose a cell as the command does, in the parent and once: it takes as long as the training of a child."""
-    return config(Path("results"), *words, kind=[*kind])
 
 
 def _run(chosen: list[RunConfig], fault: Any, log: str) -> None:

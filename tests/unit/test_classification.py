@@ -122,8 +122,14 @@ def test_readings_are_label_words_numbers_or_nothing():
         classification.readings(logits, ("a", "b", "c"))
 
 
-@pytest.mark.parametrize("name", sorted(SPECS))
-@pytest.mark.parametrize("model", ENCODERS)
+def alternating():
+    """Every encoder with every task; in the short tests the encoders take turns."""
+    for number, name in enumerate(sorted(SPECS)):
+        for place, model in enumerate(ENCODERS):
+            yield pytest.param(model, name, marks=[] if number % len(ENCODERS) == place else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("model", "name"), alternating())
 def test_every_model_family_trains_two_steps_on_every_task(model, name, tmp_path):
     run = cell(model, name)
     examples, rows = encoded(run)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import shutil
 
 import pytest
@@ -16,9 +17,13 @@ from dual_lora.methods.heads import is_head_parameter
 from dual_lora.tasks import glue
 
 
+@functools.cache
+def composed_once(*words):
+    return compose(["model=tiny_roberta", "data.source=sample", *words])[0]
+
+
 def composed(results, task="rte", method="dual_lora", *more):
-    arguments = ["model=tiny_roberta", f"task=glue/{task}", f"method={method}", "data.source=sample"]
-    return compose([*arguments, f"results={results}", *more])[0]
+    return dataclasses.replace(composed_once(f"task=glue/{task}", f"method={method}", *more), results=str(results))
 
 
 def adapted(config):
