@@ -96,33 +96,37 @@ def losses(trainer: Trainer) -> list[float]:
 EXPECTED = [min(1.0, k / WARMUP_STEPS) for k in range(STEPS)]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_factor_counts_optimizer_steps_and_not_forward_passes(tmp_path, accumulation):
-    _, log = train(tmp_path, accumulation=accumulation)
-    assert log.training == [factor for factor in EXPECTED for _ in range(accumulation)]
-    assert log.layer.delta_warmup == 1
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, FactorLog]:
+    """A training that nothing interrupts, accumulates or validates."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_the_factor_counts_optimizer_steps_and_not_forward_passes(tmp_path, whole):
+    for accumulation, (_, log) in ((1, whole), (2, train(tmp_path, accumulation=2))):
+        assert log.training == [factor for factor in EXPECTED for _ in range(accumulation)]
+        assert log.layer.delta_warmup == 1
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 7])
-def test_an_interrupted_and_resumed_training_ends_in_the_same_bits(tmp_path, stop_at):
-    whole, whole_log = train(tmp_path / "whole")
-    _, first_log = train(tmp_path / "parts", stop_at=stop_at)
-    resumed, second_log = train(tmp_path / "parts", resume=True)
+def test_an_interrupted_and_resumed_training_ends_in_the_same_bits(tmp_path, stop_at, whole):
+    uninterrupted, whole_log = whole
+    _, first_log = train(tmp_path, stop_at=stop_at)
+    resumed, second_log = train(tmp_path, resume=True)
     assert first_log.training + second_log.training == whole_log.training == EXPECTED
-    assert losses(resumed) == losses(whole)
+    assert losses(resumed) == losses(uninterrupted)
     for name, parameter in adapter(resumed).items():
-        assert torch.equal(parameter, adapter(whole)[name]), name
+        assert torch.equal(parameter, adapter(uninterrupted)[name]), name
 
 
-def test_validation_and_saving_during_warmup_see_the_adapter_as_it_would_be_loaded(tmp_path):
+def test_validation_and_saving_during_warmup_see_the_adapter_as_it_would_be_loaded(tmp_path, whole):
     settings = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "load_best_model_at_end": True}
     trainer, log = train(tmp_path, **settings)
     assert log.training == EXPECTED, "the factor of a step is restored after a validation"
     assert set(log.evaluation) == {1.0}
     assert len(log.evaluation) >= STEPS + 1
     assert log.saves == [1.0] * STEPS
-    plain, _ = train(tmp_path / "without")
-    assert losses(plain) == losses(trainer), "validating must not change the training"
+    assert losses(whole[0]) == losses(trainer), "validating must not change the training"
 
 
 def test_no_warmup_trains_at_1_from_the_first_step(tmp_path):

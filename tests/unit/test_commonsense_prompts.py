@@ -171,13 +171,18 @@ def llama3():
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
 
 
+@lru_cache
+def real_items(target):
+    """Return the task and every 60th of its test items."""
+    task = build(STRICT, DataConfig(source="local", dir=DATA), target)
+    return task, task.examples("test")[::60]
+
+
 @pytest.mark.skipif(DATA is None, reason="needs DUAL_LORA_DATA with the real tokenizers")
 @pytest.mark.parametrize("load", [llama2, llama3, gpt2])
 @pytest.mark.parametrize("target", ["label", "text"])
 def test_clean_boundary_with_real_tokenizers_on_real_items(load, target):
-    tokenizer = load()
-    task = build(STRICT, DataConfig(source="local", dir=DATA), target)
-    assert_clean_boundary(tokenizer, task, task.examples("test")[::60])
+    assert_clean_boundary(load(), *real_items(target))
 
 
 @pytest.mark.skipif(DATA is None, reason="needs DUAL_LORA_DATA with the real tokenizers")

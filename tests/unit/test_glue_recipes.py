@@ -1,5 +1,6 @@
 """Every GLUE recipe composes, says where each number comes from, and keeps the budgets of the published rows."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ WORDS = {"name", "sources", "learning_rates"}
 ALWAYS = {"global_batch", "learning_rate", "epochs"}  # what a recipe or the lines it shares must have a source for
 
 
+@functools.cache
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
 def parts(path):
     """Model, task and method of a recipe file."""
     model, _, task, file = path.relative_to(CONFIGS / "recipe").parts
@@ -22,7 +28,7 @@ def parts(path):
 
 def settings(path):
     """Dotted name -> value of all a recipe file sets (its own lines, not those of its defaults)."""
-    values = yaml.safe_load(path.read_text())
+    values = read(path)
     flat = {key: value for key, value in values["recipe"].items() if key not in WORDS}
     for group in ("method", "model"):
         pending = [(f"{group}.{key}", value) for key, value in values.get(group, {}).items()]
@@ -51,7 +57,7 @@ def test_the_published_combinations_have_recipes():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(parts(path)))
 def test_every_number_has_a_source(path):
-    values = yaml.safe_load(path.read_text())
+    values = read(path)
     assert set(values["recipe"].get("sources", {})) == set(settings(path))
     assert all(str(source).strip() for source in values["recipe"]["sources"].values())
 
@@ -59,13 +65,13 @@ def test_every_number_has_a_source(path):
 @pytest.mark.parametrize("path", OWN, ids=lambda path: "/".join(parts(path)))
 def test_a_recipe_is_named_after_its_place(path):
     model, task, method = parts(path)
-    assert yaml.safe_load(path.read_text())["recipe"]["name"] == f"{model}/glue/{task}/{method}"
+    assert read(path)["recipe"]["name"] == f"{model}/glue/{task}/{method}"
     assert method in options("method")
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: "/".join(parts(path)))
 def test_shared_lines_are_those_of_the_same_model_and_task(path):
-    shared = [entry for entry in yaml.safe_load(path.read_text()).get("defaults", []) if entry != "_self_"]
+    shared = [entry for entry in read(path).get("defaults", []) if entry != "_self_"]
     assert shared in ([], [f"/recipe/{path.parent.relative_to(CONFIGS / 'recipe')}/_common"])
     assert not shared or path.with_name("_common.yaml").exists()
 
