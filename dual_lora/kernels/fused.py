@@ -41,16 +41,12 @@ def forward(
     transposed: bool = False,
     start: Factors | None = None,
     base: Tensor | None = None,
-    reuse: bool = False,
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`.
-
-    `reuse`: as in `prepare`.
-    """
+    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`."""
     if x.shape[0] == 0:
         return x.new_empty(0, factors[1].shape[0])
     oriented = weight.t() if transposed and weight is not None else weight
-    prepared = prepare(factors, reuse=reuse)
+    prepared = prepare(factors)
     geometry = _geometry(factors, prepared, rule, start)
     if x.shape[0] <= launch.FEW_TOKENS:
         y = _few_tokens(x, oriented, bias, prepared, geometry, scaling, start)

@@ -135,7 +135,7 @@ def _run(
         scaling = torch.full((), call.scaling, dtype=torch.float64, device="cpu")
         return operators.linear(x, weight, bias, base, *factors, list(start or ()), scaling, *call[1:])
     if not torch.is_grad_enabled():
-        return operators.run_forward(x, weight, bias, base, factors, start, call, reuse=True)
+        return operators.run_forward(x, weight, bias, base, factors, start, call)
     return _DualLoraLinear.apply(x, weight, bias, base, *factors, start, call)
 
 

@@ -47,13 +47,8 @@ def run_forward(
     factors: Factors,
     start: Factors | None,
     call: Call,
-    *,
-    reuse: bool = False,
 ) -> Tensor:
-    """Forward of `dual_lora_linear` (with `weight`) or `dual_lora_delta_linear` (without), x of any leading shape.
-
-    `reuse`: no gradient is recorded, so what depends on the factors alone may be kept until they change.
-    """
+    """Forward of `dual_lora_linear` (with `weight`) or `dual_lora_delta_linear` (without), x of any leading shape."""
     rule = update_rule(call.ste, call.magnitude_activation, call.direction_activation)
     module = implementation(_resolve(call.kernel, x))
     flat_base = None if base is None else base.reshape(-1, base.shape[-1])
@@ -68,7 +63,6 @@ def run_forward(
             transposed=call.transposed,
             start=start,
             base=flat_base,
-            reuse=reuse,
         )
     return y.view(*x.shape[:-1], y.shape[-1])
 

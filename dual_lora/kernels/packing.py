@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dual_lora.kernels import plans
 from dual_lora.kernels.launch import cdiv, rank_block
@@ -26,28 +25,15 @@ class Prepared(NamedTuple):
     padded: tuple[int, int]
 
 
-def prepare(factors: Factors, *, reuse: bool = False) -> Prepared:
-    """The factors of one layer for its kernels.
+def prepare(factors: Factors) -> Prepared:
+    """The factors of one layer for its kernels, made anew in every call.
 
-    With `reuse` (no gradient is recorded: generation, validation) the parts are kept until a factor changes; they take
-    1.5 times the factors' memory, and W0 + dW is still formed anew in every call.
+    Nothing is kept between calls, not even while no gradient is recorded: no cheap sign tells that a factor changed.
+    `torch.optim.AdamW(fused=True)`, the Trainer's default, changes parameters without counting up their `_version`, as
+    does every write through `.data` (averages of weights, DeepSpeed).
     """
-    a, b, c, d = factors
-    if not reuse:
-        return _pack(factors) if b.shape[0] * a.shape[1] >= PACK_ELEMENTS else Prepared(contiguous(factors), (0, 0))
-    if a.is_inference() or b.is_inference() or c.is_inference() or d.is_inference():
-        return _pack(factors)  # inference tensors do not count their changes
-    state = (
-        a._version, b._version, c._version, d._version, a.data_ptr(), b.data_ptr(), c.data_ptr(), d.data_ptr()
-    )  # fmt: skip
-    kept = _kept.get(a)
-    if kept is None or kept[0] != state:
-        kept = (state, _pack(factors))
-        _kept[a] = kept
-    return kept[1]
-
-
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+    a, b, _, _ = factors
+    return _pack(factors) if b.shape[0] * a.shape[1] >= PACK_ELEMENTS else Prepared(contiguous(factors), (0, 0))
 
 
 def contiguous(factors: Factors) -> Factors:

@@ -42,12 +42,8 @@ def forward(
     transposed: bool = False,
     start: Factors | None = None,
     base: Tensor | None = None,
-    reuse: bool = False,
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`.
-
-    `reuse` is for the fused path; there is nothing to keep here.
-    """
+    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`."""
     factors = _float32(factors)
     oriented = weight.t() if weight is not None and transposed else weight
     y = x.new_empty(x.shape[0], factors[1].shape[0])
