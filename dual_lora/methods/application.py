@@ -77,7 +77,8 @@ def _apply_adapter(model: nn.Module, config: PeftConfig, model_config: ModelConf
         _check_targets(model, config, model_config)
     saved = list(getattr(config, "modules_to_save", None) or [])
     if hasattr(config, "modules_to_save") and head_modules(model):
-        config.modules_to_save = [*saved, *(name for name in head_modules(model) if name not in saved)]
+        heads = [name.rpartition(".")[2] for name in head_modules(model)]
+        config.modules_to_save = [*saved, *(name for name in heads if name not in saved)]
     # PEFT leaves this out where there is a task type; an adapter of the split GPT-2 has to say what it stands on.
     config.auto_mapping = models.adapter_base_class(model)
     with torch.random.fork_rng():

@@ -111,8 +111,8 @@ def adapter_parameters(method: MethodConfig, layer_shapes: Iterable[LayerShape],
 def count_biases(dimensions: Dimensions, family: str) -> int:
     """Return the number of bias parameters of a base model without head, from its dimensions.
 
-    LLaMA has none; Qwen2 has them on query, key and value; BERT's pooler counts, DeBERTa-v2's belongs to the head and
-    the convolution of its XXL checkpoints is not counted.
+    LLaMA has none; Qwen2 has them on query, key and value; poolers belong to the head, and the convolution of
+    DeBERTa's XXL checkpoints is not counted.
     """
     hidden, inner, layers = dimensions.hidden_size, dimensions.intermediate_size, dimensions.num_layers
     if family == "llama":
@@ -122,14 +122,14 @@ def count_biases(dimensions: Dimensions, family: str) -> int:
         return layers * (hidden + 2 * key_value)
     # query, key, value, output, down projection and two norms are `hidden` wide, the up projection is `inner` wide
     blocks = layers * (7 * hidden + inner)
-    extra = {"gpt2": 1, "roberta": 1, "bert": 2, "deberta": 2}[family]  # final or embedding norm; pooler; relative norm
+    extra = {"gpt2": 1, "roberta": 1, "bert": 1, "deberta": 2}[family]  # final or embedding norm; relative norm
     return blocks + extra * hidden
 
 
 def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """Return the trainable parameters of a model with and without its task head.
 
-    The head is what lies outside the base model (`base_model_prefix`): a classifier, a pooler that starts untrained.
+    The head is what lies outside the base model (`base_model_prefix`): a classifier, a pooler.
     The output embedding of a language model belongs to the base.
     """
     from dual_lora.methods.heads import is_head_parameter

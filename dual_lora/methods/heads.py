@@ -7,6 +7,8 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from dual_lora.models.head import HEADS
+
 
 def unwrapped(model: nn.Module) -> Any:
     """Return the transformers model inside a PEFT model, or the model itself."""
@@ -14,18 +16,23 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Return the names of the head's modules: `classifier`, `score`, DeBERTa's `pooler`; none for a language model.
+    """Return the head's modules: `classifier`, `score`, `pooler` (BERT's: `bert.pooler`); none for a language model.
 
-    The LoRA repository's GLUE runs train the same ones: all that lies outside the encoder (`run_glue.py`).
+    The LoRA repository's GLUE runs train the same ones: all that lies outside the encoder (`run_glue.py`). BERT's
+    pooler lies inside transformers' encoder, but is the layer that RoBERTa and DeBERTa have outside (`models.head`).
     """
     inner = unwrapped(model)
     if not hasattr(inner, "num_labels") or "ForSequenceClassification" not in type(inner).__name__:
         return []
     prefix = inner.base_model_prefix
-    return [name for name, child in inner.named_children() if name != prefix and any(True for _ in child.parameters())]
+    outside = [
+        name for name, child in inner.named_children() if name != prefix and any(True for _ in child.parameters())
+    ]
+    inside = [name for name in HEADS.get(inner.config.model_type, ()) if name.startswith(f"{prefix}.")]
+    return inside + outside
 
 
 def is_head_parameter(model: nn.Module, name: str) -> bool:
     """Whether a parameter of `model` (by its name in `named_parameters`) belongs to the head."""
     inner_name = name.removeprefix("base_model.model.") if isinstance(model, PeftModel) else name
-    return inner_name.split(".", 1)[0] in head_modules(model)
+    return inner_name.startswith(tuple(f"{module}." for module in head_modules(model)))

@@ -8,13 +8,15 @@ from torch import nn
 from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 
-# Modules that a classification head adds to the base; for DeBERTa its pooler too, which no pretrained checkpoint has.
+# Modules that a classification head adds to the base. Poolers too: DeBERTa's is in no pretrained checkpoint, and BERT's
+# was trained for another purpose or for none (sentence encoders average tokens instead: all-MiniLM's is left over).
+# Frozen between adapters and classifier it holds them back; RoBERTa's head has the same layer, trained.
 HEADS = {
     "gpt2": ("score",),
     "llama": ("score",),
     "qwen2": ("score",),
     "roberta": ("classifier",),
-    "bert": ("classifier",),
+    "bert": ("bert.pooler", "classifier"),
     "deberta": ("classifier", "pooler"),
 }
 

@@ -174,12 +174,12 @@ def _placement(device: str | torch.device) -> dict[str, Any]:
 
 def _check_complete(model: ModelConfig, head: Head, folder: Path, info: dict[str, Any]) -> None:
     """Refuse a base of which something was made up. Raises `ModelError` listing the weights."""
-    new = HEADS[model.family] if head.kind == "classification" else ()
-    missing = sorted(key for key in info["missing_keys"] if key.split(".")[0] not in new)
+    new = tuple(f"{name}." for name in HEADS[model.family]) if head.kind == "classification" else ()
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(new))
     surplus = sorted(
         key for key in info["unexpected_keys"] if _BLOCK_WEIGHT.search(key) and not key.endswith(_OLD_BUFFERS)
     )
-    wrong = sorted(str(entry[0]) for entry in info["mismatched_keys"] if entry[0].split(".")[0] not in new)
+    wrong = sorted(str(entry[0]) for entry in info["mismatched_keys"] if not entry[0].startswith(new))
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}"
         for what, keys in (

