@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache
 
 from dual_lora.evaluation.generation import pad_id, pad_left, positions
+from dual_lora.models.output_positions import logits_at
 from dual_lora.tasks.base import Progress
 from dual_lora.tasks.encoding import prompt_ids
 
 OnBatch = Callable[[list[int], list[list[float]]], None]
+_TOKENS_AT_ONCE = 1024  # 4 × vocabulary bytes each
 
 
 @dataclass(frozen=True)
@@ -139,19 +142,26 @@ def _rank_batch(model: Any, tokenizer: Any, batch: Sequence[_Question]) -> list[
         real[number, : len(row)] = True
     targets, real = targets.to(device), real.to(device)
 
-    logits = first[owner].unsqueeze(1)
+    sums = first.log_softmax(-1)[owner, targets[:, 0]]
     if longest > 1:
         cache.batch_select_indices(owner)
+        inputs, wanted = targets[:, :-1], real[:, 1:].flatten().nonzero().squeeze(1)
         whole_mask = torch.cat([mask[owner], real[:, :-1].long()], dim=1)
-        more = model(
-            input_ids=targets[:, :-1],
-            attention_mask=whole_mask,
-            position_ids=positions(whole_mask)[:, ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits.float()
-        logits = torch.cat([logits, more], dim=1)
-    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    sums = chosen.masked_fill(~real, 0.0).sum(-1).tolist()
-    values = iter(sums)
+        with logits_at(model.get_output_embeddings(), wanted, inputs.shape):
+            logits = model(
+                input_ids=inputs,
+                attention_mask=whole_mask,
+                position_ids=positions(whole_mask)[:, ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[0]
+        each = _log_probabilities(logits, targets[:, 1:].flatten()[wanted])
+        sums = sums.index_add(0, wanted // inputs.shape[1], each)
+    values = iter(sums.tolist())
     return [[next(values) for _ in question.rest] for question in batch]
+
+
+def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return log P(target) in float32, (tokens,), from logits (tokens, vocabulary) in parts: each is a float32 copy."""
+    parts = zip(logits.split(_TOKENS_AT_ONCE), targets.split(_TOKENS_AT_ONCE), strict=True)
+    return torch.cat([-F.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in parts])

@@ -3,20 +3,20 @@
     with where_labels_are(model.get_output_embeddings(), inputs["labels"]) as labels:
         loss = model(**{**inputs, "labels": labels}).loss     # the loss of the whole batch, computed from fewer logits
 
-A causal model's logits are rows × length × vocabulary numbers, in float32 for the loss; a prompt that is not trained on
-is most of the rows. The last layer gets the kept positions as one row, and the labels are laid out to match, so the
-model's own loss and the Trainer's label smoothing work as they are.
+The labels are laid out to match the kept positions, so the model's own loss and the Trainer's label smoothing work as
+they are. The more of a text is prompt, and the larger the vocabulary, the more memory this saves (docs/launching.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from dual_lora.tasks.encoding import IGNORED
+from dual_lora.models.output_positions import logits_at
+
+_IGNORED = -100  # the index without a loss of torch's cross entropy, and so of every model
 
 
 @contextmanager
@@ -32,22 +32,9 @@ def where_labels_are(output_layer: torch.nn.Module, labels: torch.Tensor) -> Ite
         are to be shifted by one, as every causal loss does: the first label and the last position are fillers.
     """
     flat = labels.flatten()
-    counted = labels != IGNORED
+    counted = labels != _IGNORED
     counted[:, 0] = False  # nothing comes before a row's first token
     targets = counted.flatten().nonzero().squeeze(1)
     kept = torch.cat([targets - 1, targets.new_zeros(1)])
-
-    def keep(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden, *others = arguments
-        if hidden.shape[:2] != labels.shape:
-            raise RuntimeError(
-                f"the output layer got hidden states for {tuple(hidden.shape[:2])} positions, the labels have "
-                f"{tuple(labels.shape)}"
-            )
-        return (hidden.flatten(0, 1).index_select(0, kept).unsqueeze(0), *others)
-
-    handle = output_layer.register_forward_pre_hook(keep)
-    try:
-        yield torch.cat([flat.new_full((1,), IGNORED), flat[targets]]).unsqueeze(0)
-    finally:
-        handle.remove()
+    with logits_at(output_layer, kept, labels.shape):
+        yield torch.cat([flat.new_full((1,), _IGNORED), flat[targets]]).unsqueeze(0)

@@ -24,8 +24,8 @@ BELOW: dict[str, set[str]] = {
     "report": set(),
     "record": set(),
     "examples": {"tasks"},
-    "training": {"methods", "record"},
-    "evaluation": {"methods", "tasks", "examples", "record"},
+    "training": {"methods", "models", "record"},
+    "evaluation": {"methods", "models", "tasks", "examples", "record"},
 }
 
 
