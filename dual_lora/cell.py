@@ -209,7 +209,8 @@ class Cell:
         return (
             f"out of memory with {batches.per_device} × {self.config.recipe.max_length_tokens} tokens per device; try "
             f"launch.per_device_batch={max(1, batches.per_device // 2)} (the global batch stays), "
-            "launch.gradient_checkpointing=true, or more devices with launch=deepspeed launch.zero_stage=3"
+            "launch.gradient_checkpointing=true, or more devices with launch=deepspeed launch.zero_stage=3; "
+            "retry=true runs it again"
         )
 
     # What the record is made of.
