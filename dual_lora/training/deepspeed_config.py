@@ -2,12 +2,15 @@
 
 Precision is the Trainer's without DeepSpeed: the base in its own dtype, what is trained in float32, bfloat16 autocast
 around the forward pass. DeepSpeed's `bf16` mode would hold the trained weights in bfloat16 and so change the result,
-and Dual LoRA's sign depends on float32 factors; it stays off.
+and Dual LoRA's sign depends on float32 factors; it stays off. Autocast has to be asked of DeepSpeed itself: on a GPU
+its engine switches off the one around it.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from dual_lora.config import RunConfig
 from dual_lora.training.schedule import plan_batches
@@ -23,8 +26,10 @@ def zero_stage(config: RunConfig, world_size: int) -> int:
     return 0 if world_size == 1 and launch.zero_stage in (1, 2) and not launch.offload else launch.zero_stage
 
 
-def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any] | None:
+def deepspeed_config(config: RunConfig, world_size: int, dtype: str) -> dict[str, Any] | None:
     """Return what DeepSpeed is configured with, or None where the run's engine is another.
+
+    dtype: "bfloat16" to compute in it, else "float32".
 
     The learning rate, its schedule and the optimizer are the Trainer's and do not appear. Buckets and thresholds are
     DeepSpeed's defaults.
@@ -47,12 +52,31 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any] | Non
         "gradient_accumulation_steps": batches.accumulation,
         "gradient_clipping": config.recipe.max_grad_norm,
         "zero_optimization": zero,
+        # No "safe modules": their gradients would be summed over the processes in bfloat16.
+        "torch_autocast": {
+            "enabled": dtype == "bfloat16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
         # The optimizer comes from the method (LoRA+, GaLore, plain AdamW); offloading works with any of them.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def lighten(engine: Any, world_size: int) -> None:
+    """Spare an engine of stage 0 the work that takes a launch per parameter, frozen ones included, and changes nothing.
+
+    Clipping is torch's, a few kernels for all gradients together; only what the optimizer holds has gradients to drop;
+    one process has nothing to sum. `scripts/bench_zero.py` times a step.
+    """
+    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    engine.clip_fp32_gradients = lambda: torch.nn.utils.clip_grad_norm_(trained, engine.gradient_clipping())
+    engine.zero_grad = engine.optimizer.zero_grad
+    if world_size == 1:
+        engine.enable_backward_allreduce = False
 
 
 def trust_own_types(config: RunConfig) -> None:
@@ -88,7 +112,7 @@ def partition_while_loading(config: RunConfig, world_size: int, dtype: str) -> A
     None where weights are loaded whole: other stages and engines, and the random models of the tests, whose weights are
     drawn and not read; DeepSpeed shards those when training begins.
     """
-    settings = deepspeed_config(config, world_size)
+    settings = deepspeed_config(config, world_size, "float32")
     from_files = config.model.source != "random" or config.model.path
     if settings is None or config.launch.zero_stage != 3 or not from_files:
         return None
@@ -116,7 +140,7 @@ def ready_to_evaluate(model: Any, config: RunConfig, world_size: int) -> None:
         return
     import deepspeed
 
-    settings = deepspeed_config(config, world_size)
+    settings = deepspeed_config(config, world_size, "float32")
     assert settings is not None
     settings["zero_optimization"].pop("offload_optimizer", None)
     deepspeed.initialize(model=model, config=settings)

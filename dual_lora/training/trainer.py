@@ -19,7 +19,7 @@ from dual_lora import methods, processes
 from dual_lora.config import RunConfig
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
-from dual_lora.training.deepspeed_config import deepspeed_config, zero_stage
+from dual_lora.training.deepspeed_config import deepspeed_config, lighten, zero_stage
 from dual_lora.training.loss_positions import where_labels_are
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
@@ -159,9 +159,9 @@ def _arguments(
         warmup_steps=plan_warmup(config, steps),
         max_grad_norm=recipe.max_grad_norm,
         label_smoothing_factor=recipe.label_smoothing,
-        # Under DeepSpeed the same autocast is entered by `_Trainer`: see `deepspeed_config`.
+        # DeepSpeed enters the same autocast (`deepspeed_config`), and `_Trainer` for a loss that it computes itself.
         bf16=dtype == "bfloat16" and launch.engine != "deepspeed",
-        deepspeed=deepspeed_config(config, batches.world_size),
+        deepspeed=deepspeed_config(config, batches.world_size, dtype),
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
@@ -200,12 +200,16 @@ class _Trainer(Trainer):
     keep_checkpoints: int
     layout: dict[str, Any]
     computes_in_bfloat16: bool
+    _engine: Any = None  # DeepSpeed's, once it has been lightened
 
     @property
     def _curves(self) -> Curves:
         return next(item for item in self.callback_handler.callbacks if isinstance(item, Curves))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        if self._engine is not model and self.is_deepspeed_enabled and self.layout["zero_stage"] == 0:
+            lighten(model, self.layout["processes"])
+            self._engine = model
         self._curves.count(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._curves.add(loss.detach())

@@ -168,6 +168,19 @@ print(json.dumps({kind: sorted(found) for kind, found in dtypes.items()}))
 """
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["lora", "dual_lora"])
+def test_one_process_of_deepspeed_computes_in_bfloat16_as_without_it(method, checkpoint, tmp_path):
+    """On a GPU DeepSpeed's engine decides about autocast; LoRA would run in float32 if it were not asked for."""
+    words = (f"model.path={checkpoint}", "model.dtype=bfloat16", f"method={method}", "launch.device=cuda")
+    curves = []
+    for launcher in ("launch=local", "launch=deepspeed"):
+        results = tmp_path / launcher.partition("=")[2]
+        assert launch([config(results, launcher, *words)]) == 0
+        curves.append([value for _, value in only_record(results)["curves"]["train_loss"]])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_weights_are_partitioned_in_their_own_dtype(dtype, checkpoint):
     """DeepSpeed makes shards in the dtype of its precision mode, which is off in training: 70B would take 280 GB."""

@@ -73,6 +73,16 @@ def test_a_plan_says_what_would_run_without_weights_or_data() -> None:
 )
 def test_one_process_does_not_pay_for_splitting_nothing(settings: list[str], world_size: int, stage: int) -> None:
     config = cell("launch=deepspeed", f"launch.num_gpus={world_size}", *settings)
-    made = deepspeed_config(config, world_size)
+    made = deepspeed_config(config, world_size, "float32")
     assert made is not None
     assert made["zero_optimization"]["stage"] == stage
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deepspeed_is_asked_for_autocast_and_for_sums_in_float32(dtype: str) -> None:
+    """Its engine switches off the autocast around it (on a GPU), and would sum gradients of linear layers in bf16."""
+    made = deepspeed_config(cell("launch=deepspeed", "launch.num_gpus=2"), 2, dtype)
+    assert made is not None
+    assert made["torch_autocast"]["enabled"] == (dtype == "bfloat16")
+    assert made["torch_autocast"]["lower_precision_safe_modules"] == []
+    assert not made["bf16"]["enabled"]
