@@ -260,6 +260,7 @@ class Cell:
         return {
             "device": torch.cuda.get_device_name() if cuda else _processor(),
             "world_size": self.world_size,
+            "parallel": self.config.launch.parallel if self.config.launch.name == "local" else 1,
             "engine": self.config.launch.engine,
             "zero_stage": deepspeed_config.zero_stage(self.config, self.world_size),
             "global_batch": batches.global_batch,

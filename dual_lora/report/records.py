@@ -7,6 +7,7 @@ wrote, is refused by name. Records of older schema versions go through `UPGRADES
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, replace
@@ -115,6 +116,12 @@ class Record:
     def untrained(self) -> bool:
         """Whether this is a base row: seed and recipe are no part of its identity."""
         return bool(self.identity["method"].get("trains") == "nothing")
+
+    @property
+    def parallel(self) -> int:
+        """Return how many runs its machine was given at a time, which its seconds depend on. Older: by its command."""
+        told = re.search(r"\blaunch\.parallel=(\d+)", str(self.origin.get("command", "")))
+        return int(self.execution.get("parallel") or (told[1] if told else 1))
 
     @property
     def guessed(self) -> tuple[str, ...]:

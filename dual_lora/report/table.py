@@ -224,7 +224,9 @@ class Builder:
         notes += [f"{record.name('task')}: {note}" for record in records for note in record.scores.notes]
         devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
         if devices:
-            notes.append(f"cost measured on: {', '.join(devices)}")
+            most = max(record.parallel for record in records)
+            beside = f"; up to {most} runs beside each other, so compare seconds with care" if most > 1 else ""
+            notes.append(f"cost measured on: {', '.join(devices)}{beside}")
         for file in experiment.block.published_notes:
             for value in published.read(self.published_folder, file):
                 about = any(value.task in column.published for column in experiment.block.columns)

@@ -190,6 +190,18 @@ def test_cost_columns(build):
     assert ours(build(record("lora")), "LORA").trials == "4"
 
 
+def test_seconds_taken_beside_other_runs_are_marked(build):
+    def notes(changed):
+        return " ".join(build(record("lora"), changed).blocks[0].notes)
+
+    assert "beside each other" not in notes(record("dual_lora"))
+    told, by_command = record("dual_lora"), record("dual_lora")
+    told["execution"]["parallel"] = 3
+    assert "up to 3 runs beside each other" in notes(told)
+    by_command["origin"]["command"] = "python run.py -m experiment=x launch.parallel=5"
+    assert "up to 5 runs beside each other" in notes(by_command)
+
+
 def test_latex_is_escaped_and_uses_booktabs(build):
     text = formats.latex(build(*three_seeds("lora", (0.6, 0.62, 0.64)), record("dual_lora", status="out_of_memory")))
     assert r"out\_of\_memory" in text
