@@ -91,6 +91,7 @@ def _groups_one_by_one(waiting: list[Any]) -> None:
 
 
 def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
+    """A cell that runs out of memory beside others is tried again after the rest, with fewer at a time from then on."""
     running: list[tuple[Any, Worker, int]] = []  # with the place among those side by side
     total, begun = len(waiting), time.perf_counter()
     try:
@@ -104,6 +105,15 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
                 if process.poll() is not None:
                     running.remove((item, process, place))
                     _record_crash(item, process)
+                    if running and _out_of_memory(item):
+                        parallel = min(parallel, len(running))
+                        again = dataclasses.replace(item.config, retry=True)
+                        waiting.append(dataclasses.replace(item, config=again))
+                        logger.warning(
+                            "out of memory beside %d other(s): tried again at the end, from now on %d at a time: %s",
+                            len(running), parallel, title(item.config),
+                        )  # fmt: skip
+                        continue
                     done = total - len(waiting) - len(running)
                     left = (time.perf_counter() - begun) / done * (total - done)
                     logger.info(
@@ -117,6 +127,13 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
         for _, process, _ in running:
             process.wait()
         logger.error("stopped; the same command continues")
+
+
+def _out_of_memory(item: Any) -> bool:
+    from dual_lora import record
+
+    known = record.read(item.record_path)
+    return known is not None and known["status"] == "out_of_memory"
 
 
 def _start(item: Any, place: int) -> Worker:

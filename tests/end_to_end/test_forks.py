@@ -63,6 +63,29 @@ def test_a_cell_writes_to_its_own_log_and_follows_the_commands_environment(
     assert "training:" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("times", "status"), [(1, "finished"), (9, "out_of_memory")])
+def test_out_of_memory_beside_others_is_tried_again_with_fewer_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int, status: str
+) -> None:
+    """The first cell finds no memory `times` times; the second one runs meanwhile, and is done when nothing is left."""
+    (tmp_path / "hungry.py").write_text(
+        "from dataclasses import dataclass\nfrom pathlib import Path\nimport peft\nimport torch\n\n"
+        f"TRIES = Path({str(tmp_path / 'tries')!r})\n\n"
+        "@dataclass\nclass HungryConfig(peft.LoraConfig):\n"
+        "    def __post_init__(self):\n        super().__post_init__()\n"
+        "        tried = len(TRIES.read_text()) if TRIES.exists() else 0\n"
+        f"        if tried < {times}:\n            TRIES.write_text('x' * (tried + 1))\n"
+        "            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    classes = "method.config_class=hungry.HungryConfig,peft.LoraConfig"
+    assert side_by_side(tmp_path, "method=lora", classes) == (0 if status == "finished" else 1)
+    assert sorted(record["status"] for record in records(tmp_path).values()) == sorted([status, "finished"])
+    assert "from now on 1 at a time" in caplog.text
+    # Beside the other, and alone: which settles it.
+    assert len((tmp_path / "tries").read_text()) == (1 if status == "finished" else 2)
+
+
 def test_a_cell_that_crashes_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "crashing.py").write_text(
         "import os, signal\nfrom dataclasses import dataclass\nimport peft\n\n"
