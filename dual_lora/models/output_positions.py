@@ -1,7 +1,9 @@
 """Logits only where they are needed: they are rows × length × vocabulary numbers, most of them never looked at.
 
-with logits_at(model.get_output_embeddings(), kept, ids.shape):
-    logits = model(input_ids=ids).logits        # (1, len(kept), vocabulary)
+    with logits_at(model.get_output_embeddings(), kept, ids.shape):
+        logits = model(input_ids=ids).logits        # (1, len(kept), vocabulary)
+
+Training keeps the positions with a loss (`training.loss_positions`), ranking those of the answers.
 """
 
 from __future__ import annotations
