@@ -16,7 +16,7 @@ ROWS = [
 ]
 FUNCTIONS = {
     name
-    for folder in ("faults", "invariants", "slurm")
+    for folder in ("faults", "invariants", "slurm", "end_to_end")
     for path in (ROOT / "tests" / folder).glob("test_*.py")
     for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
 }
