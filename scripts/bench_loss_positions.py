@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def measure(shape: dict[str, Any], rows: int, prompt: int, answer: int, device: 
 
     result: dict[str, Any] = {"rows": rows, "prompt_tokens": prompt, "answer_tokens": answer}
     for name, everywhere in (("everywhere", True), ("where_the_loss_is", False)):
-        result[name] = _timed(lambda everywhere=everywhere: step(everywhere), device, repeats)  # type: ignore[misc]
+        result[name] = _timed(partial(step, everywhere), device, repeats)
     return result
 
 

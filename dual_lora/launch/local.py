@@ -105,13 +105,14 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
                 if process.poll() is not None:
                     running.remove((item, process, place))
                     _record_crash(item, process)
-                    if running and _out_of_memory(item):
+                    beside = _beside(item, place, running)
+                    if beside and process.returncode == 1 and _out_of_memory(item):
                         parallel = min(parallel, len(running))
                         again = dataclasses.replace(item.config, retry=True)
                         waiting.append(dataclasses.replace(item, config=again))
                         logger.warning(
                             "out of memory beside %d other(s): tried again at the end, from now on %d at a time: %s",
-                            len(running), parallel, title(item.config),
+                            beside, parallel, title(item.config),
                         )  # fmt: skip
                         continue
                     done = total - len(waiting) - len(running)
@@ -127,6 +128,13 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
         for _, process, _ in running:
             process.wait()
         logger.error("stopped; the same command continues")
+
+
+def _beside(item: Any, place: int, running: list[tuple[Any, Worker, int]]) -> int:
+    """Return how many running cells share a card with this one; without cards all share the host's memory."""
+    cards = set(_cards(place, item.config.launch.num_gpus))
+    shares = [set(_cards(taken, other.config.launch.num_gpus)) for other, _, taken in running]
+    return sum(1 for share in shares if not cards or share & cards)
 
 
 def _out_of_memory(item: Any) -> bool:

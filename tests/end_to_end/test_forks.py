@@ -14,7 +14,7 @@ import pytest
 
 from dual_lora import run
 from dual_lora.composition import compose
-from dual_lora.launch import forks, launch
+from dual_lora.launch import forks, launch, local
 from dual_lora.launch.local import _record_crash, write_config
 from tests.small_cells import CLASSIFYING, ROOT, arguments, config, numbers
 
@@ -47,6 +47,7 @@ def test_other_methods_of_a_writing_model_run_side_by_side(tmp_path: Path) -> No
     found = records(tmp_path).values()
     assert sorted(record["identity"]["method"]["name"] for record in found) == ["lora", "none"]
     assert {record["status"] for record in found} == {"finished"}
+    assert {record["execution"]["parallel"] for record in found} == {2}
     assert len(list((tmp_path / "runs").glob("*/log.txt"))) == 2
 
 
@@ -63,27 +64,38 @@ def test_a_cell_writes_to_its_own_log_and_follows_the_commands_environment(
     assert "training:" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("times", "status"), [(1, "finished"), (9, "out_of_memory")])
-def test_out_of_memory_beside_others_is_tried_again_with_fewer_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int, status: str
-) -> None:
-    """The first cell finds no memory `times` times; the second one runs meanwhile, and is done when nothing is left."""
-    (tmp_path / "hungry.py").write_text(
+def hungry(folder: Path, times: int) -> str:
+    """Write a method whose cell finds no memory `times` times; return the sweep over it and LoRA."""
+    (folder / "hungry.py").write_text(
         "from dataclasses import dataclass\nfrom pathlib import Path\nimport peft\nimport torch\n\n"
-        f"TRIES = Path({str(tmp_path / 'tries')!r})\n\n"
+        f"TRIES = Path({str(folder / 'tries')!r})\n\n"
         "@dataclass\nclass HungryConfig(peft.LoraConfig):\n"
         "    def __post_init__(self):\n        super().__post_init__()\n"
         "        tried = len(TRIES.read_text()) if TRIES.exists() else 0\n"
         f"        if tried < {times}:\n            TRIES.write_text('x' * (tried + 1))\n"
         "            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')\n"
     )
+    return "method.config_class=hungry.HungryConfig,peft.LoraConfig"
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, "finished"), (9, "out_of_memory")])
+def test_out_of_memory_beside_others_is_tried_again_with_fewer_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int, status: str
+) -> None:
+    """The other cell runs meanwhile. The second try is alone, which settles it."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    classes = "method.config_class=hungry.HungryConfig,peft.LoraConfig"
-    assert side_by_side(tmp_path, "method=lora", classes) == (0 if status == "finished" else 1)
+    assert side_by_side(tmp_path, "method=lora", hungry(tmp_path, times)) == (0 if status == "finished" else 1)
     assert sorted(record["status"] for record in records(tmp_path).values()) == sorted([status, "finished"])
     assert "from now on 1 at a time" in caplog.text
-    # Beside the other, and alone: which settles it.
-    assert len((tmp_path / "tries").read_text()) == (1 if status == "finished" else 2)
+    assert len((tmp_path / "tries").read_text()) == min(times, 2)
+
+
+def test_out_of_memory_on_a_card_of_its_own_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_cards", lambda place, wanted: [str(place)])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert side_by_side(tmp_path, "method=lora", hungry(tmp_path, 1)) == 1
+    assert sorted(record["status"] for record in records(tmp_path).values()) == ["finished", "out_of_memory"]
+    assert len((tmp_path / "tries").read_text()) == 1
 
 
 def test_a_cell_that_crashes_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
