@@ -15,6 +15,8 @@ from dual_lora import run
 from dual_lora.composition import compose
 from dual_lora.config import ConfigError
 from dual_lora.launch import launch
+from dual_lora.training import trainer
+from dual_lora.training.loss_positions import where_labels_are
 
 # METEOR's Java takes eight seconds to start, so runs on E2E leave it out here; tests/unit/test_metrics_e2e.py has it.
 SMALL = ["data.source=sample", "profile=quick", "profile.max_steps=3", "profile.test_items=2", "launch.device=cpu"]
@@ -189,3 +191,18 @@ def test_a_budget_is_met_and_noted(tmp_path: Path) -> None:
     record = cell(tmp_path, *arguments, "method=dual_lora_split_1_3", "method.budget=like:lora@8")
     assert record["cost"]["trainable_parameters"] == wanted
     assert any(note.startswith("budget: ") for note in record["scores"]["notes"])
+
+
+def test_training_on_answers_computes_no_logits_for_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and curves would be the same without; memory would not."""
+    seen = []
+
+    def followed(output_layer: torch.nn.Module, labels: torch.Tensor) -> Any:
+        seen.append((int((labels != -100).sum()), labels.numel()))
+        return where_labels_are(output_layer, labels)
+
+    monkeypatch.setattr(trainer, "where_labels_are", followed)
+    record = cell(tmp_path, "task=e2e", "model=tiny_gpt2", "method=lora", "protocol=strict")
+    assert record["status"] == "finished", record.get("message")
+    assert len(seen) >= record["cost"]["steps"]
+    assert all(0 < answer < everything for answer, everything in seen)

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from dual_lora import methods
 from dual_lora.config import ConfigError, Dimensions, MethodConfig, ModelConfig, OptimizerConfig, RecipeConfig
@@ -223,3 +232,18 @@ def test_a_relative_start_is_resolved_per_layer():
 def test_a_prompt_method_needs_no_target_modules():
     method = MethodConfig("prompt", "Prompt", "adapter", "peft.PromptTuningConfig", {"num_virtual_tokens": 3})
     assert methods.trainable_parameters(apply(method))[0] == 3 * 32
+
+
+@pytest.mark.parametrize("name", ["head", "lora", "dual_lora"])
+def test_berts_pooler_is_trained_and_counted_with_the_head(name):
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 40}
+    model = BertForSequenceClassification(BertConfig(hidden_size=32, num_labels=3, **sizes))
+    bert = dataclasses.replace(MODEL, family="bert", target_modules=("query", "value"))
+    head = Head("classification", num_labels=3)
+    adapted = methods.apply(model, read_method(name), model_config=bert, head=head, seed=0)
+    trained = {key for key, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert any("pooler" in key for key in trained)
+    assert any("classifier" in key for key in trained)
+    with_head, without_head = methods.trainable_parameters(adapted)
+    assert with_head - without_head == 32 * 32 + 32 + 32 * 3 + 3
+    assert any("pooler" in key for key in methods.trainable_state(adapted))
