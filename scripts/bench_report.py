@@ -94,14 +94,9 @@ def target_rows(data: dict[str, Any]) -> Iterable[tuple[str, float | None, float
             for state, limit in (("not_merged", 1.25), ("merged", 1.00)):
                 ours = value(data, "generation", f"{state}_batch_{batch}", kind, "median_ms")
                 measured = ours / base if ours is not None and base else None
-                kept = "; packed factors were kept between calls then" if state == "not_merged" else ""
-                yield f"token, batch {batch}, {state.replace('_', ' ')} / base, {name}{kept}", measured, limit
+                yield f"token, batch {batch}, {state.replace('_', ' ')} / base, {name}", measured, limit
     for method, label in (("dual_lora", "Dual LoRA"), ("lora", "LoRA")):
-        yield (
-            f"1.1B step, {label}: ZeRO-2 on one GPU / plain; before its autocast and clipping were mended",
-            value(data, "zero", method, "ratio"),
-            1.05,
-        )
+        yield f"1.1B step, {label}: ZeRO-2 on one GPU / plain", value(data, "zero", method, "ratio"), 1.05
     yield "CPU, 2048 × 2048, 512 tokens, fp32: time / naive autograd", value(data, "cpu", "time_ratio"), 1.0
     yield "… peak extra memory / naive autograd", value(data, "cpu", "memory_ratio"), 0.4
 
