@@ -3,6 +3,10 @@
 <!-- table:NAME -->
 (measured rows of the table, written by scripts/make_tables.py)
 <!-- /table -->
+
+<!-- table:NAME columns=BLEU,val. loss,n,train s -->
+(only these columns, without notes)
+<!-- /table -->
 """
 
 from __future__ import annotations
@@ -14,8 +18,11 @@ from pathlib import Path
 from dual_lora.report import formats
 from dual_lora.report.layout import TableView
 
-_PART = re.compile(r"^<!-- table:(?P<name>\S+) -->\n(?P<body>.*?)^<!-- /table -->$", re.MULTILINE | re.DOTALL)
-_OPENING = re.compile(r"^<!-- table:\S+ -->$", re.MULTILINE)
+_PART = re.compile(
+    r"^<!-- table:(?P<name>\S+)(?P<columns> columns=[^>\n]+)? -->\n(?P<body>.*?)^<!-- /table -->$",
+    re.MULTILINE | re.DOTALL,
+)
+_OPENING = re.compile(r"^<!-- table:\S.* -->$", re.MULTILINE)
 
 
 class DocumentError(ValueError):
@@ -29,6 +36,13 @@ def fill(text: str, tables: Mapping[str, TableView], where: str) -> str:
         name = match["name"]
         if name not in tables:
             raise DocumentError(f"{where}: table {name!r} does not exist. Legal: {', '.join(tables)}")
+        if match["columns"]:
+            columns = [word.strip() for word in match["columns"].removeprefix(" columns=").split(",")]
+            try:
+                body = formats.excerpt(tables[name], columns)
+            except ValueError as error:
+                raise DocumentError(f"{where}: {error}") from error
+            return f"<!-- table:{name}{match['columns']} -->\n\n{body}\n<!-- /table -->"
         body = formats.markdown(tables[name], measured_only=True, heading=False).replace("\n## ", "\n### ")
         body = re.sub(r"\A## ", "### ", body)
         return f"<!-- table:{name} -->\n\n{body}\n<!-- /table -->"

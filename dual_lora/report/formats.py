@@ -70,6 +70,38 @@ def markdown(table: TableView, *, measured_only: bool = False, heading: bool = T
     return "\n".join(lines).rstrip() + "\n"
 
 
+def excerpt(table: TableView, columns: Sequence[str]) -> str:
+    """Return the measured rows with some columns, costs and "n" among them, as Markdown without notes.
+
+    Blocks without one of the columns are left out. Raises `ValueError` for a column that no measured block has.
+    """
+    blocks = [block for block in map(_measured, table.blocks) if block.lines]
+    heads = [[*block.columns, "n", "rates tried", *block.cost_columns] for block in blocks]
+    wanted = [(block, names) for block, names in zip(blocks, heads, strict=True) if set(columns) <= set(names)]
+    if blocks and not wanted:
+        raise ValueError(
+            f"no measured block of table {table.name!r} has the columns {', '.join(columns)}. Legal: "
+            + "; ".join(", ".join(names) for names in heads)
+        )
+    lines: list[str] = [] if wanted else ["Nothing measured yet.", ""]
+    marks: set[str] = set()
+    for block, names in wanted:
+        who = ["model", "method"] if len({line.model for line in block.lines}) > 1 else ["method"]
+        lines += [f"{block.heading}:", "", _pipes([*who, *columns])]
+        lines += [_pipes(["---"] * len(who) + ["---:"] * len(columns))]
+        for line in block.lines:
+            texts = dict(zip(names, _texts(line, block, _MARKDOWN)[3:], strict=True))
+            named = [_plain(word) for word in (line.model, line.method)][-len(who) :]
+            lines.append(_pipes([*named, *(texts[column] for column in columns)]))
+            cells = dict(zip(block.columns, line.cells, strict=True))
+            marks |= {mark for column in columns if column in cells for mark in cells[column].marks}
+        lines.append("")
+    lines += (
+        ["; ".join(f"<sup>{mark}</sup> {text}" for mark, text in MARKS.items() if mark in marks) + "."] if marks else []
+    )
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def latex(table: TableView) -> str:
     """Return a `table*` environment for a document that loads booktabs."""
     text = _escape

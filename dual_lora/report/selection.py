@@ -1,8 +1,9 @@
 """Which records fill which cell of a block.
 
 A record belongs to a cell when it agrees with every choice of the sweep. Records that agree in all choices and still
-differ (another learning rate, another rank, other data) are variants: the one with the most finished seeds is shown,
-the latest of equals, and the others are named below the table. The choice never looks at a score.
+differ (another learning rate, another rank, other data) are variants: the one with the most finished seeds is shown, of
+equals the one that runs as its recipe says now, then the latest, and the others are named below the table. The choice
+never looks at a score.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dual_lora.report.definition import Experiment
 from dual_lora.report.records import Record
@@ -29,6 +34,7 @@ _WITHOUT_INFLUENCE = (
     "recipe.trials",
 )
 _GROUPS = ("model", "task", "method", "protocol", "profile")
+_RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
 # The published GLUE rows of these tasks start from the MNLI adapter; `init_from=auto` acts on them only.
 STARTED_FROM_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
 
@@ -174,9 +180,26 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _weight(records: Sequence[Record]) -> tuple[int, int, str]:
+def _weight(records: Sequence[Record]) -> tuple[int, bool, int, str]:
     finished = {record.seed for record in records if record.status == "finished"}
-    return len(finished), len(records), max(str(record.origin.get("finished") or "") for record in records)
+    latest = max(str(record.origin.get("finished") or "") for record in records)
+    return len(finished), _as_its_recipe(records[0]), len(records), latest
+
+
+def _as_its_recipe(record: Record) -> bool:
+    """Whether a run took what its recipe's own file says: of trials, the one that was chosen."""
+    recipe = record.identity.get("recipe") or {}
+    stated = _stated(str(recipe.get("name")))
+    return bool(stated) and all(_same(recipe.get(key), str(value)) for key, value in stated.items() if key in recipe)
+
+
+@cache
+def _stated(name: str) -> dict[str, Any]:
+    """Return the settings in a recipe's own file; those of the files it builds on are the same for all methods."""
+    file = _RECIPES / f"{name}.yaml"
+    if not file.resolve().is_relative_to(_RECIPES) or not file.is_file():
+        return {}
+    return dict((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("recipe") or {})
 
 
 def _one_per_seed(records: Sequence[Record]) -> list[Record]:

@@ -104,6 +104,23 @@ def test_unknown_names_are_errors_that_list_the_legal_ones(checkout, capsys):
     assert "README.md" in capsys.readouterr().err
 
 
+def test_a_document_shows_the_columns_it_asks_for_and_the_check_sees_a_changed_number(checkout, capsys):
+    readme = checkout / "README.md"
+    readme.write_text("Hello\n\n<!-- table:table_x columns=PIQA,n -->\n<!-- /table -->\n\nBye\n")
+    assert make_tables.main([], checkout) == 0
+    text = readme.read_text()
+    assert "| method | PIQA | n |" in text
+    assert "| 70.0 | 1 |" in text
+    assert "BoolQ" not in text
+    assert text.endswith("Bye\n")
+    assert make_tables.main(["--check"], checkout) == 0
+    readme.write_text(text.replace("70.0", "71.0"))
+    assert make_tables.main(["--check"], checkout) == 1
+    readme.write_text(text.replace("PIQA,n", "PIQ,n"))
+    assert make_tables.main(["--check"], checkout) == 2
+    assert "PIQ, n. Legal: " in capsys.readouterr().err
+
+
 def test_records_of_another_folder_make_local_tables(checkout, tmp_path, capsys):
     folder = write(tmp_path / "elsewhere", record("lora", scores={"boolq": 0.33, "piqa": 0.3}))
     assert make_tables.main(["--records", str(folder)], checkout) == 0
