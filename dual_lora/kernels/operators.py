@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dual_lora.kernels import tiled
+from dual_lora.kernels.kept import nothing_kept
 from dual_lora.kernels.rule import update_rule
 from dual_lora.kernels.select import resolve_kernel
 
@@ -126,7 +127,8 @@ def linear(
     compiled anew for every other Python float, takes any.
     """
     call = Call(float(scaling), ste, magnitude_activation, direction_activation, transposed, kernel)
-    return run_forward(x, weight, bias, base, (A, B, C, D), _factors(start), call)
+    with nothing_kept():
+        return run_forward(x, weight, bias, base, (A, B, C, D), _factors(start), call)
 
 
 @linear.register_fake

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dual_lora.kernels import plans
+from dual_lora.kernels import kept, plans
 from dual_lora.kernels.launch import cdiv, rank_block
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -26,14 +26,20 @@ class Prepared(NamedTuple):
 
 
 def prepare(factors: Factors) -> Prepared:
-    """The factors of one layer for its kernels, made anew in every call.
+    """The factors of one layer for its kernels, made anew in every call, or once inside `kept.packed_once`.
 
-    Nothing is kept between calls, not even while no gradient is recorded: no cheap sign tells that a factor changed.
-    `torch.optim.AdamW(fused=True)`, the Trainer's default, changes parameters without counting up their `_version`, as
-    does every write through `.data` (averages of weights, DeepSpeed).
+    Nothing else is kept between calls, not even while no gradient is recorded: no cheap sign tells that a factor
+    changed. `torch.optim.AdamW(fused=True)`, the Trainer's default, changes parameters without counting up their
+    `_version`, as does every write through `.data` (averages of weights, DeepSpeed).
     """
     a, b, _, _ = factors
-    return _pack(factors) if b.shape[0] * a.shape[1] >= PACK_ELEMENTS else Prepared(contiguous(factors), (0, 0))
+    if b.shape[0] * a.shape[1] < PACK_ELEMENTS:
+        return Prepared(contiguous(factors), (0, 0))
+    known: Prepared | None = kept.get(factors)
+    if known is None:
+        known = _pack(factors)
+        kept.put(factors, known)
+    return known
 
 
 def contiguous(factors: Factors) -> Factors:

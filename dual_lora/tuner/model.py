@@ -11,6 +11,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from dual_lora.kernels import packed_once
 from dual_lora.tuner.config import DualLoraConfig
 from dual_lora.tuner.layer import FACTORS, STARTS, DualLoraLinear
 from dual_lora.tuner.registration import ReplaceModuleWithoutWeight, register
@@ -67,6 +68,11 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
             for group in (getattr(layer, name) for name in (*FACTORS, *STARTS)):
                 if adapter_name in group and dtype in (torch.float16, torch.bfloat16):
                     group[adapter_name] = group[adapter_name].to(dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        # Forwarded to the model as in every tuner, which has `generate` or not. No factor changes while it runs.
+        found = super().__getattr__(name)
+        return packed_once()(found) if name == "generate" else found
 
     def dual_lora_layers(self) -> list[DualLoraLinear]:
         """Return the adapted layers, in the order of the model."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from cases import make_case, relative_error
 
-from dual_lora.kernels import dual_lora_linear
+from dual_lora.kernels import dual_lora_linear, packed_once
 
 pytestmark = pytest.mark.triton
 
@@ -72,3 +73,59 @@ def test_a_forward_follows_factors_that_changed_uncounted(
         assert all(relative_error(y, before) > 1e-3 for before in seen)
         seen.append(y)
         _uncounted(write, factors)
+
+
+@pytest.mark.parametrize("tokens", [5, 70])
+def test_packed_once_keeps_the_parts_until_its_end_and_no_longer(
+    packing: Any, fused_device: str, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    monkeypatch.setattr(packing, "PACK_ELEMENTS", 0)
+    packed = []
+    pack = packing._pack
+    monkeypatch.setattr(packing, "_pack", lambda factors: packed.append(factors) or pack(factors))
+    case = make_case((tokens,), device=fused_device)
+    factors = [torch.nn.Parameter(factor.detach().clone()) for factor in case.factors]
+    other = [torch.nn.Parameter(0.5 * factor.detach()) for factor in case.factors]
+
+    @torch.no_grad()
+    def run(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+        return dual_lora_linear(case.x, case.weight, None, *parameters, 0.7, kernel="fused")
+
+    expected = run(factors), run(other)
+    packed.clear()
+    with packed_once():
+        for _ in range(3):
+            with packed_once():  # as `generate` inside a loop of the user's
+                assert torch.equal(run(factors), expected[0])
+                assert torch.equal(run(other), expected[1])
+        assert len(packed) == 2, "each layer's factors once"
+        moved = factors[0].data.clone()
+        factors[0].data = moved  # as offloading does
+        assert torch.equal(run(factors), expected[0])
+        assert len(packed) == 3
+    _uncounted("data", [factor.data for factor in factors])
+    assert not torch.equal(run(factors), expected[0])
+    with packed_once():
+        assert not torch.equal(run(factors), expected[0])
+
+
+def test_packed_once_is_over_after_an_error_and_holds_in_its_own_thread_only(packing: Any) -> None:
+    from dual_lora.kernels import kept
+
+    factors = tuple(torch.ones(2) for _ in range(4))
+    seen = []
+
+    @packed_once()
+    def fail() -> None:
+        kept.put(factors, "made")
+        seen.append(kept.get(factors))
+        with kept.nothing_kept():  # in compiled programs
+            seen.append(kept.get(factors))
+        thread = Thread(target=lambda: seen.append(kept.get(factors)))
+        thread.start()
+        thread.join()
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [*seen, kept.get(factors)] == ["made", None, None, None]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from dual_lora import DualLoraLinear
+from dual_lora import DualLoraConfig, DualLoraLinear
+from dual_lora.kernels import kept
 from tests.unit.tiny_adapted_model import TOKENS, logits, make_base, make_config
 
 
@@ -37,6 +38,30 @@ def test_autocast_computes_in_its_dtype_with_float32_factors():
     torch.testing.assert_close(y.float(), exact, rtol=0.03, atol=0.03)
     y.sum().backward()
     assert all(factor.grad.dtype == torch.float32 for factor in layer.factors("default"))
+
+
+def test_generate_promises_that_no_factor_changes_and_other_calls_do_not():
+    model = get_peft_model(make_base("llama"), make_config("llama")).eval()
+    layer = next(module for module in model.modules() if isinstance(module, DualLoraLinear))
+    factors = layer.factors("default")
+    promised = []
+
+    def note(*_):
+        kept.put(factors, "made")
+        promised.append(kept.get(factors) == "made")
+
+    layer.register_forward_hook(note)
+    model(TOKENS)
+    assert promised == [False]
+    model.generate(input_ids=TOKENS, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert promised == [False, True, True, True]
+    model(TOKENS)
+    assert promised[-1] is False
+
+
+def test_a_model_without_generate_has_none_after_adaptation():
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), DualLoraConfig(target_modules=["0"]))
+    assert not hasattr(model.base_model, "generate")
 
 
 def test_torch_compile_gives_the_same_output_and_gradients():
