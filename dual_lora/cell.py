@@ -97,7 +97,8 @@ class Cell:
             deepspeed_config.ready_to_evaluate(model, config, self.world_size)
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)
-            self._cost["eval_seconds"] = time.perf_counter() - begun
+            seconds = time.perf_counter() - begun
+            self._cost["eval_seconds"] = None if work.known else seconds  # a part of the time is no time
             self._samples = samples.for_record(self.task, items.test, self.folder / "predictions", self._shown())
         finally:
             self._notes += work.notes

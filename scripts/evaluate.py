@@ -10,8 +10,8 @@
     gate=off         skip the check of prompts, padding, mask and weights before the evaluation
 
 Everything else is as for run.py (model, task, protocol, profile, data.*, launch.device, launch.eval_batch). The prompt
-has to be the one the adapter was trained with: protocol and task.target choose it. The same command again goes on
-where it was stopped.
+has to be the one the adapter was trained with: protocol and task.target choose it. The same command again, also with
+another launch.eval_batch, goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
     started = time.perf_counter()
     measurements = [entry for entry in work.measure(model, items, None) if entry["split"] == "test"]
     seconds = time.perf_counter() - started
+    scored = sum(_items(measurements, scoring) for scoring in _scorings(measurements))
     for entry in measurements:
         entry["checkpoint"] = "base" if adapter is None else "adapter"
     result = {
@@ -113,7 +114,8 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
         "adapter": None if adapter is None else {"folder": str(adapter[0]), "sha256": adapter[1]},
         "dtype": dtype,
         "eval_seconds": seconds,
-        "items_per_second": sum(_items(measurements, scoring) for scoring in _scorings(measurements)) / seconds,
+        "items_from_before": work.known,
+        "items_per_second": (scored - work.known) / seconds if scored > work.known else None,
         "notes": [*task.notes, *work.notes],
         "measurements": measurements,
     }
@@ -124,6 +126,11 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
     console = Console()
     console.print(table)
     console.print(f"~ not distinguishable from guessing. {seconds:.0f} s; scores: {out}", soft_wrap=True)
+    if work.known:
+        console.print(
+            f"{work.known} of {scored} predictions are from an earlier call: {folder / name} (remove it for new ones)",
+            soft_wrap=True,
+        )
     return 0
 
 

@@ -24,7 +24,7 @@ _SEQUENCES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 512}
 _SMALL = 1e9  # parameters
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Evaluator:
     """Scores models on one task under one protocol; replies are kept in `folder`."""
 
@@ -32,6 +32,8 @@ class Evaluator:
     tokenizer: Any
     config: RunConfig
     folder: Path
+    known: int = dataclasses.field(default=0, init=False)  # predictions found there, of an interrupted evaluation
+    _taken_over: set[str] = dataclasses.field(default_factory=set, init=False)  # checkpoints
 
     def measure(
         self, model: torch.nn.Module, examples: Sequence[Example], *, split: Split, checkpoint: str
@@ -58,6 +60,7 @@ class Evaluator:
 
     def take_over(self, made: str, checkpoint: str) -> None:
         """Use what was predicted with checkpoint `made` for another one of the same weights."""
+        self._taken_over.add(checkpoint)
         if processes.is_main():
             for path in sorted(self.folder.glob(f"{glob.escape(made)}.*.jsonl")):
                 shutil.copyfile(path, path.with_name(checkpoint + path.name.removeprefix(made)))
@@ -66,6 +69,7 @@ class Evaluator:
     def _values(self, model: Any, examples: Sequence[Example], scoring: str, name: str) -> _Kept:
         """Score this process's share of the items: replies, or for rankings the candidates' log-likelihoods."""
         kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples)))
+        self.known += 0 if name.partition(".")[0] in self._taken_over else len(kept.values)
         mine = kept.share(processes.rank(), processes.world_size())
         batch_size = self._batch_size(model)
         with kept, processes.computing_together(model) as callable_model:

@@ -21,6 +21,11 @@ class HeadWork(Protocol):
 
     notes: list[str]
 
+    @property
+    def known(self) -> int:
+        """How many predictions an interrupted evaluation had left: the seconds of this one do not hold theirs."""
+        ...
+
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
         """Encode examples for training; what the cut-off did goes into `notes`."""
         ...

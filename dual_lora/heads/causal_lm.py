@@ -34,6 +34,10 @@ class CausalWork:
         self._folder = folder
         self._evaluator = Evaluator(task, tokenizer, config, folder / "predictions")
 
+    @property
+    def known(self) -> int:
+        return self._evaluator.known
+
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
         rows, counts = self._encoded(examples)
         if counts["over_length"]:

@@ -27,6 +27,7 @@ class ClassifierWork:
     def __init__(self, task: Any, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config
         self.notes: list[str] = []
+        self.known = 0  # every epoch's predictions are made within it
         self._run_folder, self._folder = folder, folder / "epochs"
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         self._epochs: EpochScores | None = None

@@ -101,11 +101,13 @@ def test_killed_three_times_over(undisturbed, tmp_path):
 
 
 def test_finished_training_is_not_trained_again(undisturbed, tmp_path):
-    fault = At("dual_lora.evaluation.evaluator._Kept.add", 1, "kill")
+    fault = At("dual_lora.evaluation.evaluator._Kept.add", 1, "kill_after")
     assert run(tmp_path / "results", fault=fault).code == KILLED
     child = run(tmp_path / "results", fault=At("dual_lora.training.trainer._Trainer.training_step", 1, "kill"))
     assert child.code == 0, "it trained again"
-    assert numbers(only_record(tmp_path / "results")) == undisturbed["writing"]
+    record = only_record(tmp_path / "results")
+    assert numbers(record) == undisturbed["writing"]
+    assert record["cost"]["eval_seconds"] is None, "the killed process's part of the evaluation is missing in it"
 
 
 def test_second_command_leaves_a_finished_run_alone(undisturbed, tmp_path):

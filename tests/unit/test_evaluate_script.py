@@ -57,14 +57,24 @@ def test_an_adapter_and_its_base_are_scored(script, adapter, monkeypatch, tmp_pa
     assert texts[0] != texts[1]  # the adapter took part
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(script, monkeypatch, tmp_path):
-    evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_made(
+    script, monkeypatch, tmp_path, capsys
+):
+    _, whole = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    assert whole["items_from_before"] == 0
+    assert whole["items_per_second"] == pytest.approx(32 / whole["eval_seconds"])
     (kept,) = tmp_path.rglob("*.generate.jsonl")
     lines = kept.read_text().splitlines()
     first = json.loads(lines[0])
     first["value"] = "the correct answer is answer1"
-    kept.write_text("\n".join([json.dumps(first), *lines[1:40]]) + '\n{"index": 3, "va')
-    evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    kept.write_text("\n".join([json.dumps(first), *lines[1:20]]) + '\n{"index": 3, "va')
+    capsys.readouterr()
+    _, rest = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    assert rest["items_from_before"] == 20
+    assert rest["items_per_second"] == pytest.approx(12 / rest["eval_seconds"])
+    assert f"20 of 32 predictions are from an earlier call: {kept.parents[1]}" in capsys.readouterr().out
+    _, nothing = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    assert nothing["items_per_second"] is None
     after = kept.read_text().splitlines()
     assert json.loads(after[0]) == first
     assert sorted(json.loads(line)["index"] for line in after) == list(range(32))
