@@ -24,7 +24,8 @@ _ACTIVATIONS = 34
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return run id, parameters, steps and estimated memory of a run.
 
-    Memory is an estimate of one device's peak without sharding: weights, gradients and optimizer, activations.
+    Memory is an estimate of one device's peak without sharding: weights, gradients and optimizer, activations. It is of
+    a batch of sequences at the length limit, which a task's texts may never reach.
     Raises `ConfigError` or `DataError`.
     """
     config, budget = at_budget(config)
@@ -39,7 +40,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
     steps, per_epoch = plan_steps(config, examples) if config.method.trains != "nothing" else (0, 0)
     held = 4 if config.method.trains in ("everything", "biases") else _BYTES[dtype]
     shape = config.model.dimensions
-    tokens = batches.per_device * (config.protocol.max_length_tokens or config.recipe.max_length_tokens)
+    length = config.protocol.max_length_tokens or config.recipe.max_length_tokens
+    tokens = batches.per_device * length
     layers = 1 if config.launch.gradient_checkpointing else shape.num_layers
     memory = {
         "weights": total * held,
@@ -58,6 +60,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "steps_per_epoch": per_epoch,
         "warmup_steps": plan_warmup(config, steps) if steps else 0,
         "batches": batches,
+        "max_length_tokens": length,
         "memory_bytes": memory,
     }
 
@@ -120,7 +123,7 @@ def describe(config: RunConfig) -> str:
         f"{batches.per_device} × {batches.accumulation} accumulated, {facts['train_examples']:,} examples",
         f"  memory      about {sum(memory.values()) / GIB:.1f} GiB per device in {facts['dtype']} before sharding ("
         + ", ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
-        + ")",
+        + f"), for batches full of {facts['max_length_tokens']}-token sequences, the limit",
     ]
     if budget is not None:
         lines.append(f"  budget      {budget_note(budget)}")
