@@ -26,6 +26,7 @@ from dual_lora.training.schedule import plan_batches
 from dual_lora.training.trainer import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
+_NEARLY_NOTHING = 256 * 2**20  # bytes; cuBLAS's workspace takes 32 MiB on an H100, and others free some meanwhile
 # On a CPU. A language model's logits (tokens × vocabulary) take gigabytes; a classifier's batch only gets faster: 2.0
 # core-seconds for 32 examples of RTE with MiniLM and Dual LoRA in batches of 16, 2.45 in batches of 4.
 _CPU_BATCH = {"causal_lm": 4, "classification": 16}
@@ -206,10 +207,23 @@ def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether memory ran out; beside other processes of one GPU, libraries and driver say so in their own words."""
-    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    words = ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
+    if _card_is_full():  # seen on a card with a few MiB left, where cuBLAS found no place for its workspace
+        words += ["CUBLAS_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_INTERNAL_ERROR"]
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+def _card_is_full() -> bool:
+    """Whether less is free on the current GPU, for all its processes together, than a library may want at once."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        free, _ = torch.cuda.mem_get_info()
+    except RuntimeError:  # the error before left the GPU's context unusable
+        return False
+    return free < _NEARLY_NOTHING
 
 
 def _stopped() -> record.Status:

@@ -97,6 +97,24 @@ def test_memory_that_others_took_is_recorded_as_such(tmp_path, kind, words):
     assert only_record(tmp_path / "results")["status"] == "out_of_memory"
 
 
+@pytest.mark.parametrize(("free", "verdict"), [(8 * 2**20, True), (2**33, False), (None, False)])
+def test_a_failure_of_cublas_counts_as_memory_only_on_a_full_card(monkeypatch, free, verdict):
+    import torch
+
+    from dual_lora.run import _out_of_memory
+
+    def left():
+        if free is None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return free, 2**36
+
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`")
+    assert not _out_of_memory(error), "without a GPU it cannot be"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", left)
+    assert _out_of_memory(error) is verdict
+
+
 def test_nan_is_diverged_with_its_step(tmp_path):
     import torch
 
