@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from dual_lora import methods, processes
 from dual_lora.config import RunConfig
+from dual_lora.training import walks
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.training.deepspeed_config import deepspeed_config, lighten, zero_stage
@@ -106,7 +107,7 @@ def train(
     curves.forget_after(start)
     selection.forget_after(start)
     begun = time.perf_counter()
-    with interruption:
+    with interruption, walks.fewer(model) as trainer.trained:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interruption.signal is not None and trainer.state.global_step < steps:
         raise Interrupted(f"stopped by {interruption.signal} after step {trainer.state.global_step} of {steps}")
@@ -200,6 +201,8 @@ class _Trainer(Trainer):
     keep_checkpoints: int
     layout: dict[str, Any]
     computes_in_bfloat16: bool
+    trained: list[torch.nn.Parameter]
+    _operations_per_token: int | None = None
     _engine: Any = None  # DeepSpeed's, once it has been lightened
 
     @property
@@ -214,6 +217,14 @@ class _Trainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._curves.add(loss.detach())
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        if self._operations_per_token is None:  # linear in the tokens; counting the weights visits every module
+            self._operations_per_token = int(super().floating_point_ops(inputs)) // inputs["input_ids"].numel()
+        return self._operations_per_token * int(inputs["input_ids"].numel())
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self.order

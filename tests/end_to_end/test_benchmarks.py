@@ -49,3 +49,13 @@ def test_loss_positions_benchmark_times_both_ways(tmp_path):
     tiny = json.loads((tmp_path / "loss_positions.json").read_text())["tiny"]
     for way in ("everywhere", "where_the_loss_is"):
         assert 0 < tiny[way]["p20_ms"] <= tiny[way]["median_ms"] <= tiny[way]["p80_ms"]
+
+
+@pytest.mark.slow
+def test_walks_benchmark_times_both_ways(tmp_path):
+    ran = bench("--smoke", "--output", str(tmp_path), script="bench_walks.py")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads((tmp_path / "walks_cpu.json").read_text())
+    for method in ("lora", "dual_lora"):
+        for way in ("trainer", "ours"):
+            assert 0 < found[method][way]["p20_ms"] <= found[method][way]["median_ms"] <= found[method][way]["p80_ms"]
