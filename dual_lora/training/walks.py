@@ -21,17 +21,17 @@ def fewer(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     Inside, none may be added or removed. Whatever sets the mode of a part of the model, `train()` notices.
     """
     parameters, modules = list(model.parameters()), list(model.modules())
-    set_mode = model.train
+    set_mode, fill_with_zeros = model.train, model.zero_grad
 
     def train(mode: bool = True) -> nn.Module:
         return model if all(module.training is mode for module in modules) else set_mode(mode)
 
     def zero_grad(set_to_none: bool = True) -> None:
+        if not set_to_none:
+            fill_with_zeros(set_to_none=False)
+            return
         for parameter in parameters:
-            if set_to_none or parameter.grad is None:
-                parameter.grad = None
-            else:
-                parameter.grad.detach_().zero_()
+            parameter.grad = None
 
     shadows: dict[str, Any] = {"train": train, "zero_grad": zero_grad}
     for name, method in shadows.items():
