@@ -185,17 +185,6 @@ def test_the_variant_with_most_seeds_is_shown_whatever_it_scored_and_the_others_
     assert any("not shown: 1 with recipe.learning_rate=0.001" in note for note in table.blocks[0].notes)
 
 
-def test_of_trials_with_one_seed_each_the_one_that_became_the_recipe_is_shown(build):
-    """configs/recipe/smollm2/commonsense/lora.yaml says 1e-3; neither the latest nor the best may stand for it."""
-    trials = [record("lora", 0, {"boolq": score, "piqa": score}, learning_rate=rate)
-              for rate, score in ((1e-3, 0.6), (4e-3, 0.9), (5e-4, 0.5))]  # fmt: skip
-    for hour, trial in enumerate(trials):
-        trial["origin"]["finished"] = f"2026-01-01T0{hour}:00:00"
-    table = build(*trials)
-    assert ours(table, "LORA").cells[0].value == pytest.approx(60.0)
-    assert any("recipe.learning_rate=0.004 (shown: 0.001)" in note for note in table.blocks[0].notes)
-
-
 def test_cost_columns(build):
     assert ours(build(record("lora")), "LORA").cost == ("120", "2.0", "900,000")
     assert ours(build(record("lora")), "LORA").trials == "4"
