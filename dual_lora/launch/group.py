@@ -135,6 +135,10 @@ class Group:
             logs_specs=DefaultLogsSpecs(str(folder), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
         )
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        if alone and sys.platform == "linux":
+            # A machine without a network may not be able to resolve its own name, by which these two would meet.
+            for library in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
         try:
             elastic_launch(config, sys.executable)(str(RUN), "--worker", str(self.file))
         except BaseException as error:
