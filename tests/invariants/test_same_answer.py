@@ -113,6 +113,20 @@ def test_groups(name, alone, checkpoint, tmp_path):
     assert_same(run(tmp_path, checkpoint, *GROUPS[name]), tmp_path, alone)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_of_gpus(name, checkpoint, tmp_path):
+    """The curves alone: scores are sums of float32 that a GPU adds up in another order for another batch."""
+    words, curves = ("launch.device=cuda", "model.dtype=float32"), []
+    records = [run(tmp_path / "alone", checkpoint, *words), run(tmp_path / "group", checkpoint, *GROUPS[name], *words)]
+    assert records[0]["identity"] == records[1]["identity"]
+    assert len(records[1]["cost"]["peak_memory_bytes"]) == 2
+    for record in records:
+        curves.append([value for kind in ("train_loss", "validation_loss") for _, value in record["curves"][kind]])
+    assert curves[1] == pytest.approx(curves[0], rel=BOUND)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["two processes and accumulation", "ZeRO-3"])
 def test_classifier(name, tmp_path):
