@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""Write a checkpoint of a LLaMA's dimensions with random weights: its speed and memory without its licence.
+
+    python scripts/random_checkpoint.py model=llama out=/dev/shm/llama
+    python scripts/random_checkpoint.py model=llama3_70b model.dimensions.num_layers=40 out=/dev/shm/part_of_70b
+    python run.py model=llama model.path=/dev/shm/llama task=commonsense data.source=sample method=dual_lora
+
+    out=FOLDER   a new folder; a file system in memory is fastest to write and to read
+    workers=8    processes that draw and write, one file (a layer) at a time
+
+Weights are bfloat16, normal with the standard deviation of LLaMA's initialisation (0.02), norms are 1; each tensor is
+drawn from a seed of its own name, so the files do not depend on the number of workers (they do on CPU or GPU). The
+tokenizer is the small one of the tiny models: its ids fit into any vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("_DUAL_LORA_LAZY", "1")  # composing answers before torch is loaded
+
+from dual_lora.composition import compose  # noqa: E402
+from dual_lora.config import ConfigError, ModelConfig  # noqa: E402
+
+OWN = ("out", "workers")
+SPREAD = 0.02
+INDEX = "model.safetensors.index.json"
+
+
+def main(arguments: list[str]) -> int:
+    """Return 0, or 2 for something that cannot be written."""
+    own = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in OWN)
+    if "out" not in own or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in OWN]
+    try:
+        cells = compose(["task=commonsense", "method=none", "data.source=sample", *rest])
+        if len(cells) != 1:
+            raise ConfigError("one model at a time: give one value per setting and no -m")
+        os.environ.pop("_DUAL_LORA_LAZY", None)
+        size = write(cells[0].model, Path(own["out"]), int(own.get("workers", "8")))
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{own['out']}: {size / 1e9:.1f} GB")
+    return 0
+
+
+def write(model: ModelConfig, folder: Path, workers: int = 8) -> int:
+    """Write config, tokenizer and one safetensors file a layer; return the bytes of the weights.
+
+    The folder appears once it is whole. Raises `ConfigError` for another family than llama or if there is no room,
+    `FileExistsError` if the folder exists.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from dual_lora.models.architecture import transformers_config
+    from dual_lora.models.tiny_tokenizer import tiny_tokenizer
+
+    if model.family != "llama":
+        raise ConfigError(f"model={model.name} is of the family {model.family}; only llama can be drawn here")
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; give another out=, or remove it")
+    tokenizer = tiny_tokenizer("llama", max_length=512)
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")}
+    config = transformers_config(model, **ids)
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tied = set(net._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    files: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, tensor in net.state_dict().items():
+        if name not in tied:
+            files.setdefault(_file(name), {})[name] = tuple(tensor.shape)
+    size = 2 * sum(torch.Size(shape).numel() for shapes in files.values() for shape in shapes.values())
+    part = folder.with_name(f"{folder.name}.part")
+    part.mkdir(parents=True)
+    try:
+        free = shutil.disk_usage(part).free
+        if free < size:
+            raise ConfigError(f"out={folder}: {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free there")
+        context = multiprocessing.get_context("spawn")  # each draws on the GPU
+        with ProcessPoolExecutor(min(workers, len(files)), mp_context=context) as pool:
+            list(pool.map(_write_file, [part / name for name in files], files.values()))
+        weights = {name: file for file, shapes in files.items() for name in shapes}
+        (part / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weights}, indent=1))
+        config.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return size
+
+
+def _file(name: str) -> str:
+    """Return the file of a weight: its layer's, or the one of embeddings and head."""
+    layer = name.partition(".layers.")[2].partition(".")[0]
+    return f"model-layer-{layer}.safetensors" if layer else f"model-{name.split('.')[-2]}.safetensors"
+
+
+def _write_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(hashlib.sha256(path.name.encode()).hexdigest(), 16) % torch.cuda.device_count())
+    tensors: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            tensors[name] = torch.ones(shape, dtype=torch.bfloat16)
+            continue
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+        generator = torch.Generator(device).manual_seed(seed)
+        drawn = torch.empty(shape, dtype=torch.bfloat16, device=device)
+        tensors[name] = drawn.normal_(0.0, SPREAD, generator=generator).cpu()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
