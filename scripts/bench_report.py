@@ -1,10 +1,10 @@
 """Write the performance tables and the figure from results/benchmarks/*.json.
 
-    python scripts/bench_report.py            # what stands between the marks of README.md, docs/kernels.md; the figure
+    python scripts/bench_report.py            # what stands between the marks of README.md and docs; the figure
     python scripts/bench_report.py --check    # fail if they are not what the committed files give
 
-README.md gets the targets; docs/kernels.md also gets the steps, the alternatives and the growth of cost. Nothing is
-typed by hand: a number that was not measured says so.
+README.md gets the targets; docs/kernels.md also gets the steps, the alternatives and the growth of cost;
+docs/launching.md gets what several GPUs gave. Nothing is typed by hand: a number that was not measured says so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import scaling_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "benchmarks"
@@ -241,13 +243,20 @@ def replace_section(text: str, section: str) -> str:
     return f"{head}{BEGIN}\n{section}\n{END}{tail}"
 
 
+def scaling_section(_: dict[str, Any]) -> str:
+    """What several GPUs gave; a file of its own, as its parts are named as others are."""
+    path = RESULTS / "scaling.json"
+    return scaling_tables.section(json.loads(path.read_text()) if path.exists() else {})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing; the figure is not compared")
     args = parser.parse_args()
     data = load()
     stale = []
-    for path, section in ((ROOT / "README.md", readme_section), (ROOT / "docs" / "kernels.md", full_section)):
+    pages = {"README.md": readme_section, "docs/kernels.md": full_section, "docs/launching.md": scaling_section}
+    for path, section in ((ROOT / name, section) for name, section in pages.items()):
         text = path.read_text()
         if BEGIN not in text:
             continue

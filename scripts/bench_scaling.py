@@ -1,0 +1,233 @@
+#!/usr/bin/env python
+"""Measure runs on several GPUs of one host, each a `python run.py ... launch=deepspeed launch.num_gpus=N`.
+
+    python scripts/bench_scaling.py --gpus 2 --output results/benchmarks        # all parts, about 12 minutes on H100s
+    python scripts/bench_scaling.py --gpus 2 --parts large --layers 40 --weights /dev/shm/scaling
+    python scripts/bench_scaling.py --smoke --output FOLDER                     # two CPU processes, tiny models
+
+  same    SmolLM2 on one GPU and on N, under DDP and ZeRO 0, 2 and 3: the same curve, and the same record identity?
+  killed  SmolLM2 on N GPUs under ZeRO-2; one process is killed: how soon is the group gone, and does the same command
+          continue to the same numbers?
+  speed   LLaMA-7B's dimensions with random weights, LoRA, DoRA and Dual LoRA: one GPU, and N under ZeRO 0, 2 and 3;
+          tokens a second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
+  large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
+
+`same` and `killed` share the cards: nothing is timed there but the end of a group. The one-GPU runs of `speed` take
+place side by side, each on a card of its own. Sequences of `speed` and `large` are all of one length, so no process
+waits for another's padding. Rates are of the steps after the first quarter. Every run's record is kept in
+OUTPUT/scaling/, what they show in OUTPUT/scaling.json; parts that are not run keep what the file holds of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from bench_kernels import RESULTS, environment  # noqa: E402
+from random_checkpoint import write  # noqa: E402
+from scaling_runs import Run, curve_difference, kill_one_process, whole_adapter  # noqa: E402
+
+from dual_lora import secrets  # noqa: E402
+from dual_lora.composition import compose  # noqa: E402
+
+METHODS = ("lora", "dora", "dual_lora")
+STAGES = (0, 2, 3)
+PARTS = (("same", "killed"), ("speed",), ("large",))  # in this order; what stands together runs together
+BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}  # relative, of every loss: docs/launching.md
+EFFICIENCY = 0.90  # of ZeRO-2, and Dual LoRA's no lower than LoRA's
+GONE_SECONDS = 60.0
+# Sample data under the published protocol, cut at 128 tokens, which all of them have under the small tokenizer.
+UNIFORM = ["task=commonsense", "data.source=sample", "protocol=paper", "protocol.max_length_tokens=128"]
+UNIFORM += ["profile=trial", "recipe.epochs=1000", "launch.save_every_steps=100000"]
+
+
+class Bench:
+    """Where runs are made and what they showed."""
+
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        self.gpus, self.smoke, self.layers = args.gpus, args.smoke, args.layers
+        self.weights, self.scratch, self.kept = args.weights or scratch, scratch, args.output / "scaling"
+        self.device = ["launch.device=cpu"] if args.smoke else []
+        self.studied = ["model=tiny_llama", "data.source=sample"]
+        if not args.smoke:
+            self.studied = ["model=smollm2", "data.source=local", f"data.dir={args.data}"]
+
+    def run(self, name: str, *words: str, card: int | None = None) -> Run:
+        """Make one run and keep its record."""
+        begun = time.perf_counter()
+        made = Run(self.scratch / name, [*words, *self.device], card)
+        made.wait()
+        made.keep(self.kept / f"{name}.json")
+        print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
+        return made
+
+    def group(self, stage: int | None) -> list[str]:
+        """N processes: DDP without a stage, else DeepSpeed."""
+        launcher = ["launch=torchrun"] if stage is None else ["launch=deepspeed", f"launch.zero_stage={stage}"]
+        return [*launcher, f"launch.num_gpus={self.gpus}"]
+
+    def same(self) -> dict[str, Any]:
+        """Curves of N processes against those of one, for each method and dtype."""
+        groups = {"ddp": None, **{f"zero{stage}": stage for stage in STAGES}}
+        cells = [("dual_lora", "float32", groups), ("dual_lora", "bfloat16", groups), ("lora", "float32", {"zero2": 2})]
+        if self.smoke:
+            cells = [("dual_lora", "float32", {"zero2": 2})]
+        words = [*self.studied, *self.short()]
+        with ThreadPoolExecutor(32) as pool:
+            jobs: dict[tuple[str, str, str], Any] = {}
+            for number, (method, dtype, chosen) in enumerate(cells):
+                own = [*words, f"method={method}", f"model.dtype={dtype}"]
+                card = None if self.smoke else number % self.gpus
+                jobs[method, dtype, "one"] = pool.submit(self.run, f"same-{method}-{dtype}-one", *own, card=card)
+                for name, stage in chosen.items():
+                    group = self.group(stage)
+                    jobs[method, dtype, name] = pool.submit(self.run, f"same-{method}-{dtype}-{name}", *own, *group)
+            runs = {key: job.result() for key, job in jobs.items()}
+        found: dict[str, Any] = {}
+        for (method, dtype, name), made in runs.items():
+            if name != "one":
+                one = runs[method, dtype, "one"]
+                entry = curve_difference(one, made) | {"same_identity": made.identity == one.identity}
+                entry["within_bound"] = entry["largest"] <= BOUNDS[dtype]
+                found.setdefault(f"{method}, {dtype}", {"bound": BOUNDS[dtype]})[name] = entry
+        return found
+
+    def short(self) -> list[str]:
+        """A short training of the commonsense task, validated and not tested."""
+        steps, batch = (12, 8) if self.smoke else (100, 32)
+        words = ["task=commonsense", "protocol=strict", "profile=trial", f"profile.max_steps={steps}"]
+        words += [f"profile.train_examples={steps * batch}", "profile.validation_examples=64", "recipe.epochs=1000"]
+        return [*words, f"recipe.global_batch={batch}", f"launch.per_device_batch={batch // self.gpus}"]
+
+    def killed(self) -> dict[str, Any]:
+        """One process dies by SIGKILL in the middle; the same command is given again."""
+        words = [*self.studied, *self.short(), "method=dual_lora", *self.group(2)]
+        words += [f"launch.save_every_steps={4 if self.smoke else 20}"]
+        with ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(self.run, "killed-never", *words)
+            dying = Run(self.scratch / "killed-once", [*words, *self.device])
+            found = kill_one_process(dying, after_step=6 if self.smoke else 50)
+            dying.keep(self.kept / "killed-at-once.json")
+            again = self.run("killed-once", *words)
+            entry = curve_difference(whole.result(), again)
+        found |= {"resumed_from": again.record["execution"]["resumed_from"], "curve": entry}
+        return found | {"bound_seconds": GONE_SECONDS, "same_scores": again.scores == whole.result().scores}
+
+    def speed(self) -> dict[str, Any]:
+        """Rates and memory on one GPU and on N."""
+        model = "model=tiny_llama" if self.smoke else "model=llama"
+        words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8", "recipe.global_batch=64"]
+        words += ["profile.max_steps=24", f"launch.per_device_batch={64 // max(2, self.gpus)}"]
+        methods, stages = (METHODS, STAGES) if not self.smoke else (("dual_lora",), (2,))
+        alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
+        found: dict[str, Any] = {}
+        with ThreadPoolExecutor(1 if self.smoke else self.gpus) as pool:
+
+            def one(number: int, method: str) -> Run:
+                card = None if self.smoke else number % self.gpus
+                return self.run(f"speed-{method}-one", *words, f"method={method}", *alone, card=card)
+
+            ones = list(pool.map(one, range(len(methods)), methods))
+        for method, single in zip(methods, ones, strict=True):
+            found[method] = {"one": single.speed()}
+            for stage in stages:
+                several = self.run(f"speed-{method}-zero{stage}", *words, f"method={method}", *self.group(stage))
+                speed = several.speed()
+                ratio = speed["tokens_per_second"] / single.speed()["tokens_per_second"] / self.gpus
+                found[method][f"zero{stage}"] = speed | {"efficiency": ratio}
+        self.drop("speed")
+        return found
+
+    def large(self) -> dict[str, Any]:
+        """A model that no single GPU holds."""
+        model = ["model=tiny_llama"] if self.smoke else ["model=llama3_70b"]
+        model += [f"model.dimensions.num_layers={2 if self.smoke else self.layers}"]
+        begun = time.perf_counter()
+        words = [*self.checkpoint("large", *model), *UNIFORM, "method=dual_lora", *self.group(3)]
+        written = time.perf_counter() - begun
+        words += [f"recipe.global_batch={4 * self.gpus}", "launch.per_device_batch=4", "profile.max_steps=12"]
+        words += ["profile.validation_examples=4", "launch.gradient_checkpointing=true"]
+        made = self.run("large", *words)
+        self.drop("large")
+        found = {"layers": 2 if self.smoke else self.layers, "seconds_to_write": round(written, 1)}
+        found |= {"parameters": made.record["cost"]["total_parameters"], "loss": made.record["curves"]["train_loss"]}
+        return found | made.speed() | {"adapter": whole_adapter(made)}
+
+    def checkpoint(self, name: str, *model: str) -> list[str]:
+        """Random weights as files, so that they are read as those of any checkpoint."""
+        folder = self.weights / name
+        if not folder.exists():
+            [config] = compose([*model, "task=commonsense", "method=none", "data.source=sample"])
+            write(config.model, folder, workers=2 if self.smoke else 16)
+        return [*model, f"model.path={folder}"]
+
+    def drop(self, name: str) -> None:
+        """Free the memory or disk that the weights take."""
+        shutil.rmtree(self.weights / name, ignore_errors=True)
+
+
+def main() -> None:
+    names = [name for together in PARTS for name in together]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    parser.add_argument("--layers", type=int, default=64, help="of LLaMA-3-70B's 80; 1.7 GB each (default 64)")
+    parser.add_argument("--weights", type=Path, help="where random weights are written, 130 GB; best in memory")
+    parser.add_argument("--data", default=os.environ.get("DUAL_LORA_DATA"), help="commonsense data (same, killed)")
+    parser.add_argument("--smoke", action="store_true", help="tiny models on a CPU: shows that it runs")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of scaling.json")
+    args = parser.parse_args()
+    check(args)
+    path = args.output / "scaling.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    versions = {name: version(name) for name in ("deepspeed", "transformers", "accelerate", "peft")}
+    command = secrets.shareable(" ".join(["python", "scripts/bench_scaling.py", *sys.argv[1:]]))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, Path(folder))
+        for together in PARTS:
+            begun = time.perf_counter()
+            with ThreadPoolExecutor(len(together)) as pool:
+                jobs = {part: pool.submit(getattr(bench, part)) for part in together if part in args.parts}
+            for part, job in jobs.items():
+                measured = job.result()
+                results["environment"] = environment("cpu" if args.smoke else "cuda") | versions | {"gpus": args.gpus}
+                results[part] = {"command": command, "seconds": round(time.perf_counter() - begun, 1), **measured}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(results, indent=1) + "\n")
+                print(f"{part}: {json.dumps(measured)}", flush=True)
+    print(f"wrote {path}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `SystemExit` for what would fail after minutes."""
+    if args.gpus < 2:
+        raise SystemExit(f"--gpus {args.gpus}: nothing to compare with one; 2 or more")
+    if args.smoke:
+        return
+    import torch
+
+    if torch.cuda.device_count() < args.gpus:
+        raise SystemExit(
+            f"--gpus {args.gpus}: torch finds {torch.cuda.device_count()}; --smoke runs tiny models on a CPU"
+        )
+    if {"same", "killed"} & set(args.parts) and not args.data:
+        raise SystemExit("the parts same and killed need --data FOLDER (or DUAL_LORA_DATA)")
+    if not 1 <= args.layers <= 80:
+        raise SystemExit(f"--layers {args.layers}: LLaMA-3-70B has 80; 1 to 80")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""One `python run.py ...` in a process of its own, as scripts/bench_scaling.py makes, kills and compares them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 900.0  # seconds until a run that shows nothing is given up
+
+
+class Run:
+    """A run.py in a folder of its own; the same command in the same folder continues it.
+
+    card: the only GPU that the command sees; None: all of them.
+    """
+
+    def __init__(self, folder: Path, words: list[str], card: int | None = None) -> None:
+        self.folder, self.command = folder, [sys.executable, str(ROOT / "run.py"), *words, f"results={folder}"]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "log.txt"
+        environment = {**os.environ, "_DUAL_LORA_LAZY": "", "HF_HUB_OFFLINE": "1"}
+        if card is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(card)
+        with self._log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            )
+
+    def wait(self) -> None:
+        """Wait for a good end. Raises `SystemExit` with the end of its output otherwise."""
+        if self.process.wait() != 0:
+            raise SystemExit(f"{' '.join(self.command)} ended with {self.process.returncode}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """Return the end of what it wrote."""
+        return self._log.read_text()[-4000:]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        [path] = (self.folder / "records").glob("*.json")
+        return json.loads(path.read_text())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.record["identity"]
+
+    @property
+    def scores(self) -> Any:
+        return self.record["scores"]["measurements"]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the whole curve: losses of every step, tokens and seconds between logs; empty before the first."""
+        found = []
+        for path in (self.folder / "runs").glob("*/curves.jsonl"):
+            for text in path.read_text().splitlines():
+                try:
+                    found.append(json.loads(text))
+                except ValueError:  # being written
+                    break
+        return found
+
+    def losses(self) -> list[float]:
+        """Return the loss of every step."""
+        return [loss for line in self.lines() for loss in line.get("losses", [])]
+
+    def speed(self) -> dict[str, Any]:
+        """Return rates after the first quarter of the steps, and memory per process."""
+        record = self.record
+        steady = [line for line in self.lines() if "tokens" in line and line["first"] > record["cost"]["steps"] // 4]
+        rates = [line["tokens"] / line["seconds"] for line in steady]
+        low, *_, high = statistics.quantiles(rates, n=5)
+        return {
+            "tokens_per_second": sum(line["tokens"] for line in steady) / sum(line["seconds"] for line in steady),
+            "p20": low,
+            "p80": high,
+            "steps": sum(len(line["losses"]) for line in steady),
+            "peak_GiB": [size / 2**30 for size in record["cost"]["peak_memory_bytes"]],
+            "zero_stage": record["execution"]["zero_stage"],
+            "world_size": record["execution"]["world_size"],
+            "per_device_batch": record["execution"]["per_device_batch"],
+            "accumulation": record["execution"]["accumulation"],
+        }
+
+    def keep(self, path: Path) -> None:
+        """Copy the record to where it is committed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        [own] = (self.folder / "records").glob("*.json")
+        shutil.copyfile(own, path)
+
+
+def curve_difference(one: Run, other: Run) -> dict[str, Any]:
+    """Return the largest relative difference of the losses of all steps, of the first ten, and of validation."""
+    pairs = list(zip(one.losses(), other.losses(), strict=True))
+    relative = [abs(a - b) / abs(a) for a, b in pairs]
+    validated = [run.record["curves"]["validation_loss"][-1][1] for run in (one, other)]
+    return {
+        "steps": len(pairs),
+        "largest": max(relative),
+        "largest_of_first_ten": max(relative[:10]),
+        "median": statistics.median(relative),
+        "last_validation_loss": validated,
+        "validation": abs(validated[0] - validated[1]) / validated[0],
+    }
+
+
+def kill_one_process(run: Run, *, after_step: int) -> dict[str, Any]:
+    """Kill the second process of a group once `after_step` is done; return how soon all was over, and what is said."""
+    deadline = time.monotonic() + PATIENCE
+    while not any(line["step"] >= after_step for line in run.lines()):
+        if run.process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"the run to be killed never reached step {after_step}:\n{run.tail()}")
+        time.sleep(0.1)
+    workers = [child for child in psutil.Process(run.process.pid).children(recursive=True) if _rank(child) is not None]
+    [victim] = [worker for worker in workers if _rank(worker) == "1"]
+    step = run.lines()[-1]["step"]
+    victim.send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    code = run.process.wait(PATIENCE)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
+    found = {"killed_after_step": step, "seconds_until_all_gone": time.monotonic() - begun, "exit_code": code}
+    return found | {"left": len(alive), "status": run.record["status"], "message": run.record["message"]}
+
+
+def _rank(process: psutil.Process) -> str | None:
+    """Return the rank of a worker of the group; None for anything else."""
+    try:
+        return process.environ().get("RANK") if "--worker" in process.cmdline() else None
+    except psutil.Error:
+        return None
+
+
+def whole_adapter(run: Run) -> dict[str, Any]:
+    """Return what the saved adapter holds against what was trained. Raises `SystemExit` if a tensor is empty or moved.
+
+    Factors that start at zero must have left it, in every layer.
+    """
+    from safetensors.torch import load_file
+
+    [path] = (run.folder / "runs").glob("*/adapter/adapter_model.safetensors")
+    tensors = load_file(path)
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0 or not tensor.isfinite().all()]
+    still = [name for name, tensor in tensors.items() if tensor.dim() > 1 and not tensor.any()]
+    if empty or still:
+        raise SystemExit(f"{path}: not whole {empty[:3]}, still zero {still[:3]}")
+    trained = run.record["cost"]["trainable_parameters"]
+    held = sum(tensor.numel() for tensor in tensors.values() if tensor.dim() > 1)
+    return {"tensors": len(tensors), "elements": held, "trained": trained, "bytes": path.stat().st_size}

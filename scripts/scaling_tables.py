@@ -1,0 +1,91 @@
+"""What results/benchmarks/scaling.json shows, as tables; scripts/bench_report.py puts them into docs/launching.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+METHODS = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA"}
+GROUPS = {"ddp": "DDP", "zero0": "ZeRO-0", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+EFFICIENCY = 0.90
+
+
+def section(data: dict[str, Any]) -> str:
+    """Return all that was measured on several GPUs; what was not says so."""
+    if not data:
+        return "Not measured yet: `python scripts/bench_scaling.py`."
+    machine = data["environment"]
+    where = f"{machine['gpus']} × {machine['card']}, PyTorch {machine['torch']}, DeepSpeed {machine['deepspeed']}"
+    tables = {"speed": _speed, "large": _large, "same": _same, "killed": _killed}
+    return "\n\n".join([f"{where}.", *(table(data[part]) for part, table in tables.items() if part in data)])
+
+
+def _gib(sizes: list[float]) -> str:
+    return " / ".join(f"{size:.1f}" for size in sizes)
+
+
+def _speed(part: dict[str, Any]) -> str:
+    lines = [
+        "| method | processes | tokens/s (20–80 %) | GiB of each process | efficiency |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for method, label in METHODS.items():
+        for name, row in part.get(method, {}).items():
+            processes = "one GPU" if name == "one" else f"{row['world_size']}, {GROUPS[name]}"
+            spread = f"{row['tokens_per_second']:,.0f} ({row['p20']:,.0f}–{row['p80']:,.0f})"
+            ratio = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
+            lines.append(f"| {label} | {processes} | {spread} | {_gib(row['peak_GiB'])} | {ratio} |")
+    return "LLaMA-7B's dimensions, steps of 64 × 128 tokens:\n\n" + "\n".join([*lines, "", _verdict(part)])
+
+
+def _verdict(part: dict[str, Any]) -> str:
+    """Return whether the targets are met: ZeRO-2 at 0.90, and Dual LoRA no less efficient than LoRA."""
+    dual, lora = (part.get(method, {}).get("zero2", {}).get("efficiency") for method in ("dual_lora", "lora"))
+    if dual is None or lora is None:
+        return ""
+    first = "met" if min(dual, lora) >= EFFICIENCY else "**missed**"
+    second = "met" if dual >= lora else "**missed**"
+    return (
+        f"Targets: efficiency of ZeRO-2 at least {EFFICIENCY:.2f}: {first}; Dual LoRA's no lower than LoRA's: {second} "
+        f"({dual:.3f} against {lora:.3f})."
+    )
+
+
+def _large(part: dict[str, Any]) -> str:
+    losses, adapter = part["loss"], part["adapter"]
+    return (
+        f"{part['layers']} layers of LLaMA-3-70B's dimensions ({part['parameters'] / 1e9:.1f} billion parameters, "
+        f"{2 * part['parameters'] / 1e9:.0f} GB, random weights), Dual LoRA under ZeRO-3 with gradient checkpointing: "
+        f"{part['tokens_per_second']:,.0f} tokens/s, {_gib(part['peak_GiB'])} GiB; loss {losses[0][1]:.3f} -> "
+        f"{losses[-1][1]:.3f} in {losses[-1][0]} steps; the saved adapter is whole ({adapter['elements']:,} elements "
+        f"of {adapter['trained']:,} trained)."
+    )
+
+
+def _same(part: dict[str, Any]) -> str:
+    lines = [
+        "| SmolLM2, against one GPU | largest difference of a loss | of the first ten | validation loss | bound | |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for cell, groups in part.items():
+        for name, row in groups.items() if isinstance(groups, dict) else ():
+            if name == "bound":
+                continue
+            method, dtype = cell.split(", ")
+            held = "held" if row["within_bound"] else "**not held**"
+            identity = "same identity" if row["same_identity"] else "**another identity**"
+            numbers = " | ".join(f"{row[key]:.1e}" for key in ("largest", "largest_of_first_ten", "validation"))
+            title = f"{METHODS[method]}, {dtype}, {GROUPS[name]}"
+            lines.append(f"| {title} | {numbers} | {groups['bound']:.0e} | {held}, {identity} |")
+    return "\n".join(lines)
+
+
+def _killed(part: dict[str, Any]) -> str:
+    curve = part["curve"]
+    scores = "the same" if part["same_scores"] else "other"
+    return (
+        f"A process killed (SIGKILL) after step {part['killed_after_step']}: all processes were gone after "
+        f"{part['seconds_until_all_gone']:.1f} s (limit {part['bound_seconds']:.0f} s), the record says "
+        f"`{part['message']}`. The same command continued from step {part['resumed_from'][-1]}; the losses of all "
+        f"{curve['steps']} steps differ from an undisturbed run's by at most {curve['largest']:.1e}, with {scores} "
+        "validation losses."
+    )
