@@ -232,6 +232,9 @@ class _Trainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not self.model_accepts_loss_kwargs:  # a classification head has one label per row
             return super().compute_loss(model, inputs, *args, **kwargs)
+        if not model.training:
+            # Else the Trainer weighs the batches of several processes by their tokens, which one process cannot.
+            kwargs["num_items_in_batch"] = None
         output_layer = self.accelerator.unwrap_model(model).get_output_embeddings()
         with where_labels_are(output_layer, inputs["labels"]) as labels:
             return super().compute_loss(model, {**inputs, "labels": labels}, *args, **kwargs)

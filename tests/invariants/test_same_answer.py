@@ -51,7 +51,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(results: Path, checkpoint: Path, *launcher: str) -> dict:
-    assert launch([config(results, *launcher, f"model.path={checkpoint}")]) == 0
+    words = ("profile.validation_examples=24", f"model.path={checkpoint}")  # several batches, of unequal lengths
+    assert launch([config(results, *launcher, *words)]) == 0
     return only_record(results)
 
 
@@ -72,7 +73,8 @@ def assert_same(record: dict, results: Path, alone: tuple[dict, Path]) -> None:
     for name in followed:
         own, its = record["curves"][name], expected["curves"][name]
         assert [step for step, _ in own] == [step for step, _ in its], name
-        assert [value for _, value in own] == pytest.approx([value for _, value in its], rel=BOUND), name
+        bound = BOUND if name != "validation_loss" else BOUND / 10  # its batches are the same on any machine
+        assert [value for _, value in own] == pytest.approx([value for _, value in its], rel=bound), name
     assert record["scores"] == expected["scores"]
     own, its = record["origin"]["predictions_sha256"], expected["origin"]["predictions_sha256"]
     assert own.keys() == its.keys()
@@ -236,7 +238,8 @@ def test_sharded_run_continues_from_its_checkpoint(stage, alone, checkpoint, tmp
     for path in (record, folder / "trained.json", *folder.glob("checkpoints/checkpoint-6/manifest.json")):
         path.unlink()
     assert json.loads((folder / "checkpoints/checkpoint-4/manifest.json").read_text())["files"]
-    assert launch([config(tmp_path, f"model.path={checkpoint}")]) == 1, "one process has no use for two shards"
+    words = ("profile.validation_examples=24", f"model.path={checkpoint}")
+    assert launch([config(tmp_path, *words)]) == 1, "one process has no use for two shards"
     assert not list((tmp_path / "records").glob("*.json"))
     continued = run(tmp_path, checkpoint, *launcher)
     assert continued["execution"]["resumed_from"] == [4]
@@ -263,7 +266,7 @@ def test_partitioned_run_killed_between_training_and_evaluation_continues(alone,
     (tmp_path / "sitecustomize.py").write_text(KILL_BEFORE_EVALUATION.format(over=str(over)))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     results = tmp_path / "results"
-    cell = config(results, *GROUPS["ZeRO-3"], f"model.path={checkpoint}")
+    cell = config(results, *GROUPS["ZeRO-3"], "profile.validation_examples=24", f"model.path={checkpoint}")
     assert launch([cell]) == 130
     assert only_record(results)["status"] == "interrupted"
     [trained] = (results / "runs").glob("*/trained.json")
