@@ -145,7 +145,7 @@ def _arguments(
     every = min(config.protocol.validation_every_steps or per_epoch, steps)
     save_every = launch.save_every_steps or min(max(steps // 10, 10), 500)
     on_cpu = launch.device == "cpu" or not torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=batches.per_device,
@@ -183,6 +183,9 @@ def _arguments(
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
     )
+    # A process trains on one GPU. The Trainer would split its batches over all that it sees (torch's DataParallel).
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _checkpointing(on: bool) -> dict[str, Any]:

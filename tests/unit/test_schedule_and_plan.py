@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import pytest
 
 from dual_lora.composition import compose
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.plan import describe, plan
+from dual_lora.training import trainer
 from dual_lora.training.deepspeed_config import deepspeed_config
 from dual_lora.training.schedule import plan_batches, plan_steps, plan_warmup
 
@@ -86,3 +88,17 @@ def test_deepspeed_is_asked_for_autocast_and_for_sums_in_float32(dtype: str) -> 
     assert made["torch_autocast"]["enabled"] == (dtype == "bfloat16")
     assert made["torch_autocast"]["lower_precision_safe_modules"] == []
     assert not made["bf16"]["enabled"]
+
+
+def test_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer would spread each batch over all of them: other batches, and a model that is copied at every step."""
+
+    class SeesTwo(trainer.TrainingArguments):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._n_gpu = 2
+
+    monkeypatch.setattr(trainer, "TrainingArguments", SeesTwo)
+    config = cell("launch.device=cpu")
+    made = trainer._arguments(config, plan_batches(config), 10, 10, "float32", tmp_path, validate=False)
+    assert made.n_gpu == 1
