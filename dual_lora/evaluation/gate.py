@@ -132,14 +132,15 @@ def _check_padding(model: Any, tokenizer: Any, prompts: Sequence[str], generate:
         generate(model, tokenizer, prompts, decoding, batch_size=len(prompts))
     rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
-    tolerance = TOLERANCE.get(next(model.parameters()).dtype, 0.5)
     largest = 0.0
     for row, index in enumerate(order):
         new = chosen[row]
         if tokenizer.eos_token_id in new:
             new = new[: new.index(tokenizer.eos_token_id) + 1]
         alone = torch.tensor([rows[index] + new], device=_device(model))
-        logits = model(input_ids=alone).logits[0, len(rows[index]) - 1 : -1].float()
+        logits = model(input_ids=alone).logits[0, len(rows[index]) - 1 : -1]
+        tolerance = TOLERANCE.get(logits.dtype, 0.5)  # not of the weights: float32 ones may compute in bfloat16
+        logits = logits.float()
         picked = logits.gather(-1, torch.tensor(new, device=logits.device).unsqueeze(-1)).squeeze(-1)
         gap = float((logits.max(-1).values - picked).max())
         largest = max(largest, gap)

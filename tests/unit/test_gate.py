@@ -42,6 +42,15 @@ def test_a_sound_evaluation_passes(tokenizer, build, protocol):
     assert measured["largest_gap"] < 0.01
 
 
+def test_rounding_is_that_of_the_computation_and_not_of_the_weights(tokenizer, monkeypatch):
+    """Weights that were trained themselves are float32, and evaluated under bfloat16 autocast."""
+    monkeypatch.setitem(gate.TOLERANCE, torch.float32, -1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        run(llama(tokenizer), tokenizer, pretrained=False)
+    with pytest.raises(GateError, match="at most -1.0 is rounding"):
+        run(llama(tokenizer), tokenizer, pretrained=False)
+
+
 def test_the_model_is_left_as_it_was(tokenizer):
     model = llama(tokenizer).train()
     run(model, tokenizer, pretrained=False)
