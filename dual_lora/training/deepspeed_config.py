@@ -60,6 +60,8 @@ def deepspeed_config(config: RunConfig, world_size: int, dtype: str) -> dict[str
         },
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
+        # Nothing reads its rates, and for each it waits for the GPU at every step.
+        "timers": {"throughput": {"enabled": False}},
         # The optimizer comes from the method (LoRA+, GaLore, plain AdamW); offloading works with any of them.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
