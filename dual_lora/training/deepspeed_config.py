@@ -15,6 +15,8 @@ import torch
 from dual_lora.config import RunConfig
 from dual_lora.training.schedule import plan_batches
 
+_REDUCE_BUCKET = 500_000_000  # elements, DeepSpeed's default
+
 
 def zero_stage(config: RunConfig, world_size: int) -> int:
     """Return the ZeRO stage that is used.
@@ -26,13 +28,16 @@ def zero_stage(config: RunConfig, world_size: int) -> int:
     return 0 if world_size == 1 and launch.zero_stage in (1, 2) and not launch.offload else launch.zero_stage
 
 
-def deepspeed_config(config: RunConfig, world_size: int, dtype: str) -> dict[str, Any] | None:
+def deepspeed_config(
+    config: RunConfig, world_size: int, dtype: str, trained_elements: int | None = None
+) -> dict[str, Any] | None:
     """Return what DeepSpeed is configured with, or None where the run's engine is another.
 
     dtype: "bfloat16" to compute in it, else "float32".
+    trained_elements: of all processes together; None where nothing is trained.
 
-    The learning rate, its schedule and the optimizer are the Trainer's and do not appear. Buckets and thresholds are
-    DeepSpeed's defaults.
+    The learning rate, its schedule and the optimizer are the Trainer's and do not appear. Thresholds are DeepSpeed's
+    defaults.
     """
     launch = config.launch
     if launch.engine != "deepspeed":
@@ -42,6 +47,9 @@ def deepspeed_config(config: RunConfig, world_size: int, dtype: str) -> dict[str
     if launch.zero_stage == 3:
         # A model that is not a PEFT model is saved whole, which needs its shards gathered.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if trained_elements is not None:
+        # Stages 2 and 3 hold a float32 buffer of this size, by default 2 GB: many times the gradients of an adapter.
+        zero["reduce_bucket_size"] = min(_REDUCE_BUCKET, max(1, trained_elements))
     if launch.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": launch.device != "cpu"}
         if launch.zero_stage == 3:
@@ -68,17 +76,42 @@ def deepspeed_config(config: RunConfig, world_size: int, dtype: str) -> dict[str
     }
 
 
-def lighten(engine: Any, world_size: int) -> None:
-    """Spare an engine of stage 0 the work that takes a launch per parameter, frozen ones included, and changes nothing.
+def lighten(engine: Any, world_size: int, stage: int) -> None:
+    """Spare an engine the work that takes a launch or a visit per parameter, frozen ones included, and changes nothing.
 
-    Clipping is torch's, a few kernels for all gradients together; only what the optimizer holds has gradients to drop;
-    one process has nothing to sum. `scripts/bench_zero.py` times a step.
+    Only what is trained has gradients to drop. Under stage 0 clipping is torch's, a few kernels for all gradients
+    together, and one process has nothing to sum. `scripts/bench_zero.py` times a step.
     """
     trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-    engine.clip_fp32_gradients = lambda: torch.nn.utils.clip_grad_norm_(trained, engine.gradient_clipping())
-    engine.zero_grad = engine.optimizer.zero_grad
-    if world_size == 1:
-        engine.enable_backward_allreduce = False
+
+    def drop_gradients() -> None:
+        for parameter in trained:
+            parameter.grad = None
+
+    engine.zero_grad = drop_gradients
+    if stage == 3:
+        announce_factors(engine.module)
+    if stage == 0:
+        engine.clip_fp32_gradients = lambda: torch.nn.utils.clip_grad_norm_(trained, engine.gradient_clipping())
+        if world_size == 1:
+            engine.enable_backward_allreduce = False
+
+
+def announce_factors(model: torch.nn.Module) -> None:
+    """Tell ZeRO-3 which modules read parameters that lie in a `ParameterDict`, which is never called itself.
+
+    DeepSpeed notices by itself, but not before one is read while it is away. By then the order in which it fetches
+    parameters is recorded without them, and the next pass ends in its "tracing error": so did evaluations in several
+    batches after a resume.
+    """
+    import deepspeed
+
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, torch.nn.ParameterDict):
+                for parameter in child.values():
+                    if hasattr(parameter, "ds_id"):
+                        deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def trust_own_types(config: RunConfig) -> None:
@@ -146,3 +179,4 @@ def ready_to_evaluate(model: Any, config: RunConfig, world_size: int) -> None:
     assert settings is not None
     settings["zero_optimization"].pop("offload_optimizer", None)
     deepspeed.initialize(model=model, config=settings)
+    announce_factors(model)

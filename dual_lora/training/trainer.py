@@ -74,7 +74,7 @@ def train(
     interruption = Interruption()
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, batches, steps, per_epoch, dtype, folder, bool(len(validation_set))),
+        args=_arguments(config, batches, steps, per_epoch, dtype, folder, bool(len(validation_set)), _trained(model)),
         data_collator=collator,
         train_dataset=train_set,
         eval_dataset=validation_set if len(validation_set) else None,
@@ -138,8 +138,20 @@ def _start_from(folder: Path) -> Path | None:
     return processes.from_main(lambda: latest_complete(folder / "checkpoints"))
 
 
+def _trained(model: torch.nn.Module) -> int:
+    """Return how many elements are trained, wherever ZeRO-3 has put them."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+
+
 def _arguments(
-    config: RunConfig, batches: Batches, steps: int, per_epoch: int, dtype: str, folder: Path, validate: bool
+    config: RunConfig,
+    batches: Batches,
+    steps: int,
+    per_epoch: int,
+    dtype: str,
+    folder: Path,
+    validate: bool,
+    trained_elements: int | None = None,
 ) -> TrainingArguments:
     recipe, launch = config.recipe, config.launch
     every = min(config.protocol.validation_every_steps or per_epoch, steps)
@@ -162,7 +174,7 @@ def _arguments(
         label_smoothing_factor=recipe.label_smoothing,
         # DeepSpeed enters the same autocast (`deepspeed_config`), and `_Trainer` for a loss that it computes itself.
         bf16=dtype == "bfloat16" and launch.engine != "deepspeed",
-        deepspeed=deepspeed_config(config, batches.world_size, dtype),
+        deepspeed=deepspeed_config(config, batches.world_size, dtype, trained_elements),
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
@@ -177,6 +189,7 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_num_workers=launch.dataloader_workers,
         dataloader_pin_memory=not on_cpu,
+        accelerator_config={"non_blocking": not on_cpu},  # else each batch waits until the GPU has done all before it
         **_checkpointing(launch.gradient_checkpointing),
         label_names=["labels"],
         average_tokens_across_devices=True,
@@ -207,14 +220,15 @@ class _Trainer(Trainer):
     trained: list[torch.nn.Parameter]
     _operations_per_token: int | None = None
     _engine: Any = None  # DeepSpeed's, once it has been lightened
+    _output_layer: torch.nn.Module | None = None
 
     @property
     def _curves(self) -> Curves:
         return next(item for item in self.callback_handler.callbacks if isinstance(item, Curves))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        if self._engine is not model and self.is_deepspeed_enabled and self.layout["zero_stage"] == 0:
-            lighten(model, self.layout["processes"])
+        if self._engine is not model and self.is_deepspeed_enabled:
+            lighten(model, self.layout["processes"], self.layout["zero_stage"])
             self._engine = model
         self._curves.count(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -238,8 +252,9 @@ class _Trainer(Trainer):
         if not model.training:
             # Else the Trainer weighs the batches of several processes by their tokens, which one process cannot.
             kwargs["num_items_in_batch"] = None
-        output_layer = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with where_labels_are(output_layer, inputs["labels"]) as labels:
+        if self._output_layer is None:  # unwrapping visits every module
+            self._output_layer = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with where_labels_are(self._output_layer, inputs["labels"]) as labels:
             return super().compute_loss(model, {**inputs, "labels": labels}, *args, **kwargs)
 
     def compute_loss_context_manager(self) -> Any:

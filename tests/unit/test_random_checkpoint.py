@@ -1,0 +1,61 @@
+"""A checkpoint of random weights is whole, loads as any other, and is not written over anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dual_lora import models
+from dual_lora.composition import compose
+from dual_lora.tasks.base import Head
+from tests.small_cells import ROOT
+
+
+def write(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "random_checkpoint.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def load(folder, *words):
+    [cell] = compose(["model=tiny_llama", "task=commonsense", "method=none", "data.source=sample", *words])
+    config = compose([f"model.path={folder}", "model=tiny_llama", "task=commonsense", "method=none", *words])[0].model
+    return models.load(config, Head("causal_lm"), dtype="bfloat16", seed=0).model, cell.model.dimensions
+
+
+def test_it_loads_with_the_dimensions_asked_for(tmp_path):
+    done = write("model=tiny_llama", "model.dimensions.num_layers=3", f"out={tmp_path / 'made'}", "workers=1")
+    assert done.returncode == 0, done.stderr
+    net, dimensions = load(tmp_path / "made", "model.dimensions.num_layers=3")
+    weights = net.state_dict()
+    assert len(net.model.layers) == dimensions.num_layers == 3
+    assert {file.name for file in (tmp_path / "made").glob("model-layer-*")} == {
+        f"model-layer-{layer}.safetensors" for layer in range(3)
+    }
+    for name, tensor in weights.items():
+        if "norm" in name:
+            assert torch.equal(tensor, torch.ones_like(tensor)), name
+        else:
+            assert 0.8 * 0.02 < float(tensor.float().std()) < 1.2 * 0.02, name
+    first, second = (weights[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (0, 1))
+    assert not torch.equal(first, second)
+    again = write("model=tiny_llama", f"out={tmp_path / 'made'}")
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+
+
+@pytest.mark.slow
+def test_weights_do_not_depend_on_the_number_of_workers(tmp_path):
+    for workers in (1, 2):
+        assert write("model=tiny_llama", f"out={tmp_path / str(workers)}", f"workers={workers}").returncode == 0
+    one, two = (load(tmp_path / str(workers))[0].state_dict() for workers in (1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_another_family_is_refused(tmp_path):
+    done = write("model=tiny_gpt2", f"out={tmp_path / 'made'}")
+    assert done.returncode == 2
+    assert "only llama" in done.stderr
+    assert not list(tmp_path.iterdir())
