@@ -20,7 +20,7 @@ PATIENCE = 900.0  # seconds until a run that shows nothing is given up
 
 
 class Run:
-    """A run.py in a folder of its own; the same command in the same folder continues it.
+    """A run.py in a folder of its own; the same command in the same folder continues it, or finds it finished.
 
     card: the only GPU that the command sees; None: all of them.
     """
@@ -30,6 +30,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "log.txt"
         environment = {**os.environ, "_DUAL_LORA_LAZY": "", "HF_HUB_OFFLINE": "1"}
+        # Images of containers set it, and then each process of each run compiles all that it imports: 20 s.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if card is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(card)
         with self._log.open("a") as log:
@@ -108,6 +110,7 @@ def curve_difference(one: Run, other: Run) -> dict[str, Any]:
         "steps": len(pairs),
         "largest": max(relative),
         "largest_of_first_ten": max(relative[:10]),
+        "first_step_apart": next((step for step, value in enumerate(relative, 1) if value > 0), None),
         "median": statistics.median(relative),
         "last_validation_loss": validated,
         "validation": abs(validated[0] - validated[1]) / validated[0],

@@ -68,24 +68,22 @@ def _same(part: dict[str, Any]) -> str:
     ]
     for cell, groups in part.items():
         for name, row in groups.items() if isinstance(groups, dict) else ():
-            if name == "bound":
-                continue
             method, dtype = cell.split(", ")
             held = "held" if row["within_bound"] else "**not held**"
             identity = "same identity" if row["same_identity"] else "**another identity**"
             numbers = " | ".join(f"{row[key]:.1e}" for key in ("largest", "largest_of_first_ten", "validation"))
             title = f"{METHODS[method]}, {dtype}, {GROUPS[name]}"
-            lines.append(f"| {title} | {numbers} | {groups['bound']:.0e} | {held}, {identity} |")
+            lines.append(f"| {title} | {numbers} | {row['bound']:.0e} | {held}, {identity} |")
     return "\n".join(lines)
 
 
 def _killed(part: dict[str, Any]) -> str:
-    curve = part["curve"]
-    scores = "the same" if part["same_scores"] else "other"
+    curve, twins = part["curve"], part["undisturbed"]
     return (
         f"A process killed (SIGKILL) after step {part['killed_after_step']}: all processes were gone after "
         f"{part['seconds_until_all_gone']:.1f} s (limit {part['bound_seconds']:.0f} s), the record says "
         f"`{part['message']}`. The same command continued from step {part['resumed_from'][-1]}; the losses of all "
-        f"{curve['steps']} steps differ from an undisturbed run's by at most {curve['largest']:.1e}, with {scores} "
-        "validation losses."
+        f"{curve['steps']} steps differ from an undisturbed run's by at most {curve['largest']:.1e}, the validation "
+        f"loss by {curve['validation']:.1e} (two undisturbed runs: {twins['largest']:.1e} and "
+        f"{twins['validation']:.1e})."
     )

@@ -12,11 +12,14 @@ import torch
 
 from tests.small_cells import ROOT
 
+# In a process of its own: on this one's path, scripts/evaluate.py would stand before the library of that name.
+SECTION = "import json, sys, scaling_tables; print(scaling_tables.section(json.load(open(sys.argv[1]))))"
 
-def bench(*words: str, script: str = "bench_zero.py") -> subprocess.CompletedProcess[str]:
+
+def bench(*words: str, script: str = "bench_zero.py", timeout: int = 600) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""}
     command = [sys.executable, str(ROOT / "scripts" / script), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 @pytest.mark.slow
@@ -59,3 +62,37 @@ def test_walks_benchmark_times_both_ways(tmp_path):
     for method in ("lora", "dual_lora"):
         for way in ("trainer", "ours"):
             assert 0 < found[method][way]["p20_ms"] <= found[method][way]["median_ms"] <= found[method][way]["p80_ms"]
+
+
+def test_pages_show_what_the_benchmark_files_hold():
+    ran = bench("--check", script="bench_report.py")
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
+    """Two processes of tiny models on the CPU stand for two GPUs; the records and the pages' tables come with them."""
+    words = ("--smoke", "--output", str(tmp_path / "made"), "--scratch", str(tmp_path / "scratch"))
+    ran = bench(*words, script="bench_scaling.py", timeout=1800)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads((tmp_path / "made" / "scaling.json").read_text())
+    same, killed, speed = found["same"]["dual_lora, float32"]["zero2"], found["killed"], found["speed"]["dual_lora"]
+    assert same["within_bound"]
+    assert same["same_identity"]
+    assert killed["status"] == "interrupted"
+    assert killed["left"] == 0
+    assert killed["curve"]["largest"] == killed["undisturbed"]["largest"] == 0.0
+    assert speed["zero2"]["world_size"] == len(speed["zero2"]["peak_GiB"]) == 2
+    rate = speed["zero2"]["tokens_per_second"] / speed["one"]["tokens_per_second"]
+    assert speed["zero2"]["efficiency"] == pytest.approx(rate / 2)
+    assert found["large"]["adapter"]["elements"] == found["large"]["adapter"]["trained"] > 0
+    assert len(list((tmp_path / "made" / "scaling").glob("*.json"))) == 9
+    text = subprocess.run(
+        [sys.executable, "-c", SECTION, str(tmp_path / "made" / "scaling.json")],
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for part in ("ZeRO-2", "same identity", "was ended by SIGKILL", "layers of LLaMA-3-70B"):
+        assert part in text
