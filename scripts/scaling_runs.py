@@ -144,9 +144,9 @@ def _rank(process: psutil.Process) -> str | None:
 
 
 def whole_adapter(run: Run) -> dict[str, Any]:
-    """Return what the saved adapter holds against what was trained. Raises `SystemExit` if a tensor is empty or moved.
+    """Return what the saved adapter holds against what was trained.
 
-    Factors that start at zero must have left it, in every layer.
+    Raises `SystemExit` if anything is missing, empty or still zero: factors that start there must have left it.
     """
     from safetensors.torch import load_file
 
@@ -158,4 +158,6 @@ def whole_adapter(run: Run) -> dict[str, Any]:
         raise SystemExit(f"{path}: not whole {empty[:3]}, still zero {still[:3]}")
     trained = run.record["cost"]["trainable_parameters"]
     held = sum(tensor.numel() for tensor in tensors.values() if tensor.dim() > 1)
+    if held != trained:
+        raise SystemExit(f"{path}: holds {held:,} elements of {trained:,} that were trained")
     return {"tensors": len(tensors), "elements": held, "trained": trained, "bytes": path.stat().st_size}
