@@ -2,7 +2,7 @@
 """Measure runs on several GPUs of one host, each a `python run.py ... launch=deepspeed launch.num_gpus=N`.
 
     python scripts/bench_scaling.py --gpus 2 --output results/benchmarks        # all parts, about 12 minutes on H100s
-    python scripts/bench_scaling.py --gpus 2 --parts large --layers 40 --weights /dev/shm/scaling
+    python scripts/bench_scaling.py --gpus 4 --parts large --layers 80 --weights /dev/shm/scaling
     python scripts/bench_scaling.py --smoke --output FOLDER                     # two CPU processes, tiny models
 
   same    SmolLM2 on one GPU and on N, under DDP and ZeRO 0, 2 and 3: the same curve, and the same record identity?
@@ -12,12 +12,13 @@
           tokens a second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
   large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
 
-`same` and `killed` share the cards: nothing is timed there but the end of a group. The one-GPU runs of `speed` take
-place side by side, each on a card of its own. Sequences of `speed` and `large` are all of one length, so no process
-waits for another's padding. Rates are of the steps after the first quarter.
+`same` and `killed` share the cards: nothing is timed there but the end of a group. Runs of `speed` take place side by
+side as far as each has cards of its own: on a host of four, two groups of two. Sequences of `speed` and `large` are all
+of one length, so no process waits for another's padding. Every process of `speed` takes micro-batches of 32 sequences:
+a group one a step, a single GPU two (its runs serve all N). Rates are of the steps after the first quarter.
 
 Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every record is copied to
-OUTPUT/scaling/, what they show stands in OUTPUT/scaling.json; parts that are not run keep what the file holds of them.
+OUTPUT/scaling/N/, what they show stands in OUTPUT/scaling.json by N; parts that are not run keep what it holds of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import shutil
 import sys
 import time
@@ -52,6 +54,8 @@ PARTS = (("same", "killed"), ("speed",), ("large",))  # in this order; what stan
 BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}
 BOUND_OF_SEPARATE_UPDATE = 10
 GONE_SECONDS = 60.0
+MICRO_BATCH = 32
+LAYERS_OF_A_CARD = 32  # of LLaMA-3-70B, in 80 GB: 1.7 GB each
 # Sample data under the published protocol, cut at 128 tokens, which all of them have under the small tokenizer.
 UNIFORM = ["task=commonsense", "data.source=sample", "protocol=paper", "protocol.max_length_tokens=128"]
 UNIFORM += ["profile=trial", "recipe.epochs=1000", "launch.save_every_steps=100000"]
@@ -61,21 +65,32 @@ class Bench:
     """Where runs are made and what they showed."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.gpus, self.smoke, self.layers = args.gpus, args.smoke, args.layers
+        self.gpus, self.smoke, self.layers = args.gpus, args.smoke, args.layers or min(80, LAYERS_OF_A_CARD * args.gpus)
         self.weights, self.scratch, self.kept = args.weights or args.scratch, args.scratch, args.output / "scaling"
+        self.cards = [] if args.smoke else visible_cards()
+        together = range(0, len(self.cards) - args.gpus + 1, args.gpus)
+        self.lanes = [",".join(self.cards[first : first + args.gpus]) for first in together] or [None]
         self.device = ["launch.device=cpu"] if args.smoke else []
         self.studied = ["model=tiny_llama", "data.source=sample"]
         if not args.smoke:
             self.studied = ["model=smollm2", "data.source=local", f"data.dir={args.data}"]
 
-    def run(self, name: str, *words: str, card: int | None = None) -> Run:
-        """Make one run and keep its record."""
+    def run(self, name: str, *words: str, cards: str | None) -> Run:
+        """Make one run of one process or of N, and keep its record."""
         begun = time.perf_counter()
-        made = Run(self.scratch / name, [*words, *self.device], card)
+        made = Run(self.scratch / name, [*words, *self.device], cards)
         made.wait()
         made.keep(self.kept / f"{name}.json")
         print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
         return made
+
+    def card(self, number: int) -> str | None:
+        """Return a card, round after round."""
+        return self.cards[number % len(self.cards)] if self.cards else None
+
+    def lane(self, number: int) -> str | None:
+        """Return the cards of a group, round after round."""
+        return self.lanes[number % len(self.lanes)]
 
     def group(self, stage: int | None) -> list[str]:
         """N processes: DDP without a stage, else DeepSpeed."""
@@ -94,15 +109,14 @@ class Bench:
         if self.smoke:
             cells = [("dual_lora", "float32", {"zero2": 2})]
         words = [*self.studied, *self.short()]
-        with ThreadPoolExecutor(5) as pool:  # 14 GiB each
+        with ThreadPoolExecutor(5 * len(self.lanes)) as pool:  # 14 GiB each
             jobs: dict[tuple[str, str, str], Any] = {}
             for number, (method, dtype, chosen) in enumerate(cells):
-                own = [*words, f"method={method}", f"model.dtype={dtype}"]
-                card = None if self.smoke else number % self.gpus
-                jobs[method, dtype, "one"] = pool.submit(self.run, f"same-{method}-{dtype}-one", *own, card=card)
+                own, title = [*words, f"method={method}", f"model.dtype={dtype}"], f"{self.gpus}/same-{method}-{dtype}"
+                jobs[method, dtype, "one"] = pool.submit(self.run, f"{title}-one", *own, cards=self.card(number))
                 for name, stage in chosen.items():
-                    group = self.group(stage)
-                    jobs[method, dtype, name] = pool.submit(self.run, f"same-{method}-{dtype}-{name}", *own, *group)
+                    group, cards = self.group(stage), self.lane(len(jobs))
+                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *group, cards=cards)
             runs = {key: job.result() for key, job in jobs.items()}
         found: dict[str, Any] = {}
         for (method, dtype, name), made in runs.items():
@@ -127,14 +141,15 @@ class Bench:
         """One process dies by SIGKILL in the middle; the same command is given again."""
         words = [*self.studied, *self.short(), "method=dual_lora", "model.dtype=float32", *self.group(2)]
         words += [f"launch.save_every_steps={4 if self.smoke else 20}"]
-        shutil.rmtree(self.scratch / "killed-once", ignore_errors=True)
+        once, never = f"{self.gpus}/killed-once", f"{self.gpus}/killed-never"
+        shutil.rmtree(self.scratch / once, ignore_errors=True)
         with ThreadPoolExecutor(2) as pool:
-            whole = pool.submit(self.run, "killed-never", *words)
-            twin = pool.submit(self.run, "killed-never-twin", *words)  # how equal are two undisturbed runs?
-            dying = Run(self.scratch / "killed-once", [*words, *self.device])
+            whole = pool.submit(self.run, never, *words, cards=self.lane(0))
+            twin = pool.submit(self.run, f"{never}-twin", *words, cards=self.lane(1))  # how equal are two undisturbed?
+            dying = Run(self.scratch / once, [*words, *self.device], self.lane(0))
             found = kill_one_process(dying, after_step=6 if self.smoke else 50)
-            dying.keep(self.kept / "killed-at-once.json")
-            again = self.run("killed-once", *words)
+            dying.keep(self.kept / f"{self.gpus}/killed-at-once.json")
+            again = self.run(once, *words, cards=self.lane(0))
             entry = curve_difference(whole.result(), again)
             twins = curve_difference(whole.result(), twin.result())
         found |= {"resumed_from": again.record["execution"]["resumed_from"], "curve": entry, "undisturbed": twins}
@@ -143,24 +158,39 @@ class Bench:
     def speed(self) -> dict[str, Any]:
         """Rates and memory on one GPU and on N."""
         model = "model=tiny_llama" if self.smoke else "model=llama"
-        words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8", "recipe.global_batch=64"]
-        words += [f"profile.max_steps={24 if self.smoke else 60}", f"launch.per_device_batch={64 // max(2, self.gpus)}"]
+        words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8"]
+        words += [f"profile.max_steps={24 if self.smoke else 60}", f"launch.per_device_batch={MICRO_BATCH}"]
         methods, stages = (METHODS, STAGES) if not self.smoke else (("dual_lora",), (2,))
         alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
+        alone += [f"recipe.global_batch={2 * MICRO_BATCH}"]
+
+        def one(number: int, method: str) -> Run:
+            return self.run(f"1/speed-{method}", *words, f"method={method}", *alone, cards=self.card(number))
+
+        with ThreadPoolExecutor(max(1, len(self.cards))) as pool:
+            ones = dict(zip(methods, pool.map(one, range(len(methods)), methods), strict=True))
+        free: queue.Queue[str | None] = queue.Queue()
+        for lane in self.lanes:
+            free.put(lane)
+
+        def several(method: str, stage: int) -> Run:
+            cards = free.get()
+            try:
+                own = [*words, f"method={method}", f"recipe.global_batch={self.gpus * MICRO_BATCH}", *self.group(stage)]
+                return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own, cards=cards)
+            finally:
+                free.put(cards)
+
+        first = sorted(stages, key=lambda stage: stage != 2)  # what has a target
+        cells = [(method, stage) for stage in first for method in methods]
+        with ThreadPoolExecutor(len(self.lanes)) as pool:
+            groups = dict(zip(cells, pool.map(several, *zip(*cells, strict=True)), strict=True))
         found: dict[str, Any] = {}
-        with ThreadPoolExecutor(1 if self.smoke else self.gpus) as pool:
-
-            def one(number: int, method: str) -> Run:
-                card = None if self.smoke else number % self.gpus
-                return self.run(f"speed-{method}-one", *words, f"method={method}", *alone, card=card)
-
-            ones = list(pool.map(one, range(len(methods)), methods))
-        for method, single in zip(methods, ones, strict=True):
-            found[method] = {"one": single.speed()}
+        for method in methods:
+            found[method] = {"one": ones[method].speed()}
             for stage in stages:
-                several = self.run(f"speed-{method}-zero{stage}", *words, f"method={method}", *self.group(stage))
-                speed = several.speed()
-                ratio = speed["tokens_per_second"] / single.speed()["tokens_per_second"] / self.gpus
+                speed = groups[method, stage].speed()
+                ratio = speed["tokens_per_second"] / found[method]["one"]["tokens_per_second"] / self.gpus
                 found[method][f"zero{stage}"] = speed | {"efficiency": ratio}
         self.drop("speed")
         return found
@@ -172,7 +202,7 @@ class Bench:
         words = [*self.checkpoint("large", *model), *UNIFORM, "method=dual_lora", *self.group(3)]
         words += [f"recipe.global_batch={4 * self.gpus}", "launch.per_device_batch=4", "profile.max_steps=12"]
         words += ["profile.validation_examples=4", "launch.gradient_checkpointing=true"]
-        made = self.run("large", *words)
+        made = self.run(f"{self.gpus}/large", *words, cards=self.lane(0))
         self.drop("large")
         found = {"layers": 2 if self.smoke else self.layers, "loss": made.record["curves"]["train_loss"]}
         found["parameters"] = made.record["cost"]["total_parameters"]
@@ -196,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
-    parser.add_argument("--layers", type=int, default=64, help="of LLaMA-3-70B's 80; 1.7 GB each (default 64)")
+    parser.add_argument("--layers", type=int, default=64, help="of LLaMA-3-70B's 80; default 32 a GPU")
     parser.add_argument("--weights", type=Path, help="where random weights are written, 130 GB; best in memory")
     parser.add_argument(
         "--scratch", type=Path, default=ROOT / "results" / "local" / "scaling", help="where runs are made"
@@ -207,7 +237,8 @@ def main() -> None:
     args = parser.parse_args()
     check(args)
     path = args.output / "scaling.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    every: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results = every.setdefault(str(args.gpus), {})
     versions = {name: version(name) for name in ("deepspeed", "transformers", "accelerate", "peft")}
     command = secrets.shareable(" ".join(["python", "scripts/bench_scaling.py", *sys.argv[1:]]))
     bench = Bench(args)
@@ -220,9 +251,17 @@ def main() -> None:
             results["environment"] = environment("cpu" if args.smoke else "cuda") | versions | {"gpus": args.gpus}
             results[part] = {"command": command, "seconds": round(time.perf_counter() - begun, 1), **measured}
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(results, indent=1) + "\n")
+            path.write_text(json.dumps(every, indent=1) + "\n")
             print(f"{part}: {json.dumps(measured)}", flush=True)
     print(f"wrote {path}")
+
+
+def visible_cards() -> list[str]:
+    """Return the GPUs that this command may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -231,15 +270,11 @@ def check(args: argparse.Namespace) -> None:
         raise SystemExit(f"--gpus {args.gpus}: nothing to compare with one; 2 or more")
     if args.smoke:
         return
-    import torch
-
-    if torch.cuda.device_count() < args.gpus:
-        raise SystemExit(
-            f"--gpus {args.gpus}: torch finds {torch.cuda.device_count()}; --smoke runs tiny models on a CPU"
-        )
+    if len(cards := visible_cards()) < args.gpus:
+        raise SystemExit(f"--gpus {args.gpus}: torch finds {len(cards)}; --smoke runs tiny models on a CPU")
     if {"same", "killed"} & set(args.parts) and not args.data:
         raise SystemExit("the parts same and killed need --data FOLDER (or DUAL_LORA_DATA)")
-    if not 1 <= args.layers <= 80:
+    if args.layers is not None and not 1 <= args.layers <= 80:
         raise SystemExit(f"--layers {args.layers}: LLaMA-3-70B has 80; 1 to 80")
 
 

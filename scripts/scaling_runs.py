@@ -22,18 +22,18 @@ PATIENCE = 900.0  # seconds until a run that shows nothing is given up
 class Run:
     """A run.py in a folder of its own; the same command in the same folder continues it, or finds it finished.
 
-    card: the only GPU that the command sees; None: all of them.
+    cards: the GPUs that the command sees, as CUDA_VISIBLE_DEVICES names them; None: all of them.
     """
 
-    def __init__(self, folder: Path, words: list[str], card: int | None = None) -> None:
+    def __init__(self, folder: Path, words: list[str], cards: str | None = None) -> None:
         self.folder, self.command = folder, [sys.executable, str(ROOT / "run.py"), *words, f"results={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "log.txt"
         environment = {**os.environ, "_DUAL_LORA_LAZY": "", "HF_HUB_OFFLINE": "1"}
         # Images of containers set it, and then each process of each run compiles all that it imports: 20 s.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        if card is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(card)
+        if cards is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = cards
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment

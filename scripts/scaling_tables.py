@@ -13,10 +13,16 @@ def section(data: dict[str, Any]) -> str:
     """Return all that was measured on several GPUs; what was not says so."""
     if not data:
         return "Not measured yet: `python scripts/bench_scaling.py`."
-    machine = data["environment"]
-    where = f"{machine['gpus']} × {machine['card']}, PyTorch {machine['torch']}, DeepSpeed {machine['deepspeed']}"
+    return "\n\n".join(_machine(data[gpus]) for gpus in sorted(data, key=int))
+
+
+def _machine(parts: dict[str, Any]) -> str:
+    """Return what was measured with one number of GPUs."""
+    found = parts["environment"]
+    title = f"### {found['gpus']} × {found['card']}"
+    versions = f"PyTorch {found['torch']}, DeepSpeed {found['deepspeed']}, transformers {found['transformers']}."
     tables = {"speed": _speed, "large": _large, "same": _same, "killed": _killed}
-    return "\n\n".join([f"{where}.", *(table(data[part]) for part, table in tables.items() if part in data)])
+    return "\n\n".join([title, versions, *(table(parts[part]) for part, table in tables.items() if part in parts)])
 
 
 def _gib(sizes: list[float]) -> str:
@@ -34,20 +40,21 @@ def _speed(part: dict[str, Any]) -> str:
             spread = f"{row['tokens_per_second']:,.0f} ({row['p20']:,.0f}–{row['p80']:,.0f})"
             ratio = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
             lines.append(f"| {label} | {processes} | {spread} | {_gib(row['peak_GiB'])} | {ratio} |")
-    return "LLaMA-7B's dimensions, steps of 64 × 128 tokens:\n\n" + "\n".join([*lines, "", _verdict(part)])
+    title = "LLaMA-7B's dimensions, micro-batches of 32 × 128 tokens in every process:"
+    return "\n\n".join([title, "\n".join(lines), *_verdict(part)])
 
 
-def _verdict(part: dict[str, Any]) -> str:
-    """Return whether the targets are met: ZeRO-2 at 0.90, and Dual LoRA no less efficient than LoRA."""
+def _verdict(part: dict[str, Any]) -> list[str]:
+    """Say whether the targets are met: ZeRO-2 at 0.90, and Dual LoRA no less efficient than LoRA."""
     dual, lora = (part.get(method, {}).get("zero2", {}).get("efficiency") for method in ("dual_lora", "lora"))
     if dual is None or lora is None:
-        return ""
+        return []
     first = "met" if min(dual, lora) >= EFFICIENCY else "**missed**"
     second = "met" if dual >= lora else "**missed**"
-    return (
+    return [
         f"Targets: efficiency of ZeRO-2 at least {EFFICIENCY:.2f}: {first}; Dual LoRA's no lower than LoRA's: {second} "
         f"({dual:.3f} against {lora:.3f})."
-    )
+    ]
 
 
 def _large(part: dict[str, Any]) -> str:

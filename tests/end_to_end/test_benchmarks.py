@@ -75,7 +75,7 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     words = ("--smoke", "--output", str(tmp_path / "made"), "--scratch", str(tmp_path / "scratch"))
     ran = bench(*words, script="bench_scaling.py", timeout=1800)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads((tmp_path / "made" / "scaling.json").read_text())
+    found = json.loads((tmp_path / "made" / "scaling.json").read_text())["2"]
     same, killed, speed = found["same"]["dual_lora, float32"]["zero2"], found["killed"], found["speed"]["dual_lora"]
     assert same["within_bound"]
     assert same["same_identity"]
@@ -86,7 +86,7 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     rate = speed["zero2"]["tokens_per_second"] / speed["one"]["tokens_per_second"]
     assert speed["zero2"]["efficiency"] == pytest.approx(rate / 2)
     assert found["large"]["adapter"]["elements"] == found["large"]["adapter"]["trained"] > 0
-    assert len(list((tmp_path / "made" / "scaling").glob("*.json"))) == 9
+    assert len(list((tmp_path / "made" / "scaling").glob("[12]/*.json"))) == 9
     text = subprocess.run(
         [sys.executable, "-c", SECTION, str(tmp_path / "made" / "scaling.json")],
         cwd=ROOT / "scripts",
