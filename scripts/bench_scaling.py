@@ -13,9 +13,9 @@
   large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
 
 `same` and `killed` share the cards: nothing is timed there but the end of a group. Runs of `speed` take place side by
-side as far as each has cards of its own: on a host of four, two groups of two. Sequences of `speed` and `large` are all
-of one length, so no process waits for another's padding. Every process of `speed` takes micro-batches of 32 sequences:
-a group one a step, a single GPU two (its runs serve all N). Rates are of the steps after the first quarter.
+side only where each has cards of its own: on a host of four, two groups of two. Sequences of `speed` and `large` are
+all of one length, so no process waits for another's padding. Every process of `speed` takes micro-batches of 32
+sequences: a group one a step, a single GPU two (its runs serve all N). Rates are of the steps after the first quarter.
 
 Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every record is copied to
 OUTPUT/scaling/N/, what they show stands in OUTPUT/scaling.json by N; parts that are not run keep what it holds of them.
@@ -30,7 +30,9 @@ import queue
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ from dual_lora.composition import compose  # noqa: E402
 
 METHODS = ("lora", "dora", "dual_lora")
 STAGES = (0, 2, 3)
-PARTS = (("same", "killed"), ("speed",), ("large",))  # in this order; what stands together runs together
+PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; what stands together runs together
 # Relative, of the losses of the first ten steps: docs/launching.md. Later on rounding grows, as in any training. Under
 # ZeRO-3 Dual LoRA adds its update to the layer's output and not to the weight: other roundings from the first step on.
 BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}
@@ -65,32 +67,49 @@ class Bench:
     """Where runs are made and what they showed."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.gpus, self.smoke, self.layers = args.gpus, args.smoke, args.layers or min(80, LAYERS_OF_A_CARD * args.gpus)
+        self.gpus, self.smoke = args.gpus, args.smoke
+        self.layers = 2 if args.smoke else args.layers or min(80, LAYERS_OF_A_CARD * args.gpus)
         self.weights, self.scratch, self.kept = args.weights or args.scratch, args.scratch, args.output / "scaling"
+        self.written: set[Path] = set()
         self.cards = [] if args.smoke else visible_cards()
-        together = range(0, len(self.cards) - args.gpus + 1, args.gpus)
-        self.lanes = [",".join(self.cards[first : first + args.gpus]) for first in together] or [None]
+        firsts = range(0, len(self.cards) - args.gpus + 1, args.gpus)
+        self.lanes = [",".join(self.cards[first : first + args.gpus]) for first in firsts] or [None]
+        self.share(self.lanes, 1)
         self.device = ["launch.device=cpu"] if args.smoke else []
         self.studied = ["model=tiny_llama", "data.source=sample"]
         if not args.smoke:
             self.studied = ["model=smollm2", "data.source=local", f"data.dir={args.data}"]
 
-    def run(self, name: str, *words: str, cards: str | None) -> Run:
-        """Make one run of one process or of N, and keep its record."""
-        begun = time.perf_counter()
-        made = Run(self.scratch / name, [*words, *self.device], cards)
-        made.wait()
-        made.keep(self.kept / f"{name}.json")
-        print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
+    def share(self, places: Sequence[str | None], runs: int) -> None:
+        """From now on each of these sets of cards is taken by so many runs at a time; the others wait."""
+        self.free: queue.Queue[str | None] = queue.Queue()
+        for place in list(places) * runs:
+            self.free.put(place)
+
+    @contextmanager
+    def place(self) -> Iterator[str | None]:
+        """Hold a set of cards as soon as there is one."""
+        free = self.free
+        cards = free.get()
+        try:
+            yield cards
+        finally:
+            free.put(cards)
+
+    def run(self, name: str, *words: str, one_of: int | None = None) -> Run:
+        """Make one run when there is room for it, and keep its record.
+
+        one_of: take only one of the cards at hand, this one of them round after round.
+        """
+        with self.place() as cards:
+            begun = time.perf_counter()
+            if cards is not None and one_of is not None:
+                cards = cards.split(",")[one_of % self.gpus]
+            made = Run(self.scratch / name, [*words, *self.device], cards)
+            made.wait()
+            made.keep(self.kept / f"{name}.json")
+            print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
         return made
-
-    def card(self, number: int) -> str | None:
-        """Return a card, round after round."""
-        return self.cards[number % len(self.cards)] if self.cards else None
-
-    def lane(self, number: int) -> str | None:
-        """Return the cards of a group, round after round."""
-        return self.lanes[number % len(self.lanes)]
 
     def group(self, stage: int | None) -> list[str]:
         """N processes: DDP without a stage, else DeepSpeed."""
@@ -109,14 +128,13 @@ class Bench:
         if self.smoke:
             cells = [("dual_lora", "float32", {"zero2": 2})]
         words = [*self.studied, *self.short()]
-        with ThreadPoolExecutor(5 * len(self.lanes)) as pool:  # 14 GiB each
+        with ThreadPoolExecutor(16) as pool:
             jobs: dict[tuple[str, str, str], Any] = {}
             for number, (method, dtype, chosen) in enumerate(cells):
                 own, title = [*words, f"method={method}", f"model.dtype={dtype}"], f"{self.gpus}/same-{method}-{dtype}"
-                jobs[method, dtype, "one"] = pool.submit(self.run, f"{title}-one", *own, cards=self.card(number))
+                jobs[method, dtype, "one"] = pool.submit(self.run, f"{title}-one", *own, one_of=number)
                 for name, stage in chosen.items():
-                    group, cards = self.group(stage), self.lane(len(jobs))
-                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *group, cards=cards)
+                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *self.group(stage))
             runs = {key: job.result() for key, job in jobs.items()}
         found: dict[str, Any] = {}
         for (method, dtype, name), made in runs.items():
@@ -144,12 +162,13 @@ class Bench:
         once, never = f"{self.gpus}/killed-once", f"{self.gpus}/killed-never"
         shutil.rmtree(self.scratch / once, ignore_errors=True)
         with ThreadPoolExecutor(2) as pool:
-            whole = pool.submit(self.run, never, *words, cards=self.lane(0))
-            twin = pool.submit(self.run, f"{never}-twin", *words, cards=self.lane(1))  # how equal are two undisturbed?
-            dying = Run(self.scratch / once, [*words, *self.device], self.lane(0))
-            found = kill_one_process(dying, after_step=6 if self.smoke else 50)
+            whole = pool.submit(self.run, never, *words)
+            twin = pool.submit(self.run, f"{never}-twin", *words)  # how equal are two undisturbed runs?
+            with self.place() as cards:
+                dying = Run(self.scratch / once, [*words, *self.device], cards)
+                found = kill_one_process(dying, after_step=6 if self.smoke else 50)
             dying.keep(self.kept / f"{self.gpus}/killed-at-once.json")
-            again = self.run(once, *words, cards=self.lane(0))
+            again = self.run(once, *words)
             entry = curve_difference(whole.result(), again)
             twins = curve_difference(whole.result(), twin.result())
         found |= {"resumed_from": again.record["execution"]["resumed_from"], "curve": entry, "undisturbed": twins}
@@ -164,26 +183,20 @@ class Bench:
         alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
         alone += [f"recipe.global_batch={2 * MICRO_BATCH}"]
 
-        def one(number: int, method: str) -> Run:
-            return self.run(f"1/speed-{method}", *words, f"method={method}", *alone, cards=self.card(number))
-
-        with ThreadPoolExecutor(max(1, len(self.cards))) as pool:
-            ones = dict(zip(methods, pool.map(one, range(len(methods)), methods), strict=True))
-        free: queue.Queue[str | None] = queue.Queue()
-        for lane in self.lanes:
-            free.put(lane)
+        def one(method: str) -> Run:
+            return self.run(f"1/speed-{method}", *words, f"method={method}", *alone)
 
         def several(method: str, stage: int) -> Run:
-            cards = free.get()
-            try:
-                own = [*words, f"method={method}", f"recipe.global_batch={self.gpus * MICRO_BATCH}", *self.group(stage)]
-                return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own, cards=cards)
-            finally:
-                free.put(cards)
+            own = [*words, f"method={method}", f"recipe.global_batch={self.gpus * MICRO_BATCH}", *self.group(stage)]
+            return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own)
 
+        self.share(self.cards or [None], 1)
+        with ThreadPoolExecutor(16) as pool:
+            ones = dict(zip(methods, pool.map(one, methods), strict=True))
         first = sorted(stages, key=lambda stage: stage != 2)  # what has a target
         cells = [(method, stage) for stage in first for method in methods]
-        with ThreadPoolExecutor(len(self.lanes)) as pool:
+        self.share(self.lanes, 1)
+        with ThreadPoolExecutor(16) as pool:
             groups = dict(zip(cells, pool.map(several, *zip(*cells, strict=True)), strict=True))
         found: dict[str, Any] = {}
         for method in methods:
@@ -192,33 +205,38 @@ class Bench:
                 speed = groups[method, stage].speed()
                 ratio = speed["tokens_per_second"] / found[method]["one"]["tokens_per_second"] / self.gpus
                 found[method][f"zero{stage}"] = speed | {"efficiency": ratio}
-        self.drop("speed")
+        self.drop()
         return found
 
     def large(self) -> dict[str, Any]:
         """A model that no single GPU holds."""
-        model = ["model=tiny_llama"] if self.smoke else ["model=llama3_70b"]
-        model += [f"model.dimensions.num_layers={2 if self.smoke else self.layers}"]
-        words = [*self.checkpoint("large", *model), *UNIFORM, "method=dual_lora", *self.group(3)]
+        model = ["model=tiny_llama" if self.smoke else "model=llama3_70b"]
+        model += [f"model.dimensions.num_layers={self.layers}"]
+        words = [*self.checkpoint(f"large-{self.layers}", *model), *UNIFORM, "method=dual_lora", *self.group(3)]
         words += [f"recipe.global_batch={4 * self.gpus}", "launch.per_device_batch=4", "profile.max_steps=12"]
         words += ["profile.validation_examples=4", "launch.gradient_checkpointing=true"]
-        made = self.run(f"{self.gpus}/large", *words, cards=self.lane(0))
-        self.drop("large")
-        found = {"layers": 2 if self.smoke else self.layers, "loss": made.record["curves"]["train_loss"]}
+        self.share(self.lanes, 1)
+        made = self.run(f"{self.gpus}/large", *words)
+        self.drop()
+        found = {"layers": self.layers, "loss": made.record["curves"]["train_loss"]}
         found["parameters"] = made.record["cost"]["total_parameters"]
         return found | made.speed() | {"adapter": whole_adapter(made)}
 
     def checkpoint(self, name: str, *model: str) -> list[str]:
         """Random weights as files, so that they are read as those of any checkpoint."""
         folder = self.weights / f"{name}.weights"
-        if not folder.exists():
+        if folder.exists():
+            print(f"{folder}: found, and left in its place afterwards", flush=True)
+        else:
+            self.written.add(folder)
             [config] = compose([*model, "task=commonsense", "method=none", "data.source=sample"])
             write(config.model, folder, workers=2 if self.smoke else 16)
         return [*model, f"model.path={folder}"]
 
-    def drop(self, name: str) -> None:
-        """Free the memory or disk that the weights take."""
-        shutil.rmtree(self.weights / f"{name}.weights", ignore_errors=True)
+    def drop(self) -> None:
+        """Free the memory or disk that the weights take which were written here."""
+        while self.written:
+            shutil.rmtree(self.written.pop(), ignore_errors=True)
 
 
 def main() -> None:
@@ -243,6 +261,8 @@ def main() -> None:
     command = secrets.shareable(" ".join(["python", "scripts/bench_scaling.py", *sys.argv[1:]]))
     bench = Bench(args)
     for together in PARTS:
+        # SmolLM2 takes 13 GiB of a card in a group of two, 8 in one of four.
+        bench.share(bench.lanes, 3 if args.smoke else 5 if args.gpus == 2 else 8)
         begun = time.perf_counter()
         with ThreadPoolExecutor(len(together)) as pool:
             jobs = {part: pool.submit(getattr(bench, part)) for part in together if part in args.parts}
