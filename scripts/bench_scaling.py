@@ -12,10 +12,10 @@
           tokens a second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
   large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
 
-`same` and `killed` share the cards: nothing is timed there but the end of a group. Runs of `speed` take place side by
-side only where each has cards of its own: on a host of four, two groups of two. Sequences of `speed` and `large` are
-all of one length, so no process waits for another's padding. Every process of `speed` takes micro-batches of 32
-sequences: a group one a step, a single GPU two (its runs serve all N). Rates are of the steps after the first quarter.
+`same` and `killed` share the cards: nothing is timed there but the end of a group. Groups of `speed` and `large` have
+the host to themselves; the one-GPU runs of `speed`, which serve all N, take place side by side, each on a card of its
+own. Sequences of these parts are all of one length, so no process waits for another's padding, and every process takes
+one micro-batch of 32 a step, alone or in a group. Rates are medians over the steps after the first quarter.
 
 Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every record is copied to
 OUTPUT/scaling/N/, what they show stands in OUTPUT/scaling.json by N; parts that are not run keep what it holds of them.
@@ -181,7 +181,7 @@ class Bench:
         words += [f"profile.max_steps={24 if self.smoke else 60}", f"launch.per_device_batch={MICRO_BATCH}"]
         methods, stages = (METHODS, STAGES) if not self.smoke else (("dual_lora",), (2,))
         alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
-        alone += [f"recipe.global_batch={2 * MICRO_BATCH}"]
+        alone += [f"recipe.global_batch={MICRO_BATCH}"]
 
         def one(method: str) -> Run:
             return self.run(f"1/speed-{method}", *words, f"method={method}", *alone)
@@ -195,7 +195,7 @@ class Bench:
             ones = dict(zip(methods, pool.map(one, methods), strict=True))
         first = sorted(stages, key=lambda stage: stage != 2)  # what has a target
         cells = [(method, stage) for stage in first for method in methods]
-        self.share(self.lanes, 1)
+        self.share(self.lanes[:1], 1)  # side by side they slow each other while one starts
         with ThreadPoolExecutor(16) as pool:
             groups = dict(zip(cells, pool.map(several, *zip(*cells, strict=True)), strict=True))
         found: dict[str, Any] = {}
@@ -215,7 +215,7 @@ class Bench:
         words = [*self.checkpoint(f"large-{self.layers}", *model), *UNIFORM, "method=dual_lora", *self.group(3)]
         words += [f"recipe.global_batch={4 * self.gpus}", "launch.per_device_batch=4", "profile.max_steps=12"]
         words += ["profile.validation_examples=4", "launch.gradient_checkpointing=true"]
-        self.share(self.lanes, 1)
+        self.share(self.lanes[:1], 1)
         made = self.run(f"{self.gpus}/large", *words)
         self.drop()
         found = {"layers": self.layers, "loss": made.record["curves"]["train_loss"]}
@@ -244,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
-    parser.add_argument("--layers", type=int, default=64, help="of LLaMA-3-70B's 80; default 32 a GPU")
+    parser.add_argument("--layers", type=int, help="of LLaMA-3-70B's 80; default 32 a GPU")
     parser.add_argument("--weights", type=Path, help="where random weights are written, 130 GB; best in memory")
     parser.add_argument(
         "--scratch", type=Path, default=ROOT / "results" / "local" / "scaling", help="where runs are made"
