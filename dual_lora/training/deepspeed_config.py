@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from dual_lora.config import RunConfig
+from dual_lora.training.deepspeed_engine import announce_factors, fetch_whole_blocks
 from dual_lora.training.schedule import plan_batches
 
 _REDUCE_BUCKET = 500_000_000  # elements, DeepSpeed's default
+_SMALLEST_BUCKET = 2_000_000
 
 
 def zero_stage(config: RunConfig, world_size: int) -> int:
@@ -29,12 +29,17 @@ def zero_stage(config: RunConfig, world_size: int) -> int:
 
 
 def deepspeed_config(
-    config: RunConfig, world_size: int, dtype: str, trained_elements: int | None = None
+    config: RunConfig,
+    world_size: int,
+    dtype: str,
+    trained_elements: int | None = None,
+    block_elements: int = 0,
 ) -> dict[str, Any] | None:
     """Return what DeepSpeed is configured with, or None where the run's engine is another.
 
     dtype: "bfloat16" to compute in it, else "float32".
     trained_elements: of all processes together; None where nothing is trained.
+    block_elements: of the largest part that stage 3 fetches as one; the next of them is fetched ahead.
 
     The learning rate, its schedule and the optimizer are the Trainer's and do not appear. Thresholds are DeepSpeed's
     defaults.
@@ -45,11 +50,15 @@ def deepspeed_config(
     batches = plan_batches(config, world_size)
     zero: dict[str, Any] = {"stage": zero_stage(config, world_size)}
     if launch.zero_stage == 3:
+        if block_elements:
+            zero["stage3_prefetch_bucket_size"] = block_elements
         # A model that is not a PEFT model is saved whole, which needs its shards gathered.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if trained_elements is not None:
         # Stages 2 and 3 hold a float32 buffer of this size, by default 2 GB: many times the gradients of an adapter.
-        zero["reduce_bucket_size"] = min(_REDUCE_BUCKET, max(1, trained_elements))
+        # Eighths of them are summed while the backward pass goes on; below some size the sums would only wait.
+        bucket = max(trained_elements // 8, min(trained_elements, _SMALLEST_BUCKET))
+        zero["reduce_bucket_size"] = min(_REDUCE_BUCKET, max(1, bucket))
     if launch.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": launch.device != "cpu"}
         if launch.zero_stage == 3:
@@ -74,44 +83,6 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-
-
-def lighten(engine: Any, world_size: int, stage: int) -> None:
-    """Spare an engine the work that takes a launch or a visit per parameter, frozen ones included, and changes nothing.
-
-    Only what is trained has gradients to drop. Under stage 0 clipping is torch's, a few kernels for all gradients
-    together, and one process has nothing to sum. `scripts/bench_zero.py` times a step.
-    """
-    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-
-    def drop_gradients() -> None:
-        for parameter in trained:
-            parameter.grad = None
-
-    engine.zero_grad = drop_gradients
-    if stage == 3:
-        announce_factors(engine.module)
-    if stage == 0:
-        engine.clip_fp32_gradients = lambda: torch.nn.utils.clip_grad_norm_(trained, engine.gradient_clipping())
-        if world_size == 1:
-            engine.enable_backward_allreduce = False
-
-
-def announce_factors(model: torch.nn.Module) -> None:
-    """Tell ZeRO-3 which modules read parameters that lie in a `ParameterDict`, which is never called itself.
-
-    DeepSpeed notices by itself, but not before one is read while it is away. By then the order in which it fetches
-    parameters is recorded without them, and the next pass ends in its "tracing error": so did evaluations in several
-    batches after a resume.
-    """
-    import deepspeed
-
-    for module in model.modules():
-        for child in module.children():
-            if isinstance(child, torch.nn.ParameterDict):
-                for parameter in child.values():
-                    if hasattr(parameter, "ds_id"):
-                        deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def trust_own_types(config: RunConfig) -> None:
@@ -175,7 +146,7 @@ def ready_to_evaluate(model: Any, config: RunConfig, world_size: int) -> None:
         return
     import deepspeed
 
-    settings = deepspeed_config(config, world_size, "float32")
+    settings = deepspeed_config(config, world_size, "float32", block_elements=fetch_whole_blocks(model))
     assert settings is not None
     settings["zero_optimization"].pop("offload_optimizer", None)
     deepspeed.initialize(model=model, config=settings)

@@ -20,7 +20,8 @@ from dual_lora.config import RunConfig
 from dual_lora.training import walks
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
-from dual_lora.training.deepspeed_config import deepspeed_config, lighten, zero_stage
+from dual_lora.training.deepspeed_config import deepspeed_config, zero_stage
+from dual_lora.training.deepspeed_engine import fetch_whole_blocks, lighten
 from dual_lora.training.loss_positions import where_labels_are
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
@@ -69,12 +70,23 @@ def train(
     steps, per_epoch = plan_steps(config, len(train_set))
     batches = plan_batches(config, world_size)
     tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0; rotary ones do not mind
+    stage = zero_stage(config, batches.world_size)
+    block_elements = fetch_whole_blocks(model) if (config.launch.engine, stage) == ("deepspeed", 3) else 0
     curves = Curves(folder / "curves.jsonl")
     selection = Selection(folder / "selected", methods.trainable_state)
     interruption = Interruption()
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, batches, steps, per_epoch, dtype, folder, bool(len(validation_set)), _trained(model)),
+        args=_arguments(
+            config,
+            batches,
+            steps,
+            per_epoch,
+            folder,
+            bool(len(validation_set)),
+            dtype == "bfloat16",
+            deepspeed_config(config, batches.world_size, dtype, _trained(model), block_elements),
+        ),
         data_collator=collator,
         train_dataset=train_set,
         eval_dataset=validation_set if len(validation_set) else None,
@@ -97,7 +109,7 @@ def train(
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
     trainer.layout = {
         "engine": config.launch.engine,
-        "zero_stage": zero_stage(config, batches.world_size),
+        "zero_stage": stage,
         "processes": batches.world_size,
     }
     start = _start_from(folder)
@@ -148,10 +160,10 @@ def _arguments(
     batches: Batches,
     steps: int,
     per_epoch: int,
-    dtype: str,
     folder: Path,
     validate: bool,
-    trained_elements: int | None = None,
+    in_bfloat16: bool,
+    deepspeed: dict[str, Any] | None,
 ) -> TrainingArguments:
     recipe, launch = config.recipe, config.launch
     every = min(config.protocol.validation_every_steps or per_epoch, steps)
@@ -173,8 +185,8 @@ def _arguments(
         max_grad_norm=recipe.max_grad_norm,
         label_smoothing_factor=recipe.label_smoothing,
         # DeepSpeed enters the same autocast (`deepspeed_config`), and `_Trainer` for a loss that it computes itself.
-        bf16=dtype == "bfloat16" and launch.engine != "deepspeed",
-        deepspeed=deepspeed_config(config, batches.world_size, dtype, trained_elements),
+        bf16=in_bfloat16 and launch.engine != "deepspeed",
+        deepspeed=deepspeed,
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,

@@ -90,6 +90,24 @@ def test_deepspeed_is_asked_for_autocast_and_for_sums_in_float32(dtype: str) -> 
     assert not made["bf16"]["enabled"]
 
 
+@pytest.mark.parametrize(
+    ("trained", "bucket"),
+    [(0, 1), (1_000, 1_000), (4_000_000, 2_000_000), (80_000_000, 10_000_000), (70e9, 500_000_000)],
+)
+def test_gradients_are_summed_in_parts_that_are_worth_a_message(trained: float, bucket: int) -> None:
+    made = deepspeed_config(cell("launch=deepspeed", "launch.num_gpus=2"), 2, "float32", int(trained))
+    assert made is not None
+    assert made["zero_optimization"]["reduce_bucket_size"] == bucket
+
+
+def test_the_next_block_is_fetched_ahead_where_weights_are_partitioned() -> None:
+    for stage, expected in ((2, None), (3, 200_000_000)):
+        config = cell("launch=deepspeed", "launch.num_gpus=2", f"launch.zero_stage={stage}")
+        made = deepspeed_config(config, 2, "float32", 1_000, block_elements=200_000_000)
+        assert made is not None
+        assert made["zero_optimization"].get("stage3_prefetch_bucket_size") == expected
+
+
 def test_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Trainer would spread each batch over all of them: other batches, and a model that is copied at every step."""
 
@@ -100,5 +118,5 @@ def test_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(trainer, "TrainingArguments", SeesTwo)
     config = cell("launch.device=cpu")
-    made = trainer._arguments(config, plan_batches(config), 10, 10, "float32", tmp_path, validate=False)
+    made = trainer._arguments(config, plan_batches(config), 10, 10, tmp_path, False, False, None)
     assert made.n_gpu == 1
