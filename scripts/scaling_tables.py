@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 METHODS = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA"}
-GROUPS = {"ddp": "DDP", "zero0": "ZeRO-0", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+GROUPS = {"whole": "one GPU, batch at once", "ddp": "DDP", "zero0": "ZeRO-0", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 EFFICIENCY = 0.90
 
 

@@ -86,7 +86,7 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     rate = speed["zero2"]["tokens_per_second"] / speed["one"]["tokens_per_second"]
     assert speed["zero2"]["efficiency"] == pytest.approx(rate / 2)
     assert found["large"]["adapter"]["elements"] == found["large"]["adapter"]["trained"] > 0
-    assert len(list((tmp_path / "made" / "scaling").glob("[12]/*.json"))) == 9
+    assert len(list((tmp_path / "made" / "scaling").glob("[12]/*.json"))) == 10
     text = subprocess.run(
         [sys.executable, "-c", SECTION, str(tmp_path / "made" / "scaling.json")],
         cwd=ROOT / "scripts",
