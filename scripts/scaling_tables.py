@@ -51,10 +51,20 @@ def _verdict(part: dict[str, Any]) -> list[str]:
         return []
     first = "met" if min(dual, lora) >= EFFICIENCY else "**missed**"
     second = "met" if dual >= lora else "**missed**"
+    ranges = [_range(part[method]) for method in ("dual_lora", "lora")]
+    if max(low for low, _ in ranges) <= min(high for _, high in ranges):
+        second += ", by less than the rates vary"
     return [
         f"Targets: efficiency of ZeRO-2 at least {EFFICIENCY:.2f}: {first}; Dual LoRA's no lower than LoRA's: {second} "
         f"({dual:.3f} against {lora:.3f})."
     ]
+
+
+def _range(rows: dict[str, Any]) -> tuple[float, float]:
+    """Return the efficiencies under ZeRO-2 that 20 and 80 % of the rates would give."""
+    row = rows["zero2"]
+    one = row["efficiency"] / row["tokens_per_second"]
+    return row["p20"] * one, row["p80"] * one
 
 
 def _large(part: dict[str, Any]) -> str:
