@@ -56,7 +56,7 @@ def deepspeed_config(
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if trained_elements is not None:
         # Stages 2 and 3 hold a float32 buffer of this size, by default 2 GB: many times the gradients of an adapter.
-        # Eighths of them are summed while the backward pass goes on; below some size the sums would only wait.
+        # Eighths of them are summed while the backward pass goes on; a message below 8 MB (a guess) is mostly delay.
         bucket = max(trained_elements // 8, min(trained_elements, _SMALLEST_BUCKET))
         zero["reduce_bucket_size"] = min(_REDUCE_BUCKET, max(1, bucket))
     if launch.offload:
