@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dual_lora.methods.checks import check, check_task
     from dual_lora.methods.counts import count_biases, planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
-    from dual_lora.methods.optimizers import create_optimizer, trainer_optimizer
+    from dual_lora.methods.optimizers import create_optimizer
     from dual_lora.methods.weights import load_trainable_state, trainable_state
 
 _HOME = {
@@ -34,7 +34,6 @@ _HOME = {
     "trainable_parameters": "counts",
     "trainable_state": "weights",
     "load_trainable_state": "weights",
-    "trainer_optimizer": "optimizers",
     "with_budget": "budget",
 }
 
@@ -54,7 +53,6 @@ __all__ = [
     "trainable_parameters",
     "trainable_state",
     "load_trainable_state",
-    "trainer_optimizer",
     "with_budget",
 ]
 

@@ -9,13 +9,8 @@ from torch import nn
 from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 
-from dual_lora.config import ConfigError, MethodConfig, RecipeConfig, RunConfig
+from dual_lora.config import ConfigError, MethodConfig, RecipeConfig
 from dual_lora.methods.checks import OPTIMIZER_SETTINGS
-
-
-def trainer_optimizer(model: nn.Module, config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of `Trainer(...)` that bring the method's optimizer. The model is on its device already."""
-    return {"optimizers": (create_optimizer(model, config.method, config.recipe, config.model.target_modules), None)}
 
 
 def create_optimizer(

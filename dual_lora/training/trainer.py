@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def train(
         eval_dataset=validation_set if len(validation_set) else None,
         processing_class=tokenizer,
         callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), *callbacks],
-        **methods.trainer_optimizer(model, config),
+    )
+    trainer.make_optimizer = partial(
+        methods.create_optimizer, model, config.method, config.recipe, config.model.target_modules
     )
     trainer.remove_callback(PrinterCallback)
     # The Trainer takes every model with **kwargs for one that divides its loss by the items of the whole global batch.
@@ -230,6 +233,8 @@ class _Trainer(Trainer):
     layout: dict[str, Any]
     computes_in_bfloat16: bool
     trained: list[torch.nn.Parameter]
+    optimizer: Any
+    make_optimizer: Callable[[], torch.optim.Optimizer]
     _operations_per_token: int | None = None
     _engine: Any = None  # DeepSpeed's, once it has been lightened
     _output_layer: torch.nn.Module | None = None
@@ -237,6 +242,12 @@ class _Trainer(Trainer):
     @property
     def _curves(self) -> Curves:
         return next(item for item in self.callback_handler.callbacks if isinstance(item, Curves))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the method's optimizer. Given to `Trainer(optimizers=...)`, it would be dropped under DeepSpeed."""
+        if self.optimizer is None:
+            self.optimizer = self.make_optimizer()
+        return self.optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self._engine is not model and self.is_deepspeed_enabled:

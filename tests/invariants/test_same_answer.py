@@ -119,6 +119,16 @@ def test_groups(name, alone, checkpoint, tmp_path):
     assert_same(run(tmp_path, checkpoint, *GROUPS[name]), tmp_path, alone)
 
 
+@pytest.mark.slow
+def test_the_methods_own_optimizer_under_deepspeed(checkpoint, tmp_path):
+    """The Trainer drops one that it is given: LoRA+ was trained at LoRA's rates."""
+    words, curves = ("method=lora_plus", "profile.test_items=0"), []
+    for name, more in (("alone", ()), ("group", GROUPS["ZeRO-2"]), ("LoRA", ("method=lora",))):
+        curves.append([loss for _, loss in run(tmp_path / name, checkpoint, *words, *more)["curves"]["train_loss"]])
+    assert curves[1] == pytest.approx(curves[0], rel=BOUND)
+    assert curves[2] != pytest.approx(curves[0], rel=BOUND)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
 @pytest.mark.parametrize("name", GROUPS)
