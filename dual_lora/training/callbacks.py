@@ -80,7 +80,7 @@ class Curves(TrainerCallback):
         self._micro.append(loss)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._steps.append(torch.stack(self._micro).sum())
+        self._steps.append(torch.stack(self._micro).double().sum())  # in float64 the order of a sum shows nowhere
         self._micro = []
 
     def on_log(
@@ -117,11 +117,11 @@ class Curves(TrainerCallback):
             return
         losses: list[float] = []
         if self._steps:
-            pending = torch.stack(self._steps).float()
+            pending = torch.stack(self._steps)
             if processes.world_size() > 1:
                 torch.distributed.all_reduce(pending)
                 pending /= processes.world_size()
-            losses = pending.tolist()
+            losses = pending.float().tolist()
         first = self._done + 1
         self._steps, self._done = [], self._done + len(losses)
         counted = [int(value) for value in self._tokens]

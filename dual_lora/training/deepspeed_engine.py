@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dual_lora.training.gradient_sums import clip, squared_norm, sum_in_order
+
 
 def lighten(engine: Any, world_size: int, stage: int) -> None:
     """Spare an engine the work that takes a launch or a visit per parameter, frozen ones included, and changes nothing.
@@ -31,10 +33,13 @@ def lighten(engine: Any, world_size: int, stage: int) -> None:
     if stage in (1, 2):
         _norm_at_once(engine.optimizer)
         _bind_once(engine.optimizer)
+        _add_up_in_order(engine.optimizer, engine.optimizer.dp_process_group, world_size)
     if stage == 0:
-        engine.clip_fp32_gradients = lambda: torch.nn.utils.clip_grad_norm_(trained, engine.gradient_clipping())
+        engine.clip_fp32_gradients = lambda: clip(trained, engine.gradient_clipping())
         if world_size == 1:
             engine.enable_backward_allreduce = False
+        else:
+            _add_up_in_order(engine, engine.seq_data_parallel_group, world_size)
 
 
 def _norm_at_once(optimizer: Any) -> None:
@@ -44,13 +49,25 @@ def _norm_at_once(optimizer: Any) -> None:
     """
 
     def norm(gradients: list[torch.Tensor], parameters: Any, norm_type: float = 2) -> torch.Tensor:
-        own = torch.nn.utils.get_total_norm(gradients, norm_type) if gradients else torch.zeros(())
-        squared = own.to(optimizer.device).pow(norm_type)
-        torch.distributed.all_reduce(squared, group=optimizer.dp_process_group)
-        total = squared.pow(1.0 / norm_type)
+        squares = squared_norm(gradients, optimizer.device)
+        torch.distributed.all_reduce(squares, group=optimizer.dp_process_group)
+        total = squares.sqrt().float()
         return torch.where(total.isfinite(), total, -torch.ones_like(total))
 
     optimizer.get_grad_norm_direct = norm
+
+
+def _add_up_in_order(owner: Any, group: Any, world_size: int) -> None:
+    """Add gradients up as `gradient_sums` does. owner: the engine (stage 0) or the optimizer (1 and 2).
+
+    The optimizer has divided most of them already, and then says `divide=False`.
+    """
+
+    def mean(bucket: list[torch.Tensor], *_: Any, divide: bool = True, **__: Any) -> torch.Tensor:
+        flat = owner.flatten(bucket)
+        return sum_in_order(flat.div_(world_size) if divide else flat, group)
+
+    owner.allreduce_bucket = mean
 
 
 def _bind_once(optimizer: Any) -> None:

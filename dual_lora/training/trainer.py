@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dual_lora import methods, processes
@@ -23,6 +24,7 @@ from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.training.deepspeed_config import deepspeed_config, zero_stage
 from dual_lora.training.deepspeed_engine import fetch_whole_blocks, lighten
+from dual_lora.training.gradient_sums import add_up_in_order, clip
 from dual_lora.training.loss_positions import where_labels_are
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
@@ -236,7 +238,7 @@ class _Trainer(Trainer):
     optimizer: Any
     make_optimizer: Callable[[], torch.optim.Optimizer]
     _operations_per_token: int | None = None
-    _engine: Any = None  # DeepSpeed's, once it has been lightened
+    _prepared: Any = None  # the model as the Trainer wraps it, once its wrapper is as it should be
     _output_layer: torch.nn.Module | None = None
 
     @property
@@ -250,9 +252,12 @@ class _Trainer(Trainer):
         return self.optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        if self._engine is not model and self.is_deepspeed_enabled:
-            lighten(model, self.layout["processes"], self.layout["zero_stage"])
-            self._engine = model
+        if self._prepared is not model:
+            if self.is_deepspeed_enabled:
+                lighten(model, self.layout["processes"], self.layout["zero_stage"])
+            elif isinstance(model, DistributedDataParallel):
+                add_up_in_order(model)
+            self._prepared = model
         self._curves.count(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._curves.add(loss.detach())
@@ -264,7 +269,9 @@ class _Trainer(Trainer):
         return self._operations_per_token * int(inputs["input_ids"].numel())
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
+        if self.is_deepspeed_enabled:  # it clips by itself, and tells the norm
+            return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
+        return clip(self.trained, self.args.max_grad_norm)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self.order

@@ -119,6 +119,30 @@ def test_groups(name, alone, checkpoint, tmp_path):
     assert_same(run(tmp_path, checkpoint, *GROUPS[name]), tmp_path, alone)
 
 
+FOUR = ("launch.num_gpus=4", "launch.per_device_batch=2")
+IN_ORDER = {
+    "DDP": ("launch=torchrun",),
+    "ZeRO-0": ("launch=deepspeed", "launch.zero_stage=0"),
+    "ZeRO-2": ("launch=deepspeed", "launch.zero_stage=2"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_four_processes_train_as_one_to_the_last_bit(name, checkpoint, tmp_path):
+    """Each takes one of the micro-batches that one process takes in turn."""
+    untested = ("profile.test_items=0", "profile.max_steps=12")
+    records = [run(tmp_path / "alone", checkpoint, "launch.per_device_batch=2", *untested)]
+    records.append(run(tmp_path / "group", checkpoint, *IN_ORDER[name], *FOUR, *untested))
+    assert [record["execution"]["accumulation"] for record in records] == [4, 1]
+    assert records[0]["identity"] == records[1]["identity"]
+    assert records[0]["curves"]["train_loss"] == records[1]["curves"]["train_loss"]
+    states = [load_file(next((tmp_path / name / "runs").glob("*/last.safetensors"))) for name in ("alone", "group")]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
 @pytest.mark.slow
 def test_the_methods_own_optimizer_under_deepspeed(checkpoint, tmp_path):
     """The Trainer drops one that it is given: LoRA+ was trained at LoRA's rates."""

@@ -1,0 +1,97 @@
+"""Four processes add gradients up as one process adds its micro-batches, to the last bit.
+
+This file is also the program of the processes: `torchrun FILE`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dual_lora.training.gradient_sums import add_up_in_order, clip, squared_norm, sum_in_order  # noqa: E402
+
+PROCESSES = 4
+
+
+def one_after_the_other(tensors: list[torch.Tensor]) -> torch.Tensor:
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total
+
+
+def vectors(length: int) -> list[torch.Tensor]:
+    """Return what each process has, of very different sizes, so that the order shows."""
+    draw = torch.Generator().manual_seed(length)
+    return [torch.randn(length, generator=draw) * 10.0**place for place in range(PROCESSES)]
+
+
+def check_sums() -> None:
+    """Lengths that processes divide and that they do not, fewer elements than processes included."""
+    for length in (1, 3, 4, 1000, 1001):
+        given = vectors(length)
+        expected = one_after_the_other(given)
+        found = sum_in_order(given[dist.get_rank()].clone())
+        assert torch.equal(found, expected), (length, found, expected)
+    assert not torch.equal(expected, one_after_the_other(given[::-1])), "the order would not show"
+
+
+def check_data_parallel() -> None:
+    """DDP with several buckets, against one process that accumulates."""
+    torch.manual_seed(0)
+    own, ours = (torch.nn.Sequential(*[torch.nn.Linear(37, 37) for _ in range(6)]) for _ in range(2))
+    ours.load_state_dict(own.state_dict())
+    wrapped = torch.nn.parallel.DistributedDataParallel(ours, bucket_cap_mb=0.01)
+    add_up_in_order(wrapped)
+    batches = [vector.view(1, 37) for vector in vectors(37)]
+    for _ in range(2):
+        for batch in batches:
+            (own(batch).square().mean() / PROCESSES).backward()
+        wrapped(batches[dist.get_rank()]).square().mean().backward()
+        for expected, found in zip(own.parameters(), ours.parameters(), strict=True):
+            assert torch.equal(found.grad, expected.grad)
+            expected.grad = found.grad = None
+
+
+def test_four_processes_add_up_as_one():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[:4000]
+
+
+def test_the_norm_does_not_depend_on_how_gradients_are_split():
+    draw = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(1000, generator=draw) for _ in range(50)]
+    flat = torch.cat(gradients)
+    whole = squared_norm(gradients).sqrt().float()
+    for processes in (2, 3, 8):
+        shares = [squared_norm([part]) for part in flat.chunk(processes)]
+        assert torch.stack(shares).sum().sqrt().float() == whole
+    assert squared_norm([]) == 0.0
+
+
+def test_clipping_is_torchs():
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for parameter, values in zip(parameters, ([3.0, 0.0], [0.0, 4.0]), strict=False):  # the last has no gradient
+        parameter.grad = torch.tensor(values)
+    assert clip(parameters, 1.0) == 5.0
+    torch.testing.assert_close(parameters[0].grad, torch.tensor([0.6, 0.0]))
+    torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]))
+    assert clip(parameters, 2.0).item() < 1.0 + 1e-6
+    torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]))
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    check_sums()
+    check_data_parallel()
+    dist.destroy_process_group()
