@@ -182,7 +182,7 @@ class Bench:
         """Rates and memory on one GPU and on N."""
         model = "model=tiny_llama" if self.smoke else "model=llama"
         words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8"]
-        words += [f"profile.max_steps={24 if self.smoke else 60}", f"launch.per_device_batch={MICRO_BATCH}"]
+        words += [f"profile.max_steps={24 if self.smoke else 48}", f"launch.per_device_batch={MICRO_BATCH}"]
         methods, stages = (METHODS, STAGES) if not self.smoke else (("dual_lora",), (2,))
         alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
         alone += [f"recipe.global_batch={MICRO_BATCH}"]
