@@ -59,6 +59,8 @@ def deepspeed_config(
         # Eighths of them are summed while the backward pass goes on; a message below 8 MB (a guess) is mostly delay.
         bucket = max(trained_elements // 8, min(trained_elements, _SMALLEST_BUCKET))
         zero["reduce_bucket_size"] = min(_REDUCE_BUCKET, max(1, bucket))
+    if launch.zero_stage in (1, 2):
+        zero["contiguous_gradients"] = False  # a copy of each into that buffer, and one out of it; sums flatten them
     if launch.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": launch.device != "cpu"}
         if launch.zero_stage == 3:

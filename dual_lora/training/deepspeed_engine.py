@@ -31,7 +31,8 @@ def lighten(engine: Any, world_size: int, stage: int) -> None:
     if stage == 3:
         announce_factors(engine.module)
     if stage in (1, 2):
-        _norm_at_once(engine.optimizer)
+        if not engine.optimizer.cpu_offload:
+            _clip_without_waiting(engine.optimizer)
         _bind_once(engine.optimizer)
         _add_up_in_order(engine.optimizer, engine.optimizer.dp_process_group, world_size)
     if stage == 0:
@@ -42,32 +43,41 @@ def lighten(engine: Any, world_size: int, stage: int) -> None:
             _add_up_in_order(engine, engine.seq_data_parallel_group, world_size)
 
 
-def _norm_at_once(optimizer: Any) -> None:
-    """Take the norm of a process's gradients in a few kernels; DeepSpeed's are a conversion and a norm per gradient.
+def _clip_without_waiting(optimizer: Any) -> None:
+    """Take the norm of all processes' gradients in a few kernels, and clip by it as torch does.
 
-    As there, the sum is over all processes, and a norm that is not finite comes back as -1.
+    DeepSpeed converts each gradient for a norm of its own, and waits for the GPU to see whether the norm is finite; a
+    step is skipped then. Here it stays on the device, and as in any other run the loss that follows is not finite.
     """
+    optimizer.compute_grad_norm = False
 
-    def norm(gradients: list[torch.Tensor], parameters: Any, norm_type: float = 2) -> torch.Tensor:
-        squares = squared_norm(gradients, optimizer.device)
-        torch.distributed.all_reduce(squares, group=optimizer.dp_process_group)
-        total = squares.sqrt().float()
-        return torch.where(total.isfinite(), total, -torch.ones_like(total))
+    def scale(flat: list[torch.Tensor], _: Any) -> None:
+        if optimizer._global_grad_norm is None:  # the first group of a step; the others still have theirs in pieces
+            others = [piece for pieces in optimizer.averaged_gradients.values() for piece in pieces or ()]
+            squares = squared_norm([*flat, *others])
+            torch.distributed.all_reduce(squares, group=optimizer.dp_process_group)
+            optimizer._global_grad_norm = squares.sqrt().float()
+        if optimizer.clip_grad > 0:
+            factor = (optimizer.clip_grad / (optimizer._global_grad_norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(flat, factor)
 
-    optimizer.get_grad_norm_direct = norm
+    optimizer.unscale_and_clip_grads = scale
 
 
 def _add_up_in_order(owner: Any, group: Any, world_size: int) -> None:
     """Add gradients up as `gradient_sums` does. owner: the engine (stage 0) or the optimizer (1 and 2).
 
-    The optimizer has divided most of them already, and then says `divide=False`.
+    The optimizer has divided some of them already, and then says `divide=False`.
     """
 
     def mean(bucket: list[torch.Tensor], *_: Any, divide: bool = True, **__: Any) -> torch.Tensor:
         flat = owner.flatten(bucket)
         return sum_in_order(flat.div_(world_size) if divide else flat, group)
 
-    owner.allreduce_bucket = mean
+    def mean_in_place(bucket: list[torch.Tensor], *_: Any, divide: bool = True, **__: Any) -> None:
+        torch._foreach_copy_(bucket, owner.unflatten(mean(bucket, divide=divide), bucket))
+
+    owner.allreduce_bucket, owner.allreduce_and_copy = mean, mean_in_place
 
 
 def _bind_once(optimizer: Any) -> None:

@@ -6,6 +6,7 @@ processes with one micro-batch each add up as one process with N of them, to the
 (a mean divides by N). The bytes that are sent are those of a ring's all-reduce.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,20 +67,17 @@ def add_up_in_order(model: DistributedDataParallel) -> None:
     model.register_comm_hook(None, mean)
 
 
-def squared_norm(gradients: Sequence[torch.Tensor], device: Any = None) -> torch.Tensor:
-    """Return the sum of the squares of all elements, float64: however gradients are split, its first 15 digits hold.
-
-    device: where the result lies; by default where the gradients do.
-    """
+def squared_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of the squares of all elements, float64: however gradients are split, its first 15 digits hold."""
     if not gradients:
-        return torch.zeros((), dtype=torch.float64, device=device)
-    norms = torch.stack(torch._foreach_norm(list(gradients), 2, dtype=torch.float64))
-    return norms.square().sum().to(device or norms.device)
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack(torch._foreach_norm(list(gradients), 2, dtype=torch.float64)).square().sum()
 
 
 def clip(parameters: Sequence[torch.nn.Parameter], largest: float) -> torch.Tensor:
     """Scale the parameters' gradients so that their norm is at most `largest`, as torch does; return what it was."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = squared_norm(gradients).sqrt().float()
-    torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    if math.isfinite(largest):
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

@@ -269,9 +269,16 @@ class _Trainer(Trainer):
         return self._operations_per_token * int(inputs["input_ids"].numel())
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        if self.is_deepspeed_enabled:  # it clips by itself, and tells the norm
-            return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
-        return clip(self.trained, self.args.max_grad_norm)
+        return self._clip(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return grad_norm if grad_norm is not None else self._clip(float("inf"))
+
+    def _clip(self, largest: float) -> Any:
+        """Return the norm, on the device until it is logged: under DeepSpeed the Trainer waits for it at every step."""
+        if self.is_deepspeed_enabled:  # its engine has clipped
+            return self.accelerator.clip_grad_norm_(self.trained, largest)
+        return clip(self.trained, largest)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self.order

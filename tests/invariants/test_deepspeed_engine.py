@@ -57,6 +57,7 @@ def train(light: bool, stage: int, checkpointing: bool = False, embeddings: bool
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     zero = {"stage": stage, "reduce_bucket_size": 100, "stage3_param_persistence_threshold": 0}
     zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": largest or 2000}
+    zero["contiguous_gradients"] = stage == 3 or not light
     settings = {"train_micro_batch_size_per_gpu": 2, "gradient_clipping": CLIP, "zero_optimization": zero}
     settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
