@@ -90,11 +90,11 @@ class Cell:
         try:
             if config.method.trains != "nothing":
                 self._training = self._train(model, work, loaded.tokenizer, items)
-            names = getattr(getattr(model, "base_model", None), "kernel_names", None)
-            self._kernels = names() if names else {}
             if str(config.method.settings.get("init_std", "")).startswith("relative:"):
                 self._origin["resolved_init_std"] = methods.resolved_init_std(model)
             deepspeed_config.ready_to_evaluate(model, config, self.world_size)
+            names = getattr(getattr(model, "base_model", None), "kernel_names", None)
+            self._kernels = names() if names else {}  # ZeRO-3 has told by now which weights come with their block
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)
             seconds = time.perf_counter() - begun

@@ -24,6 +24,15 @@ def is_partitioned(base: nn.Module) -> bool:
     return hasattr(weight, "ds_id") or hasattr(weight, "placements") or not isinstance(weight, nn.Parameter)
 
 
+def is_at_hand(base: nn.Module) -> bool:
+    """Return whether a call of the adapted layer, and its backward pass, may read the full weight.
+
+    A partitioned weight cannot be read unless its whole transformer block is fetched and freed as one (DeepSpeed's leaf
+    modules, `dual_lora.training.deepspeed_engine.fetch_whole_blocks`): that is for the length of the block's passes.
+    """
+    return not is_partitioned(base) or hasattr(base.weight, "ds_z3_leaf_module")
+
+
 def is_whole(base: nn.Module) -> bool:
     """Return whether the full weight lies in this process, now (also inside a ZeRO-3 gathering context)."""
     out_first = not isinstance(base, Conv1D)

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dual_lora.kernels import KernelChoice, delta_weight, dual_lora_delta_linear, dual_lora_linear, select_kernel
 from dual_lora.tuner import merging
-from dual_lora.tuner.base_weight import is_partitioned, is_quantized
+from dual_lora.tuner.base_weight import is_at_hand, is_quantized
 from dual_lora.tuner.config import DualLoraConfig
 from dual_lora.tuner.initialization import resolve_init_std
 
@@ -168,7 +168,8 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         return (
             type(base) in (nn.Linear, Conv1D)
             and not (base._forward_pre_hooks or base._forward_hooks or "forward" in vars(base))
-            and not (is_quantized(base) or is_partitioned(base))
+            and not is_quantized(base)
+            and is_at_hand(base)
         )
 
     def choose_kernel(self, device: torch.device, adapters: list[str]) -> KernelChoice:
