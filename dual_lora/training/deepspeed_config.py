@@ -12,6 +12,7 @@ from typing import Any
 
 from dual_lora.config import RunConfig
 from dual_lora.training.deepspeed_engine import announce_factors, fetch_whole_blocks
+from dual_lora.training.deepspeed_steps import suits
 from dual_lora.training.schedule import plan_batches
 
 _REDUCE_BUCKET = 500_000_000  # elements, DeepSpeed's default
@@ -55,12 +56,12 @@ def deepspeed_config(
         # A model that is not a PEFT model is saved whole, which needs its shards gathered.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if trained_elements is not None:
-        # Stages 2 and 3 hold a float32 buffer of this size, by default 2 GB: many times the gradients of an adapter.
-        # Eighths of them are summed while the backward pass goes on; a message below 8 MB (a guess) is mostly delay.
+        # Where gradients are summed while the backward pass goes on (not an adapter's: `deepspeed_steps`), stages 2 and
+        # 3 hold a float32 buffer of this size, by default 2 GB. A message below 8 MB (a guess) is mostly delay.
         bucket = max(trained_elements // 8, min(trained_elements, _SMALLEST_BUCKET))
         zero["reduce_bucket_size"] = min(_REDUCE_BUCKET, max(1, bucket))
-    if launch.zero_stage in (1, 2):
-        zero["contiguous_gradients"] = False  # a copy of each into that buffer, and one out of it; sums flatten them
+        if launch.zero_stage == 3 and suits(trained_elements, launch.offload):
+            zero["contiguous_gradients"] = False  # nothing goes through that buffer, and stage 2 makes it when it does
     if launch.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": launch.device != "cpu"}
         if launch.zero_stage == 3:

@@ -7,12 +7,19 @@ order in which squares of gradients are summed. `scripts/bench_zero.py` and `scr
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dual_lora.training.gradient_sums import clip, squared_norm, sum_in_order
+from dual_lora.training.deepspeed_steps import OnceAStep, suits
+from dual_lora.training.gradient_sums import clip, sum_in_order
+
+AHEAD = 3  # blocks, a guess: the GPU has two to work on while the host asks for the next
 
 
 def lighten(engine: Any, world_size: int, stage: int) -> None:
@@ -28,56 +35,94 @@ def lighten(engine: Any, world_size: int, stage: int) -> None:
             parameter.grad = None
 
     engine.zero_grad = drop_gradients
-    if stage == 3:
-        announce_factors(engine.module)
-    if stage in (1, 2):
-        if not engine.optimizer.cpu_offload:
-            _clip_without_waiting(engine.optimizer)
-        _bind_once(engine.optimizer)
-        _add_up_in_order(engine.optimizer, engine.optimizer.dp_process_group, world_size)
     if stage == 0:
         engine.clip_fp32_gradients = lambda: clip(trained, engine.gradient_clipping())
         if world_size == 1:
             engine.enable_backward_allreduce = False
         else:
-            _add_up_in_order(engine, engine.seq_data_parallel_group, world_size)
+            _add_up_in_order(engine, world_size)
+        return
+    if stage == 3:
+        announce_factors(engine.module)
+        _keep_no_temporary_weights()
+        _list_parameters_once()
+        if engine.device.type == "cuda":
+            _stay_near(engine.optimizer.parameter_offload.get_param_coordinator())
+    else:
+        _bind_once(engine.optimizer)
+    offload = engine.optimizer.offload_optimizer if stage == 3 else engine.optimizer.cpu_offload
+    if suits(sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained), offload):
+        OnceAStep(engine, world_size, stage)
 
 
-def _clip_without_waiting(optimizer: Any) -> None:
-    """Take the norm of all processes' gradients in a few kernels, and clip by it as torch does.
+def _add_up_in_order(engine: Any, world_size: int) -> None:
+    """Add gradients up as `gradient_sums` does."""
 
-    DeepSpeed converts each gradient for a norm of its own, and waits for the GPU to see whether the norm is finite; a
-    step is skipped then. Here it stays on the device, and as in any other run the loss that follows is not finite.
+    def mean(bucket: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
+        return sum_in_order(engine.flatten(bucket).div_(world_size), engine.seq_data_parallel_group)
+
+    engine.allreduce_bucket = mean
+
+
+def _stay_near(coordinator: Any) -> None:
+    """Let the host fetch a block under ZeRO-3 only once the GPU is at most `AHEAD` blocks behind.
+
+    A block takes memory from when the host asks for it until the GPU has done with it. Nothing else stops a host that
+    is faster than its GPU from asking for the whole model, several times over.
     """
-    optimizer.compute_grad_norm = False
+    from deepspeed.utils import z3_leaf_module
 
-    def scale(flat: list[torch.Tensor], _: Any) -> None:
-        if optimizer._global_grad_norm is None:  # the first group of a step; the others still have theirs in pieces
-            others = [piece for pieces in optimizer.averaged_gradients.values() for piece in pieces or ()]
-            squares = squared_norm([*flat, *others])
-            torch.distributed.all_reduce(squares, group=optimizer.dp_process_group)
-            optimizer._global_grad_norm = squares.sqrt().float()
-        if optimizer.clip_grad > 0:
-            factor = (optimizer.clip_grad / (optimizer._global_grad_norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(flat, factor)
+    fetch, begun = coordinator.fetch_sub_module, deque[torch.cuda.Event]()
 
-    optimizer.unscale_and_clip_grads = scale
+    def fetch_when_near(module: torch.nn.Module, forward: bool) -> None:
+        fetch(module, forward=forward)
+        if z3_leaf_module(module):
+            begun.append(torch.cuda.Event())
+            begun[-1].record()
+            if len(begun) > AHEAD:
+                begun.popleft().synchronize()
+
+    coordinator.fetch_sub_module = fetch_when_near
 
 
-def _add_up_in_order(owner: Any, group: Any, world_size: int) -> None:
-    """Add gradients up as `gradient_sums` does. owner: the engine (stage 0) or the optimizer (1 and 2).
+def _keep_no_temporary_weights() -> None:
+    """Let DeepSpeed's own linear function compute with parameters alone.
 
-    The optimizer has divided some of them already, and then says `divide=False`.
+    Under ZeRO-3 it takes the place of torch's, since it keeps a parameter for the backward pass by name and not the
+    memory in which it is whole. Of a weight that is no parameter it keeps a copy in its own dtype: DoRA's products with
+    float32 copies of base weights then take twice the memory that torch's function takes under autocast.
     """
+    from deepspeed.runtime.zero import linear as replacement
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patched
 
-    def mean(bucket: list[torch.Tensor], *_: Any, divide: bool = True, **__: Any) -> torch.Tensor:
-        flat = owner.flatten(bucket)
-        return sum_in_order(flat.div_(world_size) if divide else flat, group)
+    if torch.nn.functional.linear is replacement.zero3_linear_wrap:
+        own, torchs = torch.nn.functional.linear, Patched.linear_bk
 
-    def mean_in_place(bucket: list[torch.Tensor], *_: Any, divide: bool = True, **__: Any) -> None:
-        torch._foreach_copy_(bucket, owner.unflatten(mean(bucket, divide=divide), bucket))
+        def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            return (own if hasattr(weight, "ds_id") else torchs)(x, weight, bias)
 
-    owner.allreduce_bucket, owner.allreduce_and_copy = mean, mean_in_place
+        torch.nn.functional.linear = linear  # as DeepSpeed sets its own: for good
+
+
+def _list_parameters_once() -> None:
+    """Let DeepSpeed remember the parameters of each block, instead of asking all its modules at every fetch."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+    from deepspeed.utils import z3_leaf_module
+
+    find = coordinator.iter_params
+    if hasattr(find, "known"):  # since an earlier run of this process
+        return
+
+    def remembered(module: Any, recurse: bool = False) -> Iterable[torch.nn.Parameter]:
+        if not recurse or not z3_leaf_module(module):
+            return find(module, recurse)
+        if module not in known:
+            known[module] = list(module.parameters())
+        return chain(known[module], (parameter for _, parameter in module.ds_external_parameters()))
+
+    known: WeakKeyDictionary[torch.nn.Module, list[torch.nn.Parameter]] = WeakKeyDictionary()
+    remembered.known = known  # type: ignore[attr-defined]
+    coordinator.iter_params = remembered
 
 
 def _bind_once(optimizer: Any) -> None:

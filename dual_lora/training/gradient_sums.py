@@ -29,15 +29,31 @@ def sum_in_order(tensor: torch.Tensor, group: Any = None) -> torch.Tensor:
         return tensor
     missing = -len(tensor) % processes
     sent = torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
-    parts = torch.empty_like(sent)
-    dist.all_to_all_single(parts, sent, group=group)  # row r: what process r has of the part that is added up here
-    total, *others = parts.view(processes, -1)
-    for part in others:
-        total += part
-    _gather_flat(sent, total, group=group)
+    share = sum_own_share(sent.view(processes, -1), group)
+    gather_shares(sent.view(processes, -1), share, group)
     if missing:
         tensor.copy_(sent[: len(tensor)])
     return tensor
+
+
+def sum_own_share(rows: torch.Tensor, group: Any = None) -> torch.Tensor:
+    """Return the sum over the processes of the row with this process's rank, added up in the order of their ranks.
+
+    rows: (processes, elements), contiguous, any floating dtype; alike in all processes of the group.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    parts = torch.empty_like(rows)
+    dist.all_to_all_single(parts, rows, group=group)  # row r: what process r has of the share that is added up here
+    total, *others = parts
+    for part in others:
+        total += part
+    return total
+
+
+def gather_shares(rows: torch.Tensor, share: torch.Tensor, group: Any = None) -> None:
+    """Write into row r of `rows` (processes, elements) the `share` (elements,) of process r."""
+    _gather_flat(rows.view(-1), share, group=group)
 
 
 def add_up_in_order(model: DistributedDataParallel) -> None:
