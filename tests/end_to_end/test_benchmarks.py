@@ -64,6 +64,19 @@ def test_walks_benchmark_times_both_ways(tmp_path):
             assert 0 < found[method][way]["p20_ms"] <= found[method][way]["median_ms"] <= found[method][way]["p80_ms"]
 
 
+@pytest.mark.slow
+def test_group_steps_benchmark_times_both_ways(tmp_path):
+    ran = bench("--smoke", "--methods", "dual_lora", "--output", str(tmp_path), script="bench_group_steps.py")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads((tmp_path / "group_steps_cpu.json").read_text())
+    for stage in (2, 3):
+        row = found[f"dual_lora, zero{stage}"]
+        for way in ("deepspeed", "ours"):
+            assert 0 < row[way]["p20_ms"] <= row[way]["median_ms"] <= row[way]["p80_ms"]
+            assert row[way]["steps"] == found["size"]["steps"]
+        assert row["ratio"] == row["ours"]["median_ms"] / row["deepspeed"]["median_ms"]
+
+
 def test_pages_show_what_the_benchmark_files_hold():
     ran = bench("--check", script="bench_report.py")
     assert ran.returncode == 0, ran.stderr
