@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,32 +85,38 @@ class Run:
         """Return the loss of every step."""
         return [loss for line in self.lines() for loss in line.get("losses", [])]
 
-    def speed(self) -> dict[str, Any]:
-        """Return rates after the first quarter of the steps, and memory per process.
-
-        The median of the rates between two logs: a disturbance of some seconds, as hosts have them, does not move it.
-        """
-        record = self.record
-        steady = [line for line in self.lines() if "tokens" in line and line["first"] > record["cost"]["steps"] // 4]
-        rates = [line["tokens"] / line["seconds"] for line in steady]
-        low, *_, high = statistics.quantiles(rates, n=5)
-        return {
-            "tokens_per_second": statistics.median(rates),
-            "p20": low,
-            "p80": high,
-            "steps": sum(len(line["losses"]) for line in steady),
-            "peak_GiB": [size / 2**30 for size in record["cost"]["peak_memory_bytes"]],
-            "zero_stage": record["execution"]["zero_stage"],
-            "world_size": record["execution"]["world_size"],
-            "per_device_batch": record["execution"]["per_device_batch"],
-            "accumulation": record["execution"]["accumulation"],
-        }
+    def rates(self) -> list[float]:
+        """Return tokens a second between two logs, of the steps after the first quarter."""
+        first = self.record["cost"]["steps"] // 4
+        return [line["tokens"] / line["seconds"] for line in self.lines() if "tokens" in line and line["first"] > first]
 
     def keep(self, path: Path) -> None:
         """Copy the record to where it is committed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         [own] = (self.folder / "records").glob("*.json")
         shutil.copyfile(own, path)
+
+
+def speed_of(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the rate of runs of one kind, and the memory of each process.
+
+    The rate is the mean of the runs' medians: a disturbance of some seconds, as hosts have them, does not move those.
+    """
+    record, rates = runs[0].record, [run.rates() for run in runs]
+    low, *_, high = statistics.quantiles([rate for own in rates for rate in own], n=5)
+    medians = [statistics.median(own) for own in rates]
+    return {
+        "tokens_per_second": statistics.mean(medians),
+        "p20": low,
+        "p80": high,
+        "medians": medians,
+        "rates": sum(map(len, rates)),
+        "peak_GiB": [size / 2**30 for size in record["cost"]["peak_memory_bytes"]],
+        "zero_stage": record["execution"]["zero_stage"],
+        "world_size": record["execution"]["world_size"],
+        "per_device_batch": record["execution"]["per_device_batch"],
+        "accumulation": record["execution"]["accumulation"],
+    }
 
 
 def curve_difference(one: Run, other: Run) -> dict[str, Any]:

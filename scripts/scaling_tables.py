@@ -38,6 +38,8 @@ def _speed(part: dict[str, Any]) -> str:
         for name, row in part.get(method, {}).items():
             processes = "one GPU" if name == "one" else f"{row['world_size']}, {GROUPS[name]}"
             spread = f"{row['tokens_per_second']:,.0f} ({row['p20']:,.0f}–{row['p80']:,.0f})"
+            if len(row.get("medians", ())) > 1:
+                spread += f"; {len(row['medians'])} runs, {min(row['medians']):,.0f} to {max(row['medians']):,.0f}"
             ratio = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
             lines.append(f"| {label} | {processes} | {spread} | {_gib(row['peak_GiB'])} | {ratio} |")
     title = "LLaMA-7B's dimensions, micro-batches of 32 × 128 tokens in every process:"
@@ -61,10 +63,9 @@ def _verdict(part: dict[str, Any]) -> list[str]:
 
 
 def _range(rows: dict[str, Any]) -> tuple[float, float]:
-    """Return the efficiencies under ZeRO-2 that 20 and 80 % of the rates would give."""
-    row = rows["zero2"]
-    one = row["efficiency"] / row["tokens_per_second"]
-    return row["p20"] * one, row["p80"] * one
+    """Return the efficiencies under ZeRO-2 that 20 and 80 % of the group's rates and the single GPUs leave room for."""
+    row, alone = rows["zero2"], rows["one"].get("medians", [rows["one"]["tokens_per_second"]])
+    return row["p20"] / max(alone) / row["world_size"], row["p80"] / min(alone) / row["world_size"]
 
 
 def _large(part: dict[str, Any]) -> str:

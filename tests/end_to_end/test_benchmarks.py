@@ -99,7 +99,8 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     rate = speed["zero2"]["tokens_per_second"] / speed["one"]["tokens_per_second"]
     assert speed["zero2"]["efficiency"] == pytest.approx(rate / 2)
     assert found["large"]["adapter"]["elements"] == found["large"]["adapter"]["trained"] > 0
-    assert len(list((tmp_path / "made" / "scaling").glob("[12]/*.json"))) == 10
+    assert len(speed["one"]["medians"]) == 4, "on each card before and after the groups"
+    assert len(list((tmp_path / "made" / "scaling").glob("[12]/*.json"))) == 13
     text = subprocess.run(
         [sys.executable, "-c", SECTION, str(tmp_path / "made" / "scaling.json")],
         cwd=ROOT / "scripts",
@@ -107,5 +108,5 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
         text=True,
         check=True,
     ).stdout
-    for part in ("ZeRO-2", "same identity", "was ended by SIGKILL", "layers of LLaMA-3-70B"):
+    for part in ("ZeRO-2", "; 4 runs, ", "same identity", "was ended by SIGKILL", "layers of LLaMA-3-70B"):
         assert part in text
