@@ -273,5 +273,10 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"recipe.{name}={getattr(recipe, name)}: it must be above 0")
     if config.data.source == "local" and not config.data.dir:
         raise ConfigError("data.source=local needs data.dir=FOLDER (layout: docs/data.md)")
+    if config.profile.test_items == config.profile.validation_examples == 0:
+        raise ConfigError(
+            f"profile={config.profile.name} with profile.test_items=0 and profile.validation_examples=0: nothing would "
+            "be measured; give one of them 1 or more, or null for all"
+        )
     if config.seed < 0:
         raise ConfigError(f"seed={config.seed}: it must be 0 or more")

@@ -56,6 +56,12 @@ def test_a_trial_that_trains_nothing_is_refused(tmp_path: Path) -> None:
         cell(tmp_path, *WRITING, "method=none", "profile=trial")
 
 
+def test_a_trial_that_validates_nothing_is_refused(tmp_path: Path) -> None:
+    """It trained to the end, and then there was nothing that its table could show."""
+    with pytest.raises(ConfigError, match="validation_examples=0: nothing would be measured"):
+        cell(tmp_path, *WRITING, "method=lora", "profile=trial", "profile.validation_examples=0")
+
+
 EXPERIMENT = """# @package _global_
 hydra:
   mode: MULTIRUN
