@@ -244,9 +244,9 @@ def replace_section(text: str, section: str) -> str:
 
 
 def scaling_section(_: dict[str, Any]) -> str:
-    """What several GPUs gave; a file of its own, as its parts are named as others are."""
-    path = RESULTS / "scaling.json"
-    return scaling_tables.section(json.loads(path.read_text()) if path.exists() else {})
+    """What several GPUs gave, and processes without; files of their own, as their parts are named as others are."""
+    paths = (RESULTS / "scaling.json", RESULTS / "group_steps_cpu.json")
+    return scaling_tables.section(*(json.loads(path.read_text()) if path.exists() else {} for path in paths))
 
 
 def main() -> None:

@@ -6,14 +6,37 @@ from typing import Any
 
 METHODS = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA"}
 GROUPS = {"whole": "one GPU, batch at once", "ddp": "DDP", "zero0": "ZeRO-0", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+WAYS = ("deepspeed", "ours")
 EFFICIENCY = 0.90
 
 
-def section(data: dict[str, Any]) -> str:
-    """Return all that was measured on several GPUs; what was not says so."""
-    if not data:
-        return "Not measured yet: `python scripts/bench_scaling.py`."
-    return "\n\n".join(_machine(data[gpus]) for gpus in sorted(data, key=int))
+def section(data: dict[str, Any], host: dict[str, Any] | None = None) -> str:
+    """Return all that was measured on several GPUs; what was not says so.
+
+    data: results/benchmarks/scaling.json; host: group_steps_cpu.json beside it.
+    """
+    parts = [_machine(data[gpus]) for gpus in sorted(data, key=int)]
+    parts = parts or ["Not measured yet: `python scripts/bench_scaling.py`."]
+    return "\n\n".join([*parts, *([_host(host)] if host else [])])
+
+
+def _host(data: dict[str, Any]) -> str:
+    """Return what steps cost the host: times of processes without GPUs."""
+    found, size = data["environment"], data["size"]
+    lines = ["| ms a step (20–80 %) | DeepSpeed's own | here | ratio |", "| --- | ---: | ---: | ---: |"]
+    for name, row in data.items():
+        if isinstance(row, dict) and "ratio" in row:
+            method, _, stage = name.partition(", ")
+            times = [
+                f"{row[way]['median_ms']:,.0f} ({row[way]['p20_ms']:,.0f}–{row[way]['p80_ms']:,.0f})" for way in WAYS
+            ]
+            lines.append(f"| {METHODS[method]}, {GROUPS[stage]} | {' | '.join(times)} | {row['ratio']:.2f} |")
+    title = f"### The host's part: {data['processes']} CPU processes"
+    text = (
+        f"{found['card']}, PyTorch {found['torch']}, DeepSpeed {found['deepspeed']}. {size['num_layers']} layers of "
+        f"width {size['hidden_size']}, so that a step is little but host time (`scripts/bench_group_steps.py`):"
+    )
+    return "\n\n".join([title, text, "\n".join(lines)])
 
 
 def _machine(parts: dict[str, Any]) -> str:
