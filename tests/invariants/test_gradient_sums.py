@@ -1,22 +1,21 @@
-"""Four processes add gradients up as one process adds its micro-batches, to the last bit.
-
-This file is also the program of the processes: `torchrun FILE`.
-"""
+"""Four processes add gradients up as one process adds its micro-batches, to the last bit."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from dual_lora.training.gradient_sums import add_up_in_order, clip, squared_norm, sum_in_order  # noqa: E402
+from dual_lora.training.gradient_sums import (
+    add_up_in_order,
+    clip,
+    gather_shares,
+    squared_norm,
+    sum_in_order,
+    sum_own_share,
+)
 
 PROCESSES = 4
 
@@ -61,11 +60,34 @@ def check_data_parallel() -> None:
             expected.grad = found.grad = None
 
 
-def test_four_processes_add_up_as_one():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[:4000]
+def check_shares() -> None:
+    """Each process sums its row alone, and gets all of them back."""
+    given = vectors(5 * PROCESSES)
+    expected = one_after_the_other(given)
+    rank = dist.get_rank()
+    share = sum_own_share(given[rank].view(PROCESSES, 5).clone())
+    assert torch.equal(share, expected[5 * rank : 5 * rank + 5])
+    rows = torch.empty(PROCESSES, 5)
+    gather_shares(rows, share)
+    assert torch.equal(rows.view(-1), expected)
+
+
+def check_all(rank: int, meeting: str) -> None:
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
+    check_sums()
+    check_shares()
+    check_data_parallel()
+    dist.destroy_process_group()
+
+
+def test_four_processes_add_up_as_one(tmp_path: Path):
+    """Forked: four interpreters that import torch take four times as long as what they compute."""
+    meeting = f"file://{tmp_path / 'meeting'}"
+    torch.multiprocessing.start_processes(check_all, (meeting,), nprocs=PROCESSES, start_method="fork")
+
+
+def test_one_process_has_the_whole_sum():
+    assert sum_own_share(torch.tensor([[1.0, 2.0]])).tolist() == [1.0, 2.0]
 
 
 def test_the_norm_does_not_depend_on_how_gradients_are_split():
@@ -88,10 +110,3 @@ def test_clipping_is_torchs():
     torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]))
     assert clip(parameters, 2.0).item() < 1.0 + 1e-6
     torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]))
-
-
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    check_sums()
-    check_data_parallel()
-    dist.destroy_process_group()
