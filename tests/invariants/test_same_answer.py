@@ -129,12 +129,15 @@ IN_ORDER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IN_ORDER)
-def test_four_processes_train_as_one_to_the_last_bit(name, checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in IN_ORDER), ("ZeRO-2", "bfloat16"), ("ZeRO-3", "bfloat16")]
+)
+def test_four_processes_train_as_one_to_the_last_bit(name, dtype, checkpoint, tmp_path):
     """Each takes one of the micro-batches that one process takes in turn."""
-    untested = ("profile.test_items=0", "profile.max_steps=12")
-    records = [run(tmp_path / "alone", checkpoint, "launch.per_device_batch=2", *untested)]
-    records.append(run(tmp_path / "group", checkpoint, *IN_ORDER[name], *FOUR, *untested))
+    words = ("profile.test_items=0", "profile.max_steps=12", f"model.dtype={dtype}")
+    records = [run(tmp_path / "alone", checkpoint, "launch.per_device_batch=2", *words)]
+    records.append(run(tmp_path / "group", checkpoint, *IN_ORDER[name], *FOUR, *words))
+    assert {record["execution"]["dtype"] for record in records} == {dtype}
     assert [record["execution"]["accumulation"] for record in records] == [4, 1]
     assert records[0]["identity"] == records[1]["identity"]
     assert records[0]["curves"]["train_loss"] == records[1]["curves"]["train_loss"]
