@@ -1,6 +1,6 @@
 """Time the host's part of steps under ZeRO: two CPU processes, as DeepSpeed makes steps and as the suite does.
 
-    python scripts/bench_group_steps.py                       # results/benchmarks/group_steps_cpu.json, about 5 minutes
+    python scripts/bench_group_steps.py                       # about 15 minutes: group_steps_cpu.json
     python scripts/bench_group_steps.py --smoke --output F    # does it still run?
 
 An adapter has hundreds of small tensors. What a step costs the host for each of them is the same on a CPU and beside a

@@ -2,7 +2,8 @@
 
 DeepSpeed is written for models trained whole: its hooks sit on every module and it visits every parameter. An adapter
 multiplies both, so most of a step under ZeRO would be host time. Nothing here changes what is computed, but for the
-order in which squares of gradients are summed. `scripts/bench_zero.py` and `scripts/bench_scaling.py` time steps.
+order of sums (`gradient_sums`) and what becomes of a step whose gradients are not finite (`deepspeed_steps`). Steps are
+timed by `scripts/bench_group_steps.py` without GPUs, by `bench_zero.py` on one and by `bench_scaling.py` on several.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,7 +26,7 @@ def lighten(engine: Any, world_size: int, stage: int) -> None:
     """Spare an engine the work that takes a launch or a visit per parameter, frozen ones included, and changes nothing.
 
     Only what is trained has gradients to drop. Under stage 0 clipping is torch's, a few kernels for all gradients
-    together, and one process has nothing to sum.
+    together, and one process has nothing to sum. To be called before the engine's first backward pass.
     """
     trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
 
@@ -110,18 +110,16 @@ def _list_parameters_once() -> None:
     from deepspeed.utils import z3_leaf_module
 
     find = coordinator.iter_params
-    if hasattr(find, "known"):  # since an earlier run of this process
+    if find.__module__ == __name__:  # since an earlier run of this process
         return
 
     def remembered(module: Any, recurse: bool = False) -> Iterable[torch.nn.Parameter]:
         if not recurse or not z3_leaf_module(module):
             return find(module, recurse)
-        if module not in known:
-            known[module] = list(module.parameters())
-        return chain(known[module], (parameter for _, parameter in module.ds_external_parameters()))
+        if "listed_parameters" not in vars(module):
+            module.listed_parameters = list(module.parameters())
+        return chain(module.listed_parameters, (parameter for _, parameter in module.ds_external_parameters()))
 
-    known: WeakKeyDictionary[torch.nn.Module, list[torch.nn.Parameter]] = WeakKeyDictionary()
-    remembered.known = known  # type: ignore[attr-defined]
     coordinator.iter_params = remembered
 
 
