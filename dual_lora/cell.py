@@ -188,8 +188,10 @@ class Cell:
             save_file(state, part)
             part.replace(self.folder / "last.safetensors")
             if hasattr(model, "peft_config"):
-                # Under ZeRO-3 the parameters themselves are empty; buffers are whole in every process.
-                whole = {**dict(model.named_buffers()), **state} if processes.is_partitioned(model) else None
+                whole = None
+                if processes.is_partitioned(model):
+                    # Its parameters are empty. Buffers are whole in every process; VeRA's have a name in each layer.
+                    whole = {**dict(model.named_buffers(remove_duplicate=False)), **state}
                 model.save_pretrained(self.folder / "adapter", state_dict=whole)
             values = asdict(result)
             values["selected"] = {name: str(file.relative_to(self.folder)) for name, file in result.selected.items()}

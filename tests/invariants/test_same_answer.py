@@ -157,6 +157,19 @@ def test_the_methods_own_optimizer_under_deepspeed(checkpoint, tmp_path):
     assert curves[2] != pytest.approx(curves[0], rel=BOUND)
 
 
+@pytest.mark.slow
+def test_an_adapter_of_shared_projections_is_saved_whole_of_partitions(checkpoint, tmp_path):
+    """VeRA's layers share two matrices, which a model names many times: a run ended where it was to save them."""
+    words, saved = ("method=vera", "profile.test_items=0"), []
+    for name, more in (("alone", ()), ("partitioned", GROUPS["ZeRO-3"])):
+        run(tmp_path / name, checkpoint, *words, *more)
+        saved.append(load_file(next((tmp_path / name / "runs").glob("*/adapter/adapter_model.safetensors"))))
+    assert any("vera_A" in key for key in saved[0])
+    assert saved[0].keys() == saved[1].keys()
+    for key, tensor in saved[0].items():
+        torch.testing.assert_close(saved[1][key], tensor, rtol=1e-3, atol=2e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
 @pytest.mark.parametrize("name", GROUPS)
