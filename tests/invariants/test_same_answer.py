@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,7 +19,7 @@ from safetensors.torch import load_file
 from dual_lora import models
 from dual_lora.launch import launch
 from dual_lora.tasks.base import Head
-from tests.small_cells import CLASSIFYING, ROOT, config, only_record
+from tests.small_cells import CLASSIFYING, config, only_record
 
 BOUND = 2e-5
 BOUND_BFLOAT16 = 5e-3  # 8 bits, and sums in another order
@@ -37,17 +34,6 @@ GROUPS = {
     "ZeRO-3": (*DEEPSPEED, "launch.zero_stage=3"),
     "ZeRO-3, offloaded": (*DEEPSPEED, "launch.zero_stage=3", "launch.offload=true"),
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LLaMA as files, so that ZeRO-3 partitions it while it loads."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    loaded = models.load(config(folder).model, Head("causal_lm"), dtype="float32", seed=0)
-    loaded.model.save_pretrained(folder / "model")
-    loaded.tokenizer.save_pretrained(folder / "model")
-    return folder / "model"
 
 
 def run(results: Path, checkpoint: Path, *launcher: str) -> dict:
@@ -217,28 +203,6 @@ def test_bfloat16_base_partitioned_over_two_processes(checkpoint, tmp_path):
     assert {tensor.dtype for state in factors for tensor in state.values()} == {torch.float32}
 
 
-SHARDS = """
-import collections, json, sys
-from pathlib import Path
-from dual_lora import methods, models, processes
-from dual_lora.training import deepspeed_config
-from dual_lora.tasks.base import Head
-from tests.small_cells import config
-processes.join("cpu")
-words = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=3", f"model.path={sys.argv[1]}"]
-cell, head = config(Path("results"), *words), Head("causal_lm")
-deepspeed_config.compile_nothing(cell)
-sharded = deepspeed_config.partition_while_loading(cell, 1, sys.argv[2])
-model = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
-model = methods.apply(model, cell.method, model_config=cell.model, head=head, seed=0)
-dtypes = collections.defaultdict(set)
-for parameter in model.parameters():
-    kind = "factors" if parameter.requires_grad else "shards" if hasattr(parameter, "ds_id") else "whole"
-    dtypes[kind].add(str(getattr(parameter, "ds_tensor", parameter).dtype))
-print(json.dumps({kind: sorted(found) for kind, found in dtypes.items()}))
-"""
-
-
 @pytest.mark.parametrize("method", ["lora", "dual_lora"])
 @pytest.mark.parametrize(
     ("device", "dtype"),
@@ -257,29 +221,6 @@ def test_one_process_of_deepspeed_computes_as_without_it(device, dtype, method, 
         assert launch([config(results, launcher, *words)]) == 0
         curves.append([value for _, value in only_record(results)["curves"]["train_loss"]])
     assert curves[0] == pytest.approx(curves[1], rel=BOUND if dtype == "float32" else 1e-4)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-def test_weights_are_partitioned_in_their_own_dtype(dtype, checkpoint):
-    """DeepSpeed makes shards in the dtype of its precision mode, which is off in training: 70B would take 280 GB."""
-    group = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    group |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDS, str(checkpoint), dtype],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "", **group},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"factors": ["torch.float32"], "shards": [f"torch.{dtype}"]}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.mark.slow

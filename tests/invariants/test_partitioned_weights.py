@@ -1,0 +1,57 @@
+"""Weights are read into shards in the dtype that the run asks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.small_cells import ROOT
+
+SHARDS = """
+import collections, json, sys
+from pathlib import Path
+from dual_lora import methods, models, processes
+from dual_lora.training import deepspeed_config
+from dual_lora.tasks.base import Head
+from tests.small_cells import config
+processes.join("cpu")
+words = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=3", f"model.path={sys.argv[1]}"]
+cell, head = config(Path("results"), *words), Head("causal_lm")
+deepspeed_config.compile_nothing(cell)
+sharded = deepspeed_config.partition_while_loading(cell, 1, sys.argv[2])
+model = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
+model = methods.apply(model, cell.method, model_config=cell.model, head=head, seed=0)
+dtypes = collections.defaultdict(set)
+for parameter in model.parameters():
+    kind = "factors" if parameter.requires_grad else "shards" if hasattr(parameter, "ds_id") else "whole"
+    dtypes[kind].add(str(getattr(parameter, "ds_tensor", parameter).dtype))
+print(json.dumps({kind: sorted(found) for kind, found in dtypes.items()}))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_weights_are_partitioned_in_their_own_dtype(dtype, checkpoint):
+    """DeepSpeed makes shards in the dtype of its precision mode, which is off in training: 70B would take 280 GB."""
+    group = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    group |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": "."}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDS, str(checkpoint), dtype],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "", **group},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"factors": ["torch.float32"], "shards": [f"torch.{dtype}"]}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
