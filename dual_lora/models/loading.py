@@ -146,7 +146,21 @@ def _from_folder(
     except Exception as error:  # safetensors, transformers and OSError each have their own
         raise ModelError(f"model={model.name}: the weights in {folder} cannot be loaded: {error}") from error
     _check_complete(model, head, folder, info)
+    if is_deepspeed_zero3_enabled():
+        _make_rotary_frequencies(net)
     return net
+
+
+def _make_rotary_frequencies(net: PreTrainedModel) -> None:
+    """Make the frequencies of rotary embeddings anew, in float32 as every other way of loading does.
+
+    DeepSpeed gives what is made while it partitions the dtype of the shards. transformers keeps these out of its way
+    since some release after 5.17; before, a bfloat16 base turned its queries and keys by rounded angles.
+    """
+    for module in net.modules():
+        if hasattr(module, "inv_freq") and hasattr(module, "config"):
+            for name, frequencies in type(module)(module.config).named_buffers():
+                setattr(module, name, frequencies.to(module.inv_freq.device))
 
 
 @contextlib.contextmanager
