@@ -14,10 +14,12 @@
   large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
 
 `same` and `killed` share the cards: nothing is timed there but the end of a group. Groups of `speed` and `large` have
-the host to themselves. What one GPU does is measured on each of the cards, side by side, before the groups and, for
-LoRA and Dual LoRA, once more after them; groups are compared with the mean, and each measurement is kept beside it.
-Sequences of these parts are all of one length, so no process waits for another's padding, and every process takes one
-micro-batch of 32 a step, alone or in a group. Rates are medians over the steps after the first quarter.
+the host to themselves while they make steps; the next one starts when the last step is done, as its processes load
+libraries for longer than the others take to end. What one GPU does is measured on each of the cards, side by side,
+before the groups and, for LoRA and Dual LoRA, once more after them; groups are compared with the mean, and each
+measurement is kept beside it. Sequences of these parts are all of one length, so no process waits for another's
+padding, and every process takes one micro-batch of 32 a step, alone or in a group. Rates are medians over the steps
+after the first quarter.
 
 Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every record is copied to
 OUTPUT/scaling/N/, what they show stands in OUTPUT/scaling.json by N; parts that are not run keep what it holds of them.
@@ -36,7 +38,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ from scaling_runs import Run, curve_difference, kill_one_process, speed_of, visi
 from dual_lora import secrets  # noqa: E402
 from dual_lora.composition import compose  # noqa: E402
 
-METHODS = ("lora", "dora", "dual_lora")
-STAGES = (0, 2, 3)
+METHODS = ("lora", "dual_lora", "dora")
+STAGES = (2, 3, 0)  # in this order: what has a target first
 PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; what stands together runs together
 # Relative, of the losses of the first ten steps: docs/launching.md. Later on rounding grows, as in any training.
 BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}
@@ -89,28 +90,41 @@ class Bench:
             self.free.put(place)
 
     @contextmanager
-    def place(self) -> Iterator[str | None]:
-        """Hold a set of cards as soon as there is one."""
-        free = self.free
+    def place(self, free: queue.Queue[str | None] | None = None) -> Iterator[str | None]:
+        """Hold a set of cards, by default of those that are shared, as soon as there is one."""
+        free = free or self.free
         cards = free.get()
         try:
             yield cards
         finally:
             free.put(cards)
 
-    def run(self, name: str, *words: str, one_of: int | None = None) -> Run:
+    def run(
+        self,
+        name: str,
+        *words: str,
+        one_of: int | None = None,
+        free: queue.Queue[str | None] | None = None,
+        steps: int | None = None,
+    ) -> Run:
         """Make one run when there is room for it, and keep its record.
 
         one_of: take only one of the cards at hand, this one of them round after round.
+        free: where to wait for cards, by default those that are shared.
+        steps: leave the cards to the next run after so many, by default at the end.
         """
-        with self.place() as cards:
+        with self.place(free) as cards:
             begun = time.perf_counter()
             if cards is not None and one_of is not None:
                 cards = cards.split(",")[one_of % self.gpus]
             made = Run(self.scratch / name, [*words, *self.device], cards)
-            made.wait()
-            made.keep(self.kept / f"{name}.json")
-            print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
+            if steps is None:
+                made.wait()
+            else:
+                made.wait_for_step(steps)
+        made.wait()
+        made.keep(self.kept / f"{name}.json")
+        print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
         return made
 
     def group(self, stage: int | None) -> list[str]:
@@ -180,36 +194,39 @@ class Bench:
 
     def speed(self) -> dict[str, Any]:
         """Rates and memory on one GPU and on N."""
-        model = "model=tiny_llama" if self.smoke else "model=llama"
+        model, steps = ("model=tiny_llama" if self.smoke else "model=llama"), 24
         words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8"]
-        words += [f"profile.max_steps={24 if self.smoke else 48}", f"launch.per_device_batch={MICRO_BATCH}"]
+        words += [f"profile.max_steps={steps}", f"launch.per_device_batch={MICRO_BATCH}"]
         methods, stages = (METHODS, STAGES) if not self.smoke else (("dual_lora",), (2,))
         alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
         alone += [f"recipe.global_batch={MICRO_BATCH}"]
+        places: list[queue.Queue[str | None]] = [queue.Queue() for _ in range(self.gpus)]
+        for card, place in enumerate(places):
+            place.put(self.lanes[0] and self.lanes[0].split(",")[card])
 
         def one(card: int, method: str, when: str) -> Run:
-            return self.run(f"1/speed-{method}-{when}-{card}", *words, f"method={method}", *alone, one_of=card)
+            own = [*words, f"method={method}", *alone]
+            return self.run(f"1/speed-{method}-{when}-{card}", *own, free=places[card], steps=steps)
 
         def several(method: str, stage: int) -> Run:
             own = [*words, f"method={method}", f"recipe.global_batch={self.gpus * MICRO_BATCH}", *self.group(stage)]
-            return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own)
+            return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own, steps=steps)
 
         def alone_on_each_card(which: Sequence[str], when: str) -> dict[str, list[Run]]:
-            self.share(self.lanes[:1], self.gpus)
-            cards = range(self.gpus)  # all at once, each with a run of its own; the next method when all are done
-            return {name: list(pool.map(one, cards, repeat(name), repeat(when))) for name in which}
+            cells = [(card, method, when) for method in which for card in range(self.gpus)]
+            made = iter(list(pool.map(one, *zip(*cells, strict=True))))
+            return {method: [next(made) for _ in range(self.gpus)] for method in which}
 
-        first = sorted(stages, key=lambda stage: stage != 2)  # what has a target
-        cells = [(method, stage) for stage in first for method in methods]
+        self.share(self.lanes[:1], 1)  # side by side groups slow each other
+        cells = [(method, stage) for stage in stages for method in methods]
         with ThreadPoolExecutor(16) as pool:
             before = alone_on_each_card(methods, "before")
-            self.share(self.lanes[:1], 1)  # side by side they slow each other while one starts
             groups = dict(zip(cells, pool.map(several, *zip(*cells, strict=True)), strict=True))
             after = alone_on_each_card([method for method in methods if method in COMPARED], "after")
         found: dict[str, Any] = {}
         for method in methods:
             found[method] = {"one": speed_of([*before[method], *after.get(method, [])])}
-            for stage in stages:
+            for stage in sorted(stages):
                 speed = speed_of([groups[method, stage]])
                 ratio = speed["tokens_per_second"] / found[method]["one"]["tokens_per_second"] / self.gpus
                 found[method][f"zero{stage}"] = speed | {"efficiency": ratio}
