@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from deepspeed_doubles import cut, stage_three, stage_two
 from peft import get_peft_model
@@ -69,33 +70,79 @@ def test_the_host_waits_for_a_gpu_that_is_blocks_behind(monkeypatch):
     assert happened == [*(f"asked for {n}" for n in (1, 2, 3)), "waited for 1", "asked for 4", "waited for 2"]
 
 
-def test_a_temporary_weight_is_kept_in_the_dtype_of_the_product(monkeypatch):
-    """DoRA multiplies with float32 copies of base weights, which DeepSpeed's function kept for the backward pass."""
+@pytest.fixture
+def deepspeeds_linear(monkeypatch):
+    """Its linear function in the place of torch's, as under ZeRO-3."""
     from deepspeed.runtime.zero import linear, partition_parameters
 
-    patched = partition_parameters.InsertPostInitMethodToModuleSubClasses
-    monkeypatch.setattr(patched, "linear_bk", torch.nn.functional.linear, raising=False)
+    patched, torchs = partition_parameters.InsertPostInitMethodToModuleSubClasses, torch.nn.functional.linear
+    monkeypatch.setattr(patched, "linear_bk", torchs, raising=False)
     monkeypatch.setattr(torch.nn.functional, "linear", linear.zero3_linear_wrap)
-    x, weight = torch.randn(4, 8, requires_grad=True), torch.nn.Parameter(torch.randn(6, 8), requires_grad=False)
-    weight.ds_id = 0
-    kept: dict[str, list[torch.Tensor]] = {}
+    return torchs
 
-    def kept_for_backward(name: str, weight: torch.Tensor) -> None:
-        kept[name] = []
-        with (
-            torch.autograd.graph.saved_tensors_hooks(lambda item: kept[name].append(item) or item, lambda item: item),
-            torch.autocast("cpu", torch.bfloat16),
-        ):
-            torch.nn.functional.linear(x, weight)
 
-    kept_for_backward("before", weight * 1.0)
-    assert torch.float32 in {item.dtype for item in kept["before"]}
+def kept_for_backward(*arguments: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return what torch.nn.functional.linear keeps under autocast."""
+    kept: list[torch.Tensor] = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda item: kept.append(item) or item, lambda item: item),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        torch.nn.functional.linear(*arguments)
+    return kept
+
+
+def fetched(weight: torch.Tensor, *, trained: bool = False) -> torch.nn.Parameter:
+    """Return a parameter as ZeRO-3 has it during the passes of its block."""
+    parameter = torch.nn.Parameter(weight, requires_grad=trained)
+    parameter.ds_id, parameter.ds_z3_leaf_module = 0, None
+    return parameter
+
+
+def lightened() -> None:
     factor = cut(2)
     stage_three(torch.nn.ParameterList([factor]), [factor])
-    kept_for_backward("temporary", weight * 1.0)
-    kept_for_backward("parameter", weight)
-    assert {item.dtype for item in kept["temporary"]} == {torch.bfloat16}
-    assert any(item is weight for item in kept["parameter"]), "a parameter is kept itself, so that it can be freed"
+
+
+def test_a_temporary_weight_is_kept_in_the_dtype_of_the_product(deepspeeds_linear):
+    """DoRA multiplies with float32 copies of base weights, which DeepSpeed's function kept for the backward pass."""
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8)
+    assert torch.float32 in {item.dtype for item in kept_for_backward(x, weight)}
+    lightened()
+    assert {item.dtype for item in kept_for_backward(x, weight)} == {torch.bfloat16}
+
+
+def test_of_a_frozen_weight_only_the_parameter_is_kept(deepspeeds_linear):
+    """DeepSpeed's function kept the layer's input as well; the parameter itself, so that it can be freed meanwhile."""
+    x, weight = torch.randn(4, 8, requires_grad=True), fetched(torch.randn(6, 8))
+    assert any(item is x for item in kept_for_backward(x, weight))
+    lightened()
+    [kept] = kept_for_backward(x, weight)
+    assert kept is weight
+    assert any(item is x for item in kept_for_backward(x, fetched(torch.randn(6, 8), trained=True)))
+    alone = fetched(torch.randn(6, 8))
+    del alone.ds_z3_leaf_module  # may be away in the backward pass: DeepSpeed's function then fetches it
+    assert any(item is x for item in kept_for_backward(x, alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_weight_gives_what_torchs_linear_function_gives(dtype, autocast, bias, deepspeeds_linear):
+    lightened()
+    weight = torch.randn(6, 8, dtype=dtype)
+    shift = torch.nn.Parameter(torch.randn(6, dtype=dtype), requires_grad=False) if bias else None
+    found = []
+    for linear, own in ((deepspeeds_linear, weight), (torch.nn.functional.linear, fetched(weight.clone()))):
+        x = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = linear(x, own, shift)
+        y.float().square().sum().backward()
+        found.append((y.dtype, y, x.grad.dtype, x.grad))
+    (dtype_y, y, dtype_x, grad), (other_y, z, other_x, grad_z) = found
+    assert (dtype_y, dtype_x) == (other_y, other_x)
+    assert torch.equal(y, z)
+    assert torch.equal(grad, grad_z)
 
 
 def test_parameters_are_bound_again_only_when_something_moved():
