@@ -92,10 +92,10 @@ def kept_for_backward(*arguments: torch.Tensor | None) -> list[torch.Tensor]:
     return kept
 
 
-def fetched(weight: torch.Tensor, *, trained: bool = False) -> torch.nn.Parameter:
-    """Return a parameter as ZeRO-3 has it during the passes of its block."""
+def fetched(weight: torch.Tensor, *, trained: bool = False, stays: bool = False) -> torch.nn.Parameter:
+    """Return a parameter as ZeRO-3 has it during the passes of its block, or at all times."""
     parameter = torch.nn.Parameter(weight, requires_grad=trained)
-    parameter.ds_id, parameter.ds_z3_leaf_module = 0, None
+    parameter.ds_id, parameter.ds_z3_leaf_module, parameter.ds_persist = 0, None, stays
     return parameter
 
 
@@ -108,6 +108,14 @@ def test_a_temporary_weight_is_kept_in_the_dtype_of_the_product(deepspeeds_linea
     """DoRA multiplies with float32 copies of base weights, which DeepSpeed's function kept for the backward pass."""
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8)
     assert torch.float32 in {item.dtype for item in kept_for_backward(x, weight)}
+    lightened()
+    assert {item.dtype for item in kept_for_backward(x, weight)} == {torch.bfloat16}
+
+
+def test_of_a_weight_that_stays_whole_is_kept_what_torch_keeps(deepspeeds_linear):
+    """LoRA's first factor has an input of its own in float32, behind its dropout; the product needs it in bfloat16."""
+    x, weight = torch.randn(4, 8, requires_grad=True), fetched(torch.randn(6, 8), trained=True, stays=True)
+    assert any(item is x for item in kept_for_backward(x, weight))
     lightened()
     assert {item.dtype for item in kept_for_backward(x, weight)} == {torch.bfloat16}
 
