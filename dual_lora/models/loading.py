@@ -155,7 +155,7 @@ def _make_rotary_frequencies(net: PreTrainedModel) -> None:
     """Make the frequencies of rotary embeddings anew, in float32 as every other way of loading does.
 
     DeepSpeed gives what is made while it partitions the dtype of the shards. transformers keeps these out of its way
-    since some release after 5.17; before, a bfloat16 base turned its queries and keys by rounded angles.
+    from 5.23 on; before, a bfloat16 base turned its queries and keys by rounded angles.
     """
     for module in net.modules():
         if hasattr(module, "inv_freq") and hasattr(module, "config"):

@@ -25,7 +25,7 @@ words = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=3", f"model
 cell, head = config(Path("results"), *words), Head("causal_lm")
 deepspeed_config.compile_nothing(cell)
 whole = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
-transformers.modeling_utils.prevent_arange_dtype_change = contextlib.nullcontext  # 5.17 has no such guard
+transformers.modeling_utils.prevent_arange_dtype_change = contextlib.nullcontext  # new in 5.23
 sharded = deepspeed_config.partition_while_loading(cell, 1, sys.argv[2])
 model = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
 buffers = dict(whole.named_buffers())
