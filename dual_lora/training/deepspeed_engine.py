@@ -104,7 +104,7 @@ def _keep_what_is_needed() -> None:
             if not hasattr(weight, "ds_id") or weight.ds_persist:  # whole at all times, as what an adapter trains
                 return torchs(x, weight, bias)
             trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-            if trained or not x.requires_grad or not hasattr(weight, "ds_z3_leaf_module"):
+            if trained or not hasattr(weight, "ds_z3_leaf_module"):
                 return own(x, weight, bias)
             return _FrozenLinear.apply(x, weight, bias, torchs)
 

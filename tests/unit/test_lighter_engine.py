@@ -94,7 +94,10 @@ def kept_for_backward(*arguments: torch.Tensor | None) -> list[torch.Tensor]:
 
 def fetched(weight: torch.Tensor, *, trained: bool = False, stays: bool = False) -> torch.nn.Parameter:
     """Return a parameter as ZeRO-3 has it during the passes of its block, or at all times."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
     parameter = torch.nn.Parameter(weight, requires_grad=trained)
+    parameter.ds_status = ZeroParamStatus.AVAILABLE
     parameter.ds_id, parameter.ds_z3_leaf_module, parameter.ds_persist = 0, None, stays
     return parameter
 
@@ -151,6 +154,13 @@ def test_a_frozen_weight_gives_what_torchs_linear_function_gives(dtype, autocast
     assert (dtype_y, dtype_x) == (other_y, other_x)
     assert torch.equal(y, z)
     assert torch.equal(grad, grad_z)
+
+
+def test_a_trained_bias_beside_a_frozen_weight_gets_its_gradient(deepspeeds_linear):
+    lightened()
+    weight, bias = fetched(torch.randn(6, 8)), torch.nn.Parameter(torch.zeros(6))
+    torch.nn.functional.linear(torch.randn(4, 8), weight, bias).sum().backward()
+    assert torch.equal(bias.grad, torch.full((6,), 4.0))
 
 
 def test_parameters_are_bound_again_only_when_something_moved():
