@@ -29,7 +29,7 @@ def hide(text: str) -> str:
 
 
 _FOLDERS = re.compile(r"(?<![\w.])(data\.dir|model\.path|results|hydra\.searchpath|adapter)=(?:'[^']*'|\"[^\"]*\"|\S+)")
-_OPTIONS = re.compile(r"(--output|--results|--records|--data-dir)[ =]\S+")
+_OPTIONS = re.compile(r"(--output|--results|--records|--data-dir|--data|--weights|--scratch)[ =]\S+")
 
 
 def shareable(command: str) -> str:

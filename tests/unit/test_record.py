@@ -45,3 +45,5 @@ def test_a_kept_command_has_no_folder_of_this_machine() -> None:
     command = "python run.py data.dir=/home/me/data model.path='/my models/x' results=/y init_from=none"
     assert shareable(command) == ("python run.py data.dir=FOLDER model.path=FOLDER results=FOLDER init_from=none")
     assert shareable("bench.py --output /home/me/out --smoke") == "bench.py --output FOLDER --smoke"
+    where = "--scratch /home/me/runs --weights=/dev/shm/me --data /home/me/data --data-dir /home/me/more --gpus 2"
+    assert shareable(where) == "--scratch FOLDER --weights FOLDER --data FOLDER --data-dir FOLDER --gpus 2"
