@@ -67,6 +67,23 @@ def _pipelines(device: int) -> bool:
     return device < 0 or torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= PIPELINED_BYTES
 
 
+@lru_cache(maxsize=64)
+def lacks_fence(device: int) -> bool:
+    """Whether kernels for CUDA device `device` must order reads of tensor cores after copies into shared memory.
+
+    Hopper's tensor cores read shared memory through a proxy of its own (PTX ISA, "Proxies"), and asynchronous copies
+    write it through another. Triton before 3.7 puts no fence between the two, so operands could be read before they are
+    there. Only packed factors are copied so: other operands pass through registers, where it does put one. On Blackwell
+    Triton 3.6 cannot pipeline a loop that holds a fence of ours.
+    """
+    if device < 0 or torch.version.cuda is None or torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor)) < (3, 7)
+
+
 class Launch:
     """One kernel at one geometry and set of dtypes; a call passes the pointers and the floats.
 

@@ -36,6 +36,7 @@ class Geometry(NamedTuple):
             "RANK_D": self.ranks[1],
             "RANK_BLOCK": rank_block(self.ranks),
             "PACKED": self.padded != (0, 0),
+            "FENCE": self.padded != (0, 0) and launch.lacks_fence(self.device),
             "RELU": self.rule.magnitude_activation == "relu",
             "SIGN": self.rule.direction_activation == "sign",
         }

@@ -8,6 +8,7 @@ import triton.language as tl
 from dual_lora.kernels.triton_products import (
     activate,
     dot_split,
+    fence,
     left_parts,
     product,
     right_parts,
@@ -21,7 +22,8 @@ def few_tokens_kernel(
     x, weight, bias, y, partial, arrived, a, b, c, d, a0, b0, c0, d0, scaling, n_tokens, n_rows, n_columns,
     rows_padded, columns_padded, weight_row_stride, weight_column_stride, x_stride, tiles_per_split,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    RELU: tl.constexpr, SIGN: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -50,11 +52,16 @@ def few_tokens_kernel(
             zero = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
             a_parts = right_parts(a, columns, n_columns, columns_padded, 0, RANK_M, RANK_BLOCK, PACKED)
             c_parts = right_parts(c, columns, n_columns, columns_padded, 0, RANK_D, RANK_BLOCK, PACKED)
+            fence(FENCE)
             m = dot_split(b_parts, a_parts, zero)
             p = dot_split(d_parts, c_parts, zero)
         else:
-            m = product(b, a, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_M, RANK_BLOCK, PACKED)
-            p = product(d, c, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_D, RANK_BLOCK, PACKED)
+            m = product(
+                b, a, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_M, RANK_BLOCK, PACKED, FENCE
+            )
+            p = product(
+                d, c, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_D, RANK_BLOCK, PACKED, FENCE
+            )
         effective = activate(m, p, RELU, SIGN)
         if HAS_START:
             effective -= start_update(

@@ -18,6 +18,7 @@ import triton.language as tl
 from dual_lora.kernels.triton_products import (
     activate,
     dot_split,
+    fence,
     left_parts,
     product,
     right_parts,
@@ -31,7 +32,7 @@ def build_weight_kernel(
     weight, out, a, b, c, d, a0, b0, c0, d0, scaling, n_rows, n_columns, rows_padded, columns_padded,
     weight_row_stride, weight_column_stride, out_row_stride, out_column_stride, tiles_per_program,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    RELU: tl.constexpr, SIGN: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_START: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_START: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out = W0 + s U(BA) V(DC), summed in float32 and rounded once; a program walks along one block of rows."""
@@ -55,11 +56,16 @@ def build_weight_kernel(
             zero = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
             a_parts = right_parts(a, columns, n_columns, columns_padded, 0, RANK_M, RANK_BLOCK, PACKED)
             c_parts = right_parts(c, columns, n_columns, columns_padded, 0, RANK_D, RANK_BLOCK, PACKED)
+            fence(FENCE)
             m = dot_split(b_parts, a_parts, zero)
             p = dot_split(d_parts, c_parts, zero)
         else:
-            m = product(b, a, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_M, RANK_BLOCK, PACKED)
-            p = product(d, c, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_D, RANK_BLOCK, PACKED)
+            m = product(
+                b, a, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_M, RANK_BLOCK, PACKED, FENCE
+            )
+            p = product(
+                d, c, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_D, RANK_BLOCK, PACKED, FENCE
+            )
         update = activate(m, p, RELU, SIGN)
         if HAS_START:
             update -= start_update(
@@ -115,7 +121,7 @@ def reduce_gradient_kernel(
     grad, weight, out, a, b, c, d, a0, b0, c0, d0, sums, scaling, limit, n_rows, n_columns,
     rows_padded, columns_padded, weight_row_stride, weight_column_stride, tiles_per_chunk, row_sums_begin,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    RELU: tl.constexpr, SIGN: tl.constexpr, CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_OUT: tl.constexpr, HAS_START: tl.constexpr, TILE_PARTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, ROW_BLOCKS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -157,6 +163,7 @@ def reduce_gradient_kernel(
                     weight + long_rows * weight_row_stride + long_columns * weight_column_stride, mask=mask, other=0.0
                 )
             zero = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+            fence(FENCE)
             m = dot_split(b_blocks[block], a_parts, zero)
             p = dot_split(d_blocks[block], c_parts, zero)
             if HAS_OUT:
@@ -225,7 +232,7 @@ def finish_gradient_kernel(
 def mask_gradient_kernel(
     grad, magnitude, direction, a, b, c, d, limit, n_rows, n_columns, rows_padded, columns_padded,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    RELU: tl.constexpr, SIGN: tl.constexpr, CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """For ranks beyond one RANK_BLOCK: `magnitude` = Gm / s and `direction` = Gp / s as tensors, for GEMMs to follow.
@@ -237,8 +244,8 @@ def mask_gradient_kernel(
     mask = (rows[:, None] < n_rows) & (columns[None, :] < n_columns)
     offsets = rows.to(tl.int64)[:, None] * n_columns + columns[None, :]
     g = tl.load(grad + offsets, mask=mask, other=0.0).to(tl.float32)
-    m = product(b, a, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_M, RANK_BLOCK, PACKED)
-    p = product(d, c, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_D, RANK_BLOCK, PACKED)
+    m = product(b, a, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_M, RANK_BLOCK, PACKED, FENCE)
+    p = product(d, c, rows, columns, n_rows, n_columns, rows_padded, columns_padded, RANK_D, RANK_BLOCK, PACKED, FENCE)
     gm, q = _gradient_tiles(g, m, p, limit, RELU, SIGN, CLIP, HARD_TANH)
     tl.store(magnitude + offsets, gm.to(magnitude.dtype.element_ty), mask=mask)
     tl.store(direction + offsets, q.to(direction.dtype.element_ty), mask=mask)

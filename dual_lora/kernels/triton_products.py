@@ -36,6 +36,15 @@ def dot_split(left, right, result):
 
 
 @triton.jit
+def fence(FENCE: tl.constexpr):
+    """Order tensor-core instructions after copies into what they read, where `launch.lacks_fence` says so."""
+    if FENCE:
+        tl.inline_asm_elementwise(
+            "fence.proxy.async.shared::cta; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def left_tile(left, rows, n_rows, begin, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr):
     k = begin + tl.arange(0, RANK_BLOCK)
     mask = (rows[:, None] < n_rows) & (k[None, :] < RANK)
@@ -80,13 +89,14 @@ def right_parts(
 @triton.jit
 def product(
     left, right, rows, columns, n_rows, n_columns, rows_padded, columns_padded,
-    RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
+    RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip
     """One tile of left @ right in float32: (len(rows), len(columns)); left (n_rows, RANK), right (RANK, n_columns)."""
     result = tl.zeros((rows.shape[0], columns.shape[0]), dtype=tl.float32)
     for begin in tl.range(0, RANK, RANK_BLOCK):
         of_left = left_parts(left, rows, n_rows, rows_padded, begin, RANK, RANK_BLOCK, PACKED)
         of_right = right_parts(right, columns, n_columns, columns_padded, begin, RANK, RANK_BLOCK, PACKED)
+        fence(FENCE)
         result = dot_split(of_left, of_right, result)
     return result
 
@@ -153,6 +163,6 @@ def start_update(
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr,
 ):  # fmt: skip
     """One tile of U(B0 A0) V(D0 C0), for `subtract_start`; its factors are never packed."""
-    m = product(b0, a0, rows, columns, n_rows, n_columns, 0, 0, RANK_M, RANK_BLOCK, False)
-    p = product(d0, c0, rows, columns, n_rows, n_columns, 0, 0, RANK_D, RANK_BLOCK, False)
+    m = product(b0, a0, rows, columns, n_rows, n_columns, 0, 0, RANK_M, RANK_BLOCK, False, False)
+    p = product(d0, c0, rows, columns, n_rows, n_columns, 0, 0, RANK_D, RANK_BLOCK, False, False)
     return activate(m, p, RELU, SIGN)
