@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure runs on several GPUs of one host, each a `python run.py ... launch=deepspeed launch.num_gpus=N`.
 
-    python scripts/bench_scaling.py --gpus 2 --output results/benchmarks        # all parts, about 12 minutes on H100s
+    python scripts/bench_scaling.py --gpus 2 --output results/benchmarks        # all parts, about 20 minutes on H200s
     python scripts/bench_scaling.py --gpus 4 --parts large --layers 80 --weights /dev/shm/scaling
     python scripts/bench_scaling.py --smoke --output FOLDER                     # two CPU processes, tiny models
 
