@@ -108,5 +108,12 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
         text=True,
         check=True,
     ).stdout
-    for part in ("ZeRO-2", "; 4 runs, ", "same identity", "was ended by SIGKILL", "layers of LLaMA-3-70B"):
+    for part in (
+        "ZeRO-2",
+        "; 4 runs, ",
+        "for comparison, same identity",
+        "held, same identity",
+        "was ended by SIGKILL",
+        "layers of LLaMA-3-70B",
+    ):
         assert part in text
