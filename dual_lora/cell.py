@@ -131,7 +131,7 @@ class Cell:
                 validation_set=validation,
                 dtype=self.dtype,
                 folder=self.folder,
-                loss_over_tokens=self.task.head.kind == "causal_lm",
+                head=self.task.head,
                 world_size=self.world_size,
                 callbacks=[*work.callbacks(items, lambda: resume_step(self.folder)), *self._diagnostics()],
             )

@@ -22,6 +22,7 @@ from dual_lora.lock import RunLock
 from dual_lora.plan import at_budget
 from dual_lora.tasks.base import Task
 from dual_lora.training import stopping
+from dual_lora.training.loss import check_smoothing
 from dual_lora.training.schedule import plan_batches
 from dual_lora.training.trainer import Diverged, Interrupted
 
@@ -78,6 +79,7 @@ def prepare(config: RunConfig) -> Prepared:
     models.check_available(config.model)
     task = tasks.load(config)
     methods.check_task(config.method, task.head)
+    check_smoothing(task.head, config.recipe.label_smoothing)
     config = _bounded_batch(config, device, _CPU_BATCH[task.head.kind])
     examples.select(task, config)  # every file is read once now: a damaged one is found before any training
     dtype = models.resolve_dtype(config.model, device)

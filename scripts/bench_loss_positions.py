@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from bench_training import SMOLLM2_135M, TARGETS
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dual_lora.training.loss_positions import where_labels_are
+from dual_lora.training.loss import mean_loss, next_token_labels, token_loss
 
 LLAMA3_8B = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -59,10 +58,15 @@ def measure(shape: dict[str, Any], rows: int, prompt: int, answer: int, device: 
     labels[:, :prompt] = -100
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
+    batch = {"input_ids": ids, "shift_labels": next_token_labels(labels)}
+
     def step(everywhere: bool) -> None:
-        context = nullcontext(labels) if everywhere else where_labels_are(model.get_output_embeddings(), labels)
-        with context as given, torch.autocast(device, torch.bfloat16):
-            loss = model(input_ids=ids, labels=given, use_cache=False).loss
+        with torch.autocast(device, torch.bfloat16):
+            if everywhere:
+                logits = model(input_ids=ids, use_cache=False).logits
+                loss = mean_loss(logits.flatten(0, 1), batch["shift_labels"].flatten())
+            else:
+                loss, _ = token_loss(partial(model, use_cache=False), batch, model.get_output_embeddings())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -50,9 +50,10 @@ def losses(
         for indices in tqdm(batches, desc="validation", leave=False, disable=None if processes.is_main() else True):
             collated = collator([dict(rows[index]) for index in indices])
             batch = {key: value.to(device) for key, value in collated.items()}
-            labels = batch.pop("labels")[:, 1:]
+            labels = batch["labels"][:, 1:]
+            inputs = {name: value for name, value in batch.items() if name not in ("labels", "shift_labels")}
             with context:
-                logits = model(**batch).logits[:, :-1]
+                logits = model(**inputs).logits[:, :-1]
             targets = batch["input_ids"][:, 1:]
             each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
             for place, counted in enumerate((labels != IGNORED, batch["attention_mask"][:, 1:].bool())):

@@ -20,8 +20,23 @@ from dual_lora.heads import Rows
 from dual_lora.tasks.base import Example, Score, Task
 from dual_lora.tasks.encoding import IGNORED, encode_all
 from dual_lora.training.checkpoints import file_sha256
+from dual_lora.training.loss import next_token_labels
 
 _VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
+
+
+class Collator:
+    """Pads a batch to its longest row, rounded up to 8: int64 tensors (rows, length), `shift_labels` among them.
+
+    The Trainer counts `shift_labels` as they are. Of `labels` it decides by the model's name which of them count.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._pad = DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8, label_pad_token_id=IGNORED)
+
+    def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
+        batch = self._pad(rows)
+        return {**batch, "shift_labels": next_token_labels(batch["labels"])}
 
 
 class CausalWork:
@@ -55,7 +70,7 @@ class CausalWork:
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked and has no loss: any id serves
-        return DataCollatorForSeq2Seq(self.tokenizer, padding=True, pad_to_multiple_of=8, label_pad_token_id=IGNORED)
+        return Collator(self.tokenizer)
 
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
         return []

@@ -3,7 +3,7 @@
     with logits_at(model.get_output_embeddings(), kept, ids.shape):
         logits = model(input_ids=ids).logits        # (1, len(kept), vocabulary)
 
-Training keeps the positions with a loss (`training.loss_positions`), ranking those of the answers.
+Training keeps the positions with a loss (`training.loss`), ranking those of the answers.
 """
 
 from __future__ import annotations

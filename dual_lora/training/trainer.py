@@ -19,13 +19,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from dual_lora import methods, processes
 from dual_lora.config import RunConfig
+from dual_lora.tasks.base import Head
 from dual_lora.training import walks
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.training.deepspeed_config import deepspeed_config, zero_stage
 from dual_lora.training.deepspeed_engine import fetch_whole_blocks, lighten
 from dual_lora.training.gradient_sums import add_up_in_order, clip
-from dual_lora.training.loss_positions import where_labels_are
+from dual_lora.training.loss import Objective
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
 from dual_lora.training.stopping import Interruption
@@ -62,7 +63,7 @@ def train(
     validation_set: Sequence[dict[str, Any]],
     dtype: str,
     folder: Path,
-    loss_over_tokens: bool,
+    head: Head,
     world_size: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
@@ -70,6 +71,7 @@ def train(
 
     Continues from the last complete checkpoint in `folder`. Raises `Diverged`, `Interrupted`.
     """
+    recipe = config.recipe
     steps, per_epoch = plan_steps(config, len(train_set))
     batches = plan_batches(config, world_size)
     tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0; rotary ones do not mind
@@ -97,17 +99,16 @@ def train(
         callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), *callbacks],
     )
     trainer.make_optimizer = partial(
-        methods.create_optimizer, model, config.method, config.recipe, config.model.target_modules
+        methods.create_optimizer, model, config.method, recipe, config.model.target_modules
     )
     trainer.remove_callback(PrinterCallback)
-    # The Trainer takes every model with **kwargs for one that divides its loss by the items of the whole global batch.
-    # Classification heads ignore that number, and the accumulated gradient would grow with the accumulation.
-    trainer.model_accepts_loss_kwargs = loss_over_tokens
+    trainer.objective = Objective(head, model, recipe.label_smoothing, rows=batches.global_batch)
+    trainer.model_accepts_loss_kwargs = True  # it counts the items of a step, by which the objective divides
     trainer.order = StepSampler(
         len(train_set),
         batches.global_batch,
         config.seed,
-        [len(row["input_ids"]) for row in train_set] if config.recipe.length_grouped else None,
+        [len(row["input_ids"]) for row in train_set] if recipe.length_grouped else None,
     )
     trainer.add_callback(Epochs(trainer.order))
     trainer.keep_checkpoints = config.launch.keep_checkpoints
@@ -188,7 +189,6 @@ def _arguments(
         lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
         warmup_steps=plan_warmup(config, steps),
         max_grad_norm=recipe.max_grad_norm,
-        label_smoothing_factor=recipe.label_smoothing,
         # DeepSpeed enters the same autocast (`deepspeed_config`), and `_Trainer` for a loss that it computes itself.
         bf16=in_bfloat16 and launch.engine != "deepspeed",
         deepspeed=deepspeed,
@@ -230,6 +230,8 @@ def _checkpointing(on: bool) -> dict[str, Any]:
 class _Trainer(Trainer):
     """Keeps the loss of every step on the device and counts tokens, so that curves cost no synchronisation per step."""
 
+    objective: Objective
+    loss_is_scaled_for_ga = True  # from transformers 5.23 on; before, `model_accepts_loss_kwargs` says it
     order: StepSampler
     keep_checkpoints: int
     layout: dict[str, Any]
@@ -239,7 +241,6 @@ class _Trainer(Trainer):
     make_optimizer: Callable[[], torch.optim.Optimizer]
     _operations_per_token: int | None = None
     _prepared: Any = None  # the model as the Trainer wraps it, once its wrapper is as it should be
-    _output_layer: torch.nn.Module | None = None
 
     @property
     def _curves(self) -> Curves:
@@ -283,16 +284,15 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self.order
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.model_accepts_loss_kwargs:  # a classification head has one label per row
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        if not model.training:
-            # Else the Trainer weighs the batches of several processes by their tokens, which one process cannot.
-            kwargs["num_items_in_batch"] = None
-        if self._output_layer is None:  # unwrapping visits every module
-            self._output_layer = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with where_labels_are(self._output_layer, inputs["labels"]) as labels:
-            return super().compute_loss(model, {**inputs, "labels": labels}, *args, **kwargs)
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        # A validation batch is its own: weighing those of several processes by tokens is not what one process does.
+        items = num_items_in_batch if model.training else None
+        loss, outputs = self.objective(model, inputs, items)
+        if model.training:
+            loss = loss * self.accelerator.num_processes  # their gradients are averaged
+        return (loss, outputs) if return_outputs else loss
 
     def compute_loss_context_manager(self) -> Any:
         if self.is_deepspeed_enabled and self.computes_in_bfloat16:

@@ -15,8 +15,8 @@ from dual_lora import run
 from dual_lora.composition import compose
 from dual_lora.config import ConfigError
 from dual_lora.launch import launch
-from dual_lora.training import trainer
-from dual_lora.training.loss_positions import where_labels_are
+from dual_lora.training import loss
+from dual_lora.training.loss import token_loss
 
 # METEOR's Java takes eight seconds to start, so runs on E2E leave it out here; tests/unit/test_metrics_e2e.py has it.
 SMALL = ["data.source=sample", "profile=quick", "profile.max_steps=3", "profile.test_items=2", "launch.device=cpu"]
@@ -197,11 +197,12 @@ def test_training_on_answers_computes_no_logits_for_prompts(tmp_path: Path, monk
     """Loss and curves would be the same without; memory would not."""
     seen = []
 
-    def followed(output_layer: torch.nn.Module, labels: torch.Tensor) -> Any:
-        seen.append((int((labels != -100).sum()), labels.numel()))
-        return where_labels_are(output_layer, labels)
+    def followed(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        value, outputs = token_loss(model, batch, *args, **kwargs)
+        seen.append((outputs.logits.shape[1], batch["input_ids"].numel()))
+        return value, outputs
 
-    monkeypatch.setattr(trainer, "where_labels_are", followed)
+    monkeypatch.setattr(loss, "token_loss", followed)
     record = cell(tmp_path, "task=e2e", "model=tiny_gpt2", "method=lora", "protocol=strict")
     assert record["status"] == "finished", record.get("message")
     assert len(seen) >= record["cost"]["steps"]

@@ -24,7 +24,7 @@ BELOW: dict[str, set[str]] = {
     "report": set(),
     "record": set(),
     "examples": {"tasks"},
-    "training": {"methods", "models", "record"},
+    "training": {"methods", "models", "tasks", "record"},
     "evaluation": {"methods", "models", "tasks", "examples", "record"},
 }
 
