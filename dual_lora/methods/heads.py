@@ -6,6 +6,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from dual_lora.models.head import HEADS
 
@@ -20,9 +21,10 @@ def head_modules(model: nn.Module) -> list[str]:
 
     The LoRA repository's GLUE runs train the same ones: all that lies outside the encoder (`run_glue.py`). BERT's
     pooler lies inside transformers' encoder, but is the layer that RoBERTa and DeBERTa have outside (`models.head`).
+    What a model is shows in its parts, not in the name of its class: one that writes has an output embedding.
     """
     inner = unwrapped(model)
-    if not hasattr(inner, "num_labels") or "ForSequenceClassification" not in type(inner).__name__:
+    if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is not None:
         return []
     prefix = inner.base_model_prefix
     outside = [
