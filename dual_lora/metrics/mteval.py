@@ -1,22 +1,27 @@
-"""BLEU and NIST as `mteval-v13a.pl` gives them (the E2E scorer's default), and as its Python option does.
+"""BLEU and NIST as the E2E scorer gives them: by its `mteval-v13a-sig.pl` (the default), and by its Python option.
 
     bleu_and_nist(predictions, references, variant="mteval" | "python") -> (BLEU 0-1, NIST)
 
 Own code, because no library gives these numbers: sacrebleu's tokenizer "13a" lower-cases all letters where the script
 lower-cases ASCII only, its BLEU is 0 when nothing matches and drops the smoothing of an order without n-grams; nltk's
-NIST takes the length of the *closest* reference, the script the average over the reference *files*. Details that are
-easy to take for mistakes, each of which changes a score:
+NIST takes the length of the *closest* reference, the script the average over the references. Details that are easy to
+take for mistakes, each of which changes a score:
 
-- References stand in files, one per position in the group; a group with fewer references than the largest has empty
-  lines. NIST divides the references' total length by the number of files ("variable number of references": the
-  scorer's own comment calls it improper), so groups of unequal size lower the length it compares with. The Python
-  option averages within each group instead.
+- References are in files, one per position in the group; a group with fewer references than the largest has empty
+  lines. The E2E scorer's edition of the script divides the references' total length by the mean number of *non-empty*
+  references of a segment (7.4 on the E2E test set), and compares the outputs' total length with that. The plain
+  mteval-v13a.pl divides by the number of files (45 there), so that NIST's length penalty hardly ever acts: not what the
+  E2E scorer gives. Its comment on "variable number of references" is on another difference: the Python option takes the
+  mean length within each group and sums these, so that a group with many references weighs no more than another.
+- An output that is as long as the references or longer has no penalty, in NIST and in BLEU.
 - BLEU of an order without a match counts 1/2^k matches (k the how manieth such order); an order without n-grams counts
   as precision 1.
 - A context that reads "0" is false in Perl: the information of "0 x" is taken against all words.
+- An empty reference counts for BLEU's closest length where it is the first of its group, for NIST never. The script
+  stops with a division by zero where all references of a segment are without a token; so does this, with a message.
 - The Python option tokenizes an empty text to one empty token, and lets counts of n-grams go below zero.
 
-Checked against the script's own subroutines, run with Perl: tests/unit/test_metrics_mteval.py.
+Checked against the whole script, run with Perl on files as the scorer lays them out: docs/protocols_nlg.md.
 """
 
 from __future__ import annotations
@@ -64,7 +69,10 @@ def tokenize(text: str, variant: Variant = "mteval") -> list[str]:
 def bleu_and_nist(
     predictions: Sequence[str], references: Sequence[Sequence[str]], variant: Variant = "mteval"
 ) -> tuple[float, float]:
-    """Return corpus BLEU (0-1) and NIST (unbounded) over at least one item. Raises `ValueError` for another variant."""
+    """Return corpus BLEU (0-1) and NIST (unbounded) over at least one item.
+
+    Raises `ValueError` for another variant, and with "mteval" for a group in which no reference has a token.
+    """
     if variant not in ("mteval", "python"):
         raise ValueError(f"variant={variant!r}: legal are 'mteval' and 'python'")
     segments = [
@@ -147,11 +155,21 @@ def _nist(
         for ngram, count in matched.items():
             gained[len(ngram)] += information(ngram) * count  # type: ignore[assignment]
     score = sum(gained[n] / _denominator(made[n], variant) for n in range(1, _NIST_ORDER + 1))
-    if variant == "mteval":
-        length = words / max(len(group) for group in groups)
-    else:
-        length = sum(sum(map(len, group)) / len(group) for group in groups)
+    length = _mean_length_mteval(groups) if variant == "mteval" else _mean_length_python(groups)
     return score * _length_penalty(made[1] / length)
+
+
+def _mean_length_mteval(groups: Sequence[Sequence[Sequence[str]]]) -> float:
+    """Return the length of the references (tokens) by their mean number per group; empty ones are not counted."""
+    numbers = [sum(map(bool, group)) for group in groups]
+    if 0 in numbers:
+        raise ValueError(f"item {numbers.index(0) + 1}: no reference has a token, NIST has no value; give one that has")
+    return sum(len(reference) for group in groups for reference in group) / (sum(numbers) / len(groups))
+
+
+def _mean_length_python(groups: Sequence[Sequence[Sequence[str]]]) -> float:
+    """Return the sum over groups of the mean length (tokens) of a reference."""
+    return sum(sum(map(len, group)) / len(group) for group in groups)
 
 
 def _denominator(made: int, variant: Variant) -> int:
