@@ -21,6 +21,47 @@ FROM_PYTER = [
 ]
 
 
+# name: predictions, references, BLEU in percent of the texts as they are and in the release's form, as GenerationEval's
+# multi-bleu-detok.perl prints them (two decimals), on files that repeat the first reference where a group is shorter.
+FROM_MULTI_BLEU = {
+    "unequal_groups": (
+        ["The leader of Aarhus is Jacob Bundsgaard.", "It is 1,000.5 metres long - not 3-4."],
+        [
+            [
+                "Jacob Bundsgaard is the leader of Aarhus.",
+                "Aarhus is led by Jacob Bundsgaard (its leader).",
+                "The leader of Aarhus: Jacob Bundsgaard.",
+            ],
+            ["It is 1,000.5 metres long, not 3-4 of them."],
+        ],
+        52.85,
+        63.49,
+    ),
+    "case": (["the Leader of Aarhus IS jacob bundsgaard."], [["The leader of Aarhus is Jacob Bundsgaard."]], 0, 100),
+    "longer": (["Aarhus is led by Jacob Bundsgaard, by Jacob"], [["Aarhus is led by Jacob Bundsgaard."]], 58.74, 58.74),
+    "an_empty_output": (
+        ["", "The leader of Aarhus is Jacob Bundsgaard."],
+        [["It is long."], ["The leader of Aarhus is Jacob Bundsgaard, a man."]],
+        36.24,
+        36.24,
+    ),
+    "no_four_words_in_common": (
+        ["The leader of London is Ann."],
+        [["The leader of Aarhus is Jacob Bundsgaard."]],
+        0,
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FROM_MULTI_BLEU)
+def test_bleu_equals_multi_bleu_detok(name):
+    predictions, references, raw, release = FROM_MULTI_BLEU[name]
+    for form, expected in (("raw", raw), ("lora", release)):
+        score = nlg.score(predictions, references, metrics=["BLEU"], form=form)["BLEU"]
+        assert 100 * score == pytest.approx(expected, abs=0.00501), form
+
+
 @pytest.mark.parametrize(("hypothesis", "reference", "expected"), FROM_PYTER)
 def test_ter_equals_pyter(hypothesis, reference, expected):
     assert ter(hypothesis.split(), reference.split()) == pytest.approx(expected)
