@@ -1,16 +1,25 @@
 #!/usr/bin/env python
-"""Write a checkpoint of a LLaMA's dimensions with random weights: its speed and memory without its licence.
+"""Write a checkpoint of random weights: a small model to train from there, or a large LLaMA to measure speed with.
+
+    python scripts/random_checkpoint.py model=small_gpt2 tokenizers=$DUAL_LORA_DATA/tokenizers out=starts/small_gpt2
+    python run.py model=small_gpt2 model.path=starts/small_gpt2 task=e2e method=full
 
     python scripts/random_checkpoint.py model=llama out=/dev/shm/llama
     python scripts/random_checkpoint.py model=llama3_70b model.dimensions.num_layers=40 out=/dev/shm/part_of_70b
     python run.py model=llama model.path=/dev/shm/llama task=commonsense data.source=sample method=dual_lora
 
-    out=FOLDER   a new folder; a file system in memory is fastest to write and to read
-    workers=8    processes that draw and write, one file (a layer) at a time
+    out=FOLDER         a new folder; a file system in memory is fastest to write and to read
+    tokenizers=FOLDER  for a model that is random by its YAML: vocabulary files, laid out as docs/data.md says
+    workers=8          for a large LLaMA: processes that draw and write, one file (a layer) at a time
 
-Weights are bfloat16, normal with the standard deviation of LLaMA's initialisation (0.02), norms are 1; each tensor is
-drawn from a seed of its own name, so the files do not depend on the number of workers (they do on CPU or GPU). The
-tokenizer is the small one of the tiny models: its ids fit into any vocabulary.
+A model whose YAML says `source: random` is made to be trained: float32 weights as transformers initialises them, on the
+CPU from a fixed seed (a language model's with the standard deviation 1/√hidden_size, docs/known_answers.md), and the
+family's real tokenizer (a tiny model has the small one, and needs no tokenizers=).
+
+Any other LLaMA has that model's speed and memory without its licence. Weights are bfloat16, normal with the standard
+deviation of LLaMA's initialisation (0.02), norms are 1; each tensor is drawn from a seed of its own name, so the files
+do not depend on the number of workers (they do on CPU or GPU). The tokenizer is the small one of the tiny models: its
+ids fit into any vocabulary.
 """
 
 from __future__ import annotations
@@ -32,7 +41,7 @@ os.environ.setdefault("_DUAL_LORA_LAZY", "1")  # composing answers before torch 
 from dual_lora.composition import compose  # noqa: E402
 from dual_lora.config import ConfigError, ModelConfig  # noqa: E402
 
-OWN = ("out", "workers")
+OWN = ("out", "tokenizers", "workers")
 SPREAD = 0.02
 INDEX = "model.safetensors.index.json"
 
@@ -45,16 +54,68 @@ def main(arguments: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(arguments) else 2
     rest = [argument for argument in arguments if argument.partition("=")[0] not in OWN]
     try:
-        cells = compose(["task=commonsense", "method=none", "data.source=sample", *rest])
+        cells = compose(["task=glue/sst2", "method=none", "data.source=sample", *rest])
         if len(cells) != 1:
             raise ConfigError("one model at a time: give one value per setting and no -m")
         os.environ.pop("_DUAL_LORA_LAZY", None)
-        size = write(cells[0].model, Path(own["out"]), int(own.get("workers", "8")))
+        model, out = cells[0].model, Path(own["out"])
+        if model.source == "random":
+            size = write_start(model, out, Path(own["tokenizers"]) if "tokenizers" in own else None)
+        else:
+            size = write(model, out, int(own.get("workers", "8")))
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{own['out']}: {size / 1e9:.1f} GB")
+    print(f"{own['out']}: {size / 1e9:.3g} GB")
     return 0
+
+
+def write_start(model: ModelConfig, folder: Path, tokenizers: Path | None) -> int:
+    """Write what a small model starts its training from; return the bytes of the weights.
+
+    Weights: float32, transformers' own initialisation on the CPU at a fixed seed (the last digits may differ between
+    processors and releases of torch; a run's fingerprint is of the files). An encoder is written without a head. The
+    folder appears once it is whole. Raises `ConfigError` if `tokenizers` is missing, `ModelError` for a missing file,
+    `FileExistsError` if the folder exists.
+    """
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from dual_lora.models.architecture import transformers_config
+    from dual_lora.models.loading import max_tokens
+    from dual_lora.models.real_tokenizers import real_tokenizer
+    from dual_lora.models.shapes import CAUSAL_FAMILIES
+    from dual_lora.models.sources import RANDOM_WEIGHTS_SEED
+    from dual_lora.models.tiny_tokenizer import VOCAB_SIZE, tiny_tokenizer
+
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; give another out=, or remove it")
+    if model.dimensions.vocab_size == VOCAB_SIZE:
+        tokenizer = tiny_tokenizer(model.family, max_length=max_tokens(model))
+    elif tokenizers is None:
+        raise ConfigError(f"model={model.name} has its family's own vocabulary; give tokenizers=FOLDER (docs/data.md)")
+    else:
+        tokenizer = real_tokenizer(model.family, tokenizers, max_length=max_tokens(model))
+    if len(tokenizer) > model.dimensions.vocab_size:
+        raise ConfigError(
+            f"tokenizers={tokenizers}: {len(tokenizer)} tokens, model={model.name} has {model.dimensions.vocab_size}; "
+            "give model.dimensions.vocab_size=, or other files"
+        )
+    settings: dict[str, Any] = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")
+    }
+    if model.family in CAUSAL_FAMILIES:
+        # 0.02 is for wide models: here it leaves the output embedding of a token that training never saw so short that
+        # no hidden state (of norm √width after the last norm) makes it likely, and no adapter can lengthen it.
+        settings["initializer_range"] = model.dimensions.hidden_size**-0.5
+    kind = AutoModelForCausalLM if model.family in CAUSAL_FAMILIES else AutoModel
+    torch.manual_seed(RANDOM_WEIGHTS_SEED)
+    net = kind.from_config(transformers_config(model, **settings), dtype=torch.float32)
+    part = folder.with_name(f"{folder.name}.part")
+    net.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
+    return 4 * sum(parameter.numel() for parameter in net.parameters())
 
 
 def write(model: ModelConfig, folder: Path, workers: int = 8) -> int:

@@ -29,7 +29,7 @@ from dual_lora.models.architecture import check_dimensions, transformers_config
 from dual_lora.models.errors import ModelError
 from dual_lora.models.head import HEADS, draw_head
 from dual_lora.models.shapes import check_head
-from dual_lora.models.sources import RANDOM_WEIGHTS_SEED, fingerprint, weights_folder
+from dual_lora.models.sources import RANDOM_WEIGHTS_SEED, check_available, fingerprint, weights_folder
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
 
@@ -62,7 +62,8 @@ def load(model: ModelConfig, head: Head, *, dtype: str, seed: int, device: str |
         raise ModelError(f"dtype={dtype!r}: a base model is held in float32 or bfloat16")
     settings = _head_settings(model, head)
     if model.source == "random" and not model.path:
-        tokenizer: PreTrainedTokenizerBase = tiny_tokenizer(model.family, max_length=_positions(model))
+        check_available(model)
+        tokenizer: PreTrainedTokenizerBase = tiny_tokenizer(model.family, max_length=max_tokens(model))
         net = _random_model(model, head, tokenizer, settings, getattr(torch, dtype))
     else:
         folder = weights_folder(model)
@@ -100,7 +101,7 @@ def _auto_class(head: Head) -> Any:
     return AutoModelForCausalLM if head.kind == "causal_lm" else AutoModelForSequenceClassification
 
 
-def _positions(model: ModelConfig) -> int:
+def max_tokens(model: ModelConfig) -> int:
     """Return how many tokens a random model takes (RoBERTa counts positions from 2; DeBERTa, LLaMA: no limit)."""
     if model.family == "roberta":
         return model.dimensions.max_positions - 2

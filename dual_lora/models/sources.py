@@ -17,10 +17,10 @@ from dual_lora.models.dequantize import dequantized_folder
 from dual_lora.models.errors import ModelError
 from dual_lora.models.hashing import remembered_sha256
 from dual_lora.models.packages import checked_package_file, package_file
-from dual_lora.models.tiny_tokenizer import text_sha256
+from dual_lora.models.tiny_tokenizer import VOCAB_SIZE, text_sha256
 
 _READERS = 16  # of files at a time: hashing takes a core each, and the 140 GB of a 70B model a minute of one
-RANDOM_WEIGHTS_SEED = 0  # of the tiny models' base; the run's seed draws only a head
+RANDOM_WEIGHTS_SEED = 0  # of a random base; the run's seed draws only a head
 
 
 def check_available(model: ModelConfig) -> None:
@@ -34,6 +34,12 @@ def check_available(model: ModelConfig) -> None:
         package_file(model)
     elif model.source == "hub":
         hub.check(model)
+    elif model.dimensions.vocab_size != VOCAB_SIZE:
+        raise ModelError(
+            f"model={model.name} starts at random with its family's own vocabulary, which is not made up here; run "
+            f"`python scripts/random_checkpoint.py model={model.name} tokenizers=FOLDER out=START`, then give "
+            "model.path=START"
+        )
 
 
 def fingerprint(model: ModelConfig) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_shared_lines_are_those_of_the_same_model_and_task(path):
     assert not shared or path.with_name("_common.yaml").exists()
 
 
-@pytest.mark.parametrize("model", sorted({parts(path)[0] for path in OWN}))
+@pytest.mark.parametrize("model", sorted({parts(path)[0] for path in OWN if parts(path)[1] == "rte"}))
 def test_recipes_compose_and_command_line_values_win(model):
     methods = sorted(parts(path)[2] for path in OWN if parts(path)[:2] == (model, "rte"))
     cells = compose(["-m", f"model={model}", "task=glue/rte", f"method={','.join(methods)}"])
@@ -95,7 +95,7 @@ def _value(path, name):
 
 def test_dual_lora_has_loras_budget_and_scale():
     pairs = [(path, path.with_name("lora.yaml")) for path in OWN if path.stem == "dual_lora"]
-    assert len(pairs) == 4 * 8 + 5
+    assert len(pairs) == 4 * 8 + 5 + 3  # MiniLM on five tasks, three small encoders on CoLA
     for dual, lora in pairs:
         first, second = _value(dual, "method.r_magnitude"), _value(dual, "method.r_direction")
         assert first + second == _value(lora, "method.r")

@@ -14,6 +14,11 @@ from dual_lora.composition import compose
 from dual_lora.tasks.base import Head
 from tests.small_cells import ROOT
 
+# LLaMA-7B's YAML at a size that a test can write; one whose YAML says `source: random` is made another way.
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 3, "num_heads": 4, "num_key_value_heads": 2}
+LLAMA = ["model=llama", *(f"model.dimensions.{name}={size}" for name, size in SIZES.items())]
+LLAMA += ["model.dimensions.vocab_size=512"]
+
 
 def write(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "random_checkpoint.py"), *words]
@@ -30,15 +35,14 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def load(folder, *words):
-    [cell] = compose(["model=tiny_llama", "task=commonsense", "method=none", "data.source=sample", *words])
-    config = compose([f"model.path={folder}", "model=tiny_llama", "task=commonsense", "method=none", *words])[0].model
-    return models.load(config, Head("causal_lm"), dtype="bfloat16", seed=0).model, cell.model.dimensions
+    config = compose([f"model.path={folder}", "task=commonsense", "method=none", *words])[0].model
+    return models.load(config, Head("causal_lm"), dtype="bfloat16", seed=0).model, config.dimensions
 
 
 def test_it_loads_with_the_dimensions_asked_for(tmp_path, capsys):
-    done = write("model=tiny_llama", "model.dimensions.num_layers=3", f"out={tmp_path / 'made'}", "workers=1")
+    done = write(*LLAMA, f"out={tmp_path / 'made'}", "workers=1")
     assert done.returncode == 0, done.stderr
-    net, dimensions = load(tmp_path / "made", "model.dimensions.num_layers=3")
+    net, dimensions = load(tmp_path / "made", *LLAMA)
     weights = net.state_dict()
     assert len(net.model.layers) == dimensions.num_layers == 3
     assert {file.name for file in (tmp_path / "made").glob("model-layer-*")} == {
@@ -51,17 +55,17 @@ def test_it_loads_with_the_dimensions_asked_for(tmp_path, capsys):
             assert 0.8 * 0.02 < float(tensor.float().std()) < 1.2 * 0.02, name
     first, second = (weights[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (0, 1))
     assert not torch.equal(first, second)
-    assert "exists" in refusal(capsys, "model=tiny_llama", f"out={tmp_path / 'made'}")
+    assert "exists" in refusal(capsys, *LLAMA, f"out={tmp_path / 'made'}")
 
 
 @pytest.mark.slow
 def test_weights_do_not_depend_on_the_number_of_workers(tmp_path):
     for workers in (1, 2):
-        assert write("model=tiny_llama", f"out={tmp_path / str(workers)}", f"workers={workers}").returncode == 0
-    one, two = (load(tmp_path / str(workers))[0].state_dict() for workers in (1, 2))
+        assert write(*LLAMA, f"out={tmp_path / str(workers)}", f"workers={workers}").returncode == 0
+    one, two = (load(tmp_path / str(workers), *LLAMA)[0].state_dict() for workers in (1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_another_family_is_refused(tmp_path, capsys):
-    assert "only llama" in refusal(capsys, "model=tiny_gpt2", f"out={tmp_path / 'made'}")
+    assert "only llama" in refusal(capsys, "model=gpt2", f"out={tmp_path / 'made'}")
     assert not list(tmp_path.iterdir())
