@@ -1,0 +1,111 @@
+#!/usr/bin/env python
+"""Write what a finished run trained as a plain transformers checkpoint: to share it, or to start another run from it.
+
+    python scripts/export_model.py run=RUN_ID out=FOLDER
+    python run.py model=small_gpt2 model.path=FOLDER task=webnlg method=lora
+
+    run=RUN_ID        the name of its record in results/records/; its folder results/runs/RUN_ID/ has to be here too
+    out=FOLDER        a new folder for config, safetensors and tokenizer
+    checkpoint=NAME   last, best_loss, best_dev or best_heldout; default: the one that the record's headline shows
+    results=results   where records and runs are
+
+The weights are those of full fine-tuning, or the base with the adapter's update merged in. A GPT-2 whose attention was
+split gets its fused layers back. A classification head is written too, and drawn anew by the run that starts from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dual_lora.config import ConfigError, legal_values  # noqa: E402
+
+OWN = ("run", "out", "checkpoint", "results")
+CHECKPOINTS = ("last", "best_loss", "best_dev", "best_heldout")
+
+
+def main(arguments: list[str]) -> int:
+    """Return 0, or 2 for something that cannot be exported."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        own = _own(arguments)
+        export(Path(own.get("results", "results")), own["run"], Path(own["out"]), own.get("checkpoint"))
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(own["out"])
+    return 0
+
+
+def _own(arguments: list[str]) -> dict[str, str]:
+    own: dict[str, str] = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in OWN or not value:
+            raise ConfigError(f"{argument!r} is no setting of this script{legal_values(key, list(OWN))}, each =VALUE")
+        own[key] = value
+    if "run" not in own or "out" not in own:
+        raise ConfigError("give run=RUN_ID and out=FOLDER")
+    if own.get("checkpoint", "last") not in CHECKPOINTS:
+        raise ConfigError(f"checkpoint={own['checkpoint']}{legal_values(own['checkpoint'], list(CHECKPOINTS))}")
+    return own
+
+
+def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None) -> None:
+    """Write the trained model of a run and its tokenizer to `out`, which appears once it is whole.
+
+    Raises `ConfigError`: no finished record, weights that are not on this machine, a base that is not the run's.
+    `FileExistsError` if `out` exists.
+    """
+    from safetensors.torch import load_file
+
+    from dual_lora import initial, methods, models, record, tasks
+    from dual_lora.plan import at_budget
+    from dual_lora.run import load_config
+
+    if out.exists():
+        raise FileExistsError(f"out={out} exists; give another folder, or remove it")
+    known = record.read(record.record_path(str(results), run_id))
+    if known is None or known["status"] != "finished":
+        raise ConfigError(f"run={run_id}: {results / 'records'} has no finished record of that name")
+    folder = record.run_folder(str(results), run_id)
+    checkpoint = checkpoint or known["scores"]["headline"]["checkpoint"]
+    weights = initial.weights_file(folder, checkpoint)
+    if not weights.is_file():
+        raise ConfigError(
+            f"run={run_id}: {weights} is not here (run folders are not committed, a run without training has none, and "
+            "a protocol keeps only the checkpoints it reports); give another checkpoint=, or make the run again here"
+        )
+    config, _ = at_budget(load_config(folder / "config.json"))
+    if models.fingerprint(config.model) != known["identity"]["model"]["fingerprint"]:
+        where = f"model.path={config.model.path}" if config.model.path else f"model={config.model.name}"
+        raise ConfigError(f"run={run_id}: {where} no longer holds the weights that this run started from")
+    head = tasks.load(config).head
+    held = "float32" if config.method.trains in ("everything", "biases") else known["identity"]["dtype"]
+    loaded = models.load(config.model, head, dtype=held, seed=config.seed)
+    model = methods.apply(
+        loaded.model, config.method, model_config=config.model, head=head, seed=config.seed, kernel=config.kernel
+    )
+    methods.load_trainable_state(model, load_file(weights))
+    part = out.with_name(f"{out.name}.part")
+    try:
+        models.fuse_attention(methods.export_merged(model)).save_pretrained(part)
+        loaded.tokenizer.save_pretrained(part)
+        source = {"run_id": run_id, "checkpoint": checkpoint}
+        (part / "exported_from.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
