@@ -81,6 +81,7 @@ def _adapter_files(folder: Path) -> tuple[Path, str]:
 
 
 def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str, str]) -> int:
+    import torch
     from rich.console import Console
 
     from dual_lora import examples, heads, models, run, tasks
@@ -97,7 +98,15 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
     model = loaded.model if adapter is None else with_adapter(loaded.model, adapter[0])
     if task.head.kind == "causal_lm" and own.get("gate", "on") == "on":
         pretrained = config.model.source != "random"
-        found = gate.check(model, loaded.tokenizer, task, items.test, config.protocol, pretrained=pretrained)
+        found = gate.check(
+            model,
+            loaded.tokenizer,
+            task,
+            items.test,
+            config.protocol,
+            pretrained=pretrained,
+            dtype=getattr(torch, dtype),
+        )
         print(f"gate passed: {json.dumps({key: round(value, 4) for key, value in found.items()})}", file=sys.stderr)
     work = heads.work(task, loaded.tokenizer, config, folder / name, dtype)
     started = time.perf_counter()

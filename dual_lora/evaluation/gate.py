@@ -1,6 +1,6 @@
 """A check of a minute's worth of faults before hours of evaluation: prompts, padding, mask, weights.
 
-    check(model, tokenizer, task, examples, *, pretrained=True, generate=generation.generate) -> dict[str, float]
+    check(model, tokenizer, task, examples, protocol, pretrained=True, dtype=torch.float32) -> dict[str, float]
         raises `GateError` naming the fault; returns what was measured, for the log
 
 Everything is judged on a handful of items by what the model does, not by what the code says it does:
@@ -49,6 +49,7 @@ def check(
     protocol: ProtocolConfig,
     *,
     pretrained: bool = True,
+    dtype: torch.dtype = torch.float32,
     generate: Callable[..., list[str]] = generation.generate,
 ) -> dict[str, float]:
     """Raise `GateError` if a sample of the items shows that the evaluation is broken; takes a few forward passes.
@@ -57,6 +58,7 @@ def check(
         model: the base, or a PeftModel around it, not merged.
         pretrained: whether the base weights are a language model's. False for the random test models, and where the
             weights themselves were trained on (full fine-tuning), since these may have lost the prompts.
+        dtype: what the model computes in, whatever its weights and outputs are held in: it decides what is rounding.
         generate: the function that the evaluation will use.
     """
     chosen = _spread(examples, tokenizer, task)
@@ -68,7 +70,8 @@ def check(
             loss = _loss(model, tokenizer, task, chosen)
         if pretrained:
             _check_weights(loss, model)
-        gap = _check_padding(model, tokenizer, [task.render(one, training=False).prompt for one in chosen], generate)
+        prompts = [task.render(one, training=False).prompt for one in chosen]
+        gap = _check_padding(model, tokenizer, prompts, generate, TOLERANCE[dtype])
     finally:
         model.train(was_training)
     return {"base_prompt_loss": loss, "largest_gap": gap}
@@ -124,7 +127,9 @@ def _check_weights(loss: float, model: Any) -> None:
         )
 
 
-def _check_padding(model: Any, tokenizer: Any, prompts: Sequence[str], generate: Callable[..., list[str]]) -> float:
+def _check_padding(
+    model: Any, tokenizer: Any, prompts: Sequence[str], generate: Callable[..., list[str]], tolerance: float
+) -> float:
     """Return the largest gap between a batched choice and the best one alone. Raises `GateError` if it is too large."""
     chosen: dict[int, list[int]] = {}
     decoding = DecodingConfig(beams=1, max_new_tokens=NEW_TOKENS)
@@ -138,9 +143,7 @@ def _check_padding(model: Any, tokenizer: Any, prompts: Sequence[str], generate:
         if tokenizer.eos_token_id in new:
             new = new[: new.index(tokenizer.eos_token_id) + 1]
         alone = torch.tensor([rows[index] + new], device=_device(model))
-        logits = model(input_ids=alone).logits[0, len(rows[index]) - 1 : -1]
-        tolerance = TOLERANCE.get(logits.dtype, 0.5)  # not of the weights: float32 ones may compute in bfloat16
-        logits = logits.float()
+        logits = model(input_ids=alone).logits[0, len(rows[index]) - 1 : -1].float()
         picked = logits.gather(-1, torch.tensor(new, device=logits.device).unsqueeze(-1)).squeeze(-1)
         gap = float((logits.max(-1).values - picked).max())
         largest = max(largest, gap)

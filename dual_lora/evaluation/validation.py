@@ -1,6 +1,6 @@
 """What a language model loses on validation examples, in nats per token: on the answers, and on the whole texts.
 
-    losses(model, rows, collator, batch_tokens=4096, autocast=None) -> {"loss": 1.2, "full_sequence_loss": 2.3}
+    losses(model, rows, collator, batch_tokens=4096) -> {"loss": 1.2, "full_sequence_loss": 2.3}
 
 Unlike the curve that the Trainer follows, which is the trained objective, these are plain likelihoods: unsmoothed, and
 the same two numbers for every method and the base model. Where a protocol trains on whole texts (`loss_on=all`), no
@@ -9,7 +9,6 @@ prompt is marked and both numbers are of the whole text.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,21 +27,18 @@ def losses(
     collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
     *,
     batch_tokens: int,
-    autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Return the mean negative log-likelihood per token, natural logarithm, over all rows together.
 
     Args:
         rows: `input_ids`, `attention_mask` and `labels`, where prompts are marked as ignored if training ignores them.
         batch_tokens: upper bound of a batch, padding included; its float32 logits take 4 × vocabulary bytes per token.
-        autocast: the dtype to compute in where the weights are float32; None for the weights' own.
 
     Returns:
         "loss": over the tokens with a label; "full_sequence_loss": over every token but the first.
     """
     batches = _batches([len(row["input_ids"]) for row in rows], batch_tokens)
     device = next(model.parameters()).device
-    context = torch.autocast(device.type, autocast) if autocast is not None else contextlib.nullcontext()
     sums = torch.zeros(2, 2, dtype=torch.float64)  # (answer, everything) × (loss, tokens)
     was_training = model.training
     model.eval()
@@ -52,8 +48,7 @@ def losses(
             batch = {key: value.to(device) for key, value in collated.items()}
             labels = batch["labels"][:, 1:]
             inputs = {name: value for name, value in batch.items() if name not in ("labels", "shift_labels")}
-            with context:
-                logits = model(**inputs).logits[:, :-1]
+            logits = model(**inputs).logits[:, :-1]
             targets = batch["input_ids"][:, 1:]
             each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
             for place, counted in enumerate((labels != IGNORED, batch["attention_mask"][:, 1:].bool())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ class CausalWork:
         self, model: torch.nn.Module, items: Items, selected: Mapping[str, Path] | None
     ) -> list[dict[str, Any]]:
         model.eval()
+        with self._computing(model):
+            return self._measure(model, items, selected)
+
+    def _computing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """Compute as training did, also in a process that did not train: the scores of a run have one rounding."""
+        if self._autocast is None:
+            return nullcontext()
+        # Not cached: weights change in between, merged or of another checkpoint.
+        return torch.autocast(next(model.parameters()).device.type, self._autocast, cache_enabled=False)
+
+    def _measure(
+        self, model: torch.nn.Module, items: Items, selected: Mapping[str, Path] | None
+    ) -> list[dict[str, Any]]:
         measurements = self._validate(model, items, "base" if selected is None else "last")
         if not items.test:
             return measurements
@@ -103,7 +117,7 @@ class CausalWork:
         rows, _ = self._encoded(items.validation)
         self.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0
         tokens = _VALIDATION_TOKENS.get(next(model.parameters()).device.type, 1024)
-        found = validation.losses(model, rows, self.collator(), batch_tokens=tokens, autocast=self._autocast)
+        found = validation.losses(model, rows, self.collator(), batch_tokens=tokens)
         score = Score("all", "loss", len(rows), found)
         return [{"split": "validation", "checkpoint": checkpoint, **dataclasses.asdict(score)}]
 
@@ -116,6 +130,7 @@ class CausalWork:
                 self.task,
                 items.test,
                 self.config.protocol,
+                dtype=self._autocast or torch.float32,
                 # Full fine-tuning may lose the prompts' English, and has no adapter to switch off.
                 pretrained=self.config.model.source != "random" and self.config.method.trains in ("nothing", "adapter"),
             )

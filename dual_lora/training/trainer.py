@@ -131,6 +131,8 @@ def train(
         raise Interrupted(f"stopped by {interruption.signal} after step {trainer.state.global_step} of {steps}")
     if len(validation_set) and selection.last_step != trainer.state.global_step:
         trainer.evaluate()
+    # accelerate leaves its autocast and its float32 outputs in the model; a process that only evaluates has neither.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     seconds = time.perf_counter() - begun + curves.seconds_before(start)
     processes.barrier()  # the main process may still be writing the selected weights
     return TrainingResult(

@@ -42,11 +42,12 @@ def test_a_sound_evaluation_passes(tokenizer, build, protocol):
     assert measured["largest_gap"] < 0.01
 
 
-def test_rounding_is_that_of_the_computation_and_not_of_the_weights(tokenizer, monkeypatch):
-    """Weights that were trained themselves are float32, and evaluated under bfloat16 autocast."""
+def test_rounding_is_that_of_the_computation_and_not_of_weights_or_outputs(tokenizer, monkeypatch):
+    """Trained weights are float32, and so are outputs behind accelerate's wrapper, where bfloat16 was computed."""
     monkeypatch.setitem(gate.TOLERANCE, torch.float32, -1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        run(llama(tokenizer), tokenizer, pretrained=False)
+        run(llama(tokenizer), tokenizer, pretrained=False, dtype=torch.bfloat16)
+    run(llama(tokenizer), tokenizer, pretrained=False, dtype=torch.bfloat16)
     with pytest.raises(GateError, match="at most -1.0 is rounding"):
         run(llama(tokenizer), tokenizer, pretrained=False)
 
