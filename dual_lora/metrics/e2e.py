@@ -26,8 +26,8 @@ def score(
     """Return corpus scores: BLEU, METEOR, ROUGE_L in 0-1, NIST and CIDEr unbounded.
 
     `references[i]` are the texts for `predictions[i]`. An empty prediction is scored. Raises `ScoreInputError` for
-    lengths that differ or an empty group, `ValueError` for an unknown metric, `JavaError` if METEOR is asked for and no
-    Java runs.
+    lengths that differ or an empty group, `ValueError` for an unknown metric or (BLEU and NIST by "mteval") a group
+    without a token, `JavaError` if METEOR is asked for and no Java runs.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:

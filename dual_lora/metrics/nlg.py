@@ -6,7 +6,8 @@
 the release's decoding script writes them. `form="raw"`: texts as they are, all references.
 
 - BLEU: multi-bleu-detok.perl is sacrebleu's "13a" without smoothing, which is used.
-- METEOR 1.5 with `-norm`, of texts tokenized by nltk, as there. Its Java program is the one pycocoevalcap carries.
+- METEOR 1.5 with `-norm`, of texts tokenized by nltk, as there, but not split into sentences first, which only changes
+  the raw form (docs/protocols_nlg.md says by how much). Its Java program is the one pycocoevalcap carries.
 - TER: mean over items of the lowest TER against one reference (`ter.py`).
 """
 
