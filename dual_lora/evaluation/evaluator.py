@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from dual_lora import methods, processes
 from dual_lora.config import RunConfig
+from dual_lora.evaluation.prediction_lines import read_lines
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
 # Sequences (beams, candidates) per batch. Decoding a small model is bound by launches: the more the better.
@@ -198,7 +199,7 @@ def _parts(path: Path) -> list[Path]:
 
 def _lines(path: Path) -> dict[int, Any]:
     values = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(path):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -219,6 +220,6 @@ def predictions_sha256(folder: Path) -> dict[str, str]:
     """Return the hash of each predictions file, its lines in the order of the items."""
     hashes = {}
     for path in sorted(folder.glob("*.jsonl")):
-        lines = sorted(path.read_text(encoding="utf-8").splitlines(), key=lambda line: json.loads(line)["index"])
+        lines = sorted(read_lines(path), key=lambda line: json.loads(line)["index"])
         hashes[path.stem] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return hashes

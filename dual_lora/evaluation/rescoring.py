@@ -16,6 +16,7 @@ from typing import Any
 
 from dual_lora import examples, record, tasks
 from dual_lora.config import ConfigError, RunConfig
+from dual_lora.evaluation.prediction_lines import read_lines
 from dual_lora.tasks.base import Example, Reading, Task
 
 
@@ -65,7 +66,7 @@ def _readings(
     name = f"{checkpoint}.test.{scoring}"
     path = folder / "predictions" / f"{name}.jsonl"
     try:
-        lines = sorted(path.read_text(encoding="utf-8").splitlines(), key=lambda line: json.loads(line)["index"])
+        lines = sorted(read_lines(path), key=lambda line: json.loads(line)["index"])
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); evaluate the run again instead") from None
     if hashlib.sha256("\n".join(lines).encode()).hexdigest() != known["origin"]["predictions_sha256"].get(name):

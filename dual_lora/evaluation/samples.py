@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from dual_lora import examples
+from dual_lora.evaluation.prediction_lines import read_lines
 from dual_lora.tasks.base import Example, Task
 
 KEPT = 5
@@ -62,7 +63,7 @@ def side_by_side(prepared: list[Any]) -> Table | None:
 
 def _replies(path: Path) -> dict[int, str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except FileNotFoundError:
         return {}
     return {entry["index"]: entry["value"] for entry in map(json.loads, lines)}
