@@ -28,6 +28,7 @@ from dual_lora.models import gpt2
 from dual_lora.models.architecture import check_dimensions, transformers_config
 from dual_lora.models.errors import ModelError
 from dual_lora.models.head import HEADS, draw_head
+from dual_lora.models.sentence_pieces import merge_by_score
 from dual_lora.models.shapes import check_head
 from dual_lora.models.sources import RANDOM_WEIGHTS_SEED, check_available, fingerprint, weights_folder
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
@@ -213,7 +214,9 @@ def _check_complete(model: ModelConfig, head: Head, folder: Path, info: dict[str
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        merge_by_score(tokenizer, folder)
+        return tokenizer
     except Exception as error:  # transformers raises OSError, ValueError and others
         raise ModelError(
             f"{folder}: the tokenizer cannot be loaded ({error}); the folder needs tokenizer.json, or the family's own "

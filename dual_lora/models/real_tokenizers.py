@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dual_lora.models.errors import ModelError
+from dual_lora.models.sentence_pieces import merge_by_score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +57,7 @@ def real_tokenizer(family: str, folder: Path, *, max_length: int) -> PreTrainedT
             {"add_bos_token": True} if family == "llama" else {}
         )  # as its checkpoints' tokenizer_config.json says
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(gathered, model_max_length=max_length, **settings)
+        merge_by_score(tokenizer, Path(gathered))
     tokenizer.name_or_path = ""  # the temporary folder
     return tokenizer
 
