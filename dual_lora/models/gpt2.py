@@ -119,8 +119,9 @@ def fuse_attention(model: GPT2PreTrainedModel) -> GPT2PreTrainedModel:
 def adapter_base_class(model: nn.Module) -> dict[str, str] | None:
     """Return what an adapter's config has to say in PEFT's field `auto_mapping`; None for a stock model.
 
-    PEFT fills the field itself, but only for a config without `task_type`. `AutoPeftModel.from_pretrained(folder,
-    import_allowlist=["dual_lora"])` then loads the split base and the adapter.
+    PEFT fills the field itself, but only for a config without `task_type`; `AutoPeftModel.from_pretrained(folder,
+    import_allowlist=["dual_lora"])` then loads the split base and the adapter. With a task type the field only tells a
+    reader what is needed: PEFT's `Auto` classes do not follow it (docs/models.md says how to load the adapter).
     """
     if type(model) not in _SPLIT.values():
         return None

@@ -151,6 +151,8 @@ def test_an_adapter_of_the_suite_says_it_too_and_is_refused_by_a_stock_model(nam
     }
     with pytest.raises(ValueError, match=r"Target modules .*(q_proj|v_proj).* not found in the base model"):
         peft.PeftModel.from_pretrained(transformers.GPT2LMHeadModel.from_pretrained(base), adapter)
+    with pytest.raises(ValueError, match="Cannot use `AutoPeftModel` with a task type"):  # as docs/models.md says
+        peft.AutoPeftModel.from_pretrained(adapter, import_allowlist=["dual_lora"])
     again = peft.PeftModel.from_pretrained(SplitGPT2LMHeadModel.from_pretrained(base), adapter)
     assert torch.equal(logits(again.eval()), logits(adapted.eval()))
 
