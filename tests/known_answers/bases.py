@@ -51,14 +51,19 @@ KINDS = {
     "gpt2": "gpt2",
     "gpt2_medium": "gpt2",
     "gpt2_large": "gpt2",
+    "small_gpt2": "gpt2",
     "roberta_base": "roberta",
     "roberta_large": "roberta",
+    "small_roberta": "roberta",
     "deberta_v3_base": "deberta",
+    "small_deberta": "deberta",
     "deberta_xxl": "deberta_with_convolution",
     "minilm": "bert",
+    "small_bert": "bert",
     "llama": "llama2",
     "llama_13b": "llama2",
     "llama2": "llama2",
+    "small_llama": "llama2",
     "llama3": "llama3",
     "llama3_70b": "llama3",
     "smollm2": "smollm2",
@@ -77,11 +82,11 @@ class Base:
 
 def make(model: ModelConfig, parent: Path) -> Base:
     """Write the checkpoint that stands in for `model`, once; return where it is."""
-    return _make(KINDS[model.name], dataclasses.replace(model, name="stand_in", repository=_shape_of(model)), parent)
-
-
-def _shape_of(model: ModelConfig) -> str:
-    return "deberta-v2" if model.name == "deberta_xxl" else "none"  # what tells the project of the convolution
+    # What tells the project of DeBERTa v2's convolution is the repository's name.
+    repository = "deberta-v2" if model.name == "deberta_xxl" else "none"
+    tied = Dimensions(0, 0, 0, 0, 0, 0, tied_embeddings=model.dimensions.tied_embeddings)
+    plain = ModelConfig("stand_in", model.family, "", "hub", tied, (), repository)
+    return _make(KINDS[model.name], plain, parent)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from tests.known_answers.bases import INNER, LAYERS, WIDTH
 
 Shapes = dict[str, tuple[int, ...]]
 
-# What is adapted unless a recipe says otherwise: query and value (LoRA on GPT-2, RoBERTa, DeBERTa; MiniLM follows), or
+# What is adapted: query and value (LoRA on GPT-2, RoBERTa, DeBERTa; MiniLM follows), or
 # query, key, value, up and down (DoRA on LLaMA; Qwen2 and SmolLM2 follow).
 _TARGETS = {
     "gpt2": ("q_proj", "v_proj"),
@@ -23,6 +23,11 @@ _TARGETS = {
     "llama": ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj"),
     "qwen2": ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj"),
 }
+# RandLoRA's authors run it and VeRA on every linear layer of the encoder; so do the small encoders with a random start.
+_WIDER = {("roberta", "vera"), ("roberta", "randlora")}
+_ATTENTION = ("query", "key", "value", "query_proj", "key_proj", "value_proj")
+_EVERY_LAYER = (*_ATTENTION, "attention.output.dense", "intermediate.dense", "output.dense")
+_SMALL_ENCODERS = ("small_bert", "small_roberta", "small_deberta")
 # The parts that a classification task adds: all of it starts untrained, and all of it is trained.
 _HEADS = {
     "roberta": {"classifier": {"dense": (WIDTH, WIDTH), "out_proj": (0, WIDTH)}},
@@ -42,7 +47,9 @@ def expected(config: RunConfig, base: nn.Module, labels: int) -> Shapes:
             "head": lambda name: name in heads,
         }[trains]
         return {name: tuple(parameter.shape) for name, parameter in base.named_parameters() if chosen(name)}
-    targets = config.method.settings.get("target_modules") or _TARGETS[config.model.family]
+    family = config.model.family
+    wider = (family, config.method.name) in _WIDER or config.model.name in _SMALL_ENCODERS
+    targets = _EVERY_LAYER if wider else _TARGETS[family]
     shapes = dict(_head(config.model.family, labels, adapter=True).items())
     for name, out, into in _layers(config.model.family, config.model.dimensions.num_key_value_heads):
         if any(name.endswith(f".{target}") for target in targets):

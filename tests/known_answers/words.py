@@ -38,10 +38,14 @@ def one_text(words: Words, text: str, limit: int) -> dict[str, Ids]:
 
 
 def two_texts(words: Words, first: str, second: str, limit: int) -> dict[str, Ids]:
-    """Frame a pair for an encoder; over `limit` tokens the longer text loses its last token, one after the other."""
+    """Frame a pair for an encoder; over `limit` tokens the longer text loses its last token, one after the other.
+
+    Of two that have come to the same length, the one that was shorter loses (the rule of the library `tokenizers`).
+    """
     a, b = words.ids(first), words.ids(second)
+    once_shorter = a if len(a) <= len(b) else b
     while len(a) + len(b) + 2 + len(words.between) > limit:
-        (a if len(a) > len(b) else b).pop()
+        (once_shorter if len(a) == len(b) else max(a, b, key=len)).pop()
     ids = [*words.start, *a, *words.between, *b, words.end]
     if not words.numbers_texts:
         return {"input_ids": ids}
