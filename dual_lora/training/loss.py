@@ -14,7 +14,7 @@ of a text is prompt, and the larger the vocabulary, the more memory this saves (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,18 +33,28 @@ class Objective:
         model: with its adapter, before the Trainer wraps it: its output layer is told which positions are wanted.
         label_smoothing: see `mean_loss`.
         rows: of an optimizer step, on all processes.
+        validation: the validation rows, with `labels`. The Trainer takes the mean over rows of what a batch
+            gives; a batch therefore gives its sum by the tokens that its rows have on average over the whole set, and
+            the mean is that over all tokens, however they are batched.
     """
 
-    def __init__(self, head: Head, model: Any, label_smoothing: float, rows: int) -> None:
+    def __init__(
+        self, head: Head, model: Any, label_smoothing: float, rows: int, validation: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self._head, self._label_smoothing, self._rows = head, label_smoothing, rows
+        if head.kind == "causal_lm" and len(validation):
+            learned = sum(label != IGNORED for row in validation for label in row["labels"][1:])
+            self._tokens_per_row = learned / len(validation)
         self._output_layer = model.get_output_embeddings() if head.kind == "causal_lm" else None
 
     def __call__(
-        self, model: Callable[..., Any], batch: Mapping[str, torch.Tensor], items: torch.Tensor | int | None
+        self, model: Callable[..., Any], batch: Mapping[str, torch.Tensor], items: torch.Tensor | float | None
     ) -> tuple[torch.Tensor, Any]:
-        """Return loss and model output. `items`: labels of the optimizer step; None: the mean over this batch alone."""
+        """Return loss and model output. `items`: labels of the optimizer step; None: while validating, see above."""
         smoothing = self._label_smoothing
         if self._output_layer is not None:
+            if items is None:
+                items = self._tokens_per_row * len(batch["shift_labels"])
             return token_loss(model, batch, self._output_layer, items=items, label_smoothing=smoothing)
         rows = None if items is None else self._rows
         return row_loss(model, batch, items=rows, label_smoothing=smoothing, regression=self._head.regression)
@@ -73,7 +83,7 @@ def mean_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     *,
-    items: torch.Tensor | int | None = None,
+    items: torch.Tensor | float | None = None,
     label_smoothing: float = 0.0,
     regression: bool = False,
 ) -> torch.Tensor:
@@ -102,7 +112,7 @@ def token_loss(
     batch: Mapping[str, torch.Tensor],
     output_layer: torch.nn.Module,
     *,
-    items: torch.Tensor | int | None = None,
+    items: torch.Tensor | float | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, Any]:
     """Return the loss of a causal language model and the model's output, whose logits are those of the kept positions.
@@ -126,7 +136,7 @@ def row_loss(
     model: Callable[..., Any],
     batch: Mapping[str, torch.Tensor],
     *,
-    items: torch.Tensor | int | None = None,
+    items: torch.Tensor | float | None = None,
     label_smoothing: float = 0.0,
     regression: bool = False,
 ) -> tuple[torch.Tensor, Any]:

@@ -102,7 +102,7 @@ def train(
         methods.create_optimizer, model, config.method, recipe, config.model.target_modules
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.objective = Objective(head, model, recipe.label_smoothing, rows=batches.global_batch)
+    trainer.objective = Objective(head, model, recipe.label_smoothing, batches.global_batch, validation_set)
     trainer.model_accepts_loss_kwargs = True  # it counts the items of a step, by which the objective divides
     trainer.order = StepSampler(
         len(train_set),
@@ -289,7 +289,7 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # A validation batch is its own: weighing those of several processes by tokens is not what one process does.
+        # What the Trainer counts of a validation batch is of all processes together; the objective has its own measure.
         items = num_items_in_batch if model.training else None
         loss, outputs = self.objective(model, inputs, items)
         if model.training:

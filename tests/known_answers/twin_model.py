@@ -97,13 +97,11 @@ def losses(cell: Cell) -> Losses:
 def measure(cell: Cell, rows: list[Row], filler: int, recipe: Recipe) -> Callable[[nn.Module], dict[str, float]]:
     """Return what is measured on the validation rows: the loss, and for a classifier the score of its task.
 
-    The loss is the published code's: of batches of eight in the data's order, their mean by the number of their rows.
+    The loss is the mean over all tokens with a label, or over all rows of a classifier.
     """
 
     def measured(model: nn.Module) -> dict[str, float]:
-        parts = [rows[start : start + 8] for start in range(0, len(rows), 8)]
-        total = sum(losses(cell)(model, part, filler, recipe).mean().item() * len(part) for part in parts)
-        found = {"loss": total / len(rows)}
+        found = {"loss": losses(cell)(model, rows, filler, recipe).mean().item()}
         if cell.labels:
             batch = padded(rows, filler)
             labels = batch.pop("labels")
