@@ -5,7 +5,7 @@ Compared are the loss, the set of trained tensors, and the gradient of each, onc
 in two micro-batches with unequal numbers of learned tokens. Float32, 1e-5 relative; gradients of a smoothed loss over a
 real vocabulary 1e-4: torch's cross entropy adds up 50,257 equal shares of ε in float32, and the sum is off by as much.
 
-A tensor's difference is measured by its norm, against the tensor's own gradient or, where that is smaller, a twentieth
+A tensor's difference is measured by its norm, against the tensor's own gradient or, where that is smaller, a fifth
 of the whole gradient: where the terms of a sum cancel (a classifier's bias; of a key's bias the exact gradient is
 zero), what is left has the rounding of the terms.
 """
@@ -151,7 +151,7 @@ def differences(
     whole = sum(float(gradient.norm()) ** 2 for gradient in own.values()) ** 0.5
     for tensor in sorted(set(gradients) & set(own)):
         error = float((gradients[tensor] - own[tensor]).norm())
-        scale = max(float(own[tensor].norm()), 0.05 * whole)
+        scale = max(float(own[tensor].norm()), 0.2 * whole)
         if not error <= tolerance * scale:
             problems.append(f"{name}: gradient of {tensor} is off by {error / scale:.2g}")
     return problems
