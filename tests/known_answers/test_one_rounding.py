@@ -6,9 +6,9 @@ neither, and scripts/evaluate.py has not, so the suite says itself how it comput
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,6 @@ import pytest
 from dual_lora import run
 from dual_lora.composition import compose
 from tests.small_cells import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import evaluate
 
 CELL = ["model=tiny_llama", "model.dtype=bfloat16", "task=commonsense", "task.subsets=[boolq,piqa]"]
 CELL += ["data.source=sample", "profile=quick", "profile.test_items=3", "protocol.decoding.max_new_tokens=4"]
@@ -51,7 +48,12 @@ def test_a_saved_adapter_gets_the_scores_of_its_run(tmp_path: Path, monkeypatch:
     out = tmp_path / "scores.json"
     words = [*CELL, "protocol.also_report=[]", "protocol.checkpoint=last", "launch.device=cpu", f"results={tmp_path}"]
     monkeypatch.setenv("_DUAL_LORA_LAZY", "1")  # as the script leaves it when it is imported
-    assert evaluate.main([*words, f"adapter={adapter}", f"out={out}"]) == 0
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.main([*words, f"adapter={adapter}", f"out={out}"]) == 0
     again = json.loads(out.read_text())["measurements"]
     first = [entry for entry in record["scores"]["measurements"] if entry["split"] == "test"]
     assert [entry["metrics"] for entry in again] == [entry["metrics"] for entry in first]
