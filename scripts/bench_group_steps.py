@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -35,14 +35,15 @@ from bench_kernels import RESULTS, environment
 from bench_walks import NARROW, Clock
 from bench_zero import make_config, make_model
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
-from transformers import DataCollatorForSeq2Seq
 
 from dual_lora import processes
+from dual_lora.heads.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
+from dual_lora.tasks.base import Head
 from dual_lora.training import deepspeed_config, deepspeed_engine, trainer
 
 METHODS = ("lora", "dora", "dual_lora")
-STAGES = (2, 3)
+STAGES: tuple[Literal[2, 3], ...] = (2, 3)
 PROCESSES = 2
 FULL = NARROW | {"steps": 20, "rounds": 3}
 SMOKE = NARROW | {"num_layers": 2, "steps": 4, "rounds": 1}
@@ -65,7 +66,7 @@ def as_deepspeed_does(stage: int) -> ExitStack:
     return patches
 
 
-def times(method: str, stage: int, size: dict[str, Any], folder: Path) -> list[float]:
+def times(method: str, stage: Literal[2, 3], size: dict[str, Any], folder: Path) -> list[float]:
     """Train once and return the milliseconds of the counted steps; every process calls it."""
     config = make_config(method, "plain", size, "cpu", str(folder))
     config = replace(
@@ -86,12 +87,12 @@ def times(method: str, stage: int, size: dict[str, Any], folder: Path) -> list[f
         make_model(config, "cpu").float(),
         config,
         tokenizer=tokenizer,
-        collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        collator=Collator(tokenizer),
         train_set=[{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids],
         validation_set=[],
         dtype="float32",
         folder=folder,
-        loss_over_tokens=True,
+        head=Head("causal_lm"),
         world_size=PROCESSES,
         callbacks=[clock],
     )
@@ -99,7 +100,7 @@ def times(method: str, stage: int, size: dict[str, Any], folder: Path) -> list[f
     return [1e3 * (end - begin) for begin, end in pairs]
 
 
-def work(method: str, stage: int, size: dict[str, Any], folder: Path) -> None:
+def work(method: str, stage: Literal[2, 3], size: dict[str, Any], folder: Path) -> None:
     """One of the processes: both ways in turn."""
     processes.join("cpu")
     found: dict[str, list[float]] = {"deepspeed": [], "ours": []}
@@ -139,7 +140,8 @@ def main() -> None:
     size = SMOKE if args.smoke else FULL
     if args.worker:
         method, stage, folder = args.worker
-        work(method, int(stage), size, Path(folder))
+        [chosen] = [one for one in STAGES if str(one) == stage]
+        work(method, chosen, size, Path(folder))
         return
     begun = time.perf_counter()
     versions = {name: version(name) for name in ("deepspeed", "transformers", "accelerate", "peft")}

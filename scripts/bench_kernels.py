@@ -2,6 +2,7 @@
 
     python scripts/bench_kernels.py                        # on a GPU: results/benchmarks/kernels.json
     python scripts/bench_kernels.py --device cpu           # the CPU target: results/benchmarks/kernels_cpu.json
+    TRITON_INTERPRET=1 python scripts/bench_kernels.py --output F   # no GPU, tiny layers: does it still run?
 
 Times are medians with 20 and 80 per cent quantiles. On the GPU every repetition starts with a cold L2 cache.
 """
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,13 @@ from dual_lora.kernels import dual_lora_linear, reference
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 UP = (11008, 4096)  # LLaMA-7B's up projection: the layer of the targets
 LLAMA_7B = {"q": (4096, 4096), "up": UP, "down": (4096, 11008)}
+# In Triton's interpreter the kernels run on the CPU: its times say nothing, so everything is as small as it can be.
+SMOKE = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE, DTYPE = ("cpu", torch.float32) if SMOKE else ("cuda", torch.bfloat16)
+LAYERS = {"tiny": (64, 96)} if SMOKE else LLAMA_7B
+MANY = 64 if SMOKE else 4096  # tokens
 Timing = dict[str, float]
+Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def environment(device: str) -> dict[str, str]:
@@ -42,24 +51,38 @@ def environment(device: str) -> dict[str, str]:
 
 def time_gpu(run: Callable[[], Any], milliseconds: int = 60) -> Timing:
     """Median and 20/80 quantiles of `run` in milliseconds of GPU time, L2 cache cleared before each repetition."""
+    if SMOKE:
+        begun = time.perf_counter()
+        run()
+        once = 1e3 * (time.perf_counter() - begun)
+        return {"p20_ms": once, "median_ms": once, "p80_ms": once}
     import triton
 
     low, median, high = triton.testing.do_bench(run, warmup=15, rep=milliseconds, quantiles=[0.2, 0.5, 0.8])
     return {"p20_ms": low, "median_ms": median, "p80_ms": high}
 
 
-def make_factors(out: int, in_: int, rank: int, device: str) -> tuple[torch.Tensor, ...]:
+def make_factors(out: int, in_: int, rank: int, device: str) -> Factors:
     """Trainable float32 factors A, B, C, D of equal ranks, at the default spread 0.02."""
-    shapes = ((rank, in_), (out, rank), (rank, in_), (out, rank))
-    return tuple((torch.randn(shape, device=device) * 0.02).requires_grad_() for shape in shapes)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, device=device) * 0.02).requires_grad_()
+
+    return drawn(rank, in_), drawn(out, rank), drawn(rank, in_), drawn(out, rank)
+
+
+def frozen(factors: Factors) -> Factors:
+    """The same factors without gradients, as the kernels take them."""
+    a, b, c, d = factors
+    return a.detach(), b.detach(), c.detach(), d.detach()
 
 
 def make_layer(out: int, in_: int, rank: int, tokens: int) -> dict[str, Any]:
     """A bf16 layer on the GPU with its input and the gradient of its output."""
-    x = torch.randn(tokens, in_, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.randn(out, in_, device="cuda", dtype=torch.bfloat16) * in_**-0.5
-    grad = torch.randn(tokens, out, device="cuda", dtype=torch.bfloat16)
-    return {"x": x, "weight": weight, "grad": grad, "factors": make_factors(out, in_, rank, "cuda")}
+    x = torch.randn(tokens, in_, device=DEVICE, dtype=DTYPE, requires_grad=True)
+    weight = torch.randn(out, in_, device=DEVICE, dtype=DTYPE) * in_**-0.5
+    grad = torch.randn(tokens, out, device=DEVICE, dtype=DTYPE)
+    return {"x": x, "weight": weight, "grad": grad, "factors": make_factors(out, in_, rank, DEVICE)}
 
 
 def bench_parts(out: int, in_: int, rank: int = 16) -> dict[str, Any]:
@@ -68,9 +91,8 @@ def bench_parts(out: int, in_: int, rank: int = 16) -> dict[str, Any]:
     from dual_lora.kernels.packing import prepare
     from dual_lora.kernels.rule import UpdateRule
 
-    layer = make_layer(out, in_, rank, 4096)
-    x, grad, weight = layer["x"].detach(), layer["grad"], layer["weight"]
-    factors = tuple(f.detach() for f in layer["factors"])
+    layer = make_layer(out, in_, rank, MANY)
+    x, grad, weight, factors = layer["x"].detach(), layer["grad"], layer["weight"], frozen(layer["factors"])
     rule, other, g, prepared = UpdateRule(), torch.empty_like(weight), grad.t() @ x, prepare(factors)
     geometry = fused._geometry(factors, prepared, rule, None)
 
@@ -99,8 +121,9 @@ def layer_step(layer: dict[str, Any], kind: str, rank: int) -> Callable[[], Any]
     """Forward and backward of one layer: dual_lora, lora (bf16 factors, PEFT's formula), floor (trainable weight)."""
     x, weight, grad = layer["x"], layer["weight"], layer["grad"]
     if kind == "dual_lora":
-        factors = layer["factors"]
-        return lambda: torch.autograd.grad(dual_lora_linear(x, weight, None, *factors, 0.5), (x, *factors), grad)
+        factors: Factors = layer["factors"]
+        run = partial(dual_lora_linear, x, weight, None, *factors, scaling=0.5, kernel="fused")
+        return lambda: torch.autograd.grad(run(), (x, *factors), grad)
     if kind == "floor":
         trainable = weight.detach().requires_grad_()
         return lambda: torch.autograd.grad(F.linear(x, trainable), (x, trainable), grad)
@@ -111,6 +134,8 @@ def layer_step(layer: dict[str, Any], kind: str, rank: int) -> Callable[[], Any]
 
 def graph_of(run: Callable[[], Any]) -> Callable[[], None]:
     """The replay of `run` as a CUDA graph: GPU time without the launches, which outlast the kernels of small layers."""
+    if SMOKE:
+        return run
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -146,11 +171,14 @@ def bench_growth(milliseconds: int = 30) -> dict[str, Any]:
     points += [("rank", 4096, 4096, r, 4096) for r in (4, 16, 32, 64, 256)]
     points += [("layer size", n, n, 16, 4096) for n in (576, 1024, 2048, 8192)]
     points += [("layer size", *UP, 16, 4096)]
-    big = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    side = 8192
+    if SMOKE:
+        points, side = [("tokens", 64, 96, 4, 16)], 64
+    big = torch.randn(side, side, device=DEVICE, dtype=DTYPE)
     other = torch.empty_like(big)
     rates = {
-        "flop_per_ms": 2 * 8192**3 / time_gpu(lambda: big @ big)["median_ms"],
-        "bytes_per_ms": 4 * 8192**2 / time_gpu(lambda: other.copy_(big))["median_ms"],
+        "flop_per_ms": 2 * side**3 / time_gpu(lambda: big @ big)["median_ms"],
+        "bytes_per_ms": 4 * side**2 / time_gpu(lambda: other.copy_(big))["median_ms"],
     }
     for axis, out, in_, rank, tokens in points:
         layer = make_layer(out, in_, rank, tokens)
@@ -186,21 +214,16 @@ def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
     from dual_lora.kernels.rule import UpdateRule
 
     rows, rule = [], UpdateRule()
-    for name, (out, in_) in LLAMA_7B.items():
+    for name, (out, in_) in LAYERS.items():
         layer = make_layer(out, in_, 16, 64)
-        weight, factors = layer["weight"], tuple(f.detach() for f in layer["factors"])
+        weight, factors = layer["weight"], frozen(layer["factors"])
         for tokens in (1, 16, 32, 64):
             x = layer["x"].detach()[:tokens]
             row: dict[str, Any] = {"layer": name, "shape": [out, in_], "tokens": tokens}
-            row["base"] = time_gpu(lambda x=x, weight=weight: F.linear(x, weight), milliseconds)
+            row["base"] = time_gpu(partial(F.linear, x, weight), milliseconds)
             for kind, limit in (("one_kernel", 64), ("build_and_gemm", 0)):
                 with changed(launch, "FEW_TOKENS", limit):
-                    row[kind] = time_gpu(
-                        lambda x=x, weight=weight, factors=factors: fused.forward(
-                            x, weight, None, factors, 0.5, rule, reuse=True
-                        ),
-                        milliseconds,
-                    )
+                    row[kind] = time_gpu(partial(fused.forward, x, weight, None, factors, 0.5, rule), milliseconds)
             rows.append(row)
     return rows
 
@@ -216,8 +239,8 @@ def bench_cpu(size: int = 2048, tokens: int = 512, repetitions: int = 11) -> dic
     weight, grad = torch.randn(size, size) * size**-0.5, torch.randn(tokens, size)
     factors = make_factors(size, size, 16, "cpu")
     steps = {
-        "naive": lambda: reference.dual_lora_linear(x, weight, None, *factors, 0.5),
-        "tiled": lambda: dual_lora_linear(x, weight, None, *factors, 0.5, kernel="generic"),
+        "naive": lambda: reference.dual_lora_linear(x, weight, None, *factors, scaling=0.5),
+        "tiled": lambda: dual_lora_linear(x, weight, None, *factors, scaling=0.5, kernel="generic"),
         "gemm_floor": lambda: (
             torch.mm(x.detach(), weight.t()),
             torch.mm(grad, weight),
@@ -231,7 +254,7 @@ def bench_cpu(size: int = 2048, tokens: int = 512, repetitions: int = 11) -> dic
             if name == "gemm_floor":
                 run()
             else:
-                torch.autograd.grad(run(), (x, *factors), grad)
+                gradients(run, (x, *factors), grad)
             if repetition:
                 times[name].append((time.process_time() - begin) * 1e3)
     result: dict[str, Any] = {"size": size, "tokens": tokens, "dtype": "float32", "clock": "CPU time, one thread"}
@@ -239,12 +262,15 @@ def bench_cpu(size: int = 2048, tokens: int = 512, repetitions: int = 11) -> dic
         low, *_, high = statistics.quantiles(values, n=5)
         result[name] = {"p20_ms": low, "median_ms": statistics.median(values), "p80_ms": high}
     for name in ("naive", "tiled"):
-        step = steps[name]
-        peak = peak_cpu_bytes(lambda step=step: torch.autograd.grad(step(), (x, *factors), grad))
+        peak = peak_cpu_bytes(partial(gradients, steps[name], (x, *factors), grad))
         result[name]["peak_extra_MiB"] = peak / 2**20
     result["time_ratio"] = result["tiled"]["median_ms"] / result["naive"]["median_ms"]
     result["memory_ratio"] = result["tiled"]["peak_extra_MiB"] / result["naive"]["peak_extra_MiB"]
     return result
+
+
+def gradients(run: Callable[[], Any], of: tuple[torch.Tensor, ...], grad: torch.Tensor) -> Any:
+    return torch.autograd.grad(run(), of, grad)
 
 
 def peak_cpu_bytes(run: Callable[[], Any]) -> int:
@@ -264,12 +290,12 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
     args = parser.parse_args()
-    results: dict[str, Any] = {"environment": environment(args.device)}
+    results: dict[str, Any] = {"environment": environment("cpu" if SMOKE else args.device)}
     if args.device == "cpu":
         name, results["cpu"] = "kernels_cpu.json", bench_cpu()
     else:
         name = "kernels.json"
-        results["parts"] = [bench_parts(*shape) for shape in LLAMA_7B.values()]
+        results["parts"] = [bench_parts(*shape) for shape in LAYERS.values()]
         results["few_tokens"] = bench_few_tokens()
         results["growth"] = bench_growth()
     args.output.mkdir(parents=True, exist_ok=True)

@@ -77,10 +77,10 @@ def target_rows(data: dict[str, Any]) -> Iterable[tuple[str, float | None, float
             other = f"lora_{dtype}_factors"
             measured = ratio(data, part, "dual_lora", other, "peak_GiB")
             yield f"{name}, peak memory / LoRA, {dtype} factors", measured, targets[3]
-    part = next((p for p in data.get("parts", []) if p["shape"] == [11008, 4096]), {})
-    yield "building W₀ + ΔW, 11008 × 4096 / copy of W₀", value(part, "build_over_copy"), 1.3
-    yield "reducing G, 11008 × 4096 / reading G", value(part, "reduce_over_read"), 3.0
-    yield "… or weight-gradient GEMM and reduction / that GEMM", value(part, "gemm_and_reduce_over_gemm"), 1.12
+    up: dict[str, Any] = next((p for p in data.get("parts", []) if p["shape"] == [11008, 4096]), {})
+    yield "building W₀ + ΔW, 11008 × 4096 / copy of W₀", value(up, "build_over_copy"), 1.3
+    yield "reducing G, 11008 × 4096 / reading G", value(up, "reduce_over_read"), 3.0
+    yield "… or weight-gradient GEMM and reduction / that GEMM", value(up, "gemm_and_reduce_over_gemm"), 1.12
     for dtype in ("fp32", "bf16"):
         other = f"lora_{dtype}_factors"
         yield f"SmolLM2-135M step / LoRA, {dtype} factors", ratio(data, "small", "dual_lora", other), 0.9

@@ -76,7 +76,8 @@ class Bench:
         self.written: set[Path] = set()
         self.cards = [] if args.smoke else visible_cards()
         firsts = range(0, len(self.cards) - args.gpus + 1, args.gpus)
-        self.lanes = [",".join(self.cards[first : first + args.gpus]) for first in firsts] or [None]
+        lanes = [",".join(self.cards[first : first + args.gpus]) for first in firsts]
+        self.lanes: list[str | None] = [*lanes] or [None]
         self.share(self.lanes, 1)
         self.device = ["launch.device=cpu"] if args.smoke else []
         self.studied = ["model=tiny_llama", "data.source=sample"]
@@ -134,9 +135,9 @@ class Bench:
 
     def same(self) -> dict[str, Any]:
         """Curves of N processes against those of one, for each method and dtype."""
-        groups = {"ddp": None, **{f"zero{stage}": stage for stage in STAGES}}
-        sharded = {"zero2": 2, "zero3": 3}
-        cells = [
+        groups: dict[str, int | None] = {"ddp": None, **{f"zero{stage}": stage for stage in STAGES}}
+        sharded: dict[str, int | None] = {"zero2": 2, "zero3": 3}
+        cells: list[tuple[str, str, dict[str, int | None]]] = [
             ("dual_lora", "float32", groups),
             ("dual_lora", "bfloat16", sharded),
             ("lora", "float32", {"zero2": 2}),

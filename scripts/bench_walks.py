@@ -30,9 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_kernels import RESULTS, environment
 from bench_zero import make_config, make_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
+from dual_lora.heads.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
+from dual_lora.tasks.base import Head
 from dual_lora.training import trainer
 
 METHODS = ("lora", "dual_lora")
@@ -91,12 +93,12 @@ def times(method: str, size: dict[str, Any], device: str) -> list[float]:
             make_model(config, device),
             config,
             tokenizer=tokenizer,
-            collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+            collator=Collator(tokenizer),
             train_set=[{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids],
             validation_set=[],
             dtype="bfloat16" if device == "cuda" else "float32",
             folder=Path(folder),
-            loss_over_tokens=True,
+            head=Head("causal_lm"),
             callbacks=[clock],
         )
     pairs = zip(clock.ends[_UNCOUNTED - 1 :], clock.ends[_UNCOUNTED:], strict=False)

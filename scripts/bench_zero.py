@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,6 +39,7 @@ from bench_kernels import RESULTS, environment
 from dual_lora import methods, processes, secrets
 from dual_lora.composition import compose
 from dual_lora.config import RunConfig
+from dual_lora.heads.causal_lm import Collator
 from dual_lora.models.architecture import transformers_config
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
@@ -146,12 +147,12 @@ def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], d
         model,
         config,
         tokenizer=tokenizer,
-        collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+        collator=Collator(tokenizer),
         train_set=rows,
         validation_set=[],
         dtype="bfloat16",
         folder=Path(folder),
-        loss_over_tokens=True,
+        head=Head("causal_lm"),
         callbacks=[Blocks(parent, device)],
     )
     processes.leave()

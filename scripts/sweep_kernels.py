@@ -1,6 +1,7 @@
 """Try tile sizes of the Triton kernels: results/benchmarks/kernels_tiles.json, the measurement behind `launch.TILES`.
 
     python scripts/sweep_kernels.py
+    TRITON_INTERPRET=1 python scripts/sweep_kernels.py --output F   # no GPU, tiny layers, two points a kernel: a test
 
 Each point is compiled first, in parallel, and timed after that, alone on the GPU.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_kernels import RESULTS, UP, changed, environment, make_layer, time_gpu
+from bench_kernels import LAYERS, MANY, RESULTS, SMOKE, UP, changed, environment, frozen, make_layer, time_gpu
 
 from dual_lora.kernels.launch import Tile
 
@@ -28,13 +29,13 @@ def sweep_runs() -> dict[str, tuple[str, str, Callable[[], Any]]]:
     from dual_lora.kernels.rule import UpdateRule
 
     rule = UpdateRule()
-    layer = make_layer(*UP, 16, 4096)
-    weight, factors = layer["weight"], tuple(f.detach() for f in layer["factors"])
+    layer = make_layer(*(LAYERS["tiny"] if SMOKE else UP), 16, MANY)
+    weight, factors = layer["weight"], frozen(layer["factors"])
     other, g = torch.empty_like(weight), layer["grad"].t() @ layer["x"].detach()
     prepared = prepare(factors)
     geometry = fused._geometry(factors, prepared, rule, None)
-    small = make_layer(4096, 4096, 16, 16)
-    small_factors, small_x = tuple(f.detach() for f in small["factors"]), small["x"].detach()
+    small = make_layer(*(LAYERS["tiny"] if SMOKE else (4096, 4096)), 16, 16)
+    small_factors, small_x = frozen(small["factors"]), small["x"].detach()
     return {
         "build": ("build", "", lambda: fused.build(weight, other, prepared, geometry, 0.5, None)),
         "reduce": (
@@ -47,26 +48,29 @@ def sweep_runs() -> dict[str, tuple[str, str, Callable[[], Any]]]:
         ),
         "few_tokens": (
             "few_tokens", "FEW_TOKEN_PROGRAMS",
-            lambda: fused.forward(small_x, small["weight"], None, small_factors, 0.5, rule, reuse=True),
+            lambda: fused.forward(small_x, small["weight"], None, small_factors, 0.5, rule),
         ),
     }  # fmt: skip
 
 
 def sweep_part(part: int, parts: int, milliseconds: int) -> list[tuple[str, dict[str, Any]]]:
     """Time every `parts`-th point of the sweep; with 0 milliseconds only compile it, into Triton's cache on disk."""
+    from triton.runtime.errors import OutOfResources
+
     from dual_lora.kernels import launch
 
-    points = [(name, *run, *point) for name, run in sweep_runs().items() for point in sweep_points(run[0])]
+    points = [(name, *run, *point) for name, run in sweep_runs().items() for point in _tried(run[0])]
     rows = []
     for name, key, programs, run, tile, count in points[part::parts]:
         row: dict[str, Any] = {"tile": vars(tile), "programs_per_multiprocessor": count}
         with changed(launch.TILES, key, tile), changed(launch, programs, count):
             try:
                 run()
-                torch.cuda.synchronize()
+                if not SMOKE:
+                    torch.cuda.synchronize()
                 if milliseconds:
                     row |= time_gpu(run, milliseconds)
-            except Exception as error:  # a tile may not fit in shared memory: that is a result too
+            except OutOfResources as error:  # a tile may not fit in shared memory: that is a result too
                 row["error"] = type(error).__name__
         rows.append((name, row))
     return rows
@@ -74,14 +78,19 @@ def sweep_part(part: int, parts: int, milliseconds: int) -> list[tuple[str, dict
 
 def sweep(milliseconds: int = 20, workers: int = 14) -> dict[str, list[dict[str, Any]]]:
     """Every tile size tried for each kernel on the up projection (few tokens: on q), best first; failures kept."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.starmap(sweep_part, [(part, workers, 0) for part in range(workers)])
+    if not SMOKE:  # the interpreter compiles nothing
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            pool.starmap(sweep_part, [(part, workers, 0) for part in range(workers)])
     results: dict[str, list[dict[str, Any]]] = {}
     for name, row in sweep_part(0, 1, milliseconds):
         results.setdefault(name, []).append(row)
     for rows in results.values():
         rows.sort(key=lambda row: row.get("median_ms", float("inf")))
     return results
+
+
+def _tried(key: str) -> list[tuple[Any, int]]:
+    return list(sweep_points(key))[: 2 if SMOKE else None]
 
 
 def sweep_points(key: str) -> Iterator[tuple[Any, int]]:
@@ -109,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
     args = parser.parse_args()
-    results = {"environment": environment("cuda"), "tiles": sweep()}
+    results = {"environment": environment("cpu" if SMOKE else "cuda"), "tiles": sweep()}
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "kernels_tiles.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"wrote {args.output / 'kernels_tiles.json'}")

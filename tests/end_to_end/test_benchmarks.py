@@ -16,8 +16,10 @@ from tests.small_cells import ROOT
 SECTION = "import json, sys, scaling_tables; print(scaling_tables.section(json.load(open(sys.argv[1]))))"
 
 
-def bench(*words: str, script: str = "bench_zero.py", timeout: int = 600) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""}
+def bench(
+    *words: str, script: str = "bench_zero.py", timeout: int = 600, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "", **variables}
     command = [sys.executable, str(ROOT / "scripts" / script), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
@@ -75,6 +77,21 @@ def test_group_steps_benchmark_times_both_ways(tmp_path):
             assert 0 < row[way]["p20_ms"] <= row[way]["median_ms"] <= row[way]["p80_ms"]
             assert row[way]["steps"] == found["size"]["steps"]
         assert row["ratio"] == row["ours"]["median_ms"] / row["deepspeed"]["median_ms"]
+
+
+def test_kernel_benchmarks_run_in_the_interpreter(tmp_path):
+    """Tiny layers: the times say nothing, but each kernel is called as it is on a GPU, and no failure is a result."""
+    for script in ("bench_kernels.py", "sweep_kernels.py"):
+        ran = bench("--output", str(tmp_path), script=script, TRITON_INTERPRET="1")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    measured = json.loads((tmp_path / "kernels.json").read_text())
+    assert {"copy", "build", "reduce", "reduce_and_rebuild"} <= measured["parts"][0].keys()
+    assert [row["tokens"] for row in measured["few_tokens"]] == [1, 16, 32, 64]
+    assert all(row["one_kernel"]["median_ms"] > 0 for row in measured["few_tokens"])
+    assert {"dual_lora", "lora", "floor"} <= measured["growth"]["rows"][0].keys()
+    tiles = json.loads((tmp_path / "kernels_tiles.json").read_text())["tiles"]
+    assert tiles.keys() == {"build", "reduce", "reduce_and_rebuild", "few_tokens"}
+    assert all(row["median_ms"] > 0 for rows in tiles.values() for row in rows)
 
 
 def test_pages_show_what_the_benchmark_files_hold():
