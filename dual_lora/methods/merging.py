@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import types
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluate with the update merged into the base weights; afterwards the base weights are back, bit for bit.
 
     A model without an adapter is yielded as it is. So is one whose base cannot be merged in place (quantized weights,
-    weights partitioned by ZeRO-3, an update that is not finite): it computes base + update, which the log says.
+    weights partitioned by ZeRO-3, an output layer tied to the embeddings, an update that is not finite): it computes
+    base + update, which the log says.
     PEFT's own unmerge subtracts the update, which in bfloat16 does not restore the base, so the adapted weights are
     kept on the host meanwhile. Dual LoRA keeps them itself.
     """
@@ -32,7 +34,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(model, PeftModel) or not layers:
         yield model
         return
-    reason = _cannot_merge(layers)
+    reason = _cannot_merge(model, layers)
     if reason:
         log.warning("evaluating unmerged: %s", reason)
         yield model
@@ -58,18 +60,24 @@ def export_merged(model: nn.Module) -> Any:
     if not isinstance(model, PeftModel):
         return model
     tuner = model.base_model
-    reason = _cannot_merge([module for module in model.modules() if isinstance(module, BaseTunerLayer)])
+    reason = _cannot_merge(model, [module for module in model.modules() if isinstance(module, BaseTunerLayer)])
     if reason:
-        raise ValueError(f"{reason}: load the saved adapter in one process on an unquantized base and export that")
+        raise ValueError(
+            f"{reason}: load the saved adapter in one process on an unquantized base whose weights are not tied "
+            "(tie_word_embeddings=False) and export that"
+        )
     if type(tuner)._replace_module is BaseTuner._replace_module:
         # VeRA and RandLoRA crash on classification heads (see dual_lora/tuner/registration.py).
         tuner._replace_module = types.MethodType(ReplaceModuleWithoutWeight._replace_module, tuner)
     return model.merge_and_unload(safe_merge=True)
 
 
-def _cannot_merge(layers: list[BaseTunerLayer]) -> str | None:
+def _cannot_merge(model: nn.Module, layers: list[BaseTunerLayer]) -> str | None:
+    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for layer in layers:
         weight = layer.get_base_layer().weight
+        if holders[id(weight)] > 1:
+            return "an adapted weight is tied to another layer (embeddings and output), which a merge would change too"
         if hasattr(weight, "ds_id"):
             return "ZeRO-3 has partitioned the weights"
         if not weight.dtype.is_floating_point or hasattr(weight, "quant_state"):
