@@ -21,6 +21,7 @@ from dual_lora import secrets
 SCHEMA = 1
 Status = Literal["finished", "diverged", "out_of_memory", "timed_out", "interrupted", "failed"]
 ROOT = Path(__file__).resolve().parent.parent
+_WIDTH, _ROW = 120, 400  # of a line of a record, and of one that is a row of many (a measurement), if it can be kept
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy", "triton")
 
 
@@ -30,14 +31,39 @@ def digest(values: Any, length: int = 64) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def dumps(values: Any) -> str:
+    """Return JSON with an entry a line; curves, measurements and whatever fits take one: to be read, and compared.
+
+    Raises `ValueError` for a number that is not finite.
+    """
+    plain = json.loads(json.dumps(values, allow_nan=False))  # keys are strings now, tuples lists
+    return _laid_out(plain, margin="")
+
+
+def _laid_out(value: Any, margin: str, width: int = _WIDTH) -> str:
+    line = json.dumps(value, ensure_ascii=False)
+    if len(margin) + len(line) <= width or not isinstance(value, dict | list) or _is_curve(value):
+        return line
+    inner = margin + " "
+    if isinstance(value, dict):
+        entries = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(entry, inner)}" for key, entry in value.items()]
+        return f"{{\n{inner}" + f",\n{inner}".join(entries) + f"\n{margin}}}"
+    return f"[\n{inner}" + f",\n{inner}".join(_laid_out(entry, inner, _ROW) for entry in value) + f"\n{margin}]"
+
+
+def _is_curve(value: Any) -> bool:
+    """Whether a value is numbers alone, or points: [[step, value], ...]."""
+    points = [entry if isinstance(entry, list) else [entry] for entry in value] if isinstance(value, list) else []
+    return bool(points) and all(isinstance(number, int | float) for point in points for number in point)
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write atomically: a reader, or a crash at any moment, sees the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+            file.write(dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

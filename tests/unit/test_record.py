@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dual_lora import record
 from dual_lora.secrets import shareable
+from tests.small_cells import ROOT
 
 
 def test_a_record_is_read_back_as_it_was_made(tmp_path: Path) -> None:
@@ -17,6 +20,36 @@ def test_a_record_is_read_back_as_it_was_made(tmp_path: Path) -> None:
     record.write_json(path, made)
     assert record.read(path) == made
     assert made["identity"]["target"] == ["q", "v"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_its_layout_changes_nothing(values: object) -> None:
+    assert json.loads(record.dumps(values)) == values
+
+
+def test_a_curve_takes_one_line_and_so_does_what_fits() -> None:
+    curve = [[step, step / 7] for step in range(200)]
+    values = {"curves": {"train_loss": curve, "gradient_norm": curve}, "cost": {"steps": 3, "seconds": 1.5}}
+    assert len(record.dumps(values).splitlines()) == 7
+    texts = {"notes": ["a sentence of a note that is not short " * 3] * 2}
+    assert len(record.dumps(texts).splitlines()) == 6
+
+
+def test_committed_records_are_laid_out_so() -> None:
+    paths = sorted((ROOT / "results" / "records").glob("*.json"))
+    assert paths
+    longest = 0
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        longest = max(longest, len(text.splitlines()))
+        assert text == record.dumps(json.loads(text)) + "\n", f"{path.name}: written by another version or by hand"
+    assert longest < 300
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
