@@ -53,9 +53,8 @@ def real_tokenizer(family: str, folder: Path, *, max_length: int) -> PreTrainedT
         for name, place in _FILES[family].items():
             shutil.copyfile(_found(family, folder, place), Path(gathered, name))
         kind = getattr(transformers, _CLASSES[family])
-        settings = (
-            {"add_bos_token": True} if family == "llama" else {}
-        )  # as its checkpoints' tokenizer_config.json says
+        # As the tokenizer_config.json of LLaMA's checkpoints says.
+        settings = {"add_bos_token": True} if family == "llama" else {}
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(gathered, model_max_length=max_length, **settings)
         merge_by_score(tokenizer, Path(gathered))
     tokenizer.name_or_path = ""  # the temporary folder

@@ -67,7 +67,7 @@ def _first_objects(file: IO[str], count: int) -> list[Any]:
         if at < 0 and "[" in text:
             at = text.index("[") + 1
         while at >= 0 and len(found) < count:
-            start = at + len(re.match(r"[\s,]*", text[at:])[0])  # type: ignore[index]
+            start = at + len(re.match(r"[\s,]*", text[at:])[0])
             try:
                 value, at = decoder.raw_decode(text, start)
             except ValueError:

@@ -161,7 +161,7 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(groups(model, recipe), lr=0.0, betas=(0.9, recipe.beta2), eps=recipe.epsilon)
     lengths = [len(row["input_ids"]) for row in rows]
-    epoch, ahead = 0, []  # type: ignore[var-annotated]
+    epoch, ahead = 0, []
     for done in range(until):
         if not ahead:
             ahead = order(recipe, lengths, epoch)
