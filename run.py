@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
     # `import dual_lora` registers the method with PEFT and so loads torch. Composing, plans and the checks of what is
     # not there must answer within seconds; `dual_lora.tuner` registers when a run needs it.
     os.environ["_DUAL_LORA_LAZY"] = "1"
-    from dual_lora.composition import compose
     from dual_lora.config import ConfigError
+    from dual_lora.config.compose import compose
 
     try:
         cells = compose(arguments)

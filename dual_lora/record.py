@@ -83,6 +83,11 @@ def run_folder(results: str | Path, run_id: str) -> Path:
     return Path(results) / "runs" / run_id
 
 
+def weights_file(folder: Path, checkpoint: str) -> Path:
+    """Where a run keeps the trained weights of a checkpoint (`last`, `best_dev`, `best_heldout`, `best_loss`)."""
+    return folder / "last.safetensors" if checkpoint == "last" else folder / "selected" / f"{checkpoint}.safetensors"
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """Return a record, or None if there is none. Raises `ValueError` naming a damaged file."""
     try:

@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 os.environ["_DUAL_LORA_LAZY"] = "1"  # composing answers before torch is loaded
 
 from dual_lora import secrets  # noqa: E402
-from dual_lora.composition import compose  # noqa: E402
 from dual_lora.config import ConfigError, DecodingConfig, RunConfig  # noqa: E402
+from dual_lora.config.compose import compose  # noqa: E402
 
 OWN = ("adapter", "greedy", "items", "out", "vocabulary", "weights")
 PUBLISHED = DecodingConfig(beams=4, max_new_tokens=32)

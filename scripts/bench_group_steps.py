@@ -6,7 +6,7 @@
 An adapter has hundreds of small tensors. What a step costs the host for each of them is the same on a CPU and beside a
 GPU, which waits for the host if that takes longer than its own work; layers are so narrow here that a step is little
 else. Steps are those of `dual_lora.training.trainer` on random tokens. "deepspeed" has none of what
-`dual_lora.training.deepspeed_engine` changes. Both ways train in turn, several times; times are medians of the clock
+`dual_lora.distributed.deepspeed_engine` changes. Both ways train in turn, several times; times are medians of the clock
 from step to step in the first process, with 20 and 80 per cent quantiles; a training's first steps are not counted.
 """
 
@@ -36,11 +36,11 @@ from bench_walks import NARROW, Clock
 from bench_zero import make_config, make_model
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
-from dual_lora import processes
-from dual_lora.heads.causal_lm import Collator
+from dual_lora.distributed import deepspeed, deepspeed_engine, processes
+from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
-from dual_lora.training import deepspeed_config, deepspeed_engine, trainer
+from dual_lora.training import trainer
 
 METHODS = ("lora", "dora", "dual_lora")
 STAGES: tuple[Literal[2, 3], ...] = (2, 3)
@@ -76,8 +76,8 @@ def times(method: str, stage: Literal[2, 3], size: dict[str, Any], folder: Path)
         recipe=replace(config.recipe, global_batch=PROCESSES * size["batch"]),
         launch=replace(config.launch, engine="deepspeed", zero_stage=stage, num_gpus=PROCESSES),
     )
-    deepspeed_config.trust_own_types(config)
-    deepspeed_config.compile_nothing(config)
+    deepspeed.trust_own_types(config)
+    deepspeed.compile_nothing(config)
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer("llama", max_length=size["length"])
     tokenizer.pad_token = tokenizer.eos_token

@@ -50,7 +50,7 @@ from random_checkpoint import write  # noqa: E402
 from scaling_runs import Run, curve_difference, kill_one_process, speed_of, visible_cards, whole_adapter  # noqa: E402
 
 from dual_lora import secrets  # noqa: E402
-from dual_lora.composition import compose  # noqa: E402
+from dual_lora.config.compose import compose  # noqa: E402
 
 METHODS = ("lora", "dual_lora", "dora")
 STAGES = (2, 3, 0)  # in this order: what has a target first

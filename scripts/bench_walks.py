@@ -32,7 +32,7 @@ from bench_kernels import RESULTS, environment
 from bench_zero import make_config, make_model
 from transformers import Trainer, TrainerCallback
 
-from dual_lora.heads.causal_lm import Collator
+from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
 from dual_lora.training import trainer

@@ -1,6 +1,6 @@
 """Time training steps of one process under `launch=deepspeed launch.zero_stage=2` against plain ones.
 
-With one process there is nothing to split: the suite then uses stage 0 (`deepspeed_config.zero_stage`), so this is what
+With one process there is nothing to split: the suite then uses stage 0 (`deepspeed.zero_stage`), so this is what
 DeepSpeed itself costs. Before the suite did so, it was what the hooks of stage 2 cost.
 
     python scripts/bench_zero.py --output results/benchmarks     # one GPU, about a minute: zero.json
@@ -36,14 +36,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_kernels import RESULTS, environment
 
-from dual_lora import methods, processes, secrets
-from dual_lora.composition import compose
+from dual_lora import methods, secrets
 from dual_lora.config import RunConfig
-from dual_lora.heads.causal_lm import Collator
+from dual_lora.config.compose import compose
+from dual_lora.distributed import deepspeed, processes
+from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.architecture import transformers_config
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
-from dual_lora.training import deepspeed_config, trainer
+from dual_lora.training import trainer
 
 METHODS = ("lora", "dual_lora")
 LAUNCHERS = {"plain": ("launch=local",), "zero2": ("launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2")}
@@ -135,8 +136,8 @@ def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], d
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     processes.join(device)
     config = make_config(method, launcher, size, device, folder)
-    deepspeed_config.trust_own_types(config)
-    deepspeed_config.compile_nothing(config)
+    deepspeed.trust_own_types(config)
+    deepspeed.compile_nothing(config)
     model = make_model(config, device)
     tokenizer = tiny_tokenizer("llama", max_length=size["length"])
     tokenizer.pad_token = tokenizer.eos_token  # the rows are of one length; the collator asks for it all the same

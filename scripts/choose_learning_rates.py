@@ -23,7 +23,7 @@ os.environ["_DUAL_LORA_LAZY"] = "1"  # the report needs neither PEFT nor torch
 from rich.console import Console  # noqa: E402
 from rich.table import Column, Table  # noqa: E402
 
-from dual_lora.report import choice, definition, records  # noqa: E402
+from dual_lora.report import definition, records, tuning  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in [*options.trials, *([options.then] if options.then else [])]:
             if name not in known:
                 raise ValueError(f"experiment {name!r} does not exist. Legal: {', '.join(known)}")
-        choices = choice.choose([known[name] for name in options.trials], records.read_all(options.records))
-        study = choice.commands(choices, known[options.then]) if options.then else []
+        choices = tuning.choose([known[name] for name in options.trials], records.read_all(options.records))
+        study = tuning.commands(choices, known[options.then]) if options.then else []
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _table(choices: list[choice.Choice]) -> Table:
+def _table(choices: list[tuning.Choice]) -> Table:
     names = ("model", "task", "method", "chosen", "validation", "tried")
     swept = dict.fromkeys(name for made in choices for name in made.chosen.settings)
     # Folded: a rate cut to "0.0…" would say nothing.

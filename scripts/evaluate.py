@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["_DUAL_LORA_LAZY"] = "1"  # composing answers before torch is loaded
 
-from dual_lora.composition import compose  # noqa: E402
 from dual_lora.config import ConfigError, RunConfig, nearest  # noqa: E402
+from dual_lora.config.compose import compose  # noqa: E402
 
 OWN = ("adapter", "out", "gate")
 
@@ -84,14 +84,16 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
     import torch
     from rich.console import Console
 
-    from dual_lora import examples, heads, models, run, tasks
-    from dual_lora.evaluation import gate
+    from dual_lora import models, tasks
+    from dual_lora.evaluation import gate, pipeline
+    from dual_lora.runs import lifecycle
+    from dual_lora.tasks import splits
 
-    device = run.resolve_device(config)
+    device = lifecycle.resolve_device(config)
     dtype = models.resolve_dtype(config.model, device)
     models.check_available(config.model)
     task = tasks.load(config)
-    items = examples.select(task, config)
+    items = splits.select(task, config)
     name = _name(config, dtype, adapter, task.fingerprint())
     folder = Path(config.results) / "local" / "evaluations"
     loaded = models.load(config.model, task.head, dtype=dtype, seed=config.seed, device=device)
@@ -108,7 +110,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
             dtype=getattr(torch, dtype),
         )
         print(f"gate passed: {json.dumps({key: round(value, 4) for key, value in found.items()})}", file=sys.stderr)
-    work = heads.work(task, loaded.tokenizer, config, folder / name, dtype)
+    work = pipeline.build(task, loaded.tokenizer, config, folder / name, dtype)
     started = time.perf_counter()
     measurements = [entry for entry in work.measure(model, items, None) if entry["split"] == "test"]
     seconds = time.perf_counter() - started

@@ -67,9 +67,9 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
     """
     from safetensors.torch import load_file
 
-    from dual_lora import initial, methods, models, record, tasks
-    from dual_lora.plan import at_budget
-    from dual_lora.run import load_config
+    from dual_lora import methods, models, record, tasks
+    from dual_lora.runs.lifecycle import load_config
+    from dual_lora.runs.plan import at_budget
 
     if out.exists():
         raise FileExistsError(f"out={out} exists; give another folder, or remove it")
@@ -78,7 +78,7 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
         raise ConfigError(f"run={run_id}: {results / 'records'} has no finished record of that name")
     folder = record.run_folder(str(results), run_id)
     checkpoint = checkpoint or known["scores"]["headline"]["checkpoint"]
-    weights = initial.weights_file(folder, checkpoint)
+    weights = record.weights_file(folder, checkpoint)
     if not weights.is_file():
         raise ConfigError(
             f"run={run_id}: {weights} is not here (run folders are not committed, a run without training has none, and "

@@ -38,8 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("_DUAL_LORA_LAZY", "1")  # composing answers before torch is loaded
 
-from dual_lora.composition import compose  # noqa: E402
 from dual_lora.config import ConfigError, ModelConfig  # noqa: E402
+from dual_lora.config.compose import compose  # noqa: E402
 
 OWN = ("out", "tokenizers", "workers")
 SPREAD = 0.02

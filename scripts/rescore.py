@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _one(run_id: str, options: argparse.Namespace) -> str:
     from dual_lora.evaluation.rescoring import rescore
-    from dual_lora.run import load_config
+    from dual_lora.runs.lifecycle import load_config
 
     path, folder = record.record_path(options.results, run_id), record.run_folder(options.results, run_id)
     if not (folder / "config.json").is_file():  # before the lock, which would make the folder

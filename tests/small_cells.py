@@ -14,8 +14,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from dual_lora.composition import compose
 from dual_lora.config import RunConfig
+from dual_lora.config.compose import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["profile=quick", "profile.train_examples=24", "profile.max_steps=6", "profile.validation_examples=4"]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dual_lora import processes
+from dual_lora.distributed import processes
 from dual_lora.tasks.base import Example, Progress, Reading, Score
 
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dual_lora import processes
+from dual_lora.distributed import processes
 from dual_lora.evaluation.classification import ClassificationTask, Collator, predict, readings
 from dual_lora.record import write_json
 from dual_lora.tasks.base import Example

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from dual_lora import methods, processes
+from dual_lora import methods
 from dual_lora.config import RunConfig
+from dual_lora.distributed import processes
 from dual_lora.evaluation.prediction_lines import read_lines
 from dual_lora.tasks.base import Example, Reading, Split, Task
 

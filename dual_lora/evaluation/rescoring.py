@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dual_lora import examples, record, tasks
+from dual_lora import record, tasks
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.evaluation.prediction_lines import read_lines
+from dual_lora.tasks import splits
 from dual_lora.tasks.base import Example, Reading, Task
 
 
@@ -41,7 +42,7 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
         raise ConfigError(f"task={task.name}: only generated and ranked answers are kept to be scored again")
     if task.fingerprint() != known["identity"]["data"]["fingerprint"]:
         raise ConfigError(f"data.dir={config.data.dir} does not hold the data that this run was scored on")
-    items = examples.select(task, config).test
+    items = splits.select(task, config).test
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in known["scores"]["measurements"]:
         key = (entry["checkpoint"], entry["scoring"])

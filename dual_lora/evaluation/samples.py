@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from dual_lora import examples
 from dual_lora.evaluation.prediction_lines import read_lines
+from dual_lora.tasks import splits
 from dual_lora.tasks.base import Example, Task
 
 KEPT = 5
@@ -49,7 +49,7 @@ def side_by_side(prepared: list[Any]) -> Table | None:
     after = _replies(last.folder / "predictions" / "last.test.generate.jsonl")
     if not before or not after:
         return None
-    items = examples.select(last.task, last.config).test
+    items = splits.select(last.task, last.config).test
     table = Table(title="Before and after training, on inputs not trained on", title_justify="left", show_lines=True)
     table.add_column("input", ratio=2)
     table.add_column("before", ratio=3)

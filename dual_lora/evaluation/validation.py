@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from dual_lora import processes
+from dual_lora.distributed import processes
 from dual_lora.tasks.encoding import IGNORED
 
 

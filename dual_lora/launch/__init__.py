@@ -14,10 +14,9 @@ import warnings
 from typing import Any
 
 from dual_lora import secrets
-from dual_lora.config import ConfigError, MethodConfig, RunConfig
+from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
 from dual_lora.launch.show import show, title
 from dual_lora.launch.worker import work
-from dual_lora.tasks.base import DataError
 
 logger = logging.getLogger(__name__)
 BASE_ROW = MethodConfig(name="none", label="Base model", trains="nothing")
@@ -51,21 +50,21 @@ def launch(cells: list[RunConfig]) -> int:
 
 
 def _run_here(prepared: list[Any]) -> int:
-    from dual_lora import run
     from dual_lora.launch import local
+    from dual_lora.runs import lifecycle
 
     records = local.one_by_one(prepared) if _shares_process(prepared) else local.side_by_side(prepared)
     show(prepared, records)
-    codes = [run.EXIT_CODES.get(record["status"], 1) if record else 1 for record in records]
+    codes = [lifecycle.EXIT_CODES.get(record["status"], 1) if record else 1 for record in records]
     return max(codes, default=0)
 
 
 def prepare(cells: list[RunConfig]) -> list[Any]:
     """Check and name every cell; equal ones become one. Raises `ConfigError`."""
-    from dual_lora import run
+    from dual_lora.runs import lifecycle
 
     try:
-        prepared = list({item.run_id: item for item in (run.prepare(cell) for cell in cells)}.values())
+        prepared = list({item.run_id: item for item in (lifecycle.prepare(cell) for cell in cells)}.values())
     except DataError as error:
         raise ConfigError(str(error)) from None
     for item in prepared:
@@ -75,7 +74,7 @@ def prepare(cells: list[RunConfig]) -> list[Any]:
 
 def describe(cells: list[RunConfig]) -> None:
     """Print what each cell would be."""
-    from dual_lora.plan import describe as plan
+    from dual_lora.runs.plan import describe as plan
 
     for cell in cells:
         print(plan(cell))

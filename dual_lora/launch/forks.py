@@ -21,8 +21,13 @@ from pathlib import Path
 from dual_lora.config import RunConfig
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_EVERY = ["dual_lora.run", "dual_lora.launch.worker", "dual_lora.methods.application", "dual_lora.models.loading"]
-_HEADS = {"glue": "dual_lora.heads.classifier"}
+_EVERY = [
+    "dual_lora.runs.lifecycle",
+    "dual_lora.launch.worker",
+    "dual_lora.methods.application",
+    "dual_lora.models.loading",
+]
+_HEADS = {"glue": "dual_lora.evaluation.classifier"}
 
 
 def serve(cells: Sequence[RunConfig]) -> None:
@@ -30,7 +35,7 @@ def serve(cells: Sequence[RunConfig]) -> None:
     # torch must not touch a driver to say whether there is a GPU: processes forked after that could not use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     tasks = {cell.task.module for cell in cells}
-    heads = {_HEADS.get(module, "dual_lora.heads.causal_lm") for module in tasks}
+    heads = {_HEADS.get(module, "dual_lora.evaluation.causal_lm") for module in tasks}
     _CONTEXT.set_forkserver_preload([*_EVERY, *sorted(heads), *(f"dual_lora.tasks.{name}" for name in sorted(tasks))])
     multiprocessing.forkserver.ensure_running()
 

@@ -195,7 +195,7 @@ def run(item: Any, file: Path, rendezvous: Rendezvous | None = None) -> str:
 def settle(item: Any, group: Group) -> str:
     """See that the record says what happened, show the first error, and return the record's status."""
     from dual_lora import record
-    from dual_lora.run import write_failure
+    from dual_lora.runs.lifecycle import write_failure
 
     known = record.read(item.record_path)
     if known is not None and known["status"] == "finished":
@@ -219,7 +219,7 @@ def settle(item: Any, group: Group) -> str:
 
 def work(file: str) -> int:
     """`run.py --group FILE`: be the parent of one group, for several cells side by side."""
-    from dual_lora import run as running
+    from dual_lora.runs import lifecycle as running
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     item = running.prepare(running.load_config(Path(file)))

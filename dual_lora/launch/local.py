@@ -24,17 +24,17 @@ RUN = Path(__file__).resolve().parents[2] / "run.py"
 
 def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
     """Run every cell in this process. An interruption ends the sweep; another run's failure does not."""
-    from dual_lora import run
+    from dual_lora.runs import lifecycle
 
     records: list[dict[str, Any] | None] = []
     for number, item in enumerate(prepared, 1):
         if len(prepared) > 1:
             logger.info("\n[%d/%d] %s", number, len(prepared), title(item.config))
         try:
-            known = run.existing(item)
+            known = lifecycle.existing(item)
             if known is not None:
                 logger.info("%s before: %s", known["status"], item.record_path)
-            made = known or run.run(item)
+            made = known or lifecycle.run(item)
         except (RunIsBusy, ConfigError) as error:
             logger.error("error: %s", error)
             records.append(None)
@@ -70,9 +70,10 @@ def side_by_side(prepared: list[Any]) -> list[dict[str, Any] | None]:
 
     With one cell at a time its output is shown; several write to the `log.txt` of their run's folder.
     """
-    from dual_lora import record, run
+    from dual_lora import record
+    from dual_lora.runs import lifecycle
 
-    waiting = [item for item in prepared if run.existing(item) is None]
+    waiting = [item for item in prepared if lifecycle.existing(item) is None]
     if prepared[0].config.launch.parallel == 1:
         _groups_one_by_one(waiting)
     else:
@@ -163,15 +164,15 @@ def _start(item: Any, place: int) -> Worker:
 
 def _record_crash(item: Any, worker: Worker) -> None:
     """Record a worker that a signal ended before it could say why; a group's parent does so itself."""
-    from dual_lora import run
     from dual_lora.launch.group import death
+    from dual_lora.runs import lifecycle
 
     if isinstance(worker, forks.Fork) and worker.returncode is not None and worker.returncode < 0:
         if item.record_path.exists() and item.record_path.stat().st_mtime >= worker.began:
             return  # it was leaving: how its run ended stands in the record
         said = death(0, -worker.returncode)
         try:
-            run.write_failure(item, said["status"], said["message"], "")
+            lifecycle.write_failure(item, said["status"], said["message"], "")
         except RunIsBusy:  # another command works on this run
             return
         logger.error("%s: %s", said["status"], said["message"])

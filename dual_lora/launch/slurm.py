@@ -59,11 +59,11 @@ def launch(cells: list[RunConfig]) -> int:
 
 
 def _missing(prepared: list[Any]) -> list[Any]:
-    from dual_lora import run
+    from dual_lora.runs import lifecycle
 
     waiting = []
     for item in prepared:
-        known = run.existing(item)
+        known = lifecycle.existing(item)
         job = None if known else _queued(item)
         if known is not None:
             logger.info("%s before: %s", known["status"], title(item.config))
@@ -215,12 +215,12 @@ class SlurmCell:
         self._group: Any = None
 
     def __call__(self) -> str:
-        from dual_lora import run
         from dual_lora.launch.group import Group, Rendezvous, settle
+        from dual_lora.runs import lifecycle
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        item = run.prepare(run.load_config(Path(self.file)))
-        known = run.existing(item)
+        item = lifecycle.prepare(lifecycle.load_config(Path(self.file)))
+        known = lifecycle.existing(item)
         if known is not None:
             return str(known["status"])
         nodes = item.config.launch.nodes

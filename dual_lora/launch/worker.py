@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora import secrets
-from dual_lora.config import ConfigError
+from dual_lora.config import ConfigError, DataError
 from dual_lora.lock import RunIsBusy
-from dual_lora.tasks.base import DataError
 
 logger = logging.getLogger(__name__)
 FAILURES = "failures"  # folder of a run in which the processes of a group say what stopped them
@@ -28,20 +27,21 @@ def work(file: str) -> int:
     for noisy in ("httpx", "DeepSpeed", "deepspeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _end_with_parent()
-    from dual_lora import processes, run
+    from dual_lora.distributed import processes
+    from dual_lora.runs import lifecycle
 
     try:
-        config = run.load_config(Path(file))
-        processes.join(run.resolve_device(config))
+        config = lifecycle.load_config(Path(file))
+        processes.join(lifecycle.resolve_device(config))
         if not processes.is_main():
             logging.getLogger().setLevel(logging.WARNING)  # one process reports for all
-        prepared = run.prepare(config)
-        made = run.run(prepared)
+        prepared = lifecycle.prepare(config)
+        made = lifecycle.run(prepared)
     except (ConfigError, DataError, RunIsBusy) as error:
         _leave_word(file, "refused", str(error), "")
         logger.error("error: %s", error)
         return _end(2)
-    except run.ProcessFailed as error:
+    except lifecycle.ProcessFailed as error:
         _leave_word(file, error.status, error.message, error.trace)
         logger.error("rank %d: %s", processes.rank(), error.message)
         return _end(1)
@@ -51,12 +51,12 @@ def work(file: str) -> int:
         return _end(1)
     logger.info("%s %s", made["status"], made.get("message", ""))
     processes.leave()
-    return run.EXIT_CODES.get(made["status"], 1)
+    return lifecycle.EXIT_CODES.get(made["status"], 1)
 
 
 def _end(code: int) -> int:
     """End a process of a group at once: leaving in good order would wait for processes that may hang."""
-    from dual_lora import processes
+    from dual_lora.distributed import processes
 
     if processes.world_size() > 1:
         sys.stdout.flush()

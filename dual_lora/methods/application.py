@@ -17,7 +17,7 @@ from dual_lora import models
 from dual_lora.config import ConfigError, MethodConfig, ModelConfig, legal_values
 from dual_lora.methods.adalora import RankAllocationCallback, allocation_schedule
 from dual_lora.methods.checks import check, check_task, config_class
-from dual_lora.methods.heads import head_modules
+from dual_lora.models.head import head_modules
 from dual_lora.tasks.base import Head
 from dual_lora.tuner import DeltaWarmupCallback, DualLoraLinear
 

@@ -132,7 +132,7 @@ def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
     The head is what lies outside the base model (`base_model_prefix`): a classifier, a pooler.
     The output embedding of a language model belongs to the base.
     """
-    from dual_lora.methods.heads import is_head_parameter
+    from dual_lora.models.head import is_head_parameter
 
     with_head = without_head = 0
     for name, parameter in model.named_parameters():

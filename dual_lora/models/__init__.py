@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dual_lora.config import ModelError
 from dual_lora.models.dtypes import resolve_dtype
-from dual_lora.models.errors import ModelError
 from dual_lora.models.shapes import LayerShape, adapted_layer_shapes, count_parameters, head_parameters
 from dual_lora.models.sources import check_available, fingerprint
 

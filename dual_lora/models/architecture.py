@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dual_lora.config import Dimensions, ModelConfig
-from dual_lora.models.errors import ModelError
+from dual_lora.config import Dimensions, ModelConfig, ModelError
 from dual_lora.models.shapes import CAUSAL_FAMILIES, has_convolution
 
 if TYPE_CHECKING:

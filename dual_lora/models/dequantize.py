@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from dual_lora.models.errors import ModelError
+from dual_lora.config import ModelError
 from dual_lora.models.hashing import cache_folder, remembered_sha256, sha256
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dual_lora.models.errors import ModelError
+from dual_lora.config import ModelError
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from dual_lora.models.errors import ModelError
+from dual_lora.config import ModelError
 
 
 def cache_folder() -> Path:

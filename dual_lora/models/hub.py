@@ -7,8 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dual_lora.config import ModelConfig
-from dual_lora.models.errors import ModelError
+from dual_lora.config import ModelConfig, ModelError
 
 _REQUEST_SECONDS = 3.0  # per phase of one request
 _ANSWER_SECONDS = 4.0  # for everything, name resolution included, which no HTTP time limit covers

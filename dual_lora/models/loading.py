@@ -23,10 +23,9 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from dual_lora.config import ModelConfig
+from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models import gpt2
 from dual_lora.models.architecture import check_dimensions, transformers_config
-from dual_lora.models.errors import ModelError
 from dual_lora.models.head import HEADS, draw_head
 from dual_lora.models.sentence_pieces import merge_by_score
 from dual_lora.models.shapes import check_head

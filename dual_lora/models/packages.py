@@ -7,8 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from dual_lora.config import ModelConfig
-from dual_lora.models.errors import ModelError
+from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models.hashing import remembered_sha256
 
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dual_lora.models.errors import ModelError
+from dual_lora.config import ModelError
 from dual_lora.models.sentence_pieces import merge_by_score
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config import ModelConfig
+from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models import hub
 from dual_lora.models.dequantize import dequantized_folder
-from dual_lora.models.errors import ModelError
 from dual_lora.models.hashing import remembered_sha256
 from dual_lora.models.packages import checked_package_file, package_file
 from dual_lora.models.tiny_tokenizer import VOCAB_SIZE, text_sha256

@@ -11,10 +11,6 @@ Split = Literal["train", "validation", "test"]
 Progress = Callable[[int, int], None]
 
 
-class DataError(ValueError):
-    """Data that cannot be used; the message names file, line or item, field and the fix."""
-
-
 @dataclass(frozen=True)
 class Head:
     """What the model must end in."""

@@ -11,12 +11,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config import RunConfig
+from dual_lora.config import DataError, RunConfig
 from dual_lora.metrics import nlg
-from dual_lora.tasks import files, hub
-from dual_lora.tasks.base import DataError, Split
-from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, content_sha256, data_root
-from dual_lora.tasks.triples import linearise, split_triple
+from dual_lora.tasks import downloads, files
+from dual_lora.tasks.base import Split
+from dual_lora.tasks.data_to_text import (
+    DataToText,
+    Item,
+    Loaded,
+    Published,
+    content_sha256,
+    data_root,
+    linearise,
+    split_triple,
+)
 from dual_lora.tasks.webnlg import checked_form
 
 HUB = {"repository": "Yale-LILY/dart", "revision": "111059ed9e5176e2f57f9128bc02913d5d31350a"}
@@ -120,7 +128,7 @@ def _lowered(triple: Any) -> list[Any]:
 def _read_hub(split: Split) -> Loaded:
     file = f"default/{split}/0000.parquet"
     items = []
-    for number, row in enumerate(hub.parquet_rows(HUB["repository"], HUB["revision"], file), start=1):
-        texts = hub.column(row, "annotations", file, number)["text"]
-        items.append(_item(hub.column(row, "tripleset", file, number), texts, file, number))
+    for number, row in enumerate(downloads.parquet_rows(HUB["repository"], HUB["revision"], file), start=1):
+        texts = downloads.column(row, "annotations", file, number)["text"]
+        items.append(_item(downloads.column(row, "tripleset", file, number), texts, file, number))
     return Loaded(items, {**HUB, "content_sha256": content_sha256(items)})

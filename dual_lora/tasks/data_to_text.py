@@ -9,14 +9,14 @@ the reference follows after a blank, where every tokenizer used here starts a ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config import ConfigError, RunConfig, nearest
+from dual_lora.config import ConfigError, DataError, RunConfig, nearest
 from dual_lora.metrics import java
-from dual_lora.tasks.base import DataError, Example, Head, Prompt, Reading, Score, Split
+from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SEPARATORS = {"gpt2": "<|endoftext|>"}
@@ -231,3 +231,23 @@ def content_sha256(items: Sequence[Item]) -> str:
     """Return a hash of inputs and references in any order, for a source whose files' bytes do not identify them."""
     digests = sorted(hashlib.sha256("\x1f".join((item.input, *item.references)).encode()).hexdigest() for item in items)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def linearise(triples: Iterable[Sequence[str]]) -> str:
+    """Return (subject, property, object) triples as in the LoRA release, "s : p : o | s : p : o".
+
+    Raises `ValueError` for none, or one without three non-empty texts.
+    """
+    parts = []
+    for triple in triples:
+        if len(triple) != 3 or not all(isinstance(part, str) and part.strip() for part in triple):
+            raise ValueError(f"malformed triple {list(triple)!r:.100}: a subject, a property and an object are needed")
+        parts.append(" : ".join(" ".join(part.split()) for part in triple))
+    if not parts:
+        raise ValueError("no triples")
+    return " | ".join(parts)
+
+
+def split_triple(text: str) -> list[str]:
+    """Return the parts of "subject | property | object", as WebNLG's and DART's XML write a triple."""
+    return [part.strip() for part in text.split(" | ")]

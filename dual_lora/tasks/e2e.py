@@ -21,12 +21,12 @@ from pathlib import Path
 from dual_lora.config import ConfigError, RunConfig, nearest
 from dual_lora.metrics import e2e as metrics
 from dual_lora.metrics import java
-from dual_lora.tasks import files, hub
+from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, chosen_metrics, content_sha256, data_root
 
 FORMS = ("lora", "official")
-RELEASE = {"repository": "github.com/microsoft/LoRA", "revision": hub.RELEASE_REVISION}
+RELEASE = {"repository": "github.com/microsoft/LoRA", "revision": downloads.RELEASE_REVISION}
 HUB = {"repository": "tuetschek/e2e_nlg", "revision": "a1fd8dcb2b81207ecc5b7fd886f78fcee959eebc"}
 PUBLISHED: dict[Split, Published] = {
     "train": Published(42061, 4862),
@@ -71,7 +71,7 @@ def build(config: RunConfig) -> DataToText:
 
     def read(split: Split) -> Loaded:
         if form == "lora" and source == "hub":
-            path, _ = hub.release_file(f"e2e/{_LORA_FILES[split]}")
+            path, _ = downloads.release_file(f"e2e/{_LORA_FILES[split]}")
             return read_lora(path.parent, path.name)
         if form == "lora" and source == "local":
             return read_lora(root / "e2e" / "lora_format", _LORA_FILES[split])
@@ -141,9 +141,9 @@ def read_official(folder: Path, split: Split) -> Loaded:
 def _read_hub(split: Split) -> Loaded:
     file = f"default/{split}/0000.parquet"
     items = []
-    for number, row in enumerate(hub.parquet_rows(HUB["repository"], HUB["revision"], file), start=1):
-        mr = hub.column(row, "meaning_representation", file, number)
-        reference = hub.column(row, "human_reference", file, number)
+    for number, row in enumerate(downloads.parquet_rows(HUB["repository"], HUB["revision"], file), start=1):
+        mr = downloads.column(row, "meaning_representation", file, number)
+        reference = downloads.column(row, "human_reference", file, number)
         try:
             items.append(_item(mr, reference))
         except ValueError as error:

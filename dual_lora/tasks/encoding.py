@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dual_lora.config import ProtocolConfig
-from dual_lora.tasks.base import DataError, Progress, Prompt
+from dual_lora.config import DataError, ProtocolConfig
+from dual_lora.tasks.base import Progress, Prompt
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dual_lora.tasks.base import DataError
+from dual_lora.config import DataError
 
 
 def fail(

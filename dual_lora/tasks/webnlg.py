@@ -12,10 +12,9 @@ from typing import Any
 
 from dual_lora.config import ConfigError, RunConfig, nearest
 from dual_lora.metrics import nlg
-from dual_lora.tasks import files, hub
+from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
-from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, data_root
-from dual_lora.tasks.triples import linearise
+from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, data_root, linearise
 
 FORMS = ("lora", "raw")
 SEEN = (
@@ -30,7 +29,7 @@ SEEN = (
     "University",
     "WrittenWork",
 )
-HUB = {"repository": "github.com/microsoft/LoRA", "revision": hub.RELEASE_REVISION}
+HUB = {"repository": "github.com/microsoft/LoRA", "revision": downloads.RELEASE_REVISION}
 # Texts marked "good" and the distinct inputs they describe, of 18,102, 2,268 and 4,928 published texts.
 PUBLISHED: dict[Split, Published] = {
     "train": Published(18025, 6888),
@@ -47,7 +46,7 @@ def build(config: RunConfig) -> DataToText:
     def read(split: Split) -> Loaded:
         if config.data.source != "hub":
             return read_entries(data_root(config) / "webnlg_2017", _FILES[split])
-        path, _ = hub.release_file(f"webnlg_challenge_2017/{_FILES[split]}")
+        path, _ = downloads.release_file(f"webnlg_challenge_2017/{_FILES[split]}")
         return read_entries(path.parent, path.name)
 
     def scorer(

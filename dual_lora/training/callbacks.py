@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dual_lora import processes
+from dual_lora.distributed import processes
 from dual_lora.record import write_json
 
 # A loss that has grown to this many times its start (plus one) will not come back.

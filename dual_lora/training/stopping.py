@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dual_lora import processes
+from dual_lora.distributed import processes
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _asked: list[str] = []

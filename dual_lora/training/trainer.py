@@ -17,18 +17,19 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from dual_lora import methods, processes
+from dual_lora import methods
 from dual_lora.config import RunConfig
+from dual_lora.config.schedule import Batches, plan_batches, plan_steps, plan_warmup
+from dual_lora.distributed import processes
+from dual_lora.distributed.deepspeed import deepspeed_config, zero_stage
+from dual_lora.distributed.deepspeed_engine import fetch_whole_blocks, lighten
+from dual_lora.distributed.ordered_sums import add_up_in_order, clip
 from dual_lora.tasks.base import Head
 from dual_lora.training import walks
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
-from dual_lora.training.deepspeed_config import deepspeed_config, zero_stage
-from dual_lora.training.deepspeed_engine import fetch_whole_blocks, lighten
-from dual_lora.training.gradient_sums import add_up_in_order, clip
 from dual_lora.training.loss import Objective
 from dual_lora.training.sampling import Epochs, StepSampler
-from dual_lora.training.schedule import Batches, plan_batches, plan_steps, plan_warmup
 from dual_lora.training.stopping import Interruption
 
 logger = logging.getLogger(__name__)

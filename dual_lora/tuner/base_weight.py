@@ -28,7 +28,7 @@ def is_at_hand(base: nn.Module) -> bool:
     """Return whether a call of the adapted layer, and its backward pass, may read the full weight.
 
     A partitioned weight cannot be read unless its whole transformer block is fetched and freed as one (DeepSpeed's leaf
-    modules, `dual_lora.training.deepspeed_engine.fetch_whole_blocks`): that is for the length of the block's passes.
+    modules, `dual_lora.distributed.deepspeed_engine.fetch_whole_blocks`): that is for the length of the block's passes.
     """
     return not is_partitioned(base) or hasattr(base.weight, "ds_z3_leaf_module")
 

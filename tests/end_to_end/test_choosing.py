@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dual_lora import run
-from dual_lora.composition import compose
 from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose
+from dual_lora.runs import lifecycle
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SMALL = ["data.source=sample", "profile.max_steps=2", "launch.device=cpu", "protocol=strict"]
@@ -20,7 +20,7 @@ WRITING = ["model=tiny_llama", "task=e2e", "task.metrics=[BLEU,NIST]"]
 
 def cell(results: Path, *arguments: str) -> dict[str, Any]:
     (config,) = compose([*SMALL, f"results={results}", *arguments])
-    return run.run(run.prepare(config))
+    return lifecycle.run(lifecycle.prepare(config))
 
 
 def script(name: str) -> Any:

@@ -23,7 +23,7 @@ from tests.small_cells import WRITING, config
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["tests.faults.children", "dual_lora.run", "dual_lora.launch.local", "tests.faults.heavy"]
+    ["tests.faults.children", "dual_lora.runs.lifecycle", "dual_lora.launch.local", "tests.faults.heavy"]
 )
 
 
@@ -92,8 +92,8 @@ def _run(chosen: list[RunConfig], fault: Any, log: str) -> None:
     sys.stdout = sys.stderr = stream
     sys.stdin = io.StringIO()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream)
-    from dual_lora import run as running
     from dual_lora.launch import check, local, prepare
+    from dual_lora.runs import lifecycle as running
 
     for cell in chosen:
         check(cell)

@@ -18,11 +18,10 @@ import transformers.conversion_mapping
 import transformers.models.llama.modeling_llama
 import transformers.models.roberta.modeling_roberta
 
-import dual_lora.cell
+import dual_lora.evaluation.causal_lm
+import dual_lora.evaluation.classifier
 import dual_lora.evaluation.generation
 import dual_lora.evaluation.ranking
-import dual_lora.heads.causal_lm
-import dual_lora.heads.classifier
 import dual_lora.launch.local
 import dual_lora.methods.application
 import dual_lora.methods.merging
@@ -30,7 +29,8 @@ import dual_lora.methods.optimizers
 import dual_lora.methods.weights
 import dual_lora.metrics.glue
 import dual_lora.models.loading
-import dual_lora.run
+import dual_lora.runs.lifecycle
+import dual_lora.runs.work
 import dual_lora.tasks.commonsense
 import dual_lora.tasks.glue
 import dual_lora.training.callbacks

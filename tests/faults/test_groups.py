@@ -139,7 +139,7 @@ def test_every_launch_setting_is_in_the_yaml_with_its_default():
 
     import yaml
 
-    from dual_lora.launch_config import LaunchConfig
+    from dual_lora.config.launch_settings import LaunchConfig
     from tests.small_cells import ROOT
 
     values = yaml.safe_load((ROOT / "configs" / "launch" / "_all.yaml").read_text())

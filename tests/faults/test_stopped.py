@@ -11,7 +11,7 @@ import pytest
 
 from dual_lora import secrets
 from dual_lora.config import ConfigError
-from dual_lora.run import check_writable
+from dual_lora.runs.lifecycle import check_writable
 from tests.faults.children import At, Child, run, wait_for
 from tests.small_cells import CLASSIFYING, config, numbers, only_record
 
@@ -101,7 +101,7 @@ def test_memory_that_others_took_is_recorded_as_such(tmp_path, kind, words):
 def test_a_failure_of_cublas_counts_as_memory_only_on_a_full_card(monkeypatch, free, verdict):
     import torch
 
-    from dual_lora.run import _out_of_memory
+    from dual_lora.runs.lifecycle import _out_of_memory
 
     def left():
         if free is None:

@@ -57,7 +57,7 @@ def train(light: bool, stage: int, accumulation: int = 1, **kind: bool) -> dict[
     """Train four clipped steps; parts are fetched, freed and summed as those of a large model are."""
     import deepspeed
 
-    from dual_lora.training.deepspeed_engine import announce_factors, fetch_whole_blocks, lighten
+    from dual_lora.distributed.deepspeed_engine import announce_factors, fetch_whole_blocks, lighten
 
     model = make_model(**kind)
     largest = fetch_whole_blocks(model) if light and stage == 3 else 0

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from dual_lora.training.gradient_sums import (
+from dual_lora.distributed.ordered_sums import (
     add_up_in_order,
     clip,
     gather_shares,

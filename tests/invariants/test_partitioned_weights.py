@@ -16,17 +16,18 @@ SHARDS = """
 import collections, contextlib, json, sys
 from pathlib import Path
 import torch, transformers
-from dual_lora import methods, models, processes
-from dual_lora.training import deepspeed_config
+from dual_lora import methods, models
+from dual_lora.distributed import processes
+from dual_lora.distributed import deepspeed
 from dual_lora.tasks.base import Head
 from tests.small_cells import config
 processes.join("cpu")
 words = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=3", f"model.path={sys.argv[1]}"]
 cell, head = config(Path("results"), *words), Head("causal_lm")
-deepspeed_config.compile_nothing(cell)
+deepspeed.compile_nothing(cell)
 whole = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
 transformers.modeling_utils.prevent_arange_dtype_change = contextlib.nullcontext  # new in 5.23
-sharded = deepspeed_config.partition_while_loading(cell, 1, sys.argv[2])
+sharded = deepspeed.partition_while_loading(cell, 1, sys.argv[2])
 model = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
 buffers = dict(whole.named_buffers())
 assert "model.rotary_emb.inv_freq" in buffers

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl
 
-from dual_lora import examples, heads, methods, models, tasks
-from dual_lora.composition import CONFIGS, compose
+from dual_lora import methods, models, tasks
 from dual_lora.config import OptimizerConfig, RunConfig
+from dual_lora.config.compose import CONFIGS, compose
+from dual_lora.evaluation import pipeline
+from dual_lora.tasks import splits
 from dual_lora.training.trainer import train
 from tests.known_answers import bases
 
@@ -148,8 +150,8 @@ def train_one_step(
     seen = _Gradients()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        work = heads.work(task, tokenizer, config, folder, "float32")
-        items = examples.select(task, config)
+        work = pipeline.build(task, tokenizer, config, folder, "float32")
+        items = splits.select(task, config)
         result = train(
             model,
             config,

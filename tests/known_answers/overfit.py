@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from dual_lora import models
-from dual_lora.composition import compose
 from dual_lora.config import RunConfig
+from dual_lora.config.compose import compose
 from dual_lora.launch import launch
 
 ITEMS = overfit_data.ITEMS

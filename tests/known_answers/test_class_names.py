@@ -14,10 +14,11 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from dual_lora import cell as cells
-from dual_lora import models, run
-from dual_lora.composition import compose
+from dual_lora import models
+from dual_lora.config.compose import compose
 from dual_lora.models.loading import Loaded
+from dual_lora.runs import lifecycle
+from dual_lora.runs import work as cells
 
 SMALL = ["data.source=sample", "profile=quick", "profile.train_examples=32", "profile.max_steps=3"]
 SMALL += ["profile.test_items=2", "profile.validation_examples=4", "recipe.global_batch=8", "launch.device=cpu"]
@@ -33,7 +34,7 @@ CELLS = {
 
 def _ran(results: Path, *arguments: str) -> dict[str, Any]:
     (config,) = compose([*SMALL, f"results={results}", *arguments])
-    record = run.run(run.prepare(config))
+    record = lifecycle.run(lifecycle.prepare(config))
     assert record["status"] == "finished", record.get("message")
     return {
         "scores": record["scores"],

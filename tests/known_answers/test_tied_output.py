@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dual_lora import methods, models
-from dual_lora.composition import compose
+from dual_lora.config.compose import compose
 from dual_lora.tasks.base import Head
 
 WRITER = Head("causal_lm")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dual_lora.composition import compose
+from dual_lora.config.compose import compose
 from dual_lora.launch import launch
 from tests.known_answers.twin import Trace, Weights, best, difference
 from tests.known_answers.twin_cells import CELLS, METHODS, STEPS, command, own_words

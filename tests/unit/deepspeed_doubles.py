@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dual_lora.training import deepspeed_engine
+from dual_lora.distributed import deepspeed_engine
 
 PROCESSES = 2
 

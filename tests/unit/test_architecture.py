@@ -12,20 +12,29 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dual_lora"
 
-# A part may import itself, the parts listed for it, and what every part may use.
-EVERYWHERE = {"config", "processes", "secrets"}  # leaves: they import nothing of ours
+# What each part may import, all parts named: a file or folder directly below dual_lora/.
 BELOW: dict[str, set[str]] = {
+    "__init__": {"tuner"},
+    "config": set(),
+    "secrets": set(),
+    "record": {"secrets"},
+    "lock": set(),
     "kernels": set(),
     "tuner": {"kernels"},
     "metrics": set(),
-    "models": {"tasks"},  # tasks.base: the head a model ends in
-    "tasks": {"metrics", "models"},
-    "methods": {"models", "tasks", "tuner", "kernels"},
+    "tasks": {"config", "metrics"},
+    "models": {"config", "tasks"},  # tasks.base: the head a model ends in
+    "methods": {"config", "models", "tasks", "tuner"},
+    "distributed": {"config"},
+    "training": {"config", "distributed", "methods", "models", "record", "tasks"},
+    "evaluation": {"config", "distributed", "methods", "models", "record", "tasks", "training"},
+    "diagnostics": {"config", "kernels", "record", "tuner"},
+    "runs": {
+        *("config", "diagnostics", "distributed", "evaluation", "lock", "methods", "models", "record", "secrets"),
+        *("tasks", "training"),
+    },
     "report": set(),
-    "record": set(),
-    "examples": {"tasks"},
-    "training": {"methods", "models", "tasks", "record"},
-    "evaluation": {"methods", "models", "tasks", "examples", "record"},
+    "launch": {"config", "distributed", "evaluation", "lock", "record", "report", "runs", "secrets"},
 }
 
 
@@ -51,8 +60,21 @@ def test_imports_point_down(part: str) -> None:
     paths = files(part)
     assert paths
     for path in paths:
-        above = imports(path) - BELOW[part] - EVERYWHERE - {part}
+        above = imports(path) - BELOW[part] - {part}
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}, which stand above {part}"
+
+
+def test_every_part_is_named() -> None:
+    found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
+    assert found == BELOW.keys()
+
+
+def test_there_are_no_circles() -> None:
+    parts = {part: {below for path in files(part) for below in imports(path)} - {part} for part in BELOW}
+    while parts:
+        free = {part for part, below in parts.items() if not below & parts.keys()}
+        assert free, f"these import each other: {sorted(parts)}"
+        parts = {part: below for part, below in parts.items() if part not in free}
 
 
 def test_tuner_and_kernels_stand_alone() -> None:
@@ -99,7 +121,7 @@ def test_reading_records_loads_no_torch() -> None:
 def test_composing_loads_no_torch() -> None:
     code = (
         "import os; os.environ['_DUAL_LORA_LAZY'] = '1'\n"
-        "from dual_lora.composition import compose; assert compose(['profile=demo'])"
+        "from dual_lora.config.compose import compose; assert compose(['profile=demo'])"
     )
     assert "torch" not in loaded_by(code)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dual_lora.report.choice import Choice, ChoiceError, Trial, commands
 from dual_lora.report.definition import Block, Column, Experiment
+from dual_lora.report.tuning import Choice, ChoiceError, Trial, commands
 
 RATE = "recipe.learning_rate"
 

@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from dual_lora import methods, models
-from dual_lora.composition import compose
+from dual_lora.config.compose import compose
 from dual_lora.evaluation import classification
 from dual_lora.evaluation.classification import Collator
 from dual_lora.evaluation.epoch_scores import EpochScores, Part

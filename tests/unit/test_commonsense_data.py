@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dual_lora.config import ConfigError, DataConfig, ProtocolConfig, TaskConfig
-from dual_lora.tasks.base import DataError
+from dual_lora.config import ConfigError, DataConfig, DataError, ProtocolConfig, TaskConfig
 from dual_lora.tasks.commonsense import SUBSETS, Commonsense, data
 from dual_lora.tasks.commonsense.items import parse
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dual_lora.tasks.base import DataError
+from dual_lora.config import DataError
 from dual_lora.tasks.commonsense import SUBSETS, read
 from dual_lora.tasks.commonsense.items import parse, read_text
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dual_lora.composition import CONFIGS, compose
+from dual_lora.config.compose import CONFIGS, compose
 
 FILES = sorted((CONFIGS / "recipe").glob("*/commonsense/*.yaml"))
 OWN = [path for path in FILES if not path.stem.startswith("_")]

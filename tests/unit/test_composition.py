@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dual_lora.composition import compose, options
 from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config.compose import compose, options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,7 +86,7 @@ def test_a_cell_of_a_sweep_is_the_cell_of_its_own_command() -> None:
 def test_cells_composed_in_several_processes_are_the_same() -> None:
     """The command forks while it is small; this process has torch loaded and composes alone."""
     code = (
-        "import sys; from dual_lora.composition import compose; cells = compose(sys.argv[1:]);"
+        "import sys; from dual_lora.config.compose import compose; cells = compose(sys.argv[1:]);"
         "assert 'torch' not in sys.modules; print([cell.to_dict() for cell in cells])"
     )
     environment = {**os.environ, "_DUAL_LORA_LAZY": "1"}
@@ -205,7 +205,7 @@ def test_help_and_cfg_answer_in_two_seconds() -> None:
 def test_a_label_is_not_part_of_the_identity_and_a_rate_is() -> None:
     import dataclasses
 
-    from dual_lora.identity import identity
+    from dual_lora.runs.identity import identity
 
     def run_id(cell: RunConfig) -> str:
         return str(identity(cell, dtype="float32", model_fingerprint={}, data_fingerprint={})["run_id"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from deepspeed_doubles import PROCESSES, cut, parameter, stage_three, stage_two
 
-from dual_lora.training import deepspeed_steps
+from dual_lora.distributed import deepspeed_steps
 
 RANK = 1
 

@@ -4,11 +4,10 @@ import os
 
 import pytest
 
-from dual_lora.composition import compose
-from dual_lora.config import ConfigError
+from dual_lora.config import ConfigError, DataError
+from dual_lora.config.compose import compose
 from dual_lora.metrics import java
-from dual_lora.tasks import e2e, hub
-from dual_lora.tasks.base import DataError
+from dual_lora.tasks import downloads, e2e
 
 METRICS = "task.metrics=[BLEU,NIST,ROUGE_L,CIDEr]"
 MR = "name[The Mill], eatType[coffee shop], priceRange[£20-25], familyFriendly[yes], near[Café Rouge]"
@@ -147,7 +146,7 @@ def test_the_hub_is_identified_by_its_pinned_commit_without_reading_it():
 
 def test_the_paper_form_comes_from_the_release_itself(monkeypatch, tmp_path):
     (tmp_path / "cached").write_text("name : The Mill||The Mill is a pub . \n", encoding="utf-8")
-    monkeypatch.setattr(hub, "release_file", lambda name: (tmp_path / "cached", name))
+    monkeypatch.setattr(downloads, "release_file", lambda name: (tmp_path / "cached", name))
     published = task("data.source=hub", "protocol=paper")
     assert published.examples("test")[0].references == ("The Mill is a pub .",)
     assert published.fingerprint()["repository"] == "github.com/microsoft/LoRA"
@@ -159,4 +158,4 @@ def test_a_changed_download_of_the_release_is_refused(monkeypatch, tmp_path):
     (tmp_path / "cached").write_text("name : The Mill||The Mill is a pub . \n", encoding="utf-8")
     monkeypatch.setattr(datasets.DownloadManager, "download", lambda self, place: str(tmp_path / "cached"))
     with pytest.raises(DataError, match=r"expected 81b1bcd4.* for e2e/test.txt"):
-        hub.release_file("e2e/test.txt")
+        downloads.release_file("e2e/test.txt")

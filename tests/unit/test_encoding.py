@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from dual_lora.config import ProtocolConfig
-from dual_lora.tasks.base import DataError, Prompt
+from dual_lora.config import DataError, ProtocolConfig
+from dual_lora.tasks.base import Prompt
 from dual_lora.tasks.encoding import IGNORED, encode, encode_all, prompt_ids
 from tests.unit.tiny_text_model import build_tokenizer
 

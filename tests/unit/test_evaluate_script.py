@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from dual_lora import models
-from dual_lora.composition import compose
+from dual_lora.config.compose import compose
 from dual_lora.tasks.base import Head
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dual_lora.tasks.base import DataError
+from dual_lora.config import DataError
 from dual_lora.tasks.files import exists, open_lines, read_csv, read_json_list, read_text
 
 FIELDS = {"instruction": str, "answer": str}

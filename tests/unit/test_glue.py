@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dual_lora.config import ConfigError
+from dual_lora.config import ConfigError, DataError
 from dual_lora.metrics.glue import LABELS
 from dual_lora.tasks import glue
-from dual_lora.tasks.base import DataError
 from dual_lora.tasks.glue.reading import read_tsv
 from dual_lora.tasks.glue.specs import SPECS
 
@@ -247,7 +246,7 @@ def test_the_hub_is_read_at_a_pinned_commit(monkeypatch):
         asked.append((repository, revision, file))
         return [{"premise": "a", "hypothesis": "b", "label": 2}]
 
-    monkeypatch.setattr("dual_lora.tasks.hub.parquet_rows", rows)
+    monkeypatch.setattr("dual_lora.tasks.downloads.parquet_rows", rows)
     task = build("mnli", "hub")
     examples = task.examples("test")
     assert [(example.subset, example.references) for example in examples] == [
@@ -263,7 +262,7 @@ def test_the_hub_is_read_at_a_pinned_commit(monkeypatch):
 
 
 def test_a_hidden_label_of_the_hub_is_refused(monkeypatch):
-    monkeypatch.setattr("dual_lora.tasks.hub.parquet_rows", lambda *_: [{"sentence": "a", "label": -1}])
+    monkeypatch.setattr("dual_lora.tasks.downloads.parquet_rows", lambda *_: [{"sentence": "a", "label": -1}])
     with pytest.raises(DataError, match="label -1 is hidden or unknown"):
         build("cola", "hub").examples("test")
 

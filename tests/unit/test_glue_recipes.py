@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dual_lora.composition import CONFIGS, compose, options
+from dual_lora.config.compose import CONFIGS, compose, options
 from dual_lora.tasks.glue.specs import SPECS
 
 FILES = sorted((CONFIGS / "recipe").glob("*/glue/*/*.yaml"))

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dual_lora import initial, methods, models, record
-from dual_lora.composition import compose
+from dual_lora import methods, models, record
 from dual_lora.config import ConfigError
-from dual_lora.identity import identity
-from dual_lora.methods.heads import is_head_parameter
+from dual_lora.config.compose import compose
+from dual_lora.models.head import is_head_parameter
+from dual_lora.runs import warm_start
+from dual_lora.runs.identity import identity
 from dual_lora.tasks import glue
 
 
@@ -49,14 +50,14 @@ def finish_mnli(config, score, status="finished", weights=True):
             if parameter.requires_grad:
                 parameter.fill_(score or 0.5) if not is_head_parameter(model, name) else parameter.fill_(9.0)
     if weights:
-        file = initial.weights_file(record.run_folder(config.results, named["run_id"]), "best_dev")
+        file = record.weights_file(record.run_folder(config.results, named["run_id"]), "best_dev")
         file.parent.mkdir(parents=True)
         save_file(methods.trainable_state(model), file)
     return named["run_id"], model
 
 
 def test_no_start_is_the_default(tmp_path):
-    assert initial.resolve(composed(tmp_path)) is None
+    assert warm_start.resolve(composed(tmp_path)) is None
 
 
 def test_auto_takes_the_best_finished_mnli_run(tmp_path):
@@ -65,12 +66,12 @@ def test_auto_takes_the_best_finished_mnli_run(tmp_path):
         for seed, score in enumerate([0.7, 0.9, 0.8, None])
     ]
     finish_mnli(composed(tmp_path, "mnli", "dual_lora", "seed=7"), 0.95, status="diverged")
-    start = initial.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
+    start = warm_start.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
     assert start.run_id == ids[1]
     assert start.origin() == {"sha256": start.sha256, "run_id": ids[1], "checkpoint": "best_dev"}
-    assert start == initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={ids[1]}"))
-    assert start.sha256 == initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={start.path}")).sha256
-    worse = initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={ids[0]}"))
+    assert start == warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={ids[1]}"))
+    assert start.sha256 == warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={start.path}")).sha256
+    worse = warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={ids[0]}"))
     assert worse.sha256 != start.sha256
 
 
@@ -80,11 +81,11 @@ def test_auto_without_a_run_names_the_command_that_makes_it(tmp_path):
         f"model=tiny_roberta task=glue/mnli method=lora protocol=strict seed=3 data.source=sample results={tmp_path}"
     )
     with pytest.raises(ConfigError, match=f"python run.py {expected}") as error:
-        initial.resolve(config)
+        warm_start.resolve(config)
     assert "init_from=none" in str(error.value)
-    command = initial.command(config).removeprefix("python run.py ").split()
+    command = warm_start.command(config).removeprefix("python run.py ").split()
     made, _ = finish_mnli(compose(command)[0], 0.6)
-    assert initial.resolve(config).run_id == made
+    assert warm_start.resolve(config).run_id == made
 
 
 @pytest.mark.parametrize(
@@ -103,22 +104,22 @@ def test_auto_without_a_run_names_the_command_that_makes_it(tmp_path):
 def test_runs_of_another_kind_do_not_count(tmp_path, change, part):
     run_id, _ = finish_mnli(composed(tmp_path, "mnli", *change), 0.9)
     with pytest.raises(ConfigError, match="no finished MNLI record"):
-        initial.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
+        warm_start.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
     with pytest.raises(ConfigError, match=part):
-        initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={run_id}"))
+        warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={run_id}"))
 
 
 def test_frozen_random_weights_must_come_from_the_same_seed(tmp_path):
     run_id, _ = finish_mnli(composed(tmp_path, "mnli", "vera", "seed=1"), 0.9)
-    assert initial.resolve(composed(tmp_path, "rte", "vera", "init_from=auto", "seed=1")).run_id == run_id
+    assert warm_start.resolve(composed(tmp_path, "rte", "vera", "init_from=auto", "seed=1")).run_id == run_id
     with pytest.raises(ConfigError, match="its seed is 1, and vera has frozen weights"):
-        initial.resolve(composed(tmp_path, "rte", "vera", f"init_from={run_id}", "seed=0"))
+        warm_start.resolve(composed(tmp_path, "rte", "vera", f"init_from={run_id}", "seed=0"))
 
 
 def test_recorded_but_absent_weights_are_an_error(tmp_path):
     finish_mnli(composed(tmp_path, "mnli"), 0.9, weights=False)
     with pytest.raises(ConfigError, match=r"its weights are not here .*selected/best_dev\.safetensors"):
-        initial.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
+        warm_start.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
 
 
 @pytest.mark.parametrize(
@@ -136,19 +137,19 @@ def test_recorded_but_absent_weights_are_an_error(tmp_path):
 )
 def test_a_start_that_cannot_be_is_refused(tmp_path, arguments, part):
     with pytest.raises(ConfigError, match=part):
-        initial.resolve(composed(tmp_path, *arguments))
+        warm_start.resolve(composed(tmp_path, *arguments))
 
 
 def test_only_unambiguous_safetensors_are_read(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(ConfigError, match="safetensors files only"):
-        initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={tmp_path / 'weights.bin'}"))
+        warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={tmp_path / 'weights.bin'}"))
     with pytest.raises(ConfigError, match=r"none of adapter_model\.safetensors"):
-        initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={tmp_path}"))
+        warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={tmp_path}"))
     for name in ("last.safetensors", "adapter_model.safetensors"):
         save_file({"x": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(ConfigError, match="the folder has several"):
-        initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={tmp_path}"))
+        warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={tmp_path}"))
 
 
 @pytest.mark.parametrize("method", ["dual_lora", "lora", "dora", "bitfit", "full"])
@@ -160,7 +161,7 @@ def test_everything_but_the_head_arrives(tmp_path, method):
         name: p.clone() for name, p in model.named_parameters() if p.requires_grad and is_head_parameter(model, name)
     }
     assert head
-    copied = initial.load(model, initial.resolve(config))
+    copied = warm_start.load(model, warm_start.resolve(config))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert copied == len(trained) - len(head)
     for name, parameter in trained.items():
@@ -175,7 +176,7 @@ def test_a_saved_peft_adapter_is_a_start_too(tmp_path):
     source.save_pretrained(tmp_path / "adapter")
     config = composed(tmp_path, "rte", "dual_lora", f"init_from={tmp_path / 'adapter'}")
     model = adapted(config)
-    assert initial.load(model, initial.resolve(config)) > 0
+    assert warm_start.load(model, warm_start.resolve(config)) > 0
     assert all(
         bool((p == 0.25).all())
         for name, p in model.named_parameters()
@@ -185,20 +186,20 @@ def test_a_saved_peft_adapter_is_a_start_too(tmp_path):
 
 def test_weights_of_another_method_or_rank_are_refused(tmp_path):
     finish_mnli(composed(tmp_path, "mnli"), 0.25)
-    start = initial.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
+    start = warm_start.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
     model = adapted(composed(tmp_path, "rte", "lora"))
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigError, match="names differ"):
-        initial.load(model, start)
+        warm_start.load(model, start)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ConfigError, match="the ranks of both runs have to be the same"):
-        initial.load(adapted(composed(tmp_path, "rte", "dual_lora", "method.r_magnitude=8")), start)
+        warm_start.load(adapted(composed(tmp_path, "rte", "dual_lora", "method.r_magnitude=8")), start)
 
 
 def test_the_start_is_hashed_by_content_and_not_by_place(tmp_path):
     finish_mnli(composed(tmp_path, "mnli"), 0.25)
-    start = initial.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
+    start = warm_start.resolve(composed(tmp_path, "rte", "dual_lora", "init_from=auto"))
     moved = tmp_path / "elsewhere.safetensors"
     shutil.copy(start.path, moved)
-    again = initial.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={moved}"))
+    again = warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={moved}"))
     assert again == dataclasses.replace(start, path=moved, run_id=None, checkpoint=None)

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dual_lora import DualLoraConfig
-from dual_lora.training import deepspeed_engine
+from dual_lora.distributed import deepspeed_engine
 
 
 def test_under_stage_three_the_parameters_of_a_block_are_listed_once():

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dual_lora.composition import compose
 from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose
 from dual_lora.launch import launch
 
 ROOT = Path(__file__).resolve().parents[2]

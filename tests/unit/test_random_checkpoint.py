@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dual_lora import models
-from dual_lora.composition import compose
+from dual_lora.config.compose import compose
 from dual_lora.tasks.base import Head
 from tests.small_cells import ROOT
 

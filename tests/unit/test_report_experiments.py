@@ -9,7 +9,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dual_lora.composition import compose, options
+from dual_lora.config.compose import compose, options
 from dual_lora.report import definition, published, selection
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dual_lora.composition import compose
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.plan import describe, plan
+from dual_lora.config.compose import compose
+from dual_lora.config.schedule import plan_batches, plan_steps, plan_warmup
+from dual_lora.distributed.deepspeed import deepspeed_config
+from dual_lora.runs.plan import describe, plan
 from dual_lora.training import trainer
-from dual_lora.training.deepspeed_config import deepspeed_config
-from dual_lora.training.schedule import plan_batches, plan_steps, plan_warmup
 
 
 @functools.cache

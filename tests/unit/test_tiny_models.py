@@ -11,8 +11,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from dual_lora.config import ConfigError, ModelConfig
-from dual_lora.methods.heads import is_head_parameter
 from dual_lora.models import ModelError, fingerprint, load, resolve_dtype
+from dual_lora.models.head import is_head_parameter
 from dual_lora.tasks.base import Head
 
 FOLDER = Path(__file__).parents[2] / "configs" / "model"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dual_lora.tracking import track
+from dual_lora.runs.tracking import track
 
 
 class Run:

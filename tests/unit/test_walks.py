@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from dual_lora import run
-from dual_lora.training import gradient_sums, trainer, walks
+from dual_lora.distributed import ordered_sums
+from dual_lora.runs import lifecycle
+from dual_lora.training import trainer, walks
 from tests import small_cells
 
 
@@ -22,7 +23,7 @@ def test_a_training_is_the_same_to_the_last_bit(method, tmp_path):
 
     def train(name: str) -> dict:
         config = small_cells.config(tmp_path / name, *more, kind=small_cells.CLASSIFYING)
-        record = run.run(run.prepare(config))
+        record = lifecycle.run(lifecycle.prepare(config))
         assert record["status"] == "finished", record.get("message")
         return {**small_cells.numbers(record), "flops": record["cost"]["train_flops"], "curves": record["curves"]}
 
@@ -32,7 +33,7 @@ def test_a_training_is_the_same_to_the_last_bit(method, tmp_path):
 
     def clip_all(self: Trainer, model: nn.Module) -> torch.Tensor:
         """As the Trainer does, which looks for gradients in the whole model; the norm is summed as ours is."""
-        return gradient_sums.clip(list(model.parameters()), self.args.max_grad_norm)
+        return ordered_sums.clip(list(model.parameters()), self.args.max_grad_norm)
 
     ours = train("ours")
     instead = {"_clip_grad_norm": clip_all, "floating_point_ops": Trainer.floating_point_ops}

@@ -5,12 +5,11 @@ import os
 
 import pytest
 
-from dual_lora.composition import compose
-from dual_lora.config import ConfigError
+from dual_lora.config import ConfigError, DataError
+from dual_lora.config.compose import compose
 from dual_lora.tasks import dart as dart_task
-from dual_lora.tasks import hub
+from dual_lora.tasks import downloads
 from dual_lora.tasks import webnlg as webnlg_task
-from dual_lora.tasks.base import DataError
 
 needs_data = pytest.mark.skipif("DUAL_LORA_DATA" not in os.environ, reason="needs DUAL_LORA_DATA")
 
@@ -90,7 +89,7 @@ def test_darts_training_split_comes_from_the_hub_and_says_so(tmp_path, monkeypat
         asked.append((repository, file))
         return [{"tripleset": [["A", "B", "C"]], "annotations": {"source": ["x"], "text": ["A is C."]}}]
 
-    monkeypatch.setattr(hub, "parquet_rows", rows)
+    monkeypatch.setattr(downloads, "parquet_rows", rows)
     partial = task("dart", tmp_path)
     assert partial.examples("train")[0].fields["input"] == "A : b : C"
     assert asked == [("Yale-LILY/dart", "default/train/0000.parquet")]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config import DataConfig
-from dual_lora.tasks.base import DataError, Example
+from dual_lora.config import DataConfig, DataError
+from dual_lora.tasks.base import Example
 from dual_lora.tasks.commonsense.items import SUBSETS, parse, read
 from dual_lora.tasks.files import exists, fail, read_json_list
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dual_lora.config import nearest
-from dual_lora.tasks.base import DataError
+from dual_lora.config import DataError, nearest
 
 # The published alternatives (LLM-Adapters commonsense_evaluate.py). The leftmost match counts, case-sensitive, with no
 # word boundary: "untrue" reads as true, "answer12" as answer1.

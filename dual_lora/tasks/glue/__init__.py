@@ -20,7 +20,7 @@ What the training loop does with it, so that the published and the honest way ar
 4. A study chooses learning rates by the held-out part's own score (measurements with split "validation", checkpoint
    `best_heldout`), never by the development set.
 5. Keep the trainable weights of the headline's epoch (`EpochScores(keep_weights=..., weights_of=...)`, or those of the
-   last step), at `initial.weights_file(folder, checkpoint)`: an MNLI run hands them on (`dual_lora.initial`).
+   last step), at `record.weights_file(folder, checkpoint)`: an MNLI run hands them on (`dual_lora.runs.warm_start`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config import ConfigError, RunConfig, nearest
+from dual_lora.config import ConfigError, DataError, RunConfig, nearest
 from dual_lora.metrics import glue as metrics
 from dual_lora.tasks import files
-from dual_lora.tasks.base import DataError, Example, Head, Prompt, Reading, Score, Split
+from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split
 from dual_lora.tasks.glue.reading import read_hub, read_tsv
 from dual_lora.tasks.glue.specs import (
     HUB_REPOSITORY,

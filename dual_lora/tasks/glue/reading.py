@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import nearest
-from dual_lora.tasks import files, hub
+from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Example
 from dual_lora.tasks.glue.specs import HUB_REPOSITORY, HUB_REVISION, Spec
 
@@ -95,11 +95,11 @@ def read_hub(spec: Spec, split: str, subset: str) -> tuple[list[Example], dict[s
 
     Raises `DataError`: no network, or a hidden label.
     """
-    rows = hub.parquet_rows(HUB_REPOSITORY, HUB_REVISION, f"{spec.name}/{split}-00000-of-00001.parquet")
+    rows = downloads.parquet_rows(HUB_REPOSITORY, HUB_REVISION, f"{spec.name}/{split}-00000-of-00001.parquet")
     place = f"{HUB_REPOSITORY}/{spec.name}/{split}"
     examples = []
     for position, row in enumerate(rows):
-        word = hub.column(row, "label", place, position + 1)
+        word = downloads.column(row, "label", place, position + 1)
         if spec.labels:
             if word not in range(len(spec.labels)):
                 raise files.fail(place, f"label {word!r} is hidden or unknown", item=position + 1, field="label")
@@ -107,6 +107,6 @@ def read_hub(spec: Spec, split: str, subset: str) -> tuple[list[Example], dict[s
         else:
             word = round(word, 3)  # the hub keeps 3.8 as the float32 3.799999952; the files have three decimals
         target = check_target(spec, str(word), place, item=position + 1)
-        texts = {name: hub.column(row, name, place, position + 1) for name in spec.hub_texts}
+        texts = {name: downloads.column(row, name, place, position + 1) for name in spec.hub_texts}
         examples.append(_example(spec, f"{split}/{position}", subset, texts, target))
     return examples, {"items": len(examples)}

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dual_lora.config import ConfigError, RunConfig
-from dual_lora.tasks.base import DataError, Example, Task
+from dual_lora.config import ConfigError, DataError, RunConfig
+from dual_lora.tasks.base import Example, Task
 
 _SUBSET_SEED = 20251203  # the same items for every method and seed, so that their differences are paired
 

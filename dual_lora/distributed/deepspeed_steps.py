@@ -4,7 +4,7 @@ DeepSpeed takes each tensor's gradient as it comes, so that those of a model tha
 the backward pass goes on. An adapter has hundreds of tensors and few elements: there the visits cost more than all that
 is sent, once for each micro-batch, and under ZeRO-3 every tensor is fetched and freed twice a step besides. Here
 gradients stay where they are until the last micro-batch of a step. Then they are summed in the order of ranks
-(`gradient_sums`), measured and clipped as one tensor, and nothing waits for the GPU. ZeRO still splits what it splits:
+(`ordered_sums`), measured and clipped as one tensor, and nothing waits for the GPU. ZeRO still splits what it splits:
 a process sums, clips and updates its own share of what is trained, and the base's weights stay partitioned.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from dual_lora.training.gradient_sums import gather_shares, squared_norm, sum_own_share
+from dual_lora.distributed.ordered_sums import gather_shares, squared_norm, sum_own_share
 
 AT_MOST = 500_000_000  # elements: DeepSpeed's own buffer for gradients has as many by default, 2 GB
 

@@ -13,17 +13,20 @@ from typing import Any
 
 import torch
 
-from dual_lora import examples, initial, methods, models, processes, record, secrets, tasks
-from dual_lora.cell import Cell
+from dual_lora import methods, models, record, secrets, tasks
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.identity import identity
-from dual_lora.initial import Start
+from dual_lora.config.schedule import plan_batches
+from dual_lora.distributed import processes
 from dual_lora.lock import RunLock
-from dual_lora.plan import at_budget
+from dual_lora.runs import warm_start
+from dual_lora.runs.identity import identity
+from dual_lora.runs.plan import at_budget
+from dual_lora.runs.warm_start import WarmStart
+from dual_lora.runs.work import Work
+from dual_lora.tasks import splits
 from dual_lora.tasks.base import Task
 from dual_lora.training import stopping
 from dual_lora.training.loss import check_smoothing
-from dual_lora.training.schedule import plan_batches
 from dual_lora.training.trainer import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class Prepared:
     dtype: str
     device: str
     identity: dict[str, Any]
-    start: Start | None = None  # weights of another run to start from
+    start: WarmStart | None = None  # weights of another run to start from
 
     @property
     def run_id(self) -> str:
@@ -81,9 +84,9 @@ def prepare(config: RunConfig) -> Prepared:
     methods.check_task(config.method, task.head)
     check_smoothing(task.head, config.recipe.label_smoothing)
     config = _bounded_batch(config, device, _CPU_BATCH[task.head.kind])
-    examples.select(task, config)  # every file is read once now: a damaged one is found before any training
+    splits.select(task, config)  # every file is read once now: a damaged one is found before any training
     dtype = models.resolve_dtype(config.model, device)
-    start = initial.resolve(config)
+    start = warm_start.resolve(config)
     named = identity(
         config,
         dtype=dtype,
@@ -169,7 +172,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
 def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
     """Return the record, and the trace of what stopped this process but maybe not the others of its group."""
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    cell = Cell(prepared.config, prepared.task, prepared.dtype, prepared.device, prepared.folder, prepared.start)
+    cell = Work(prepared.config, prepared.task, prepared.dtype, prepared.device, prepared.folder, prepared.start)
     status: record.Status = "failed"
     message = trace = None
     try:
@@ -201,7 +204,7 @@ def _run_locked(prepared: Prepared) -> tuple[dict[str, Any], str | None]:
         message=message,
     )
     if prepared.config.tracking == "wandb" and processes.is_main():
-        from dual_lora.tracking import track
+        from dual_lora.runs.tracking import track
 
         track(made, prepared.folder)
     return made, trace

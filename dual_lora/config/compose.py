@@ -19,7 +19,7 @@ from typing import Any
 
 from dual_lora.config import ConfigError, RunConfig, legal_values
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = {
     "model": "the checkpoint",
     "task": "what is learned and measured",

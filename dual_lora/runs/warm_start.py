@@ -36,7 +36,7 @@ _PEFT_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """A file of weights to start from. `run_id` and `checkpoint` are None for a path."""
 
     path: Path
@@ -49,7 +49,7 @@ class Start:
         return {"sha256": self.sha256, "run_id": self.run_id, "checkpoint": self.checkpoint}
 
 
-def resolve(config: RunConfig) -> Start | None:
+def resolve(config: RunConfig) -> WarmStart | None:
     """Return what `config.init_from` names, hashed; None for "none".
 
     Raises `ConfigError`: a task or protocol that has no start, no such record or file, a record of another model,
@@ -74,7 +74,7 @@ def resolve(config: RunConfig) -> Start | None:
             "folder; legal: none, auto, the id of a finished MNLI run, a path to its weights"
         )
     file = _weights_in(path)
-    return Start(file, _sha256(file))
+    return WarmStart(file, _sha256(file))
 
 
 def _is_name(word: str) -> bool:
@@ -99,7 +99,7 @@ def _check_allowed(config: RunConfig) -> None:
         )
 
 
-def _best(config: RunConfig) -> Start:
+def _best(config: RunConfig) -> WarmStart:
     finished = [known for known in _records(config) if known["identity"]["task"]["name"] == _SOURCE_TASK]
     fitting, near = [], []
     for known in finished:
@@ -198,21 +198,16 @@ def _needs_same_seed(config: RunConfig) -> bool:
     return config.method.config_class in _SEEDED_CONFIGS or bool(settings.get("subtract_start"))
 
 
-def _start_of(config: RunConfig, known: dict[str, Any]) -> Start:
+def _start_of(config: RunConfig, known: dict[str, Any]) -> WarmStart:
     run_id, checkpoint = known["identity"]["run_id"], known["scores"]["headline"]["checkpoint"]
     folder = record.run_folder(config.results, run_id)
-    file = weights_file(folder, checkpoint)
+    file = record.weights_file(folder, checkpoint)
     if not file.is_file():
         raise ConfigError(
             f"the MNLI run {run_id} is recorded, but its weights are not here ({file}; run folders are not committed). "
             f"Copy that file, or move the record away and make the run again:\n  {command(config)}"
         )
-    return Start(file, _sha256(file), run_id, checkpoint)
-
-
-def weights_file(folder: Path, checkpoint: str) -> Path:
-    """Where a run keeps the trained weights of a checkpoint (`last`, `best_dev`, `best_heldout`, `best_loss`)."""
-    return folder / "last.safetensors" if checkpoint == "last" else folder / "selected" / f"{checkpoint}.safetensors"
+    return WarmStart(file, _sha256(file), run_id, checkpoint)
 
 
 def _weights_in(path: Path) -> Path:
@@ -236,7 +231,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load(model: nn.Module, start: Start) -> int:
+def load(model: nn.Module, start: WarmStart) -> int:
     """Copy the start's weights into what `model` trains, all but the head; return how many tensors were copied.
 
     Raises `ConfigError` if names or shapes differ: weights of another model, method or rank.
@@ -244,7 +239,7 @@ def load(model: nn.Module, start: Start) -> int:
     import torch
     from safetensors.torch import load_file
 
-    from dual_lora.methods.heads import is_head_parameter
+    from dual_lora.models.head import is_head_parameter
 
     given = {name: tensor for name, tensor in load_file(start.path).items() if not is_head_parameter(model, name)}
     own = {

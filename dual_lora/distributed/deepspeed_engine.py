@@ -2,7 +2,7 @@
 
 DeepSpeed is written for models trained whole: its hooks sit on every module and it visits every parameter. An adapter
 multiplies both, so most of a step under ZeRO would be host time. Nothing here changes what is computed, but for the
-order of sums (`gradient_sums`) and what becomes of a step whose gradients are not finite (`deepspeed_steps`). Steps are
+order of sums (`ordered_sums`) and what becomes of a step whose gradients are not finite (`deepspeed_steps`). Steps are
 timed by `scripts/bench_group_steps.py` without GPUs, by `bench_zero.py` on one and by `bench_scaling.py` on several.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dual_lora.training.deepspeed_steps import OnceAStep, suits
-from dual_lora.training.gradient_sums import clip, sum_in_order
+from dual_lora.distributed.deepspeed_steps import OnceAStep, suits
+from dual_lora.distributed.ordered_sums import clip, sum_in_order
 
 AHEAD = 3  # blocks, a guess: the GPU has two to work on while the host asks for the next
 
@@ -57,7 +57,7 @@ def lighten(engine: Any, world_size: int, stage: int) -> None:
 
 
 def _add_up_in_order(engine: Any, world_size: int) -> None:
-    """Add gradients up as `gradient_sums` does."""
+    """Add gradients up as `ordered_sums` does."""
 
     def mean(bucket: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
         return sum_in_order(engine.flatten(bucket).div_(world_size), engine.seq_data_parallel_group)

@@ -7,9 +7,9 @@ from typing import Any
 
 from dual_lora import methods, models, tasks
 from dual_lora.config import MethodConfig, RunConfig
-from dual_lora.identity import identity
+from dual_lora.config.schedule import plan_batches, plan_steps, plan_warmup
+from dual_lora.runs.identity import identity
 from dual_lora.tasks.base import Task
-from dual_lora.training.schedule import plan_batches, plan_steps, plan_warmup
 
 GIB = 1024**3
 _BYTES = {"float32": 4, "bfloat16": 2}

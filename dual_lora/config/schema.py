@@ -8,31 +8,17 @@ legal ones and the nearest.
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dual_lora.launch_config import LaunchConfig
+from dual_lora.config.errors import ConfigError, legal_values
+from dual_lora.config.launch_settings import LaunchConfig
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the value, the legal values and the fix."""
-
-
-def nearest(word: str, legal: list[str]) -> str:
-    """Return "; did you mean 'X'?" for the closest legal word, or an empty string."""
-    close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def legal_values(word: str, legal: list[str]) -> str:
-    """Return the end of an error message: "; did you mean 'X'. Legal: X, Y, Z"."""
-    return f"{nearest(word, legal).rstrip('?')}. Legal: {', '.join(legal)}"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -193,7 +179,7 @@ class DataConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class RunConfig:
-    """One cell: everything `dual_lora.run.run` needs."""
+    """One cell: everything `dual_lora.runs.lifecycle.run` needs."""
 
     model: ModelConfig
     task: TaskConfig
@@ -257,8 +243,6 @@ def _explain(error: ValidationError) -> str:
 
 
 def _field_type(owner: Any, name: str) -> Any:
-    import typing
-
     return typing.get_type_hints(owner)[name]
 
 

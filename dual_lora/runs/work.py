@@ -13,27 +13,29 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dual_lora import examples, heads, initial, methods, models, processes
+from dual_lora import methods, models
 from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config.schedule import plan_batches
 from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
-from dual_lora.evaluation import samples
+from dual_lora.distributed import deepspeed, processes
+from dual_lora.evaluation import pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
-from dual_lora.examples import Items
-from dual_lora.heads import HeadWork
-from dual_lora.initial import Start
-from dual_lora.plan import at_budget, budget_note
+from dual_lora.evaluation.pipeline import Pipeline
 from dual_lora.record import write_json
+from dual_lora.runs import warm_start
+from dual_lora.runs.plan import at_budget, budget_note
+from dual_lora.runs.warm_start import WarmStart
+from dual_lora.tasks import splits
 from dual_lora.tasks.base import Task
-from dual_lora.training import deepspeed_config
+from dual_lora.tasks.splits import Items
 from dual_lora.training.checkpoints import file_sha256
-from dual_lora.training.schedule import plan_batches
 from dual_lora.training.trainer import TrainingResult, resume_step, train
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Cell:
+class Work:
     """One run at work. The record is made from what it gathered, also when it failed halfway."""
 
     config: RunConfig
@@ -41,7 +43,7 @@ class Cell:
     dtype: str
     device: str
     folder: Path
-    start: Start | None = None
+    start: WarmStart | None = None
     world_size: int = field(default_factory=processes.world_size)
     _training: TrainingResult | None = None
     _measurements: list[dict[str, Any]] = field(default_factory=list)
@@ -55,7 +57,7 @@ class Cell:
     def run(self) -> None:
         """Do what is left to do. Raises whatever stops it; what was gathered until then stays."""
         config = self.config
-        items = examples.select(self.task, config)
+        items = splits.select(self.task, config)
         self._notes = list(self.task.notes)
         if config.recipe.is_default and config.method.trains != "nothing":
             self._notes.append(f"no recipe of its own: {config.recipe.name}")
@@ -67,9 +69,9 @@ class Cell:
             torch.cuda.reset_peak_memory_stats()
         # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
         held = "float32" if config.method.trains in ("everything", "biases") else self.dtype
-        deepspeed_config.trust_own_types(config)
-        deepspeed_config.compile_nothing(config)
-        sharded = deepspeed_config.partition_while_loading(config, self.world_size, held)
+        deepspeed.trust_own_types(config)
+        deepspeed.compile_nothing(config)
+        sharded = deepspeed.partition_while_loading(config, self.world_size, held)
         loaded = models.load(
             config.model, self.task.head, dtype=held, seed=config.seed, device=processes.device_name(self.device)
         )
@@ -82,17 +84,17 @@ class Cell:
             kernel=config.kernel,
         )
         if self.start is not None:
-            initial.load(model, self.start)
+            warm_start.load(model, self.start)
             self._origin["init_from"] = self.start.origin()
         del sharded
         self._count_parameters(model)
-        work = heads.work(self.task, loaded.tokenizer, config, self.folder, self.dtype)
+        work = pipeline.build(self.task, loaded.tokenizer, config, self.folder, self.dtype)
         try:
             if config.method.trains != "nothing":
                 self._training = self._train(model, work, loaded.tokenizer, items)
             if str(config.method.settings.get("init_std", "")).startswith("relative:"):
                 self._origin["resolved_init_std"] = methods.resolved_init_std(model)
-            deepspeed_config.ready_to_evaluate(model, config, self.world_size)
+            deepspeed.ready_to_evaluate(model, config, self.world_size)
             names = getattr(getattr(model, "base_model", None), "kernel_names", None)
             self._kernels = names() if names else {}  # ZeRO-3 has told by now which weights come with their block
             begun = time.perf_counter()
@@ -115,9 +117,9 @@ class Cell:
             total_parameters=sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters()),
         )
 
-    def _train(self, model: torch.nn.Module, work: HeadWork, tokenizer: Any, items: Items) -> TrainingResult:
+    def _train(self, model: torch.nn.Module, work: Pipeline, tokenizer: Any, items: Items) -> TrainingResult:
         rows = work.rows(items.train, "training")
-        self._check_rendered(examples.rendered_sha256(rows))
+        self._check_rendered(splits.rendered_sha256(rows))
         # Before asking whether training is left to do: the notes on the rows belong to every record.
         validation = work.rows(items.validation, "validation") if items.validation else []
         result = self._finished_training(model)
@@ -265,7 +267,7 @@ class Cell:
             "world_size": self.world_size,
             "parallel": self.config.launch.parallel if self.config.launch.name == "local" else 1,
             "engine": self.config.launch.engine,
-            "zero_stage": deepspeed_config.zero_stage(self.config, self.world_size),
+            "zero_stage": deepspeed.zero_stage(self.config, self.world_size),
             "global_batch": batches.global_batch,
             "per_device_batch": batches.per_device,
             "accumulation": batches.accumulation,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from dual_lora.config import RunConfig
-from dual_lora.training.deepspeed_engine import announce_factors, fetch_whole_blocks
-from dual_lora.training.deepspeed_steps import suits
-from dual_lora.training.schedule import plan_batches
+from dual_lora.config.schedule import plan_batches
+from dual_lora.distributed.deepspeed_engine import announce_factors, fetch_whole_blocks
+from dual_lora.distributed.deepspeed_steps import suits
 
 _REDUCE_BUCKET = 500_000_000  # elements, DeepSpeed's default
 _SMALLEST_BUCKET = 2_000_000

@@ -10,13 +10,13 @@ import torch
 from transformers import TrainerCallback
 
 from dual_lora.config import RunConfig
-from dual_lora.examples import Items
 from dual_lora.tasks.base import Example, Task
+from dual_lora.tasks.splits import Items
 
 Rows = list[dict[str, Any]]
 
 
-class HeadWork(Protocol):
+class Pipeline(Protocol):
     """The part of a run that depends on the model's head."""
 
     notes: list[str]
@@ -45,12 +45,12 @@ class HeadWork(Protocol):
     def curves(self) -> dict[str, list[list[float]]]: ...
 
 
-def work(task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> HeadWork:
-    """Return the work for the task's head."""
+def build(task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> Pipeline:
+    """Return the pipeline for the task's head."""
     if task.head.kind == "classification":
-        from dual_lora.heads.classifier import ClassifierWork
+        from dual_lora.evaluation.classifier import ClassificationPipeline
 
-        return ClassifierWork(task, tokenizer, config, folder, dtype)
-    from dual_lora.heads.causal_lm import CausalWork
+        return ClassificationPipeline(task, tokenizer, config, folder, dtype)
+    from dual_lora.evaluation.causal_lm import CausalLMPipeline
 
-    return CausalWork(task, tokenizer, config, folder, dtype)
+    return CausalLMPipeline(task, tokenizer, config, folder, dtype)

@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
-from dual_lora import methods, processes
+from dual_lora import methods
 from dual_lora.config import RunConfig
+from dual_lora.distributed import processes
 from dual_lora.evaluation import gate, validation
 from dual_lora.evaluation.evaluator import Evaluator
-from dual_lora.examples import Items
-from dual_lora.heads import Rows
+from dual_lora.evaluation.pipeline import Rows
 from dual_lora.tasks.base import Example, Score, Task
 from dual_lora.tasks.encoding import IGNORED, encode_all
+from dual_lora.tasks.splits import Items
 from dual_lora.training.checkpoints import file_sha256
 from dual_lora.training.loss import next_token_labels
 
@@ -40,8 +41,8 @@ class Collator:
         return {**batch, "shift_labels": next_token_labels(batch["labels"])}
 
 
-class CausalWork:
-    """See `dual_lora.heads.HeadWork`."""
+class CausalLMPipeline:
+    """See `dual_lora.evaluation.pipeline.Pipeline`."""
 
     def __init__(self, task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from dual_lora.tasks.base import DataError
+from dual_lora.config import DataError
 
 RELEASE = "https://raw.githubusercontent.com/microsoft/LoRA/"
 RELEASE_REVISION = "3732c24dba0559fe4393bfc8f295b83947a2c5e0"

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from dual_lora import initial, methods
+from dual_lora import methods, record
 from dual_lora.config import RunConfig
 from dual_lora.evaluation import classification
 from dual_lora.evaluation.epoch_scores import EpochScores, Part
-from dual_lora.examples import Items
-from dual_lora.heads import Rows
+from dual_lora.evaluation.pipeline import Rows
 from dual_lora.tasks.base import Example
+from dual_lora.tasks.splits import Items
 
 _PREDICTION_BATCH = 64
 
 
-class ClassifierWork:
-    """See `dual_lora.heads.HeadWork`."""
+class ClassificationPipeline:
+    """See `dual_lora.evaluation.pipeline.Pipeline`."""
 
     def __init__(self, task: Any, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config
@@ -56,8 +56,8 @@ class ClassifierWork:
         if items.held_out:
             parts["heldout"] = Part(items.held_out, self.rows(items.held_out, "held-out"))
         shown: str = self.config.protocol.checkpoint
-        # An MNLI run hands the weights of the epoch it shows on to MRPC, RTE and STS-B (`dual_lora/initial.py`).
-        keep = {shown: initial.weights_file(self._run_folder, shown)} if shown != "last" else {}
+        # An MNLI run hands the weights of the epoch it shows on to MRPC, RTE and STS-B (`runs/warm_start.py`).
+        keep = {shown: record.weights_file(self._run_folder, shown)} if shown != "last" else {}
         return EpochScores(
             self._folder,
             self.task,

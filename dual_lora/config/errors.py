@@ -1,0 +1,28 @@
+"""The errors a user can mend, and the words that help: what is wrong, what is legal, what is nearest."""
+
+from __future__ import annotations
+
+import difflib
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the value, the legal values and the fix."""
+
+
+class ModelError(ConfigError):
+    """A base model that cannot be used; the message names what is wrong and the ways on."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file, line or item, field and the fix."""
+
+
+def nearest(word: str, legal: list[str]) -> str:
+    """Return "; did you mean 'X'?" for the closest legal word, or an empty string."""
+    close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def legal_values(word: str, legal: list[str]) -> str:
+    """Return the end of an error message: "; did you mean 'X'. Legal: X, Y, Z"."""
+    return f"{nearest(word, legal).rstrip('?')}. Legal: {', '.join(legal)}"
