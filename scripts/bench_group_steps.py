@@ -36,6 +36,7 @@ from bench_walks import NARROW, Clock
 from bench_zero import make_config, make_model
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
+from dual_lora.config.schedule import plan_batches
 from dual_lora.distributed import deepspeed, deepspeed_engine, processes
 from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
@@ -86,14 +87,16 @@ def times(method: str, stage: Literal[2, 3], size: dict[str, Any], folder: Path)
     trainer.train(
         make_model(config, "cpu").float(),
         config,
-        tokenizer=tokenizer,
-        collator=Collator(tokenizer),
-        train_set=[{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids],
-        validation_set=[],
+        trainer.Data(
+            tokenizer,
+            Collator(tokenizer),
+            [{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids],
+            [],
+        ),
+        batches=plan_batches(config, PROCESSES),
         dtype="float32",
         folder=folder,
         head=Head("causal_lm"),
-        world_size=PROCESSES,
         callbacks=[clock],
     )
     pairs = zip(clock.ends[_UNCOUNTED - 1 :], clock.ends[_UNCOUNTED:], strict=False)

@@ -32,6 +32,7 @@ from bench_kernels import RESULTS, environment
 from bench_zero import make_config, make_model
 from transformers import Trainer, TrainerCallback
 
+from dual_lora.config.schedule import plan_batches
 from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
@@ -92,10 +93,13 @@ def times(method: str, size: dict[str, Any], device: str) -> list[float]:
         trainer.train(
             make_model(config, device),
             config,
-            tokenizer=tokenizer,
-            collator=Collator(tokenizer),
-            train_set=[{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids],
-            validation_set=[],
+            trainer.Data(
+                tokenizer,
+                Collator(tokenizer),
+                [{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids],
+                [],
+            ),
+            batches=plan_batches(config),
             dtype="bfloat16" if device == "cuda" else "float32",
             folder=Path(folder),
             head=Head("causal_lm"),

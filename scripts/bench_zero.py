@@ -39,6 +39,7 @@ from bench_kernels import RESULTS, environment
 from dual_lora import methods, secrets
 from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose
+from dual_lora.config.schedule import plan_batches
 from dual_lora.distributed import deepspeed, processes
 from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.architecture import transformers_config
@@ -147,10 +148,8 @@ def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], d
     trainer.train(
         model,
         config,
-        tokenizer=tokenizer,
-        collator=Collator(tokenizer),
-        train_set=rows,
-        validation_set=[],
+        trainer.Data(tokenizer, Collator(tokenizer), rows, []),
+        batches=plan_batches(config),
         dtype="bfloat16",
         folder=Path(folder),
         head=Head("causal_lm"),

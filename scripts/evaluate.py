@@ -86,10 +86,10 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, own: dict[str
 
     from dual_lora import models, tasks
     from dual_lora.evaluation import gate, pipeline
-    from dual_lora.runs import lifecycle
+    from dual_lora.runs.resolve import resolve_device
     from dual_lora.tasks import splits
 
-    device = lifecycle.resolve_device(config)
+    device = resolve_device(config)
     dtype = models.resolve_dtype(config.model, device)
     models.check_available(config.model)
     task = tasks.load(config)

@@ -69,7 +69,7 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
 
     from dual_lora import methods, models, record, tasks
     from dual_lora.runs.lifecycle import load_config
-    from dual_lora.runs.plan import at_budget
+    from dual_lora.runs.resolve import at_budget
 
     if out.exists():
         raise FileExistsError(f"out={out} exists; give another folder, or remove it")

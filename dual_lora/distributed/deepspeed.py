@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from dual_lora.config import RunConfig
-from dual_lora.config.schedule import plan_batches
+from dual_lora.config.schedule import Batches
 from dual_lora.distributed.deepspeed_engine import announce_factors, fetch_whole_blocks
 from dual_lora.distributed.deepspeed_steps import suits
 
@@ -31,7 +31,7 @@ def zero_stage(config: RunConfig, world_size: int) -> int:
 
 def deepspeed_config(
     config: RunConfig,
-    world_size: int,
+    batches: Batches,
     dtype: str,
     trained_elements: int | None = None,
     block_elements: int = 0,
@@ -48,8 +48,7 @@ def deepspeed_config(
     launch = config.launch
     if launch.engine != "deepspeed":
         return None
-    batches = plan_batches(config, world_size)
-    zero: dict[str, Any] = {"stage": zero_stage(config, world_size)}
+    zero: dict[str, Any] = {"stage": zero_stage(config, batches.world_size)}
     if launch.zero_stage == 3:
         if block_elements:
             zero["stage3_prefetch_bucket_size"] = block_elements
@@ -112,7 +111,7 @@ def compile_nothing(config: RunConfig) -> None:
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def partition_while_loading(config: RunConfig, world_size: int, dtype: str) -> Any:
+def partition_while_loading(config: RunConfig, batches: Batches, dtype: str) -> Any:
     """Make transformers create and load weights in shards from now on (ZeRO-3), until the returned object is dropped.
 
     dtype: "float32" or "bfloat16", of the shards. DeepSpeed makes them in the dtype of its own precision mode, whatever
@@ -121,7 +120,7 @@ def partition_while_loading(config: RunConfig, world_size: int, dtype: str) -> A
     None where weights are loaded whole: other stages and engines, and the random models of the tests, whose weights are
     drawn and not read; DeepSpeed shards those when training begins.
     """
-    settings = deepspeed_config(config, world_size, "float32")
+    settings = deepspeed_config(config, batches, "float32")
     from_files = config.model.source != "random" or config.model.path
     if settings is None or config.launch.zero_stage != 3 or not from_files:
         return None
@@ -135,7 +134,7 @@ def partition_while_loading(config: RunConfig, world_size: int, dtype: str) -> A
     return HfDeepSpeedConfig(settings)
 
 
-def ready_to_evaluate(model: Any, config: RunConfig, world_size: int) -> None:
+def ready_to_evaluate(model: Any, config: RunConfig, batches: Batches) -> None:
     """Let a sharded model be called where no training in this process has prepared it; others are left alone."""
     if config.launch.engine != "deepspeed":
         return
@@ -149,7 +148,7 @@ def ready_to_evaluate(model: Any, config: RunConfig, world_size: int) -> None:
         return
     import deepspeed
 
-    settings = deepspeed_config(config, world_size, "float32", block_elements=fetch_whole_blocks(model))
+    settings = deepspeed_config(config, batches, "float32", block_elements=fetch_whole_blocks(model))
     assert settings is not None
     settings["zero_optimization"].pop("offload_optimizer", None)
     deepspeed.initialize(model=model, config=settings)

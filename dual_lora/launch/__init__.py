@@ -61,10 +61,10 @@ def _run_here(prepared: list[Any]) -> int:
 
 def prepare(cells: list[RunConfig]) -> list[Any]:
     """Check and name every cell; equal ones become one. Raises `ConfigError`."""
-    from dual_lora.runs import lifecycle
+    from dual_lora.runs.resolve import resolve
 
     try:
-        prepared = list({item.run_id: item for item in (lifecycle.prepare(cell) for cell in cells)}.values())
+        prepared = list({item.run_id: item for item in (resolve(cell) for cell in cells)}.values())
     except DataError as error:
         raise ConfigError(str(error)) from None
     for item in prepared:
@@ -74,10 +74,11 @@ def prepare(cells: list[RunConfig]) -> list[Any]:
 
 def describe(cells: list[RunConfig]) -> None:
     """Print what each cell would be."""
-    from dual_lora.runs.plan import describe as plan
+    from dual_lora.runs import plan
+    from dual_lora.runs.resolve import resolve
 
     for cell in cells:
-        print(plan(cell))
+        print(plan.describe(resolve(cell, planned=True)))
 
 
 def _with_base_rows(cells: list[RunConfig]) -> list[RunConfig]:

@@ -220,7 +220,8 @@ def settle(item: Any, group: Group) -> str:
 def work(file: str) -> int:
     """`run.py --group FILE`: be the parent of one group, for several cells side by side."""
     from dual_lora.runs import lifecycle as running
+    from dual_lora.runs.resolve import resolve
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    item = running.prepare(running.load_config(Path(file)))
+    item = resolve(running.load_config(Path(file)))
     return running.EXIT_CODES.get(run(item, Path(file)), 1)

@@ -217,9 +217,10 @@ class SlurmCell:
     def __call__(self) -> str:
         from dual_lora.launch.group import Group, Rendezvous, settle
         from dual_lora.runs import lifecycle
+        from dual_lora.runs.resolve import resolve
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        item = lifecycle.prepare(lifecycle.load_config(Path(self.file)))
+        item = resolve(lifecycle.load_config(Path(self.file)))
         known = lifecycle.existing(item)
         if known is not None:
             return str(known["status"])

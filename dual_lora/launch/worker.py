@@ -29,13 +29,14 @@ def work(file: str) -> int:
     _end_with_parent()
     from dual_lora.distributed import processes
     from dual_lora.runs import lifecycle
+    from dual_lora.runs.resolve import resolve, resolve_device
 
     try:
         config = lifecycle.load_config(Path(file))
-        processes.join(lifecycle.resolve_device(config))
+        processes.join(resolve_device(config))
         if not processes.is_main():
             logging.getLogger().setLevel(logging.WARNING)  # one process reports for all
-        prepared = lifecycle.prepare(config)
+        prepared = resolve(config)
         made = lifecycle.run(prepared)
     except (ConfigError, DataError, RunIsBusy) as error:
         _leave_word(file, "refused", str(error), "")

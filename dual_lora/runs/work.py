@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from dual_lora import methods, models
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.config.schedule import plan_batches
 from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
 from dual_lora.distributed import deepspeed, processes
 from dual_lora.evaluation import pipeline, samples
@@ -23,13 +24,10 @@ from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
 from dual_lora.record import write_json
 from dual_lora.runs import warm_start
-from dual_lora.runs.plan import at_budget, budget_note
-from dual_lora.runs.warm_start import WarmStart
-from dual_lora.tasks import splits
-from dual_lora.tasks.base import Task
+from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.splits import Items
 from dual_lora.training.checkpoints import file_sha256
-from dual_lora.training.trainer import TrainingResult, resume_step, train
+from dual_lora.training.trainer import Data, TrainingResult, resume_step, train
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +36,7 @@ logger = logging.getLogger(__name__)
 class Work:
     """One run at work. The record is made from what it gathered, also when it failed halfway."""
 
-    config: RunConfig
-    task: Task
-    dtype: str
-    device: str
-    folder: Path
-    start: WarmStart | None = None
-    world_size: int = field(default_factory=processes.world_size)
+    resolved: Resolved
     _training: TrainingResult | None = None
     _measurements: list[dict[str, Any]] = field(default_factory=list)
     _cost: dict[str, Any] = field(default_factory=dict)
@@ -54,60 +46,68 @@ class Work:
     _curves: dict[str, Any] = field(default_factory=dict)
     _kernels: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def config(self) -> RunConfig:
+        return self.resolved.config
+
+    @property
+    def folder(self) -> Path:
+        return self.resolved.folder
+
     def run(self) -> None:
         """Do what is left to do. Raises whatever stops it; what was gathered until then stays."""
-        config = self.config
-        items = splits.select(self.task, config)
-        self._notes = list(self.task.notes)
+        resolved, config, task = self.resolved, self.resolved.config, self.resolved.task
+        items = resolved.items
+        assert items is not None  # only a plan's are not selected
+        self._notes = list(task.notes)
         if config.recipe.is_default and config.method.trains != "nothing":
             self._notes.append(f"no recipe of its own: {config.recipe.name}")
             logger.warning("this combination has no recipe of its own; it runs on %s", config.recipe.name)
-        _, budget = at_budget(config)
-        if budget is not None:
-            self._notes.append(f"budget: {budget_note(budget)}")
-        if self.device == "cuda":
+        if resolved.budget is not None:
+            self._notes.append(f"budget: {budget_note(resolved.budget)}")
+        if resolved.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
-        held = "float32" if config.method.trains in ("everything", "biases") else self.dtype
+        held = "float32" if config.method.trains in ("everything", "biases") else resolved.dtype
         deepspeed.trust_own_types(config)
         deepspeed.compile_nothing(config)
-        sharded = deepspeed.partition_while_loading(config, self.world_size, held)
+        sharded = deepspeed.partition_while_loading(config, resolved.batches, held)
         loaded = models.load(
-            config.model, self.task.head, dtype=held, seed=config.seed, device=processes.device_name(self.device)
+            config.model, task.head, dtype=held, seed=config.seed, device=processes.device_name(resolved.device)
         )
         model = methods.apply(
             loaded.model,
             config.method,
             model_config=config.model,
-            head=self.task.head,
+            head=task.head,
             seed=config.seed,
             kernel=config.kernel,
         )
-        if self.start is not None:
-            warm_start.load(model, self.start)
-            self._origin["init_from"] = self.start.origin()
+        if resolved.start is not None:
+            warm_start.load(model, resolved.start)
+            self._origin["init_from"] = resolved.start.origin()
         del sharded
         self._count_parameters(model)
-        work = pipeline.build(self.task, loaded.tokenizer, config, self.folder, self.dtype)
+        work = pipeline.build(task, loaded.tokenizer, config, resolved.folder, resolved.dtype)
         try:
             if config.method.trains != "nothing":
                 self._training = self._train(model, work, loaded.tokenizer, items)
             if str(config.method.settings.get("init_std", "")).startswith("relative:"):
                 self._origin["resolved_init_std"] = methods.resolved_init_std(model)
-            deepspeed.ready_to_evaluate(model, config, self.world_size)
+            deepspeed.ready_to_evaluate(model, config, resolved.batches)
             names = getattr(getattr(model, "base_model", None), "kernel_names", None)
             self._kernels = names() if names else {}  # ZeRO-3 has told by now which weights come with their block
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)
             seconds = time.perf_counter() - begun
             self._cost["eval_seconds"] = None if work.known else seconds  # a part of the time is no time
-            self._samples = samples.for_record(self.task, items.test, self.folder / "predictions", self._shown())
+            self._samples = samples.for_record(task, items.test, resolved.folder / "predictions", self._shown())
         finally:
             self._notes += work.notes
             self._curves = work.curves()
             self._cost["peak_memory_bytes"] = [self._peak_memory()]
         self._cost["peak_memory_bytes"] = processes.gather(self._peak_memory())
-        self._origin["predictions_sha256"] = predictions_sha256(self.folder / "predictions")
+        self._origin["predictions_sha256"] = predictions_sha256(resolved.folder / "predictions")
 
     def _count_parameters(self, model: torch.nn.Module) -> None:
         with_head, without_head = methods.trainable_parameters(model)
@@ -119,7 +119,7 @@ class Work:
 
     def _train(self, model: torch.nn.Module, work: Pipeline, tokenizer: Any, items: Items) -> TrainingResult:
         rows = work.rows(items.train, "training")
-        self._check_rendered(splits.rendered_sha256(rows))
+        self._check_rendered(rendered_sha256(rows))
         # Before asking whether training is left to do: the notes on the rows belong to every record.
         validation = work.rows(items.validation, "validation") if items.validation else []
         result = self._finished_training(model)
@@ -127,14 +127,11 @@ class Work:
             result = train(
                 model,
                 self.config,
-                tokenizer=tokenizer,
-                collator=work.collator(),
-                train_set=rows,
-                validation_set=validation,
-                dtype=self.dtype,
+                Data(tokenizer, work.collator(), rows, validation),
+                batches=self.resolved.batches,
+                dtype=self.resolved.dtype,
                 folder=self.folder,
-                head=self.task.head,
-                world_size=self.world_size,
+                head=self.resolved.task.head,
                 callbacks=[*work.callbacks(items, lambda: resume_step(self.folder)), *self._diagnostics()],
             )
             self._keep_training(model, result)
@@ -152,7 +149,7 @@ class Work:
         if self.config.diagnostics == "off" or self.config.method.trains != "adapter":
             return []
         path = self.folder / "diagnostics.json"
-        return [DiagnosticsCallback(path, reference=full_fine_tuning(self.config, self.dtype))]
+        return [DiagnosticsCallback(path, reference=full_fine_tuning(self.config, self.resolved.dtype))]
 
     def _check_rendered(self, sha256: str) -> None:
         """A resumed run must go on with the same training text, to the letter."""
@@ -204,13 +201,13 @@ class Work:
 
     def _peak_memory(self) -> int:
         """Return the largest memory of this process: on its card, or without one in the host."""
-        if self.device == "cuda":
+        if self.resolved.device == "cuda":
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def memory_advice(self) -> str:
         """Return what did not fit and what to try."""
-        batches = plan_batches(self.config, self.world_size)
+        batches = self.resolved.batches
         return (
             f"out of memory with {batches.per_device} × {self.config.recipe.max_length_tokens} tokens per device; try "
             f"launch.per_device_batch={max(1, batches.per_device // 2)} (the global batch stays), "
@@ -260,20 +257,20 @@ class Work:
         return self._cost
 
     def execution(self) -> dict[str, Any]:
-        batches = plan_batches(self.config, self.world_size)
-        cuda = self.device == "cuda"
+        batches = self.resolved.batches
+        cuda = self.resolved.device == "cuda"
         return {
             "device": torch.cuda.get_device_name() if cuda else _processor(),
-            "world_size": self.world_size,
+            "world_size": batches.world_size,
             "parallel": self.config.launch.parallel if self.config.launch.name == "local" else 1,
             "engine": self.config.launch.engine,
-            "zero_stage": deepspeed.zero_stage(self.config, self.world_size),
+            "zero_stage": deepspeed.zero_stage(self.config, batches.world_size),
             "global_batch": batches.global_batch,
             "per_device_batch": batches.per_device,
             "accumulation": batches.accumulation,
             "gradient_checkpointing": self.config.launch.gradient_checkpointing,
             "kernel": {"asked": self.config.kernel, "layers": self._kernels},
-            "dtype": self.dtype,
+            "dtype": self.resolved.dtype,
             "threads": torch.get_num_threads(),
             "resumed_from": self._training.resumed_from if self._training else [],
         }
@@ -293,3 +290,11 @@ def _processor() -> str:
         return "CPU"
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"CPU: {names[0]}" if names else "CPU"
+
+
+def rendered_sha256(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the hash of what the model is trained on, token by token: the same on every resume of a run."""
+    hasher = hashlib.sha256()
+    for row in rows:
+        hasher.update(json.dumps([row["input_ids"], row["labels"]]).encode())
+    return hasher.hexdigest()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dual_lora.config import ConfigError, DataError, RunConfig
 from dual_lora.tasks.base import Example, Task
@@ -44,7 +41,7 @@ def select(task: Task, config: RunConfig) -> Items:
         )
     held_out: list[Example] = []
     if trains and protocol.validation_fraction:
-        train, held_out = _split_off(train, protocol.validation_fraction, protocol.validation_seed)
+        train, held_out = hold_out(train, protocol.validation_fraction, protocol.validation_seed)
     if profile.test_items == 0 and not (held_out if task.head.kind == "classification" else validation):
         raise ConfigError(
             f"profile={profile.name} scores no test item (profile.test_items=0), and protocol={protocol.name} of "
@@ -58,7 +55,20 @@ def select(task: Task, config: RunConfig) -> Items:
     )
 
 
-def _split_off(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+def planned_train_examples(task: Task, config: RunConfig) -> int:
+    """Return how many examples a run would train on, from the published counts where the data is on the hub."""
+    count = task.published_train_examples() if config.data.source == "hub" else len(task.examples("train"))
+    if config.protocol.validation_fraction:
+        count -= round(config.protocol.validation_fraction * count)
+    return min(count, config.profile.train_examples or count)
+
+
+def hold_out(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off `fraction` of the training set at random: (rest, held out), both in the data's order.
+
+    The draw depends on seed and number of items only: the same items are held out for every method and training seed.
+    Raises `ConfigError` unless both parts have an item.
+    """
     count = round(fraction * len(examples))
     if not 0 < count < len(examples):
         raise ConfigError(
@@ -83,11 +93,3 @@ def _bounded_per_subset(examples: list[Example], count: int | None) -> list[Exam
     for example in examples:
         subsets.setdefault(example.subset, []).append(example)
     return [example for group in subsets.values() for example in _bounded(group, count)]
-
-
-def rendered_sha256(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the hash of what the model is trained on, token by token: the same on every resume of a run."""
-    hasher = hashlib.sha256()
-    for row in rows:
-        hasher.update(json.dumps([row["input_ids"], row["labels"]]).encode())
-    return hasher.hexdigest()

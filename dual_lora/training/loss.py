@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dual_lora.config import ConfigError
 from dual_lora.models.output_positions import logits_at
 from dual_lora.tasks.base import Head
 from dual_lora.tasks.encoding import IGNORED
@@ -58,17 +57,6 @@ class Objective:
             return token_loss(model, batch, self._output_layer, items=items, label_smoothing=smoothing)
         rows = None if items is None else self._rows
         return row_loss(model, batch, items=rows, label_smoothing=smoothing, regression=self._head.regression)
-
-
-def check_smoothing(head: Head, label_smoothing: float) -> None:
-    """Refuse a label smoothing that has no meaning. Raises `ConfigError`."""
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ConfigError(f"recipe.label_smoothing={label_smoothing}: legal are 0 (none) up to, but not, 1")
-    if label_smoothing and head.regression:
-        raise ConfigError(
-            f"recipe.label_smoothing={label_smoothing}: this task is a regression and has no classes to smooth over; "
-            "use recipe.label_smoothing=0"
-        )
 
 
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from dual_lora import methods
 from dual_lora.config import RunConfig
-from dual_lora.config.schedule import Batches, plan_batches, plan_steps, plan_warmup
+from dual_lora.config.schedule import Batches, plan_steps, plan_warmup
 from dual_lora.distributed import processes
 from dual_lora.distributed.deepspeed import deepspeed_config, zero_stage
 from dual_lora.distributed.deepspeed_engine import fetch_whole_blocks, lighten
@@ -40,6 +40,16 @@ class Interrupted(RuntimeError):
     """A signal asked the run to stop; a checkpoint was written."""
 
 
+@dataclass(frozen=True)
+class Data:
+    """What is trained on: encoded rows, and how a batch is made of them. `validation` may be empty."""
+
+    tokenizer: Any
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]]
+    train: Sequence[dict[str, Any]]
+    validation: Sequence[dict[str, Any]]
+
+
 @dataclass
 class TrainingResult:
     """What training leaves behind for evaluation and the record."""
@@ -57,15 +67,12 @@ class TrainingResult:
 def train(
     model: torch.nn.Module,
     config: RunConfig,
+    data: Data,
     *,
-    tokenizer: Any,
-    collator: Callable[[list[Any]], dict[str, torch.Tensor]],
-    train_set: Sequence[dict[str, Any]],
-    validation_set: Sequence[dict[str, Any]],
+    batches: Batches,
     dtype: str,
     folder: Path,
     head: Head,
-    world_size: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
     """Train `model` in place and return curves, cost and the files of the selected checkpoints.
@@ -73,9 +80,8 @@ def train(
     Continues from the last complete checkpoint in `folder`. Raises `Diverged`, `Interrupted`.
     """
     recipe = config.recipe
-    steps, per_epoch = plan_steps(config, len(train_set))
-    batches = plan_batches(config, world_size)
-    tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0; rotary ones do not mind
+    steps, per_epoch = plan_steps(config, len(data.train))
+    data.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0; rotary ones do not mind
     stage = zero_stage(config, batches.world_size)
     block_elements = fetch_whole_blocks(model) if (config.launch.engine, stage) == ("deepspeed", 3) else 0
     curves = Curves(folder / "curves.jsonl")
@@ -89,27 +95,27 @@ def train(
             steps,
             per_epoch,
             folder,
-            bool(len(validation_set)),
+            bool(len(data.validation)),
             dtype == "bfloat16",
-            deepspeed_config(config, batches.world_size, dtype, _trained(model), block_elements),
+            deepspeed_config(config, batches, dtype, _trained(model), block_elements),
         ),
-        data_collator=collator,
-        train_dataset=train_set,
-        eval_dataset=validation_set if len(validation_set) else None,
-        processing_class=tokenizer,
+        data_collator=data.collator,
+        train_dataset=data.train,
+        eval_dataset=data.validation if len(data.validation) else None,
+        processing_class=data.tokenizer,
         callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), *callbacks],
     )
     trainer.make_optimizer = partial(
         methods.create_optimizer, model, config.method, recipe, config.model.target_modules
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.objective = Objective(head, model, recipe.label_smoothing, batches.global_batch, validation_set)
+    trainer.objective = Objective(head, model, recipe.label_smoothing, batches.global_batch, data.validation)
     trainer.model_accepts_loss_kwargs = True  # it counts the items of a step, by which the objective divides
     trainer.order = StepSampler(
-        len(train_set),
+        len(data.train),
         batches.global_batch,
         config.seed,
-        [len(row["input_ids"]) for row in train_set] if recipe.length_grouped else None,
+        [len(row["input_ids"]) for row in data.train] if recipe.length_grouped else None,
     )
     trainer.add_callback(Epochs(trainer.order))
     trainer.keep_checkpoints = config.launch.keep_checkpoints
@@ -130,7 +136,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interruption.signal is not None and trainer.state.global_step < steps:
         raise Interrupted(f"stopped by {interruption.signal} after step {trainer.state.global_step} of {steps}")
-    if len(validation_set) and selection.last_step != trainer.state.global_step:
+    if len(data.validation) and selection.last_step != trainer.state.global_step:
         trainer.evaluate()
     # accelerate leaves its autocast and its float32 outputs in the model; a process that only evaluates has neither.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
@@ -312,4 +318,4 @@ class _Trainer(Trainer):
             prune(checkpoint.parent, self.keep_checkpoints)
 
 
-__all__ = ["Diverged", "Interrupted", "TrainingResult", "resume_step", "train"]
+__all__ = ["Data", "Diverged", "Interrupted", "TrainingResult", "resume_step", "train"]

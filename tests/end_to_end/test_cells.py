@@ -15,6 +15,7 @@ from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
 from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
 from dual_lora.training import loss
 from dual_lora.training.loss import token_loss
 
@@ -24,7 +25,7 @@ SMALL = ["data.source=sample", "profile=quick", "profile.max_steps=3", "profile.
 
 def cell(results: Path, *arguments: str) -> dict[str, Any]:
     (config,) = compose([*SMALL, f"results={results}", *arguments, *without_java(arguments)])
-    return lifecycle.run(lifecycle.prepare(config))
+    return lifecycle.run(resolve(config))
 
 
 def without_java(arguments: Sequence[str]) -> list[str]:
@@ -93,9 +94,9 @@ def test_the_same_command_again_runs_nothing(tmp_path: Path) -> None:
     arguments = ("task=e2e", "model=tiny_llama", "method=lora")
     first = cell(tmp_path, *arguments)
     (config,) = compose([*SMALL, f"results={tmp_path}", *arguments, *without_java(arguments)])
-    path = lifecycle.prepare(config).record_path
+    path = resolve(config).record_path
     before = path.stat().st_mtime_ns
-    assert lifecycle.run(lifecycle.prepare(config)) == first
+    assert lifecycle.run(resolve(config)) == first
     assert path.stat().st_mtime_ns == before
 
 
@@ -129,7 +130,7 @@ def test_a_cpu_takes_small_batches_and_those_that_are_asked_for(kind: str, batch
     words = [*SMALL, *kind.split(), "recipe.global_batch=32", f"results={tmp_path}"]
     for more, expected in (([], batch), (["launch.per_device_batch=8"], 8)):
         (config,) = compose([*words, *more])
-        prepared = lifecycle.prepare(config)
+        prepared = resolve(config)
         assert prepared.config.launch.per_device_batch == expected
 
 

@@ -12,6 +12,7 @@ import pytest
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SMALL = ["data.source=sample", "profile.max_steps=2", "launch.device=cpu", "protocol=strict"]
@@ -20,7 +21,7 @@ WRITING = ["model=tiny_llama", "task=e2e", "task.metrics=[BLEU,NIST]"]
 
 def cell(results: Path, *arguments: str) -> dict[str, Any]:
     (config,) = compose([*SMALL, f"results={results}", *arguments])
-    return lifecycle.run(lifecycle.prepare(config))
+    return lifecycle.run(resolve(config))
 
 
 def script(name: str) -> Any:

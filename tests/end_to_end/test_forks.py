@@ -16,6 +16,7 @@ from dual_lora.config.compose import compose
 from dual_lora.launch import forks, launch, local
 from dual_lora.launch.local import _record_crash, write_config
 from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
 from tests.small_cells import CLASSIFYING, ROOT, arguments, config, numbers
 
 E2E = ["model=tiny_llama", "task=e2e", "profile.test_items=2", "protocol.decoding.beams=1"]
@@ -116,7 +117,7 @@ def test_a_cell_that_crashes_is_recorded_and_the_others_go_on(tmp_path: Path, mo
 @pytest.mark.slow
 def test_a_fork_that_cannot_use_its_gpu_becomes_a_process_of_its_own(tmp_path: Path) -> None:
     """Where a package that the server loads has touched the driver, torch refuses CUDA in every fork."""
-    item = lifecycle.prepare(config(tmp_path, "method=lora", kind=CLASSIFYING))
+    item = resolve(config(tmp_path, "method=lora", kind=CLASSIFYING))
     code = (
         "import os, sys, torch; torch.cuda._is_in_bad_fork = lambda: True;"
         "from dual_lora.launch.forks import _work; _work(sys.argv[1], sys.argv[2], dict(os.environ), None)"

@@ -18,6 +18,7 @@ from dual_lora import models
 from dual_lora.config.compose import compose
 from dual_lora.models.real_tokenizers import real_tokenizer
 from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
 from tests.small_cells import ROOT
 
 DATA = os.environ.get("DUAL_LORA_DATA")
@@ -44,7 +45,7 @@ def start(model: str, folder: Path, *words: str) -> Path:
 def cell(results: Path, *words: str) -> dict[str, Any]:
     metrics = ["task.metrics=[BLEU]"] if "task=e2e" in words else []
     [config] = compose([*SMALL, *metrics, f"results={results}", *words])
-    record = lifecycle.run(lifecycle.prepare(config))
+    record = lifecycle.run(resolve(config))
     assert record["status"] == "finished", record.get("message")
     return record
 

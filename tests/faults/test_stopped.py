@@ -11,7 +11,7 @@ import pytest
 
 from dual_lora import secrets
 from dual_lora.config import ConfigError
-from dual_lora.runs.lifecycle import check_writable
+from dual_lora.runs.resolve import check_writable
 from tests.faults.children import At, Child, run, wait_for
 from tests.small_cells import CLASSIFYING, config, numbers, only_record
 

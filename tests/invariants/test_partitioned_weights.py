@@ -18,6 +18,7 @@ from pathlib import Path
 import torch, transformers
 from dual_lora import methods, models
 from dual_lora.distributed import processes
+from dual_lora.config.schedule import plan_batches
 from dual_lora.distributed import deepspeed
 from dual_lora.tasks.base import Head
 from tests.small_cells import config
@@ -27,7 +28,7 @@ cell, head = config(Path("results"), *words), Head("causal_lm")
 deepspeed.compile_nothing(cell)
 whole = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
 transformers.modeling_utils.prevent_arange_dtype_change = contextlib.nullcontext  # new in 5.23
-sharded = deepspeed.partition_while_loading(cell, 1, sys.argv[2])
+sharded = deepspeed.partition_while_loading(cell, plan_batches(cell), sys.argv[2])
 model = models.load(cell.model, head, dtype=sys.argv[2], seed=0).model
 buffers = dict(whole.named_buffers())
 assert "model.rotary_emb.inv_freq" in buffers

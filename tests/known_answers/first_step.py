@@ -22,9 +22,10 @@ from transformers import TrainerCallback, TrainerControl
 from dual_lora import methods, models, tasks
 from dual_lora.config import OptimizerConfig, RunConfig
 from dual_lora.config.compose import CONFIGS, compose
+from dual_lora.config.schedule import plan_batches
 from dual_lora.evaluation import pipeline
 from dual_lora.tasks import splits
-from dual_lora.training.trainer import train
+from dual_lora.training.trainer import Data, train
 from tests.known_answers import bases
 
 RECIPES = tuple(
@@ -155,10 +156,8 @@ def train_one_step(
         result = train(
             model,
             config,
-            tokenizer=tokenizer,
-            collator=work.collator(),
-            train_set=work.rows(items.train, "training"),
-            validation_set=[],
+            Data(tokenizer, work.collator(), work.rows(items.train, "training"), []),
+            batches=plan_batches(config),
             dtype="float32",
             folder=folder,
             head=task.head,

@@ -19,6 +19,7 @@ from dual_lora.config.compose import compose
 from dual_lora.models.loading import Loaded
 from dual_lora.runs import lifecycle
 from dual_lora.runs import work as cells
+from dual_lora.runs.resolve import resolve
 
 SMALL = ["data.source=sample", "profile=quick", "profile.train_examples=32", "profile.max_steps=3"]
 SMALL += ["profile.test_items=2", "profile.validation_examples=4", "recipe.global_batch=8", "launch.device=cpu"]
@@ -34,7 +35,7 @@ CELLS = {
 
 def _ran(results: Path, *arguments: str) -> dict[str, Any]:
     (config,) = compose([*SMALL, f"results={results}", *arguments])
-    record = lifecycle.run(lifecycle.prepare(config))
+    record = lifecycle.run(resolve(config))
     assert record["status"] == "finished", record.get("message")
     return {
         "scores": record["scores"],

@@ -16,6 +16,7 @@ import pytest
 
 from dual_lora.config.compose import compose
 from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
 from tests.small_cells import ROOT
 
 CELL = ["model=tiny_llama", "model.dtype=bfloat16", "task=commonsense", "task.subsets=[boolq,piqa]"]
@@ -25,7 +26,7 @@ TRAINED = ["profile.train_examples=32", "profile.max_steps=6", "profile.validati
 
 def _ran(*words: str) -> dict[str, Any]:
     (config,) = compose([*CELL, *TRAINED, "launch.device=cpu", *words])
-    record = lifecycle.run(lifecycle.prepare(config))
+    record = lifecycle.run(resolve(config))
     assert record["status"] == "finished", record.get("message")
     return record
 

@@ -10,8 +10,9 @@ from tiny_text_model import SENTENCES, build_gpt2, build_llama, build_tokenizer
 
 from dual_lora.config import ConfigError
 from dual_lora.models.gpt2 import split_attention
+from dual_lora.runs.resolve import check_smoothing
 from dual_lora.tasks.base import Head
-from dual_lora.training.loss import check_smoothing, mean_loss, next_token_labels, row_loss, token_loss
+from dual_lora.training.loss import mean_loss, next_token_labels, row_loss, token_loss
 
 
 def _named_otherwise(model):

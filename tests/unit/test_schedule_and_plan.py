@@ -14,6 +14,7 @@ from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches, plan_steps, plan_warmup
 from dual_lora.distributed.deepspeed import deepspeed_config
 from dual_lora.runs.plan import describe, plan
+from dual_lora.runs.resolve import resolve
 from dual_lora.training import trainer
 
 
@@ -53,13 +54,16 @@ def test_a_bounded_run_warms_up_for_a_tenth_at_most() -> None:
 )
 def test_dual_loras_published_budgets(model: str, trainable: int) -> None:
     """r1 = r2 = 16 on Q, K, V, Up, Down has the parameters of LoRA r = 32 (0.83, 0.70, 0.39 and 0.67 %)."""
-    facts = plan(cell(f"model={model}"))
-    assert facts["trainable"] == trainable
-    assert facts["trainable"] == plan(cell(f"model={model}", "method=lora", "method.r=32"))["trainable"]
+
+    def planned(*words: str) -> int:
+        return plan(resolve(cell(f"model={model}", *words), planned=True))["trainable"]
+
+    assert planned() == trainable
+    assert planned("method=lora", "method.r=32") == trainable
 
 
 def test_a_plan_says_what_would_run_without_weights_or_data() -> None:
-    text = describe(cell("model=llama3_70b", "method.budget=like:lora@16"))
+    text = describe(resolve(cell("model=llama3_70b", "method.budget=like:lora@16"), planned=True))
     for part in ("run ", "70,553,706,496", "31,932 of batch 16", "GiB per device", "138,936,320 wanted"):
         assert part in text
 
@@ -76,7 +80,7 @@ def test_a_plan_says_what_would_run_without_weights_or_data() -> None:
 )
 def test_one_process_does_not_pay_for_splitting_nothing(settings: list[str], world_size: int, stage: int) -> None:
     config = cell("launch=deepspeed", f"launch.num_gpus={world_size}", *settings)
-    made = deepspeed_config(config, world_size, "float32")
+    made = deepspeed_config(config, plan_batches(config, world_size), "float32")
     assert made is not None
     assert made["zero_optimization"]["stage"] == stage
 
@@ -84,7 +88,8 @@ def test_one_process_does_not_pay_for_splitting_nothing(settings: list[str], wor
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_deepspeed_is_asked_for_autocast_and_for_sums_in_float32(dtype: str) -> None:
     """Its engine switches off the autocast around it (on a GPU), and would sum gradients of linear layers in bf16."""
-    made = deepspeed_config(cell("launch=deepspeed", "launch.num_gpus=2"), 2, dtype)
+    config = cell("launch=deepspeed", "launch.num_gpus=2")
+    made = deepspeed_config(config, plan_batches(config, 2), dtype)
     assert made is not None
     assert made["torch_autocast"]["enabled"] == (dtype == "bfloat16")
     assert made["torch_autocast"]["lower_precision_safe_modules"] == []
@@ -96,7 +101,8 @@ def test_deepspeed_is_asked_for_autocast_and_for_sums_in_float32(dtype: str) -> 
     [(0, 1), (1_000, 1_000), (4_000_000, 2_000_000), (80_000_000, 10_000_000), (70e9, 500_000_000)],
 )
 def test_gradients_are_summed_in_parts_that_are_worth_a_message(trained: float, bucket: int) -> None:
-    made = deepspeed_config(cell("launch=deepspeed", "launch.num_gpus=2"), 2, "float32", int(trained))
+    config = cell("launch=deepspeed", "launch.num_gpus=2")
+    made = deepspeed_config(config, plan_batches(config, 2), "float32", int(trained))
     assert made is not None
     assert made["zero_optimization"]["reduce_bucket_size"] == bucket
 
@@ -112,7 +118,8 @@ def test_gradients_are_summed_in_parts_that_are_worth_a_message(trained: float, 
 def test_no_buffer_is_held_for_gradients_that_wait_for_the_step(
     settings: list[str], trained: int, buffer: bool
 ) -> None:
-    made = deepspeed_config(cell("launch=deepspeed", "launch.num_gpus=2", *settings), 2, "float32", trained)
+    config = cell("launch=deepspeed", "launch.num_gpus=2", *settings)
+    made = deepspeed_config(config, plan_batches(config, 2), "float32", trained)
     assert made is not None
     assert made["zero_optimization"].get("contiguous_gradients", True) == buffer
 
@@ -120,7 +127,7 @@ def test_no_buffer_is_held_for_gradients_that_wait_for_the_step(
 def test_the_next_block_is_fetched_ahead_where_weights_are_partitioned() -> None:
     for stage, expected in ((2, None), (3, 200_000_000)):
         config = cell("launch=deepspeed", "launch.num_gpus=2", f"launch.zero_stage={stage}")
-        made = deepspeed_config(config, 2, "float32", 1_000, block_elements=200_000_000)
+        made = deepspeed_config(config, plan_batches(config, 2), "float32", 1_000, block_elements=200_000_000)
         assert made is not None
         assert made["zero_optimization"].get("stage3_prefetch_bucket_size") == expected
 

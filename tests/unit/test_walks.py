@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from dual_lora.distributed import ordered_sums
 from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
 from dual_lora.training import trainer, walks
 from tests import small_cells
 
@@ -23,7 +24,7 @@ def test_a_training_is_the_same_to_the_last_bit(method, tmp_path):
 
     def train(name: str) -> dict:
         config = small_cells.config(tmp_path / name, *more, kind=small_cells.CLASSIFYING)
-        record = lifecycle.run(lifecycle.prepare(config))
+        record = lifecycle.run(resolve(config))
         assert record["status"] == "finished", record.get("message")
         return {**small_cells.numbers(record), "flops": record["cost"]["train_flops"], "curves": record["curves"]}
 

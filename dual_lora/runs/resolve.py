@@ -1,0 +1,189 @@
+"""What a composed config comes to on this machine: derived once, printed by `plan=true`, handed on to its end.
+
+resolved = resolve(config)                    # everything that can be checked in seconds is checked
+resolved = resolve(config, planned=True)      # for a plan: no torch, no file of the hub
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from dual_lora import methods, models, record, tasks
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config.schedule import Batches, plan_batches, plan_steps, plan_warmup
+from dual_lora.runs import warm_start
+from dual_lora.runs.identity import identity
+from dual_lora.runs.warm_start import WarmStart
+from dual_lora.tasks import splits
+from dual_lora.tasks.base import Head, Task
+from dual_lora.tasks.splits import Items
+
+# On a CPU. A language model's logits (tokens × vocabulary) take gigabytes; a classifier's batch only gets faster: 2.0
+# core-seconds for 32 examples of RTE with MiniLM and Dual LoRA in batches of 16, 2.45 in batches of 4.
+_CPU_BATCH = {"causal_lm": 4, "classification": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A run that passed every cheap check, with all that follows from its config, this machine and the data.
+
+    `items` is None and `identity` may be empty in a plan: the data is not read, and a revision that is not pinned is
+    not looked up. `steps` counts the items; examples that are left out for their length shorten the training itself.
+    """
+
+    config: RunConfig  # with the ranks of its budget, and on a CPU with a batch that fits
+    task: Task
+    device: str  # "cpu" or "cuda"; a plan's as asked for, which may be "auto"
+    dtype: str
+    batches: Batches
+    items: Items | None
+    train_examples: int
+    steps: int  # 0: nothing is trained
+    steps_per_epoch: int
+    warmup_steps: int
+    budget: methods.Budget | None  # None: the ranks are given
+    start: WarmStart | None  # weights of another run to start from
+    identity: dict[str, Any]  # empty where a plan cannot know it
+    unnamed: str = ""  # why it cannot
+
+    @property
+    def run_id(self) -> str:
+        return str(self.identity["run_id"]) if self.identity else f"(id not known: {self.unnamed})"
+
+    @property
+    def folder(self) -> Path:
+        return record.run_folder(self.config.results, self.run_id)
+
+    @property
+    def record_path(self) -> Path:
+        return record.record_path(self.config.results, self.run_id)
+
+
+def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
+    """Check everything that can be checked in seconds, derive what follows and name the run.
+
+    Raises `ConfigError` or `DataError`: a setting, a model that is not there, data that cannot be used.
+    """
+    device = config.launch.device if planned else resolve_device(config)
+    plan_batches(config, config.launch.world_size)
+    if not planned:
+        methods.check(config.method)  # imports PEFT
+    config, budget = at_budget(config)
+    if not planned:
+        check_writable(Path(config.results))
+        models.check_available(config.model)
+    task = tasks.load(config)
+    methods.check_task(config.method, task.head)
+    check_smoothing(task.head, config.recipe.label_smoothing)
+    config = _bounded_batch(config, device, _CPU_BATCH[task.head.kind])
+    # Every file is read once now: a damaged one is found before any training.
+    items = None if planned else splits.select(task, config)
+    examples = len(items.train) if items is not None else splits.planned_train_examples(task, config)
+    steps, per_epoch = plan_steps(config, examples) if config.method.trains != "nothing" else (0, 0)
+    dtype = models.resolve_dtype(config.model, device)
+    start, named, unnamed = _named(config, dtype, task, planned)
+    return Resolved(
+        config=config,
+        task=task,
+        device=device,
+        dtype=dtype,
+        batches=plan_batches(config, config.launch.world_size),
+        items=items,
+        train_examples=examples,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        warmup_steps=plan_warmup(config, steps) if steps else 0,
+        budget=budget,
+        start=start,
+        identity=named,
+        unnamed=unnamed,
+    )
+
+
+def _named(config: RunConfig, dtype: str, task: Task, planned: bool) -> tuple[WarmStart | None, dict[str, Any], str]:
+    """Return the start, the identity and, where a plan can know neither, why."""
+    try:
+        fingerprint = models.fingerprint(config.model)
+        start = warm_start.resolve(config)
+    except models.ModelError:
+        if planned:
+            return None, {}, f"revision {config.model.revision} of {config.model.repository} is not resolved"
+        raise
+    except ConfigError:
+        if planned:
+            return None, {}, f"init_from={config.init_from} is not here"
+        raise
+    data = task.fingerprint()
+    init_from = start.sha256 if start else "none"
+    named = identity(config, dtype=dtype, model_fingerprint=fingerprint, data_fingerprint=data, init_from=init_from)
+    return start, named, ""
+
+
+def check_smoothing(head: Head, label_smoothing: float) -> None:
+    """Refuse a label smoothing that has no meaning. Raises `ConfigError`."""
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ConfigError(f"recipe.label_smoothing={label_smoothing}: legal are 0 (none) up to, but not, 1")
+    if label_smoothing and head.regression:
+        raise ConfigError(
+            f"recipe.label_smoothing={label_smoothing}: this task is a regression and has no classes to smooth over; "
+            "use recipe.label_smoothing=0"
+        )
+
+
+def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:
+    """Return the config with the method at the rank nearest `method.budget`, and what that came to (None: no budget).
+
+    Solving again gives the same ranks, so a worker names the run as its parent did. Raises `ConfigError`.
+    """
+    if config.method.budget is None:
+        return config, None
+    targets = config.method.settings.get("target_modules") or config.model.target_modules
+    method, budget = methods.with_budget(config.method, models.adapted_layer_shapes(config.model, targets))
+    return dataclasses.replace(config, method=method), budget
+
+
+def budget_note(budget: methods.Budget) -> str:
+    """Return what a budget came to, for the record, the tables and a person."""
+    ranks = ", ".join(f"{name}={rank}" for name, rank in budget.ranks.items())
+    return f"{budget.wanted:,} wanted, {budget.got:,} trainable at {ranks} ({budget.relative_error:+.2%})"
+
+
+def _bounded_batch(config: RunConfig, device: str, largest: int) -> RunConfig:
+    """Choose a small per-device batch on a CPU, unless one is asked for."""
+    share = config.recipe.global_batch // max(1, config.launch.world_size)
+    if device != "cpu" or config.launch.per_device_batch is not None or share < 1:
+        return config
+    batch = max(size for size in range(1, largest + 1) if share % size == 0)
+    return dataclasses.replace(config, launch=dataclasses.replace(config.launch, per_device_batch=batch))
+
+
+def resolve_device(config: RunConfig) -> str:
+    """Return "cuda" or "cpu". Raises `ConfigError` where CUDA is asked for and absent."""
+    import torch
+
+    asked = config.launch.device
+    if config.launch.name == "slurm" and "SLURM_JOB_ID" not in os.environ:
+        return "cpu" if asked == "cpu" else "cuda"  # of the compute node: this one only submits
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "launch.device=cuda, but torch finds no CUDA device; use launch.device=cpu (or auto), or check the driver "
+            f"and that torch {torch.__version__} is a CUDA build"
+        )
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+
+
+def check_writable(results: Path) -> None:
+    """Raise `ConfigError` if records or runs could not be written at the end."""
+    for folder in (results / "records", results / "runs"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe.{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"results={results}: {folder} cannot be written ({error}); use results=FOLDER, or make it writable"
+            ) from None
