@@ -11,27 +11,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from dual_lora.distributed import processes
-from dual_lora.tasks.base import Example, Progress, Reading, Score
-
-
-class ClassificationTask(Protocol):
-    """What this module needs of a task beyond `dual_lora.tasks.base.Task`."""
-
-    labels: tuple[str, ...]  # empty: regression
-
-    def texts(self, example: Example) -> tuple[str, ...]: ...
-
-    def target(self, example: Example) -> int | float: ...
-
-    def score(self, readings: Sequence[Reading], examples: Sequence[Example], scoring: str = ...) -> list[Score]: ...
-
-    def selection_score(self, readings: Sequence[Reading], examples: Sequence[Example]) -> float | None: ...
+from dual_lora.tasks.base import ClassificationTask, Example, Progress, Reading
 
 
 def encode(

@@ -15,7 +15,7 @@ from dual_lora.config import RunConfig
 from dual_lora.evaluation import classification
 from dual_lora.evaluation.epoch_scores import EpochScores, Part
 from dual_lora.evaluation.pipeline import Rows
-from dual_lora.tasks.base import Example
+from dual_lora.tasks.base import ClassificationTask, Example
 from dual_lora.tasks.splits import Items
 
 _PREDICTION_BATCH = 64
@@ -24,7 +24,7 @@ _PREDICTION_BATCH = 64
 class ClassificationPipeline:
     """See `dual_lora.evaluation.pipeline.Pipeline`."""
 
-    def __init__(self, task: Any, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
+    def __init__(self, task: ClassificationTask, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config
         self.notes: list[str] = []
         self.known = 0  # every epoch's predictions are made within it
@@ -92,7 +92,7 @@ class ClassificationPipeline:
         for part, split, examples in (("dev", "test", items.test), ("heldout", "validation", items.held_out)):
             if part in logits:
                 readings = classification.readings(logits[part], self.task.labels)
-                for score in self.task.score(readings, examples):
+                for score in self.task.score(readings, examples, self.task.scorings[0]):
                     measurements.append({"split": split, "checkpoint": checkpoint, **dataclasses.asdict(score)})
         return measurements
 

@@ -78,8 +78,7 @@ class Evaluator:
             if scoring in ("likelihood", "cloze"):
                 from dual_lora.evaluation import ranking
 
-                task: Any = self.task  # a task with these scorings has `ranking` and `choose` besides
-                asked = [task.ranking(examples[index], scoring) for index in mine]
+                asked = [self.task.ranking(examples[index], scoring) for index in mine]
                 ranking.rank(
                     callable_model,
                     self.tokenizer,
@@ -106,14 +105,14 @@ class Evaluator:
 
     def _readings(self, values: Sequence[Any], examples: Sequence[Example], scoring: str) -> list[Reading]:
         if scoring in ("likelihood", "cloze"):
-            task: Any = self.task
-            return [task.choose(example, scoring, row) for example, row in zip(examples, values, strict=True)]
+            return [self.task.choose(example, scoring, row) for example, row in zip(examples, values, strict=True)]
         return [self.task.read(reply, example) for reply, example in zip(values, examples, strict=True)]
 
     def _complete(self, examples: Sequence[Example]) -> Callable[[int, str], bool] | None:
         """Tasks whose reading is settled before the model stops say so: the rest of the reply is not generated."""
-        settled = getattr(self.task, "complete", None)
-        return None if settled is None else lambda index, reply: settled(reply, examples[index])
+        if not self.task.settles_early:
+            return None
+        return lambda index, reply: self.task.complete(reply, examples[index])
 
     def _batch_size(self, model: torch.nn.Module) -> int:
         asked = self.config.launch.eval_batch

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from dual_lora.config import RunConfig
-from dual_lora.tasks.base import Example, Task
+from dual_lora.tasks.base import ClassificationTask, Example, Task
 from dual_lora.tasks.splits import Items
 
 Rows = list[dict[str, Any]]
@@ -47,7 +47,7 @@ class Pipeline(Protocol):
 
 def build(task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> Pipeline:
     """Return the pipeline for the task's head."""
-    if task.head.kind == "classification":
+    if isinstance(task, ClassificationTask):
         from dual_lora.evaluation.classifier import ClassificationPipeline
 
         return ClassificationPipeline(task, tokenizer, config, folder, dtype)

@@ -62,7 +62,7 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
 
 
 def _readings(
-    known: Mapping[str, Any], task: Any, items: list[Example], folder: Path, checkpoint: str, scoring: str
+    known: Mapping[str, Any], task: Task, items: list[Example], folder: Path, checkpoint: str, scoring: str
 ) -> list[Reading]:
     name = f"{checkpoint}.test.{scoring}"
     path = folder / "predictions" / f"{name}.jsonl"

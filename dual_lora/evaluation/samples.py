@@ -22,7 +22,7 @@ def for_record(task: Task, items: Sequence[Example], predictions: Path, checkpoi
     Empty for tasks whose replies are read (answers of a few words say nothing), and where nothing was generated.
     """
     replies = _replies(predictions / f"{checkpoint}.test.generate.jsonl")
-    if not getattr(task, "free_text", False) or not replies:
+    if not task.free_text or not replies:
         return []
     places = [number * len(items) // KEPT for number in range(min(KEPT, len(items)))]
     return [

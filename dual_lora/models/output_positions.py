@@ -4,6 +4,9 @@
         logits = model(input_ids=ids).logits        # (1, len(kept), vocabulary)
 
 Training keeps the positions with a loss (`training.loss`), ranking those of the answers.
+
+transformers' own `logits_to_keep` is not enough: before 5.23 it takes the same columns of every row, and answers end at
+different places; from 5.23 on it takes a mask, whose count the host has to wait for, so no CUDA graph can hold it.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+from dual_lora.config import ConfigError
 
 Split = Literal["train", "validation", "test"]
 # Called with (finished items, all items) while something long goes on.
@@ -59,34 +62,70 @@ class Score:
 Reading = str | float | None  # None: unreadable
 
 
-class Task(Protocol):
-    """Implemented by `dual_lora/tasks/*.py`; built by `dual_lora.tasks.load(config)`."""
+class Task(ABC):
+    """Base of every task in `dual_lora/tasks/*.py`; built by `dual_lora.tasks.load(config)`."""
 
     name: str
     head: Head
     scorings: tuple[str, ...]
-    notes: tuple[str, ...]  # what is short or different about this data (kept in the record and shown by tables)
+    free_text = False  # replies are worth looking at: some go into the record
+    settles_early = False  # `complete` can tell before the model stops
 
+    @property
+    @abstractmethod
+    def notes(self) -> tuple[str, ...]:
+        """What is short or different about this data (kept in the record and shown by tables)."""
+
+    @abstractmethod
     def examples(self, split: Split) -> list[Example]:
         """Return all items of a split, in the data's order. Raises `DataError`."""
-        ...
 
+    @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the data: source, pinned revision or sha256 of each file, counts per split."""
-        ...
 
+    @abstractmethod
     def published_train_examples(self) -> int:
         """Return how many examples the published data trains on, so that a plan needs no download."""
-        ...
 
+    @abstractmethod
     def render(self, example: Example, *, training: bool) -> Prompt:
         """Return the text of an item. `training` matters only where the paper's protocol differs between the two."""
-        ...
 
+    @abstractmethod
     def read(self, reply: str, example: Example) -> Reading:
         """Read an answer out of a reply; None if there is none."""
-        ...
 
+    @abstractmethod
     def score(self, readings: Sequence[Reading], examples: Sequence[Example], scoring: str) -> list[Score]:
         """Score readings, one `Score` per subset and one for the whole ("average" or the task's name)."""
-        ...
+
+    def complete(self, reply: str, example: Example) -> bool:
+        """Whether more text cannot change the reading, so that generation may stop. Asked where `settles_early`."""
+        return False
+
+    def ranking(self, example: Example, scoring: str) -> tuple[str, tuple[str, ...]]:
+        """Return the prompt and the candidate answers whose likelihoods the scoring compares."""
+        raise ConfigError(f"task={self.name} has no candidates to rank (task.scorings={scoring}); use generate")
+
+    def choose(self, example: Example, scoring: str, log_probabilities: Sequence[float]) -> Reading:
+        """Return the reading of an item from the log-likelihoods of its candidates, in their order."""
+        raise ConfigError(f"task={self.name} has no candidates to choose from (task.scorings={scoring}); use generate")
+
+
+class ClassificationTask(Task):
+    """A task whose model ends in a classification head."""
+
+    labels: tuple[str, ...]  # empty: regression
+
+    @abstractmethod
+    def texts(self, example: Example) -> tuple[str, ...]:
+        """Return the one or two texts of an item, in the order the encoder reads them."""
+
+    @abstractmethod
+    def target(self, example: Example) -> int | float:
+        """Return the class number or, for a regression, the number the model is trained towards."""
+
+    @abstractmethod
+    def selection_score(self, readings: Sequence[Reading], examples: Sequence[Example]) -> float | None:
+        """Return what an epoch is chosen by: the headline metric over all items (None: undefined, counts as lowest)."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from dual_lora.config import ConfigError, DataError, RunConfig, nearest
 from dual_lora.metrics import java
-from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split
+from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split, Task
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SEPARATORS = {"gpt2": "<|endoftext|>"}
@@ -53,11 +53,11 @@ class Published:
     inputs: int | None  # distinct ones; None: not known
 
 
-class DataToText:
+class DataToText(Task):
     """The `Task` of a data-to-text set; see `dual_lora.tasks.base.Task`."""
 
     head = Head("causal_lm")
-    free_text = True  # replies are worth looking at: some go into the record
+    free_text = True
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import pytest
 
 from dual_lora.config import ConfigError, DataError
 from dual_lora.metrics.glue import LABELS
-from dual_lora.tasks import glue
+from dual_lora.tasks import glue, splits
 from dual_lora.tasks.glue.reading import read_tsv
 from dual_lora.tasks.glue.specs import SPECS
 
@@ -225,13 +225,13 @@ def test_a_run_without_the_published_start_is_labelled(name, protocol, init_from
 
 def test_held_out_items_are_the_same_whatever_is_trained():
     examples = build("rte").examples("train")
-    rest, held_out = glue.held_out(examples, 0.1, seed=42)
+    rest, held_out = splits.hold_out(examples, 0.1, seed=42)
     assert len(held_out) == 4
     assert sorted(e.identifier for e in rest + held_out) == sorted(e.identifier for e in examples)
-    assert glue.held_out(examples, 0.1, seed=42) == (rest, held_out)
-    assert glue.held_out(examples, 0.1, seed=43)[1] != held_out
-    with pytest.raises(ValueError, match="leaves one part empty"):
-        glue.held_out(examples, 0.001, seed=42)
+    assert splits.hold_out(examples, 0.1, seed=42) == (rest, held_out)
+    assert splits.hold_out(examples, 0.1, seed=43)[1] != held_out
+    with pytest.raises(ConfigError, match="leaves one part empty"):
+        splits.hold_out(examples, 0.001, seed=42)
 
 
 def test_an_unknown_task_names_the_legal_ones():

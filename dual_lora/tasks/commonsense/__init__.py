@@ -1,7 +1,7 @@
 """The commonsense suite: eight multiple-choice tasks under the published protocol and a clean one.
 
     read(task, reply) -> str | None                    the published reading of a reply
-    build(config) -> Commonsense                       a `dual_lora.tasks.base.Task`, and beyond it:
+    build(config) -> Commonsense                       a `dual_lora.tasks.base.Task`, of whose optional parts it has:
     .complete(reply, example) -> bool                  more text cannot change the reading (generation stops there)
     .ranking(example, scoring) -> (prompt, candidates) for scoring "likelihood" and "cloze"; candidate i is option i
     .choose(example, scoring, log_probabilities) -> Answer      the likeliest candidate's label
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from dual_lora.config import ConfigError, DataConfig, ProtocolConfig, RunConfig, TaskConfig, nearest
-from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split
+from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split, Task
 from dual_lora.tasks.commonsense.data import ORIGIN, PUBLISHED, REVISION, load_split
 from dual_lora.tasks.commonsense.data import Split as LoadedSplit
 from dual_lora.tasks.commonsense.items import SUBSETS, Answer, Item, parse, read, read_text, sentence
@@ -34,6 +34,7 @@ from dual_lora.tasks.commonsense.scoring import average, score_subset
 __all__ = ["SUBSETS", "Answer", "Commonsense", "build", "read"]
 
 SCORINGS = ("generate", "likelihood", "cloze")
+_PUBLISHED_VALIDATION = 120  # items of the published validation split (docs/protocols.md)
 
 
 def build(config: RunConfig) -> Commonsense:
@@ -41,10 +42,11 @@ def build(config: RunConfig) -> Commonsense:
     return Commonsense(config.task, config.protocol, config.data)
 
 
-class Commonsense:
+class Commonsense(Task):
     """See the module. Nothing is read from disk before it is asked for."""
 
     head = Head("causal_lm")
+    settles_early = True
 
     def __init__(self, task: TaskConfig, protocol: ProtocolConfig, data: DataConfig) -> None:
         self.name = task.name
@@ -85,7 +87,10 @@ class Commonsense:
 
     def published_train_examples(self) -> int:
         """Return the size of the published mixture less the validation examples, repeated ones counted."""
-        return sum(PUBLISHED[subset][0] for subset in self.subsets) - (self.protocol.validation_examples or 120)
+        return sum(PUBLISHED[subset][0] for subset in self.subsets) - self._wanted_validation()
+
+    def _wanted_validation(self) -> int:
+        return self.protocol.validation_examples or _PUBLISHED_VALIDATION
 
     def _split(self, split: Split) -> LoadedSplit:
         if split not in self._splits:
@@ -104,7 +109,7 @@ class Commonsense:
                 first.setdefault(_content(example), example)
             examples = list(first.values())
             notes = [*notes, f"{len(loaded.examples) - len(examples)} repeated training examples left out"]
-        wanted = self.protocol.validation_examples or 120
+        wanted = self._wanted_validation()
         size = min(wanted, max(1, len(examples) // 5))
         if size < wanted:
             notes = [*notes, f"validation: {size} items instead of {wanted}, a fifth of the {len(examples)} there are"]

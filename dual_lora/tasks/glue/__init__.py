@@ -5,9 +5,9 @@ test sets are hidden and every published row is a development-set score. Label o
 
 What the training loop does with it, so that the published and the honest way are both in one record:
 
-1. If `protocol.validation_fraction` is set (strict, restricted: 0.1), split the training set once with
-   `held_out(examples, fraction, protocol.validation_seed)`: train on the first part, the second is the held-out part.
-   Otherwise (paper) train on everything.
+1. If `protocol.validation_fraction` is set (strict, restricted: 0.1), split the training set once
+   (`dual_lora.tasks.splits.hold_out`): train on the first part, the second is the held-out part. Otherwise (paper)
+   train on everything.
 2. After every epoch (and after the last step) measure the development set and, if there is one, the held-out part:
    `dual_lora.evaluation.epoch_scores` has the callback that does it. It keeps logits and scores per epoch on disk, so
    the choice needs no saved weights and is made after training.
@@ -25,7 +25,6 @@ What the training loop does with it, so that the published and the honest way ar
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from typing import Any
 from dual_lora.config import ConfigError, DataError, RunConfig, nearest
 from dual_lora.metrics import glue as metrics
 from dual_lora.tasks import files
-from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split
+from dual_lora.tasks.base import ClassificationTask, Example, Head, Prompt, Reading, Score, Split
 from dual_lora.tasks.glue.reading import read_hub, read_tsv
 from dual_lora.tasks.glue.specs import (
     HUB_REPOSITORY,
@@ -69,27 +68,8 @@ def _local_folder(root: Path, spec: Spec) -> Path:
     return inside if inside.is_dir() or not (root / spec.folder).is_dir() else root / spec.folder
 
 
-def held_out(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off `fraction` of the training set at random: (rest, held out), both in the data's order.
-
-    The draw depends on seed and number of items only: the same items are held out for every method and training seed.
-    Raises `ValueError` unless both parts have an item.
-    """
-    count = round(fraction * len(examples))
-    if not 0 < count < len(examples):
-        raise ValueError(
-            f"a held-out fraction of {fraction} of {len(examples)} examples leaves one part empty; "
-            "use more training examples or a fraction nearer to one half"
-        )
-    chosen = set(random.Random(seed).sample(range(len(examples)), count))
-    return (
-        [example for position, example in enumerate(examples) if position not in chosen],
-        [example for position, example in enumerate(examples) if position in chosen],
-    )
-
-
-class Glue:
-    """One GLUE task; see `dual_lora.tasks.base.Task`."""
+class Glue(ClassificationTask):
+    """One GLUE task; see `dual_lora.tasks.base.ClassificationTask`."""
 
     scorings = (SCORING,)
 
