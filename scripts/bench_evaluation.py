@@ -32,9 +32,9 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 os.environ["_DUAL_LORA_LAZY"] = "1"  # composing answers before torch is loaded
 
-from dual_lora import secrets  # noqa: E402
 from dual_lora.config import ConfigError, DecodingConfig, RunConfig  # noqa: E402
 from dual_lora.config.compose import compose  # noqa: E402
+from dual_lora.records import redaction  # noqa: E402
 
 OWN = ("adapter", "greedy", "items", "out", "vocabulary", "weights")
 PUBLISHED = DecodingConfig(beams=4, max_new_tokens=32)
@@ -92,7 +92,7 @@ def _bench(config: RunConfig, own: dict[str, str]) -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "transformers": __import__("transformers").__version__},
         "loops": loops,
         "greedy": _greedy(model, tokenizer, task, _spread(examples, many), batch_size) if many else None,
-        "command": secrets.shareable(" ".join(["python scripts/bench_evaluation.py", *sys.argv[1:]])),
+        "command": redaction.shareable(" ".join(["python scripts/bench_evaluation.py", *sys.argv[1:]])),
     }
 
 

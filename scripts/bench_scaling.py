@@ -49,8 +49,8 @@ from bench_kernels import RESULTS, environment  # noqa: E402
 from random_checkpoint import write  # noqa: E402
 from scaling_runs import Run, curve_difference, kill_one_process, speed_of, visible_cards, whole_adapter  # noqa: E402
 
-from dual_lora import secrets  # noqa: E402
 from dual_lora.config.compose import compose  # noqa: E402
+from dual_lora.records import redaction  # noqa: E402
 
 METHODS = ("lora", "dual_lora", "dora")
 STAGES = (2, 3, 0)  # in this order: what has a target first
@@ -284,7 +284,7 @@ def main() -> None:
     every: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     results = every.setdefault(str(args.gpus), {})
     versions = {name: version(name) for name in ("deepspeed", "transformers", "accelerate", "peft")}
-    command = secrets.shareable(" ".join(["python", "scripts/bench_scaling.py", *sys.argv[1:]]))
+    command = redaction.shareable(" ".join(["python", "scripts/bench_scaling.py", *sys.argv[1:]]))
     bench = Bench(args)
     for together in PARTS:
         # SmolLM2 takes 13 GiB of a card in a group of two, 8 in one of four.

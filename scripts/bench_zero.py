@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_kernels import RESULTS, environment
 
-from dual_lora import methods, secrets
+from dual_lora import methods
 from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches
@@ -44,6 +44,7 @@ from dual_lora.distributed import deepspeed, processes
 from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.architecture import transformers_config
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
+from dual_lora.records import redaction
 from dual_lora.tasks.base import Head
 from dual_lora.training import trainer
 
@@ -245,7 +246,7 @@ def main() -> None:
     versions = {name: version(name) for name in ("deepspeed", "transformers", "accelerate", "peft")}
     measured = bench(args.methods, size, device)
     seconds = round(time.perf_counter() - begun, 1)
-    command = secrets.shareable(" ".join(["python", "scripts/bench_zero.py", *sys.argv[1:]]))
+    command = redaction.shareable(" ".join(["python", "scripts/bench_zero.py", *sys.argv[1:]]))
     results = {
         "environment": environment(device) | versions,
         "zero": {"command": command, "seconds": seconds, "smoke": args.smoke, "size": size, **measured},

@@ -67,18 +67,18 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
     """
     from safetensors.torch import load_file
 
-    from dual_lora import methods, models, record, tasks
+    from dual_lora import methods, models, records, tasks
     from dual_lora.runs.lifecycle import load_config
     from dual_lora.runs.resolve import at_budget
 
     if out.exists():
         raise FileExistsError(f"out={out} exists; give another folder, or remove it")
-    known = record.read(record.record_path(str(results), run_id))
+    known = records.read(records.record_path(str(results), run_id))
     if known is None or known["status"] != "finished":
         raise ConfigError(f"run={run_id}: {results / 'records'} has no finished record of that name")
-    folder = record.run_folder(str(results), run_id)
+    folder = records.run_folder(str(results), run_id)
     checkpoint = checkpoint or known["scores"]["headline"]["checkpoint"]
-    weights = record.weights_file(folder, checkpoint)
+    weights = records.weights_file(folder, checkpoint)
     if not weights.is_file():
         raise ConfigError(
             f"run={run_id}: {weights} is not here (run folders are not committed, a run without training has none, and "

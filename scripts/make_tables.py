@@ -28,8 +28,8 @@ os.environ["_DUAL_LORA_LAZY"] = "1"  # the report needs neither PEFT nor torch
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 
+from dual_lora.records.schema import Record  # noqa: E402
 from dual_lora.report import formats, records, workspace  # noqa: E402
-from dual_lora.report.records import Record  # noqa: E402
 from dual_lora.report.screen import comparison  # noqa: E402
 from dual_lora.report.workspace import Workspace  # noqa: E402
 

@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["_DUAL_LORA_LAZY"] = "1"  # scoring needs no adapter
 
-from dual_lora import record
-from dual_lora.lock import RunLock
+from dual_lora import records
+from dual_lora.records.lock import RunLock
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,11 +48,11 @@ def _one(run_id: str, options: argparse.Namespace) -> str:
     from dual_lora.evaluation.rescoring import rescore
     from dual_lora.runs.lifecycle import load_config
 
-    path, folder = record.record_path(options.results, run_id), record.run_folder(options.results, run_id)
+    path, folder = records.record_path(options.results, run_id), records.run_folder(options.results, run_id)
     if not (folder / "config.json").is_file():  # before the lock, which would make the folder
         raise ValueError(f"{folder} holds no run; runs here: {', '.join(_here(options.results)) or 'none'}")
     with RunLock(folder):
-        known = record.read(path)
+        known = records.read(path)
         if known is None:
             raise ValueError(f"{path} does not exist: the run has not ended")
         config = load_config(folder / "config.json")
@@ -62,7 +62,7 @@ def _one(run_id: str, options: argparse.Namespace) -> str:
             data=dataclasses.replace(config.data, dir=options.data_dir or config.data.dir),
         )
         made = rescore(known, config, folder)
-        record.write_json(path, made)
+        records.write_json(path, made)
     before, after = known["scores"]["headline"], made["scores"]["headline"]
     return f"{after['metric']} {before['value']} -> {after['value']}"
 
@@ -71,7 +71,7 @@ def _here(results: Path) -> list[str]:
     """Return the runs whose record is finished and whose predictions lie here."""
     found = []
     for path in sorted((results / "records").glob("*.json")):
-        known = record.read(path)
+        known = records.read(path)
         if known and known["status"] == "finished" and (results / "runs" / path.stem / "predictions").is_dir():
             found.append(path.stem)
     return found

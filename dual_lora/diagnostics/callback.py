@@ -21,6 +21,7 @@ from dual_lora.diagnostics.products import (
     untrained_update,
 )
 from dual_lora.diagnostics.updates import adapted_layers, oriented, whole_update
+from dual_lora.records import replacing
 from dual_lora.tuner import DualLoraLinear
 
 _POINTS = 12  # steps that are looked at, evenly spread, the first and the last among them
@@ -128,10 +129,8 @@ class DiagnosticsCallback(TrainerCallback):
             self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self._report), encoding="utf-8")
-        part.replace(self.path)
+        with replacing(self.path) as part:
+            part.write_text(json.dumps(self._report), encoding="utf-8")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

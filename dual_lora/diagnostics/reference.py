@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dual_lora import record
+from dual_lora import records
 from dual_lora.config import RunConfig
 
 
@@ -16,7 +16,7 @@ def full_fine_tuning(config: RunConfig, dtype: str) -> Path | None:
     """
     found: list[tuple[float, Path]] = []
     for path in sorted((Path(config.results) / "records").glob("*.json")):
-        known = record.read(path)
+        known = records.read(path)
         if known is None or known["status"] != "finished":
             continue
         its = known["identity"]
@@ -29,7 +29,7 @@ def full_fine_tuning(config: RunConfig, dtype: str) -> Path | None:
             and its["seed"] == config.seed
             and its["dtype"] == dtype
         )
-        weights = record.run_folder(config.results, its["run_id"]) / "last.safetensors"
+        weights = records.run_folder(config.results, its["run_id"]) / "last.safetensors"
         if same and weights.exists():
             losses = known["curves"].get("validation_loss") or [[0, float("inf")]]
             found.append((losses[-1][1], weights))

@@ -18,10 +18,10 @@ from dual_lora.distributed import processes
 from dual_lora.evaluation import gate, validation
 from dual_lora.evaluation.evaluator import Evaluator
 from dual_lora.evaluation.pipeline import Rows
+from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Example, Score, Task
 from dual_lora.tasks.encoding import IGNORED, encode_all
 from dual_lora.tasks.splits import Items
-from dual_lora.training.checkpoints import file_sha256
 from dual_lora.training.loss import next_token_labels
 
 _VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere

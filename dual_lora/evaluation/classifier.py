@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from dual_lora import methods, record
+from dual_lora import methods, records
 from dual_lora.config import RunConfig
 from dual_lora.evaluation import classification
 from dual_lora.evaluation.epoch_scores import EpochScores, Part
@@ -57,7 +57,7 @@ class ClassificationPipeline:
             parts["heldout"] = Part(items.held_out, self.rows(items.held_out, "held-out"))
         shown: str = self.config.protocol.checkpoint
         # An MNLI run hands the weights of the epoch it shows on to MRPC, RTE and STS-B (`runs/warm_start.py`).
-        keep = {shown: record.weights_file(self._run_folder, shown)} if shown != "last" else {}
+        keep = {shown: records.weights_file(self._run_folder, shown)} if shown != "last" else {}
         return EpochScores(
             self._folder,
             self.task,

@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dual_lora.distributed import processes
 from dual_lora.evaluation.classification import ClassificationTask, Collator, predict, readings
-from dual_lora.record import write_json
+from dual_lora.records import replacing, write_json
 from dual_lora.tasks.base import Example
 
 PARTS = ("dev", "heldout")
@@ -129,7 +129,8 @@ class EpochScores(TrainerCallback):
             if self._best_step(part) != before[name] and name in self._keep_weights and self._weights_of is not None:
                 weights = self._weights_of(model)
                 if write:
-                    _save(weights, self._keep_weights[name])
+                    with replacing(self._keep_weights[name]) as place:
+                        save_file(weights, place)
         processes.barrier()  # what the main process has written may be read now
 
     def _choices(self) -> list[tuple[str, str]]:
@@ -168,11 +169,3 @@ class EpochScores(TrainerCallback):
         with np.load(self.folder / f"{step}.npz") as file:
             logits = {name: file[name] for name in file.files}
         return Epoch(step, self._scores[step], logits)
-
-
-def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file so that a crash leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(weights, part)
-    part.replace(path)

@@ -18,6 +18,7 @@ from dual_lora import methods
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
 from dual_lora.evaluation.prediction_lines import read_lines
+from dual_lora.records import replacing
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
 # Sequences (beams, candidates) per batch. Decoding a small model is bound by launches: the more the better.
@@ -186,9 +187,8 @@ class _Kept:
 
     def _write(self, values: dict[int, Any]) -> None:
         text = "".join(json.dumps({"index": i, "value": v}, ensure_ascii=False) + "\n" for i, v in values.items())
-        part = self.path.with_suffix(".writing")
-        part.write_text(text, encoding="utf-8")
-        part.replace(self.path)
+        with replacing(self.path) as part:
+            part.write_text(text, encoding="utf-8")
         for file in _parts(self.path):
             file.unlink()
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dual_lora import record, tasks
+from dual_lora import records, tasks
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.evaluation.prediction_lines import read_lines
 from dual_lora.tasks import splits
@@ -108,5 +108,5 @@ def _notes(notes: list[str], task: Task) -> list[str]:
 
 
 def _origin() -> dict[str, Any]:
-    made = record.origin_of_this_process()
+    made = records.origin_of_this_process()
     return {**{key: made[key] for key in ("commit", "dirty", "versions")}, "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

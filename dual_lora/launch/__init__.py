@@ -13,10 +13,10 @@ import sys
 import warnings
 from typing import Any
 
-from dual_lora import secrets
 from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
 from dual_lora.launch.show import show, title
 from dual_lora.launch.worker import work
+from dual_lora.records import redaction
 
 logger = logging.getLogger(__name__)
 BASE_ROW = MethodConfig(name="none", label="Base model", trains="nothing")
@@ -28,7 +28,7 @@ def launch(cells: list[RunConfig]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "datasets", "deepspeed", "DeepSpeed", "absl", "submitit"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("DUAL_LORA_COMMAND", secrets.hide(" ".join(["python", "run.py", *sys.argv[1:]])))
+    os.environ.setdefault("DUAL_LORA_COMMAND", redaction.hide(" ".join(["python", "run.py", *sys.argv[1:]])))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Renamed settings inside transformers warn at every start; nothing a user of this suite could do about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

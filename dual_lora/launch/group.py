@@ -194,10 +194,10 @@ def run(item: Any, file: Path, rendezvous: Rendezvous | None = None) -> str:
 
 def settle(item: Any, group: Group) -> str:
     """See that the record says what happened, show the first error, and return the record's status."""
-    from dual_lora import record
+    from dual_lora import records
     from dual_lora.runs.lifecycle import write_failure
 
-    known = record.read(item.record_path)
+    known = records.read(item.record_path)
     if known is not None and known["status"] == "finished":
         group.clean()
         return "finished"

@@ -15,7 +15,7 @@ from typing import Any
 from dual_lora.config import ConfigError
 from dual_lora.launch import forks
 from dual_lora.launch.show import title
-from dual_lora.lock import RunIsBusy
+from dual_lora.records.lock import RunIsBusy
 
 logger = logging.getLogger(__name__)
 Worker = forks.Fork | subprocess.Popen[bytes]
@@ -55,13 +55,13 @@ def write_config(item: Any) -> Path:
 
     Every start has a file of its own: two shells that start the same run must not change each other's settings.
     """
-    from dual_lora import record
+    from dual_lora import records
 
     # Workers on a compute node must not resolve "auto" otherwise than this process named the run.
     launch = dataclasses.replace(item.config.launch, device=item.device)
     config = dataclasses.replace(item.config, launch=launch)
     file = item.folder / "starts" / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
-    record.write_json(file, config.to_dict())
+    records.write_json(file, config.to_dict())
     return file
 
 
@@ -70,7 +70,7 @@ def side_by_side(prepared: list[Any]) -> list[dict[str, Any] | None]:
 
     With one cell at a time its output is shown; several write to the `log.txt` of their run's folder.
     """
-    from dual_lora import record
+    from dual_lora import records
     from dual_lora.runs import lifecycle
 
     waiting = [item for item in prepared if lifecycle.existing(item) is None]
@@ -78,7 +78,7 @@ def side_by_side(prepared: list[Any]) -> list[dict[str, Any] | None]:
         _groups_one_by_one(waiting)
     else:
         _several_at_a_time(waiting, prepared[0].config.launch.parallel)
-    return [record.read(item.record_path) for item in prepared]
+    return [records.read(item.record_path) for item in prepared]
 
 
 def _groups_one_by_one(waiting: list[Any]) -> None:
@@ -139,9 +139,9 @@ def _beside(item: Any, place: int, running: list[tuple[Any, Worker, int]]) -> in
 
 
 def _out_of_memory(item: Any) -> bool:
-    from dual_lora import record
+    from dual_lora import records
 
-    known = record.read(item.record_path)
+    known = records.read(item.record_path)
     return known is not None and known["status"] == "out_of_memory"
 
 

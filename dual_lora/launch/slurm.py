@@ -167,7 +167,7 @@ def script(config: RunConfig, jobs: int) -> str:
 def _submit(items: list[Any], launch: LaunchConfig) -> None:
     import submitit
 
-    from dual_lora import record
+    from dual_lora import records
 
     folder = _folder(items[0].config)
     try:
@@ -181,7 +181,7 @@ def _submit(items: list[Any], launch: LaunchConfig) -> None:
     with executor.batch():
         jobs = [executor.submit(SlurmCell(str(write_config(item).resolve()))) for item in items]
     for item, job in zip(items, jobs, strict=True):
-        record.write_json(item.folder / "slurm.json", {"job": job.job_id})
+        records.write_json(item.folder / "slurm.json", {"job": job.job_id})
         logger.info("job %s: %s", job.job_id, title(item.config))
     logger.info("logs: %s; the same command again submits what is missing then", folder)
 

@@ -13,9 +13,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dual_lora import secrets
 from dual_lora.config import ConfigError, DataError
-from dual_lora.lock import RunIsBusy
+from dual_lora.records import redaction
+from dual_lora.records.lock import RunIsBusy
 
 logger = logging.getLogger(__name__)
 FAILURES = "failures"  # folder of a run in which the processes of a group say what stopped them
@@ -81,7 +81,7 @@ def _leave_word(file: str, status: str, message: str, trace: str) -> None:
 
 
 def _clean(value: Any) -> Any:
-    return secrets.hide(value) if isinstance(value, str) else value
+    return redaction.hide(value) if isinstance(value, str) else value
 
 
 def _end_with_parent() -> None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from dual_lora.config import ModelError
-from dual_lora.models.hashing import cache_folder, remembered_sha256, sha256
+from dual_lora.models.hashing import cache_folder, remembered_sha256
+from dual_lora.records import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +72,7 @@ def damage(folder: Path) -> str | None:
     for file, digest in expected.items():
         if not (folder / file).is_file():
             return f"{file} is missing"
-        if sha256(folder / file) != digest:
+        if file_sha256(folder / file) != digest:
             return f"{file} has changed"
     return None
 
@@ -87,7 +88,7 @@ def _replace_atomically(folder: Path, make: Callable[[Path], None]) -> None:
         made = workplace / "new"
         made.mkdir()
         make(made)
-        digests = {file.name: sha256(file) for file in sorted(made.iterdir())}
+        digests = {file.name: file_sha256(file) for file in sorted(made.iterdir())}
         (made / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "sha256": digests}, indent=1))
         if folder.exists():
             os.replace(folder, workplace / "old")

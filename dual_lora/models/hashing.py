@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from dual_lora.config import ModelError
+from dual_lora.records import file_sha256, write_text
 
 
 def cache_folder() -> Path:
@@ -29,12 +30,6 @@ def cache_folder() -> Path:
     return folder
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def remembered_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, computed once as long as its size and modification time stay the same.
 
@@ -48,20 +43,12 @@ def remembered_sha256(path: Path) -> str:
     try:
         memory = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:24]}.json"
     except ModelError:
-        return sha256(path)
+        return file_sha256(path)
     with contextlib.suppress(OSError, ValueError, KeyError):
         known = json.loads(memory.read_text())
         if known["file"] == key:
             return str(known["sha256"])
-    digest = sha256(path)
+    digest = file_sha256(path)
     with contextlib.suppress(OSError):
-        write_atomically(memory, json.dumps({"file": key, "sha256": digest}))
+        write_text(memory, json.dumps({"file": key, "sha256": digest}))
     return digest
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)

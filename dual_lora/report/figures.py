@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dual_lora.records.schema import Record
 from dual_lora.report import measured, selection
 from dual_lora.report.definition import Experiment
-from dual_lora.report.records import Record
 
 
 def draw(experiment: Experiment, records: Sequence[Record], path: Path) -> bool:

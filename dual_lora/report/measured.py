@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dual_lora.records.schema import Measurement, Record
 from dual_lora.report import selection, stats
 from dual_lora.report.definition import Column, Experiment
 from dual_lora.report.layout import Cell
-from dual_lora.report.records import Measurement, Record
 
 GIB = 1024**3
 UNREADABLE_SHARE = 0.01  # above it a cell is marked

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dual_lora.report.records import Measurement, Record, parse
+from dual_lora.records.schema import Measurement, Record, parse
 
 UNBOUNDED = frozenset(
     {"NIST", "NIST_python", "CIDEr", "loss", "full_sequence_loss"}

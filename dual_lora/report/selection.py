@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from dual_lora.records.schema import Record
 from dual_lora.report.definition import Experiment
-from dual_lora.report.records import Record
 
 # Settings that cannot change a number; they are no part of a record's identity.
 _WITHOUT_INFLUENCE = (

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dual_lora.records.lock import STALE_SECONDS
+from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
-from dual_lora.report.records import Record
 
 OPEN = ("missing", "stopped", "interrupted", "timed_out")  # what the same command starts or continues
-# A run's lock is touched every 20 s; ten minutes without a touch: left behind (dual_lora/lock.py).
-STALE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import yaml
 
+from dual_lora.records.schema import Record
 from dual_lora.report import measured, published, selection
 from dual_lora.report.definition import Column, Experiment, PublishedRows
 from dual_lora.report.layout import BlockView, Cell, Line, Samples, TableView
 from dual_lora.report.measured import Row
 from dual_lora.report.published import Published
-from dual_lora.report.records import Record
 
 _FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source", "data.dir")
 _COST_HEADS = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
-from dual_lora.report.records import Record
 
 _GROUPS = ("model", "task", "method")
 _LOSS = "loss"  # the measurement of a language model on validation; lower is better

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dual_lora.records.schema import Record
 from dual_lora.report import definition, documents, figures, formats, records, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import TableView
-from dual_lora.report.records import Record
 from dual_lora.report.table import Builder
 
 FORMATS: Mapping[str, Callable[[TableView], str]] = {

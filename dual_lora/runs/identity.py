@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from dual_lora.config import RunConfig
-from dual_lora.record import digest
+from dual_lora.records import digest
 
 # Words for people: renaming a label must not orphan the records made under the old one.
 _LABELS = ("label",)

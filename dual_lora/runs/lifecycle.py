@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from dual_lora import record, secrets
+from dual_lora import records
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.distributed import processes
-from dual_lora.lock import RunLock
+from dual_lora.records import redaction
+from dual_lora.records.lock import RunLock
 from dual_lora.runs.resolve import Resolved
 from dual_lora.runs.work import Work
 from dual_lora.training import stopping
@@ -29,14 +30,14 @@ EXIT_CODES = {"finished": 0, "interrupted": 130, "timed_out": 130}  # every othe
 class ProcessFailed(RuntimeError):
     """This process of a group failed; what the group's record says is settled by its parent, which sees all."""
 
-    def __init__(self, status: record.Status, message: str, trace: str) -> None:
+    def __init__(self, status: records.Status, message: str, trace: str) -> None:
         super().__init__(message)
         self.status, self.message, self.trace = status, message, trace
 
 
 def existing(resolved: Resolved) -> dict[str, Any] | None:
     """Return the record that makes running unnecessary, or None if there is something to do."""
-    known = record.read(resolved.record_path)
+    known = records.read(resolved.record_path)
     if known is None or known["status"] in ("interrupted", "timed_out"):
         return None
     if known["status"] != "finished" and resolved.config.retry:
@@ -60,11 +61,11 @@ def run(resolved: Resolved) -> dict[str, Any]:
         if known is not None:
             return known
         if processes.is_main():
-            record.write_json(resolved.folder / "config.json", resolved.config.to_dict())
+            records.write_json(resolved.folder / "config.json", resolved.config.to_dict())
         with stopping.signals_interrupt():
             made, error = _run_locked(resolved)
         if processes.is_main():
-            record.write_json(resolved.record_path, made)
+            records.write_json(resolved.record_path, made)
     if error is not None and processes.world_size() > 1:
         raise ProcessFailed(made["status"], made["message"], error)
     return made
@@ -74,7 +75,7 @@ def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:
     """Return the record, and the trace of what stopped this process but maybe not the others of its group."""
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     cell = Work(resolved)
-    status: record.Status = "failed"
+    status: records.Status = "failed"
     message = trace = None
     try:
         cell.run()
@@ -86,7 +87,7 @@ def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:
     except ConfigError:
         raise
     except Exception as error:  # the record of a failed run names its error; the trace goes beside it
-        message, trace = secrets.hide(f"{type(error).__name__}: {error}"), secrets.hide(traceback.format_exc())
+        message, trace = redaction.hide(f"{type(error).__name__}: {error}"), redaction.hide(traceback.format_exc())
         if _out_of_memory(error):
             detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
             status, message = "out_of_memory", f"{cell.memory_advice()}{detail}"
@@ -94,7 +95,7 @@ def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:
             status, message, trace = _stopped(), f"stopped by {stopping.asked()}", None
         else:
             _keep_trace(resolved.folder, message, trace)
-    made = record.build(
+    made = records.build(
         status=status,
         identity=resolved.identity,
         scores=cell.scores(),
@@ -132,7 +133,7 @@ def _card_is_full() -> bool:
     return free < _NEARLY_NOTHING
 
 
-def _stopped() -> record.Status:
+def _stopped() -> records.Status:
     return "timed_out" if stopping.asked() == "SIGUSR2" else "interrupted"  # what SLURM sends before a time limit
 
 
@@ -146,21 +147,21 @@ def _keep_trace(folder: Path, message: str, trace: str) -> None:
         logger.error("%s\n(trace: %s)", message, path)
 
 
-def write_failure(resolved: Resolved, status: record.Status, message: str, trace: str) -> str:
+def write_failure(resolved: Resolved, status: records.Status, message: str, trace: str) -> str:
     """Write the record of a run whose group failed, from what its parent saw. Returns the status now recorded.
 
     Curves and costs that the first process could still record are kept.
     """
     with RunLock(resolved.folder):
-        known = record.read(resolved.record_path)
+        known = records.read(resolved.record_path)
         if known is not None and known["status"] == "finished":
             return "finished"
-        made = record.build(status=status, identity=resolved.identity, message=message)
+        made = records.build(status=status, identity=resolved.identity, message=message)
         if known is not None:
             made = known | {"status": status, "message": message}
         if trace:
             _keep_trace(resolved.folder, message, trace)
-        record.write_json(resolved.record_path, made)
+        records.write_json(resolved.record_path, made)
     return status
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dual_lora import methods, models, record, tasks
+from dual_lora import methods, models, records, tasks
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.schedule import Batches, plan_batches, plan_steps, plan_warmup
 from dual_lora.runs import warm_start
@@ -55,11 +55,11 @@ class Resolved:
 
     @property
     def folder(self) -> Path:
-        return record.run_folder(self.config.results, self.run_id)
+        return records.run_folder(self.config.results, self.run_id)
 
     @property
     def record_path(self) -> Path:
-        return record.record_path(self.config.results, self.run_id)
+        return records.record_path(self.config.results, self.run_id)
 
 
 def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:

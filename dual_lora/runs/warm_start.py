@@ -15,14 +15,13 @@ scripts), with a new head, since the classes differ. `init_from` says so explici
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dual_lora import record
+from dual_lora import records
 from dual_lora.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def resolve(config: RunConfig) -> WarmStart | None:
     _check_allowed(config)
     if config.init_from == "auto":
         return _best(config)
-    known = record.read(record.record_path(config.results, config.init_from)) if _is_name(config.init_from) else None
+    known = records.read(records.record_path(config.results, config.init_from)) if _is_name(config.init_from) else None
     if known is not None:
         faults = _differences(config, known)
         if faults:
@@ -74,7 +73,7 @@ def resolve(config: RunConfig) -> WarmStart | None:
             "folder; legal: none, auto, the id of a finished MNLI run, a path to its weights"
         )
     file = _weights_in(path)
-    return WarmStart(file, _sha256(file))
+    return WarmStart(file, records.file_sha256(file))
 
 
 def _is_name(word: str) -> bool:
@@ -144,7 +143,7 @@ def command(config: RunConfig) -> str:
 
 def _records(config: RunConfig) -> Iterator[dict[str, Any]]:
     for path in sorted((Path(config.results) / "records").glob("*.json")):
-        known = record.read(path)
+        known = records.read(path)
         if known is not None and known["status"] == "finished":
             yield known
 
@@ -200,14 +199,14 @@ def _needs_same_seed(config: RunConfig) -> bool:
 
 def _start_of(config: RunConfig, known: dict[str, Any]) -> WarmStart:
     run_id, checkpoint = known["identity"]["run_id"], known["scores"]["headline"]["checkpoint"]
-    folder = record.run_folder(config.results, run_id)
-    file = record.weights_file(folder, checkpoint)
+    folder = records.run_folder(config.results, run_id)
+    file = records.weights_file(folder, checkpoint)
     if not file.is_file():
         raise ConfigError(
             f"the MNLI run {run_id} is recorded, but its weights are not here ({file}; run folders are not committed). "
             f"Copy that file, or move the record away and make the run again:\n  {command(config)}"
         )
-    return WarmStart(file, _sha256(file), run_id, checkpoint)
+    return WarmStart(file, records.file_sha256(file), run_id, checkpoint)
 
 
 def _weights_in(path: Path) -> Path:
@@ -224,11 +223,6 @@ def _weights_in(path: Path) -> Path:
         choices = ", ".join(str(file.relative_to(path)) for file in found)
         raise ConfigError(f"init_from={path}: the folder has several ({choices}); name the file itself")
     return found[0]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(model: nn.Module, start: WarmStart) -> int:

@@ -22,11 +22,10 @@ from dual_lora.distributed import deepspeed, processes
 from dual_lora.evaluation import pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
-from dual_lora.record import write_json
+from dual_lora.records import file_sha256, replacing, write_json
 from dual_lora.runs import warm_start
 from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.splits import Items
-from dual_lora.training.checkpoints import file_sha256
 from dual_lora.training.trainer import Data, TrainingResult, resume_step, train
 
 logger = logging.getLogger(__name__)
@@ -183,9 +182,8 @@ class Work:
     def _keep_training(self, model: torch.nn.Module, result: TrainingResult) -> None:
         state = methods.trainable_state(model)  # every process takes part: sharded weights are gathered
         if processes.is_main():
-            part = self.folder / "last.part"
-            save_file(state, part)
-            part.replace(self.folder / "last.safetensors")
+            with replacing(self.folder / "last.safetensors") as part:
+                save_file(state, part)
             if hasattr(model, "peft_config"):
                 whole = None
                 if processes.is_partitioned(model):

@@ -6,11 +6,11 @@ sha256. Only data is read: no loading script runs.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from dual_lora.config import DataError
+from dual_lora.records import file_sha256
 
 RELEASE = "https://raw.githubusercontent.com/microsoft/LoRA/"
 RELEASE_REVISION = "3732c24dba0559fe4393bfc8f295b83947a2c5e0"
@@ -43,7 +43,7 @@ def release_file(name: str) -> tuple[Path, str]:
         path = Path(str(DownloadManager(download_config=settings).download(place)))
     except Exception as error:  # the client raises many kinds; all mean that the file cannot be had
         raise DataError(f"{place} cannot be fetched ({type(error).__name__}: {error}). {_WAYS_ON}") from None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_sha256(path)
     if digest != RELEASE_SHA256[name]:
         raise DataError(
             f"{path}: sha256 {digest}, expected {RELEASE_SHA256[name]} for {name} of the LoRA release; the download is "

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dual_lora.distributed import processes
-from dual_lora.record import write_json
+from dual_lora.records import replacing, write_json
 
 # A loss that has grown to this many times its start (plus one) will not come back.
 _EXPLODED = 4.0
@@ -273,10 +273,8 @@ class Selection(TrainerCallback):
         self._best = {"step": state.global_step, "loss": loss}
         weights = self._state_of(model)  # every rank takes part: sharded weights are gathered
         if state.is_world_process_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / "best_loss.part"
-            save_file(weights, part)
-            part.replace(self.folder / "best_loss.safetensors")
+            with replacing(self.folder / "best_loss.safetensors") as part:
+                save_file(weights, part)
             write_json(self.folder / "best_loss.json", self._best)
 
     def files(self) -> dict[str, Path]:

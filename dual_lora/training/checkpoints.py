@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import ConfigError
-from dual_lora.record import write_json
+from dual_lora.records import file_sha256, write_json
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -100,9 +99,3 @@ def _set_aside(path: Path) -> None:
     while (aside := path.with_name(f"damaged-{path.name}.{number}")).exists():
         number += 1
     path.rename(aside)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -185,16 +185,16 @@ def test_full_disk_is_named_and_leaves_earlier_work_intact(target, number, undis
 
 
 def test_full_disk_leaves_an_earlier_record_whole(tmp_path, monkeypatch):
-    from dual_lora import record
+    from dual_lora import records
 
     path = tmp_path / "records" / "a.json"
-    record.write_json(path, {"schema": 1, "first": True})
+    records.write_json(path, {"schema": 1, "first": True})
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        record.write_json(path, {"schema": 1, "first": False})
+        records.write_json(path, {"schema": 1, "first": False})
     assert json.loads(path.read_text()) == {"schema": 1, "first": True}
     assert [found.name for found in path.parent.iterdir()] == ["a.json"]

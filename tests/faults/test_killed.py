@@ -35,7 +35,7 @@ MOMENTS = {
         ["kill", "kill_after"],
     ),
     "while a small file is replaced": ("os.replace", 8, ["kill", "kill_after"]),
-    "while the record is written": ("dual_lora.record.build", 1, ["kill", "kill_after"]),
+    "while the record is written": ("dual_lora.records.build", 1, ["kill", "kill_after"]),
 }
 
 

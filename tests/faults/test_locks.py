@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dual_lora.lock import STALE_SECONDS, RunIsBusy, RunLock
+from dual_lora.records.lock import STALE_SECONDS, RunIsBusy, RunLock
 from tests.faults.children import At, Child, run, wait_for
 from tests.small_cells import only_record
 
@@ -98,7 +98,7 @@ def test_silent_lock_of_another_host_is_taken_over(tmp_path):
 
 
 def test_heartbeat_keeps_a_lock_fresh(tmp_path, monkeypatch):
-    monkeypatch.setattr("dual_lora.lock.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("dual_lora.records.lock.HEARTBEAT_SECONDS", 0.05)
     with RunLock(tmp_path):
         path = tmp_path / "lock.json"
         os.utime(path, (0, 0))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dual_lora import secrets
 from dual_lora.config import ConfigError
+from dual_lora.records import redaction
 from dual_lora.runs.resolve import check_writable
 from tests.faults.children import At, Child, run, wait_for
 from tests.small_cells import CLASSIFYING, config, numbers, only_record
@@ -199,15 +199,15 @@ def test_tokens_do_not_reach_records_or_logs(tmp_path, monkeypatch):
 )
 def test_secrets_are_hidden_wherever_they_stand(text, monkeypatch):
     monkeypatch.setenv("MY_SECRET_TOKEN", "value-of-the-variable")
-    hidden = secrets.hide(text)
-    assert secrets.HIDDEN in hidden
+    hidden = redaction.hide(text)
+    assert redaction.HIDDEN in hidden
     assert "abcdefgh12345" not in hidden
     assert "value-of-the-variable" not in hidden
 
 
 @pytest.mark.parametrize("text", ["recipe.max_length_tokens=512", "tokens_per_second: 5", "pad_token_id=0"])
 def test_settings_with_tokens_in_their_names_are_no_secrets(text):
-    assert secrets.hide(text) == text
+    assert redaction.hide(text) == text
 
 
 def test_code_of_a_checkpoint_folder_is_never_run(tmp_path):

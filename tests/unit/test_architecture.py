@@ -16,25 +16,23 @@ PACKAGE = ROOT / "dual_lora"
 BELOW: dict[str, set[str]] = {
     "__init__": {"tuner"},
     "config": set(),
-    "secrets": set(),
-    "record": {"secrets"},
-    "lock": set(),
+    "records": set(),
     "kernels": set(),
     "tuner": {"kernels"},
     "metrics": set(),
-    "tasks": {"config", "metrics"},
-    "models": {"config", "tasks"},  # tasks.base: the head a model ends in
+    "tasks": {"config", "metrics", "records"},
+    "models": {"config", "records", "tasks"},  # tasks.base: the head a model ends in
     "methods": {"config", "models", "tasks", "tuner"},
     "distributed": {"config"},
-    "training": {"config", "distributed", "methods", "models", "record", "tasks"},
-    "evaluation": {"config", "distributed", "methods", "models", "record", "tasks", "training"},
-    "diagnostics": {"config", "kernels", "record", "tuner"},
+    "training": {"config", "distributed", "methods", "models", "records", "tasks"},
+    "evaluation": {"config", "distributed", "methods", "models", "records", "tasks", "training"},
+    "diagnostics": {"config", "kernels", "records", "tuner"},
     "runs": {
-        *("config", "diagnostics", "distributed", "evaluation", "lock", "methods", "models", "record", "secrets"),
+        *("config", "diagnostics", "distributed", "evaluation", "methods", "models", "records"),
         *("tasks", "training"),
     },
-    "report": set(),
-    "launch": {"config", "distributed", "evaluation", "lock", "record", "report", "runs", "secrets"},
+    "report": {"records"},
+    "launch": {"config", "distributed", "evaluation", "records", "report", "runs"},
 }
 
 

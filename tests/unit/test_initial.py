@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dual_lora import methods, models, record
+from dual_lora import methods, models, records
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.models.head import is_head_parameter
@@ -42,15 +42,15 @@ def finish_mnli(config, score, status="finished", weights=True):
         data_fingerprint=glue.build(config).fingerprint(),
     )
     headline = {"metric": "accuracy", "value": score, "subset": "mnli", "scoring": "classify", "checkpoint": "best_dev"}
-    made = record.build(status=status, identity=named, scores={"headline": headline, "measurements": [], "notes": []})
-    record.write_json(record.record_path(config.results, named["run_id"]), made)
+    made = records.build(status=status, identity=named, scores={"headline": headline, "measurements": [], "notes": []})
+    records.write_json(records.record_path(config.results, named["run_id"]), made)
     model = adapted(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.fill_(score or 0.5) if not is_head_parameter(model, name) else parameter.fill_(9.0)
     if weights:
-        file = record.weights_file(record.run_folder(config.results, named["run_id"]), "best_dev")
+        file = records.weights_file(records.run_folder(config.results, named["run_id"]), "best_dev")
         file.parent.mkdir(parents=True)
         save_file(methods.trainable_state(model), file)
     return named["run_id"], model

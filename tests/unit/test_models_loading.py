@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from dual_lora.config import ModelConfig
 from dual_lora.models import ModelError, check_available, fingerprint, load, packages, resolve_dtype
 from dual_lora.models.dtypes import cpu_computes_bfloat16
-from dual_lora.models.hashing import cache_folder, remembered_sha256, sha256
+from dual_lora.models.hashing import cache_folder, remembered_sha256
+from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Head
 
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
@@ -156,13 +157,13 @@ def test_the_fingerprint_of_a_folder_follows_its_content_and_not_its_place(tmp_p
 def test_a_hash_is_read_again_only_after_the_file_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    assert remembered_sha256(file) == sha256(file)
+    assert remembered_sha256(file) == file_sha256(file)
     read: list[Path] = []
-    monkeypatch.setattr("dual_lora.models.hashing.sha256", lambda path: read.append(path) or sha256(path))
+    monkeypatch.setattr("dual_lora.models.hashing.file_sha256", lambda path: read.append(path) or file_sha256(path))
     remembered_sha256(file)
     assert read == []
     file.write_bytes(b"two")
-    assert remembered_sha256(file) == sha256(file)
+    assert remembered_sha256(file) == file_sha256(file)
     assert read == [file]
 
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dual_lora import record
-from dual_lora.secrets import shareable
+from dual_lora import records
+from dual_lora.records.redaction import shareable
 from tests.small_cells import ROOT
 
 
 def test_a_record_is_read_back_as_it_was_made(tmp_path: Path) -> None:
-    made = record.build(status="finished", identity={"run_id": "0" * 16, "target": ("q", "v")}, scores={"value": 0.5})
-    path = record.record_path(tmp_path, "0" * 16)
-    record.write_json(path, made)
-    assert record.read(path) == made
+    made = records.build(status="finished", identity={"run_id": "0" * 16, "target": ("q", "v")}, scores={"value": 0.5})
+    path = records.record_path(tmp_path, "0" * 16)
+    records.write_json(path, made)
+    assert records.read(path) == made
     assert made["identity"]["target"] == ["q", "v"]
 
 
@@ -30,15 +30,15 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_its_layout_changes_nothing(values: object) -> None:
-    assert json.loads(record.dumps(values)) == values
+    assert json.loads(records.dumps(values)) == values
 
 
 def test_a_curve_takes_one_line_and_so_does_what_fits() -> None:
     curve = [[step, step / 7] for step in range(200)]
     values = {"curves": {"train_loss": curve, "gradient_norm": curve}, "cost": {"steps": 3, "seconds": 1.5}}
-    assert len(record.dumps(values).splitlines()) == 7
+    assert len(records.dumps(values).splitlines()) == 7
     texts = {"notes": ["a sentence of a note that is not short " * 3] * 2}
-    assert len(record.dumps(texts).splitlines()) == 6
+    assert len(records.dumps(texts).splitlines()) == 6
 
 
 def test_committed_records_are_laid_out_so() -> None:
@@ -48,17 +48,35 @@ def test_committed_records_are_laid_out_so() -> None:
     for path in paths:
         text = path.read_text(encoding="utf-8")
         longest = max(longest, len(text.splitlines()))
-        assert text == record.dumps(json.loads(text)) + "\n", f"{path.name}: written by another version or by hand"
+        assert text == records.dumps(json.loads(text)) + "\n", f"{path.name}: written by another version or by hand"
     assert longest < 300
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    record.write_json(path, {"old": True})
+    records.write_json(path, {"old": True})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.write_json(path, {"loss": float("nan")})
+        records.write_json(path, {"loss": float("nan")})
     assert json.loads(path.read_text()) == {"old": True}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "weights" / "a.bin"
+    with records.replacing(path) as part:
+        part.write_text("first")
+        assert part.parent == path.parent
+        assert not path.exists()
+
+    def stopped() -> None:
+        with records.replacing(path) as part:
+            part.write_text("half of the sec")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99}'])
@@ -66,12 +84,12 @@ def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, text: str) -> None
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):
-        record.read(path)
+        records.read(path)
 
 
 def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
-    assert record.digest({"a": 1, "b": [1, 2]}) == record.digest({"b": [1, 2], "a": 1})
-    assert record.digest({"a": 1}) != record.digest({"a": 2})
+    assert records.digest({"a": 1, "b": [1, 2]}) == records.digest({"b": [1, 2], "a": 1})
+    assert records.digest({"a": 1}) != records.digest({"a": 2})
 
 
 def test_a_kept_command_has_no_folder_of_this_machine() -> None:

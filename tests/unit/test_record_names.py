@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dual_lora.record import digest
+from dual_lora.records import digest
 from tests.small_cells import ROOT
 
 WORDS = ("label",)  # for people

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dual_lora.records import schema
 from dual_lora.report import records, selection
 from tests.unit.report_builder import record, write
 
@@ -11,31 +12,31 @@ from tests.unit.report_builder import record, write
 def test_a_damaged_or_newer_record_is_refused_by_name(tmp_path):
     folder = write(tmp_path / "records", record("lora"))
     (folder / "broken.json").write_text('{"schema": 1, "sta')
-    with pytest.raises(records.RecordError, match=r"broken\.json: damaged record"):
+    with pytest.raises(schema.RecordError, match=r"broken\.json: damaged record"):
         records.read_all(folder)
-    with pytest.raises(records.RecordError, match="schema=99"):
-        records.parse({**record("lora"), "schema": 99})
-    with pytest.raises(records.RecordError, match="status"):
-        records.parse({**record("lora"), "status": "fine"})
+    with pytest.raises(schema.RecordError, match="schema=99"):
+        schema.parse({**record("lora"), "schema": 99})
+    with pytest.raises(schema.RecordError, match="status"):
+        schema.parse({**record("lora"), "status": "fine"})
     missing = record("lora")
     del missing["identity"]["protocol"]
-    with pytest.raises(records.RecordError, match=r"identity\.protocol"):
-        records.parse(missing)
+    with pytest.raises(schema.RecordError, match=r"identity\.protocol"):
+        schema.parse(missing)
 
 
 def test_an_old_record_is_upgraded_one_version_at_a_time(monkeypatch):
     old = {**record("lora"), "schema": 0}
     old["state"] = old.pop("status")
-    with pytest.raises(records.RecordError, match="no upgrade"):
-        records.parse(old)
-    monkeypatch.setitem(records.UPGRADES, 0, lambda values: {**values, "status": values["state"]})
-    assert records.parse(old).status == "finished"
+    with pytest.raises(schema.RecordError, match="no upgrade"):
+        schema.parse(old)
+    monkeypatch.setitem(schema.UPGRADES, 0, lambda values: {**values, "status": values["state"]})
+    assert schema.parse(old).status == "finished"
 
 
 def test_a_choice_that_is_a_list_selects_the_records_with_these_words():
     values = record("lora", 0)
     values["identity"]["task"]["scorings"] = ["generate", "cloze"]
-    made = records.parse(values)
+    made = schema.parse(values)
     assert selection.belongs(made, {"task.scorings": "[generate,cloze]"})
     assert selection.belongs(made, {"task.scorings": "[generate, cloze]"})
     assert not selection.belongs(made, {"task.scorings": "[generate]"})

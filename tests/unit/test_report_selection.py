@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 
-from dual_lora.report import records, selection
+from dual_lora.records.schema import Record, parse
+from dual_lora.report import selection
 from tests.unit.report_builder import record
 
 
-def trial(rate: float, hour: int, **more: Any) -> records.Record:
+def trial(rate: float, hour: int, **more: Any) -> Record:
     """A run that finished at an hour of the day; the later, the better it scored."""
     value = record("lora", 0, {"boolq": hour / 10}, learning_rate=rate, **more)
     value["origin"]["finished"] = f"2026-01-01T0{hour}:00:00"
-    return records.parse(value)
+    return parse(value)
 
 
-def shown(*runs: records.Record) -> list[float]:
+def shown(*runs: Record) -> list[float]:
     found, _ = selection.of_row(runs, {"method": "lora"}, "commonsense")
     return [run.identity["recipe"]["learning_rate"] for run in found]
 

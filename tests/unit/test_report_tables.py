@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dual_lora.report import definition, figures, formats, records, selection
+from dual_lora.records.schema import parse
+from dual_lora.report import definition, figures, formats, selection
 from dual_lora.report.table import Builder
 from tests.unit.report_builder import PROTOCOL, record
 
@@ -53,7 +54,7 @@ def build(tmp_path: Path):
         path.write_text(text)
         experiment = definition.read(path)
         builder = Builder(tmp_path / "published", tmp_path / "configs")
-        return builder.build("table_x", [experiment], [records.parse(value) for value in values])
+        return builder.build("table_x", [experiment], [parse(value) for value in values])
 
     return built
 
@@ -290,7 +291,7 @@ def test_a_swept_setting_makes_a_row_each_and_a_reproducible_figure(build, tmp_p
     ]
     assert [line.cells[0].value for line in lines] == [2.5, 2.5]
     experiment = definition.read(tmp_path / "table_x.yaml")
-    parsed = [records.parse(value) for value in values]
+    parsed = [parse(value) for value in values]
     drawn = []
     for name in ("a.svg", "b.svg"):
         assert figures.draw(experiment, parsed, tmp_path / name)

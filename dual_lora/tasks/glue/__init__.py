@@ -20,7 +20,7 @@ What the training loop does with it, so that the published and the honest way ar
 4. A study chooses learning rates by the held-out part's own score (measurements with split "validation", checkpoint
    `best_heldout`), never by the development set.
 5. Keep the trainable weights of the headline's epoch (`EpochScores(keep_weights=..., weights_of=...)`, or those of the
-   last step), at `record.weights_file(folder, checkpoint)`: an MNLI run hands them on (`dual_lora.runs.warm_start`).
+   last step), at `records.weights_file(folder, checkpoint)`: an MNLI run hands them on (`dual_lora.runs.warm_start`).
 """
 
 from __future__ import annotations

@@ -6,75 +6,23 @@ determines. Times, memory and machines are in `cost` and `execution`, where from
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dual_lora import secrets
+from dual_lora.records import redaction
+from dual_lora.records.schema import SCHEMA, Status
 
-SCHEMA = 1
-Status = Literal["finished", "diverged", "out_of_memory", "timed_out", "interrupted", "failed"]
-ROOT = Path(__file__).resolve().parent.parent
-_WIDTH, _ROW = 120, 400  # of a line of a record, and of one that is a row of many (a measurement), if it can be kept
+_ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy", "triton")
 
 
-def digest(values: Any, length: int = 64) -> str:
-    """Return the SHA-256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def dumps(values: Any) -> str:
-    """Return JSON with an entry a line; curves, measurements and whatever fits take one: to be read, and compared.
-
-    Raises `ValueError` for a number that is not finite.
-    """
-    plain = json.loads(json.dumps(values, allow_nan=False))  # keys are strings now, tuples lists
-    return _laid_out(plain, margin="")
-
-
-def _laid_out(value: Any, margin: str, width: int = _WIDTH) -> str:
-    line = json.dumps(value, ensure_ascii=False)
-    if len(margin) + len(line) <= width or not isinstance(value, dict | list) or _is_curve(value):
-        return line
-    inner = margin + " "
-    if isinstance(value, dict):
-        entries = [f"{json.dumps(key, ensure_ascii=False)}: {_laid_out(entry, inner)}" for key, entry in value.items()]
-        return f"{{\n{inner}" + f",\n{inner}".join(entries) + f"\n{margin}}}"
-    return f"[\n{inner}" + f",\n{inner}".join(_laid_out(entry, inner, _ROW) for entry in value) + f"\n{margin}]"
-
-
-def _is_curve(value: Any) -> bool:
-    """Whether a value is numbers alone, or points: [[step, value], ...]."""
-    points = [entry if isinstance(entry, list) else [entry] for entry in value] if isinstance(value, list) else []
-    return bool(points) and all(isinstance(number, int | float) for point in points for number in point)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write atomically: a reader, or a crash at any moment, sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(dumps(values) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def record_path(results: str | Path, run_id: str) -> Path:
-    """Where the record of a run lies. Records under `results/records` are meant to be committed."""
+    """Where the record of a run is. Records under `results/records` are meant to be committed."""
     return Path(results) / "records" / f"{run_id}.json"
 
 
@@ -118,7 +66,7 @@ def build(
     """Return a record with every section present."""
     record: dict[str, Any] = {"schema": SCHEMA, "status": status}
     if message:
-        record["message"] = secrets.hide(message)
+        record["message"] = redaction.hide(message)
     record["identity"] = identity
     record["scores"] = scores or {}
     record["curves"] = curves or {}
@@ -137,6 +85,7 @@ def origin_of_this_process() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    command = os.environ.get("DUAL_LORA_COMMAND") or " ".join(["python run.py", *sys.argv[1:]])
     commit = _git("rev-parse", "HEAD")
     # results/ changes with every record and is not code.
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
@@ -144,13 +93,13 @@ def origin_of_this_process() -> dict[str, Any]:
         "commit": commit,
         "dirty": None if changed is None else bool(changed),
         "versions": versions,
-        "command": secrets.shareable(os.environ.get("DUAL_LORA_COMMAND") or " ".join(["python run.py", *sys.argv[1:]])),
+        "command": redaction.shareable(command),
     }
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

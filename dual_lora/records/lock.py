@@ -3,6 +3,9 @@
 The lock is a file made with `os.link`, which is atomic on NFS too (flock is not relied on). It names who holds it.
 A lock is stale when its process is gone (same host) or when its heartbeat, the file's modification time, is old
 (another host). Process ids are re-used, so the start time of the process is compared as well.
+
+filelock's `SoftFileLease` (4.2.12) fails two of tests/faults/test_locks.py: it takes over another host's lock only
+after it has itself watched it stay silent for all of `STALE_SECONDS`, and an empty lock file never.
 """
 
 from __future__ import annotations

@@ -1,0 +1,25 @@
+"""Records and their files: what one holds (`schema`), who writes it (`writing`), how files are kept whole (`storage`).
+
+`lock` lets one process at a time work on a run, `redaction` keeps secrets out. Nothing here imports torch.
+"""
+
+from dual_lora.records.schema import SCHEMA, Status
+from dual_lora.records.storage import digest, dumps, file_sha256, replacing, write_json, write_text
+from dual_lora.records.writing import build, origin_of_this_process, read, record_path, run_folder, weights_file
+
+__all__ = [
+    "SCHEMA",
+    "Status",
+    "build",
+    "digest",
+    "dumps",
+    "file_sha256",
+    "origin_of_this_process",
+    "read",
+    "record_path",
+    "replacing",
+    "run_folder",
+    "weights_file",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,170 @@
+"""What a record holds: one schema number, one set of statuses, and the types of all that a table reads.
+
+Records of older schema versions go through `UPGRADES` one version at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+SCHEMA = 1
+# Schema version -> the function that turns a record of it into one of the next version.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+Status = Literal["finished", "diverged", "out_of_memory", "timed_out", "interrupted", "failed"]
+# A record may hold more than a table reads; what a table reads has to have its type.
+_TYPED = ConfigDict(extra="ignore")
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names the file, the field and what is wrong with it."""
+
+
+@dataclass(frozen=True, config=_TYPED)
+class Measurement:
+    """The scores of one subset, checkpoint and way of scoring. Metrics are fractions unless unbounded (NIST, CIDEr)."""
+
+    subset: str
+    split: str
+    checkpoint: str  # last, best_loss, best_score, base
+    scoring: str
+    items: int
+    metrics: dict[str, float | None]  # None: undefined, e.g. the correlation of a constant
+    unreadable: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    chance: float | None = None
+    at_chance: bool | None = None
+
+
+@dataclass(frozen=True, config=_TYPED)
+class Headline:
+    """The one number a run is known by."""
+
+    metric: str
+    value: float | None
+    subset: str
+    scoring: str
+    checkpoint: str
+
+
+@dataclass(frozen=True, config=_TYPED)
+class Sample:
+    """What a model wrote for one test input."""
+
+    input: str
+    reply: str
+    reference: str  # the first one
+
+
+@dataclass(frozen=True, config=_TYPED)
+class Scores:
+    """All a run measured. A run that failed may have measured nothing."""
+
+    headline: Headline | None = None
+    measurements: tuple[Measurement, ...] = ()
+    notes: tuple[str, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, config=_TYPED)
+class Cost:
+    """What a run took: seconds, bytes (peak memory of each rank), parameters."""
+
+    train_seconds: float | None = None
+    eval_seconds: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: tuple[int, ...] = ()
+    adapter_bytes: int | None = None
+    trainable_parameters: int | None = None
+    trainable_parameters_without_head: int | None = None
+    total_parameters: int | None = None
+    train_flops: float | None = None
+
+
+@dataclass(frozen=True, config=_TYPED)
+class Record:
+    """One run. `identity` is everything that can change a number, as plain dictionaries."""
+
+    status: Status
+    identity: dict[str, Any]
+    scores: Scores = field(default_factory=Scores)
+    cost: Cost = field(default_factory=Cost)
+    curves: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    message: str | None = None
+    path: str = ""
+
+    @property
+    def run_id(self) -> str:
+        return str(self.identity["run_id"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.identity["seed"])
+
+    @property
+    def untrained(self) -> bool:
+        """Whether this is a base row: seed and recipe are no part of its identity."""
+        return bool(self.identity["method"].get("trains") == "nothing")
+
+    @property
+    def parallel(self) -> int:
+        """Return how many runs its machine was given at a time, which its seconds depend on. Older: by its command."""
+        told = re.search(r"\blaunch\.parallel=(\d+)", str(self.origin.get("command", "")))
+        return int(self.execution.get("parallel") or (told[1] if told else 1))
+
+    @property
+    def guessed(self) -> tuple[str, ...]:
+        """Return the recipe settings whose source is the word `guess`."""
+        sources: Mapping[str, Any] = self.origin.get("recipe_sources") or {}
+        return tuple(sorted(name for name, source in sources.items() if str(source).lower().startswith("guess")))
+
+    @property
+    def trials(self) -> int:
+        """Return how many learning rates were tried to find the one used."""
+        return int(self.origin.get("recipe_trials") or 1)
+
+    def name(self, part: str) -> str:
+        """Return the name of the record's model, task, method, protocol, profile or recipe."""
+        return str(self.identity[part]["name"])
+
+
+_ADAPTER = TypeAdapter(Record)
+_NAMED_PARTS = ("model", "task", "method", "recipe", "protocol", "profile")
+
+
+def parse(values: Mapping[str, Any], path: str = "the record") -> Record:
+    """Return the typed record of a dictionary in any known schema version. Raises `RecordError`."""
+    values = dict(values)
+    version = values.get("schema")
+    if not isinstance(version, int) or version > SCHEMA:
+        raise RecordError(
+            f"{path}: schema={version!r}; this version of the suite reads schema 1 to {SCHEMA}: update it"
+        )
+    while version < SCHEMA:
+        if version not in UPGRADES:
+            raise RecordError(f"{path}: schema={version}: no upgrade from it to {SCHEMA} is known")
+        values = UPGRADES[version](values)
+        version += 1
+    try:
+        record = _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise RecordError(f"{path}: {problems}") from None
+    for part in _NAMED_PARTS:
+        if not isinstance(record.identity.get(part), Mapping) or "name" not in record.identity[part]:
+            raise RecordError(f"{path}: identity.{part}.name is missing")
+    for key in ("run_id", "seed"):
+        if key not in record.identity:
+            raise RecordError(f"{path}: identity.{key} is missing")
+    if isinstance(record.identity["seed"], bool) or not isinstance(record.identity["seed"], int):
+        raise RecordError(f"{path}: identity.seed={record.identity['seed']!r}: it must be an integer")
+    if record.status == "finished" and record.scores.headline is None:
+        raise RecordError(f"{path}: status is finished but scores.headline is missing")
+    return record
