@@ -6,7 +6,9 @@ The global batch is the recipe's and accumulation is derived: the number of devi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dual_lora.config import ConfigError, RunConfig
 
@@ -60,8 +62,15 @@ def plan_steps(config: RunConfig, train_examples: int) -> tuple[int, int]:
 
 
 def plan_warmup(config: RunConfig, steps: int) -> int:
-    """Return the learning-rate warm-up. A bounded run keeps the shape: never more than a tenth of its steps."""
-    recipe = config.recipe
-    asked = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * steps)
-    bounded = config.profile.max_steps is not None or config.profile.train_examples is not None
+    """Return the steps of a run's learning-rate warm-up."""
+    return warmup_steps(vars(config.recipe), vars(config.profile), steps)
+
+
+def warmup_steps(recipe: Mapping[str, Any], profile: Mapping[str, Any], steps: int) -> int:
+    """Return `plan_warmup` of settings as a record keeps them. A bounded run warms up for a tenth of its steps at most.
+
+    So it keeps the shape of the whole one's.
+    """
+    asked: int = recipe["warmup_steps"] or math.ceil(recipe["warmup_ratio"] * steps)
+    bounded = profile["max_steps"] is not None or profile["train_examples"] is not None
     return min(asked, math.ceil(0.1 * steps)) if bounded else asked

@@ -3,6 +3,7 @@
 `lock` lets one process at a time work on a run, `redaction` keeps secrets out. Nothing here imports torch.
 """
 
+from dual_lora.records.learning_rate import learning_rates
 from dual_lora.records.schema import SCHEMA, Status
 from dual_lora.records.storage import digest, dumps, file_sha256, replacing, write_json, write_text
 from dual_lora.records.writing import build, origin_of_this_process, read, record_path, run_folder, weights_file
@@ -14,6 +15,7 @@ __all__ = [
     "digest",
     "dumps",
     "file_sha256",
+    "learning_rates",
     "origin_of_this_process",
     "read",
     "record_path",

@@ -13,9 +13,17 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+def _without_learning_rates(values: dict[str, Any]) -> dict[str, Any]:
+    """1 -> 2: the curve of the learning rate is derived (`records.learning_rates`)."""
+    curves = {name: curve for name, curve in values.get("curves", {}).items() if name != "learning_rate"}
+    return {**values, "curves": curves}
+
+
 # Schema version -> the function that turns a record of it into one of the next version.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_learning_rates}
 Status = Literal["finished", "diverged", "out_of_memory", "timed_out", "interrupted", "failed"]
 # A record may hold more than a table reads; what a table reads has to have its type.
 _TYPED = ConfigDict(extra="ignore")
@@ -139,8 +147,8 @@ _ADAPTER = TypeAdapter(Record)
 _NAMED_PARTS = ("model", "task", "method", "recipe", "protocol", "profile")
 
 
-def parse(values: Mapping[str, Any], path: str = "the record") -> Record:
-    """Return the typed record of a dictionary in any known schema version. Raises `RecordError`."""
+def upgraded(values: Mapping[str, Any], path: str = "the record") -> dict[str, Any]:
+    """Return a record of any known schema version in the current one. Raises `RecordError`."""
     values = dict(values)
     version = values.get("schema")
     if not isinstance(version, int) or version > SCHEMA:
@@ -152,6 +160,12 @@ def parse(values: Mapping[str, Any], path: str = "the record") -> Record:
             raise RecordError(f"{path}: schema={version}: no upgrade from it to {SCHEMA} is known")
         values = UPGRADES[version](values)
         version += 1
+    return {**values, "schema": SCHEMA}
+
+
+def parse(values: Mapping[str, Any], path: str = "the record") -> Record:
+    """Return the typed record of a dictionary in any known schema version. Raises `RecordError`."""
+    values = upgraded(values, path)
     try:
         record = _ADAPTER.validate_python(values)
     except ValidationError as error:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dual_lora.records import learning_rates
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,6 +29,7 @@ def track(record: dict[str, Any], folder: Path) -> None:
         )
         points: dict[int, dict[str, float]] = {}
         curves = {name: curve for name, curve in record["curves"].items() if isinstance(curve, list)}  # no diagnostics
+        curves["learning_rate"] = learning_rates(record)
         for name, curve in curves.items():
             for step, value in curve:
                 points.setdefault(int(step), {})[name] = value

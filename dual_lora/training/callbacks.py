@@ -181,9 +181,12 @@ class Curves(TrainerCallback):
         curves: dict[str, list[list[float]]] = {
             "train_loss": [[window[-1][0], _round(sum(loss for _, loss in window) / len(window))] for window in windows]
         }
-        for name in ("learning_rate", "gradient_norm"):
-            values = [[line["step"], _round(line[name])] for line in self._lines if line.get(name) is not None]
-            curves[name] = values[:: max(1, math.ceil(len(values) / points))]
+        norms = [
+            [line["step"], _round(line["gradient_norm"])]
+            for line in self._lines
+            if line.get("gradient_norm") is not None
+        ]
+        curves["gradient_norm"] = norms[:: max(1, math.ceil(len(norms) / points))]
         for line in self._lines:
             for name, value in line.get("validation", {}).items():
                 curve = curves.setdefault("validation_loss" if name == "loss" else f"validation_{name}", [])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
+from dual_lora.records import learning_rates
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
 from dual_lora.training import loss
@@ -55,6 +56,11 @@ def test_a_run_leaves_a_whole_record(task: str, model: str, tmp_path: Path) -> N
     assert "seconds" not in json.dumps(record["scores"])
     on_disk = json.loads((tmp_path / "records" / f"{record['identity']['run_id']}.json").read_text())
     assert on_disk == record
+    [log] = (tmp_path / "runs").glob("*/curves.jsonl")
+    logged = [line for line in map(json.loads, log.read_text().splitlines()) if "learning_rate" in line]
+    rates = [[line["step"], pytest.approx(line["learning_rate"], rel=1e-7)] for line in logged]
+    assert len(rates) == 3
+    assert learning_rates(record) == rates, "what a reader derives is not what the Trainer used"
 
 
 @pytest.mark.parametrize("method", ["none", "full", "lora", "dora"])

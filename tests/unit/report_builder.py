@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dual_lora.records import SCHEMA
+
 PROTOCOL = {"name": "strict", "task": "commonsense", "loss_on": "answer", "hash": "aaaa"}
 
 
@@ -29,7 +31,7 @@ def record(
     init_from: str = "none",
     **identity: Any,
 ) -> dict[str, Any]:
-    """Return a schema-1 record with one measurement per subset of `scores` (default: boolq and piqa)."""
+    """Return a record with one measurement per subset of `scores` (default: boolq and piqa)."""
     scores = {"boolq": 0.6, "piqa": 0.7} if scores is None else scores
     recipe = f"{model}/{task}/{method}" if recipe is None else recipe
     checkpoint = "base" if method == "none" else "last"
@@ -55,7 +57,7 @@ def record(
     }  # fmt: skip
     finished = status == "finished"
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "status": status,
         "message": None if finished else "it did not work",
         "identity": {

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "dual_lora"
 BELOW: dict[str, set[str]] = {
     "__init__": {"tuner"},
     "config": set(),
-    "records": set(),
+    "records": {"config"},
     "kernels": set(),
     "tuner": {"kernels"},
     "metrics": set(),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +88,41 @@ def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, text: str) -> None
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):
         records.read(path)
+
+
+def test_a_record_with_a_learning_rate_curve_reads_as_one_without(tmp_path: Path) -> None:
+    """Schema 1 kept the curve; these are points of one that a run of this record's identity kept."""
+    path = ROOT / "results" / "records" / "018ac3b0ab826078.json"
+    made = records.read(path)
+    assert made is not None
+    kept = [[10, 0.00034615385], [20, 0.000485], [100, 0.000285], [180, 8.5e-05], [210, 1e-05]]
+    old = {**made, "schema": 1, "curves": {"learning_rate": kept, **made["curves"]}}
+    records.write_json(tmp_path / path.name, old)
+    assert records.read(tmp_path / path.name) == made
+    derived = records.learning_rates(made)
+    assert [step for step, _ in derived] == [step for step, _ in made["curves"]["train_loss"]]
+    assert [point for point in derived if point[0] in dict(kept)] == kept
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("warmup", "share"), [(0, 0.0), (7, 0.0), (0, 0.06), (90, 0.0)])
+def test_learning_rates_are_those_of_the_library(schedule: str, warmup: int, share: float) -> None:
+    steps, rate = 53, 3e-4
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    library = transformers.get_scheduler(name, optimizer, warmup or math.ceil(share * steps), steps)
+    expected = []
+    for step in range(1, steps + 1):
+        expected.append([step, pytest.approx(library.get_last_lr()[0], rel=1e-7, abs=0.0)])
+        optimizer.step()
+        library.step()
+    recipe = {"learning_rate": rate, "schedule": schedule, "warmup_steps": warmup, "warmup_ratio": share}
+    made = {
+        "identity": {"recipe": recipe, "profile": {"max_steps": None, "train_examples": None}},
+        "cost": {"steps": steps},
+        "curves": {"train_loss": [[step, 1.0] for step in range(1, steps + 1)]},
+    }
+    assert records.learning_rates(made) == expected
 
 
 def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:

@@ -35,9 +35,19 @@ def test_scores_of_two_splits_and_a_record_with_diagnostics(monkeypatch: pytest.
         for split, value in (("test", 0.7), ("validation", 0.9))
     ]
     curves = {"train_loss": [[1, 2.0], [2, 1.5]], "diagnostics": {"steps": [1, 2], "clip_acted": False, "layers": {}}}
-    record = {"identity": {"run_id": "0"}, "status": "finished", "curves": curves, "scores": {"measurements": scores}}
+    recipe = {"learning_rate": 0.1, "schedule": "linear", "warmup_steps": 0, "warmup_ratio": 0.0}
+    record = {
+        "identity": {"run_id": "0", "recipe": recipe, "profile": {"max_steps": 2, "train_examples": None}},
+        "status": "finished",
+        "curves": curves,
+        "cost": {"steps": 2},
+        "scores": {"measurements": scores},
+    }
     track(record, tmp_path)
     assert made.exit_code == 0, "not finished: tracking gave up"
-    assert made.points == {1: {"train_loss": 2.0}, 2: {"train_loss": 1.5}}
+    assert made.points == {
+        1: {"train_loss": 2.0, "learning_rate": 0.1},
+        2: {"train_loss": 1.5, "learning_rate": 0.05},
+    }
     found = {name: value for name, value in made.summary.items() if name.endswith("accuracy")}
     assert found == {"test/last/classify/all/accuracy": 0.7, "validation/last/classify/all/accuracy": 0.9}
