@@ -51,7 +51,7 @@ def test_committed_records_are_laid_out_so() -> None:
     for path in paths:
         text = path.read_text(encoding="utf-8")
         longest = max(longest, len(text.splitlines()))
-        assert text == records.dumps(json.loads(text)) + "\n", f"{path.name}: written by another version or by hand"
+        assert text == records.dumps(records.read(path)) + "\n", f"{path.name}: written by another version or by hand"
     assert longest < 300
 
 
