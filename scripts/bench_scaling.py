@@ -21,8 +21,8 @@ measurement is kept beside it. Sequences of these parts are all of one length, s
 padding, and every process takes one micro-batch of 32 a step, alone or in a group. Rates are medians over the steps
 after the first quarter.
 
-Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every record is copied to
-OUTPUT/scaling/N/, what they show stands in OUTPUT/scaling.json by N; parts that are not run keep what it holds of them.
+Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every run has a
+row in OUTPUT/scaling.jsonl, what they show is in OUTPUT/scaling.json by N; parts that are not run keep what is there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from bench_kernels import RESULTS, environment  # noqa: E402
 from random_checkpoint import write  # noqa: E402
-from scaling_runs import Run, curve_difference, kill_one_process, speed_of, visible_cards, whole_adapter  # noqa: E402
+from scaling_runs import Run, curve_difference, keep, kill_one_process, speed_of, visible_cards, whole_adapter  # noqa: E402
 
 from dual_lora.config.compose import compose  # noqa: E402
 from dual_lora.records import redaction  # noqa: E402
@@ -72,7 +72,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.gpus, self.smoke, self.batch = args.gpus, args.smoke, 8 if args.smoke else 32
         self.layers = 2 if args.smoke else args.layers or min(80, LAYERS_OF_A_CARD * args.gpus)
-        self.weights, self.scratch, self.kept = args.weights or args.scratch, args.scratch, args.output / "scaling"
+        self.weights, self.scratch = args.weights or args.scratch, args.scratch
+        self.table = args.output / "scaling.jsonl"
         self.written: set[Path] = set()
         self.cards = [] if args.smoke else visible_cards()
         firsts = range(0, len(self.cards) - args.gpus + 1, args.gpus)
@@ -108,7 +109,7 @@ class Bench:
         free: queue.Queue[str | None] | None = None,
         steps: int | None = None,
     ) -> Run:
-        """Make one run when there is room for it, and keep its record.
+        """Make one run when there is room for it, and keep its row.
 
         one_of: take only one of the cards at hand, this one of them round after round.
         free: where to wait for cards, by default those that are shared.
@@ -124,7 +125,7 @@ class Bench:
             else:
                 made.wait_for_step(steps)
         made.wait()
-        made.keep(self.kept / f"{name}.json")
+        keep(self.table, name, made.record)
         print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
         return made
 
@@ -186,7 +187,7 @@ class Bench:
             with self.place() as cards:
                 dying = Run(self.scratch / once, [*words, *self.device], cards)
                 found = kill_one_process(dying, after_step=6 if self.smoke else 50)
-            dying.keep(self.kept / f"{self.gpus}/killed-at-once.json")
+            keep(self.table, f"{self.gpus}/killed-at-once", dying.record)
             again = self.run(once, *words)
             entry = curve_difference(whole.result(), again)
             twins = curve_difference(whole.result(), twin.result())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,12 @@ from typing import Any
 
 import psutil
 
+from dual_lora.records import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 DONE = "finished"
 PATIENCE = 900.0  # seconds until a run that shows nothing is given up
+_TABLE = threading.Lock()  # runs end in threads of one command
 
 
 def visible_cards() -> list[str]:
@@ -99,11 +102,25 @@ class Run:
         first = self.record["cost"]["steps"] // 4
         return [line["tokens"] / line["seconds"] for line in self.lines() if "tokens" in line and line["first"] > first]
 
-    def keep(self, path: Path) -> None:
-        """Copy the record to where it is committed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        [own] = (self.folder / "records").glob("*.json")
-        shutil.copyfile(own, path)
+
+def row_of(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a run: its outcome, cost, execution, loss curves, and how to make it again."""
+    identity, origin, curves = record["identity"], record["origin"], record["curves"]
+    row = {"run": name, "run_id": identity["run_id"], "model": identity["model"]["name"]}
+    row |= {"method": identity["method"]["name"], "dtype": identity["dtype"], "status": record["status"]}
+    row |= {key: record[key] for key in ("message", "cost", "execution") if record.get(key)}
+    row["curves"] = {key: curves[key] for key in ("train_loss", "validation_loss") if key in curves}
+    row["origin"] = {key: origin[key] for key in ("commit", "dirty", "versions", "command")}
+    return row
+
+
+def keep(table: Path, name: str, record: dict[str, Any]) -> None:
+    """Put a run's row into the table, a JSON line a run in the order of their names; a run of that name is replaced."""
+    with _TABLE:
+        lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+        rows = {row["run"]: row for row in map(json.loads, lines)} | {name: row_of(name, record)}
+        text = "".join(json.dumps(rows[run]) + "\n" for run in sorted(rows))
+        write_text(table, text)
 
 
 def speed_of(runs: Sequence[Run]) -> dict[str, Any]:
