@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.records import redaction
-from dual_lora.records.schema import SCHEMA, Status, upgraded
+from dual_lora.records.schema import SCHEMA, RecordError, Status, upgraded
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy", "triton")
@@ -37,18 +37,16 @@ def weights_file(folder: Path, checkpoint: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return a record in the current schema, or None if there is none. Raises `ValueError` naming a damaged file."""
+    """Return a record in the current schema, or None if there is none. Raises `RecordError` naming a damaged file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    try:
-        record = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); move it away and run the same command again") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (not a JSON object); move it away and run the same command again")
-    return upgraded(record, str(path))
+        raise RecordError(f"{path} is damaged ({error}); move it away and run the same command again") from None
+    if not isinstance(values, dict):
+        raise RecordError(f"{path} is damaged (not a JSON object); move it away and run the same command again")
+    return upgraded(values, str(path))
 
 
 def build(

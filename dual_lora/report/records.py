@@ -6,23 +6,20 @@ wrote, is refused by name.
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from dual_lora import records
 from dual_lora.records.schema import Record, RecordError, parse
 
 
 def read(path: Path) -> Record:
-    """Return the record in a file. Raises `RecordError` naming the file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RecordError(f"{path}: damaged record ({error}); delete it and run its cell again") from None
-    if not isinstance(values, dict):
-        raise RecordError(f"{path}: damaged record (not a JSON object); delete it and run its cell again")
+    """Return the record in a file. Raises `RecordError` naming a file that is missing or cannot be used."""
+    values = records.read(path)
+    if values is None:
+        raise RecordError(f"{path}: no such record")
     return replace(parse(values, str(path)), path=str(path))
 
 
@@ -32,13 +29,13 @@ def read_all(folder: Path, *, only: Iterable[Path] | None = None) -> list[Record
     Raises `RecordError` for a damaged one and for two files that hold the same run.
     """
     paths = sorted(folder.glob("*.json")) if only is None else sorted(only)
-    records = [read(path) for path in paths]
+    found = [read(path) for path in paths]
     seen: dict[str, str] = {}
-    for record in records:
+    for record in found:
         if record.run_id in seen:
             raise RecordError(f"{record.path} and {seen[record.run_id]} hold the same run {record.run_id}: delete one")
         seen[record.run_id] = record.path
-    return records
+    return found
 
 
 def committed(folder: Path) -> list[Path]:

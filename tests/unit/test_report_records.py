@@ -12,7 +12,7 @@ from tests.unit.report_builder import record, write
 def test_a_damaged_or_newer_record_is_refused_by_name(tmp_path):
     folder = write(tmp_path / "records", record("lora"))
     (folder / "broken.json").write_text('{"schema": 1, "sta')
-    with pytest.raises(schema.RecordError, match=r"broken\.json: damaged record"):
+    with pytest.raises(schema.RecordError, match=r"broken\.json is damaged"):
         records.read_all(folder)
     with pytest.raises(schema.RecordError, match="schema=99"):
         schema.parse({**record("lora"), "schema": 99})
