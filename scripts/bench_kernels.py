@@ -89,21 +89,21 @@ def bench_parts(out: int, in_: int, rank: int = 16) -> dict[str, Any]:
     """The two kernels of the targets against copies of the same matrix, and the GEMMs around them at 4,096 tokens."""
     from dual_lora.kernels import fused
     from dual_lora.kernels.packing import prepare
-    from dual_lora.kernels.rule import UpdateRule
+    from dual_lora.kernels.spec import Update, update_spec
 
     layer = make_layer(out, in_, rank, MANY)
     x, grad, weight, factors = layer["x"].detach(), layer["grad"], layer["weight"], frozen(layer["factors"])
-    rule, other, g, prepared = UpdateRule(), torch.empty_like(weight), grad.t() @ x, prepare(factors)
-    geometry = fused._geometry(factors, prepared, rule, None)
+    update, other, g = Update(factors, None, 0.5, update_spec()), torch.empty_like(weight), grad.t() @ x
+    operands = prepare(update)
 
     def timed(run: Callable[[], Any]) -> Timing:
         return time_gpu(graph_of(run))
 
-    pack = timed(lambda: prepare(factors))
+    pack = timed(lambda: prepare(update))
     copy = timed(lambda: other.copy_(weight))
-    build = timed(lambda: fused.build(weight, other, prepare(factors), geometry, 0.5, None))
-    reduce = timed(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=False))
-    both = timed(lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=True))
+    build = timed(lambda: fused.build(weight, other, prepare(update)))
+    reduce = timed(lambda: fused.reduce(g, weight, operands, rebuild=False))
+    both = timed(lambda: fused.reduce(g, weight, operands, rebuild=True))
     gemm = timed(lambda: grad.t() @ x)
     read_ms = copy["median_ms"] / 2  # a copy moves the matrix twice
     return {
@@ -210,20 +210,20 @@ def changed(where: Any, name: str, value: Any) -> Iterator[None]:
 
 def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
     """A handful of tokens (generation without merging) against the base layer and against build + GEMM."""
-    from dual_lora.kernels import fused, launch
-    from dual_lora.kernels.rule import UpdateRule
+    from dual_lora.kernels import fused, tiles
+    from dual_lora.kernels.spec import Update, update_spec
 
-    rows, rule = [], UpdateRule()
+    rows = []
     for name, (out, in_) in LAYERS.items():
         layer = make_layer(out, in_, 16, 64)
-        weight, factors = layer["weight"], frozen(layer["factors"])
+        weight, update = layer["weight"], Update(frozen(layer["factors"]), None, 0.5, update_spec())
         for tokens in (1, 16, 32, 64):
             x = layer["x"].detach()[:tokens]
             row: dict[str, Any] = {"layer": name, "shape": [out, in_], "tokens": tokens}
             row["base"] = time_gpu(partial(F.linear, x, weight), milliseconds)
             for kind, limit in (("one_kernel", 64), ("build_and_gemm", 0)):
-                with changed(launch, "FEW_TOKENS", limit):
-                    row[kind] = time_gpu(partial(fused.forward, x, weight, None, factors, 0.5, rule), milliseconds)
+                with changed(tiles, "FEW_TOKENS", limit):
+                    row[kind] = time_gpu(partial(fused.forward, x, weight, None, update), milliseconds)
             rows.append(row)
     return rows
 

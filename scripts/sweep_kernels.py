@@ -1,4 +1,4 @@
-"""Try tile sizes of the Triton kernels: results/benchmarks/kernels_tiles.json, the measurement behind `launch.TILES`.
+"""Try tile sizes of the Triton kernels: results/benchmarks/kernels_tiles.json, the measurement behind `tiles.TILES`.
 
     python scripts/sweep_kernels.py
     TRITON_INTERPRET=1 python scripts/sweep_kernels.py --output F   # no GPU, tiny layers, two points a kernel: a test
@@ -19,36 +19,34 @@ from typing import Any
 import torch
 from bench_kernels import LAYERS, MANY, RESULTS, SMOKE, UP, changed, environment, frozen, make_layer, time_gpu
 
-from dual_lora.kernels.launch import Tile
+from dual_lora.kernels.tiles import Tile
 
 
 def sweep_runs() -> dict[str, tuple[str, str, Callable[[], Any]]]:
     """What this script times: the tile's name, the name of its number of programs, and the call."""
     from dual_lora.kernels import fused
     from dual_lora.kernels.packing import prepare
-    from dual_lora.kernels.rule import UpdateRule
+    from dual_lora.kernels.spec import Update, update_spec
 
-    rule = UpdateRule()
     layer = make_layer(*(LAYERS["tiny"] if SMOKE else UP), 16, MANY)
-    weight, factors = layer["weight"], frozen(layer["factors"])
+    weight = layer["weight"]
     other, g = torch.empty_like(weight), layer["grad"].t() @ layer["x"].detach()
-    prepared = prepare(factors)
-    geometry = fused._geometry(factors, prepared, rule, None)
+    operands = prepare(Update(frozen(layer["factors"]), None, 0.5, update_spec()))
     small = make_layer(*(LAYERS["tiny"] if SMOKE else (4096, 4096)), 16, 16)
-    small_factors, small_x = frozen(small["factors"]), small["x"].detach()
+    small_update, small_x = Update(frozen(small["factors"]), None, 0.5, update_spec()), small["x"].detach()
     return {
-        "build": ("build", "", lambda: fused.build(weight, other, prepared, geometry, 0.5, None)),
+        "build": ("build", "", lambda: fused.build(weight, other, operands)),
         "reduce": (
             "reduce", "REDUCE_PROGRAMS",
-            lambda: fused.reduce(g, None, prepared, geometry, 0.5, None, rebuild=False),
+            lambda: fused.reduce(g, None, operands, rebuild=False),
         ),
         "reduce_and_rebuild": (
             "reduce_and_rebuild", "REDUCE_PROGRAMS",
-            lambda: fused.reduce(g, weight, prepared, geometry, 0.5, None, rebuild=True),
+            lambda: fused.reduce(g, weight, operands, rebuild=True),
         ),
         "few_tokens": (
             "few_tokens", "FEW_TOKEN_PROGRAMS",
-            lambda: fused.forward(small_x, small["weight"], None, small_factors, 0.5, rule),
+            lambda: fused.forward(small_x, small["weight"], None, small_update),
         ),
     }  # fmt: skip
 
@@ -57,13 +55,13 @@ def sweep_part(part: int, parts: int, milliseconds: int) -> list[tuple[str, dict
     """Time every `parts`-th point of the sweep; with 0 milliseconds only compile it, into Triton's cache on disk."""
     from triton.runtime.errors import OutOfResources
 
-    from dual_lora.kernels import launch
+    from dual_lora.kernels import tiles
 
     points = [(name, *run, *point) for name, run in sweep_runs().items() for point in _tried(run[0])]
     rows = []
     for name, key, programs, run, tile, count in points[part::parts]:
         row: dict[str, Any] = {"tile": vars(tile), "programs_per_multiprocessor": count}
-        with changed(launch.TILES, key, tile), changed(launch, programs, count):
+        with changed(tiles.TILES, key, tile), changed(tiles, programs, count):
             try:
                 run()
                 if not SMOKE:

@@ -2,7 +2,7 @@
 
 Forward: build W0 + dW into a transient buffer, one GEMM; a few tokens take one kernel instead, which never writes
 W0 + dW. Backward: G = dY^T X by GEMM, one pass over G that reduces it to the factor gradients and, in place, turns it
-into W0 + dW, then dX = dY (W0 + dW) by GEMM. One buffer of out x in lives during a call, none after it; beside it,
+into W0 + dW, then dX = dY (W0 + dW) by GEMM. One buffer of out x in lives during a call, none after it; besides,
 backward holds the reduction's partial sums (`plans.Reduction`) and, above rank 32, Gp.
 """
 
@@ -11,47 +11,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dual_lora.kernels import launch, plans
-from dual_lora.kernels.packing import Prepared, contiguous, prepare
+from dual_lora.kernels import plans, tiles
+from dual_lora.kernels.packing import Operands, contiguous, prepare
 from dual_lora.kernels.plans import Geometry
-from dual_lora.kernels.rule import UpdateRule
-
-Factors = tuple[Tensor, Tensor, Tensor, Tensor]
-Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
-_NO_START = (None, None, None, None)
+from dual_lora.kernels.spec import Factors, Gradients, Update
 
 
-def delta_weight(factors: Factors, scaling: float, rule: UpdateRule, start: Factors | None = None) -> Tensor:
+def delta_weight(update: Update) -> Tensor:
     """The update as (out, in) float32."""
-    a, b, _, _ = factors
+    a, b, _, _ = update.factors
     out = torch.empty(b.shape[0], a.shape[1], dtype=torch.float32, device=a.device)
-    prepared = prepare(factors)
-    build(None, out, prepared, _geometry(factors, prepared, rule, start), scaling, start)
+    build(None, out, prepare(update))
     return out
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    factors: Factors,
-    scaling: float,
-    rule: UpdateRule,
-    *,
-    transposed: bool = False,
-    start: Factors | None = None,
-    base: Tensor | None = None,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None = None
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`."""
+    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in) and `weight` (out, in) of any strides.
+
+    Without `weight`, the update's part alone, added to `base` (tokens, out).
+    """
     if x.shape[0] == 0:
-        return x.new_empty(0, factors[1].shape[0])
-    oriented = weight.t() if transposed and weight is not None else weight
-    prepared = prepare(factors)
-    geometry = _geometry(factors, prepared, rule, start)
-    if x.shape[0] <= launch.FEW_TOKENS:
-        y = _few_tokens(x, oriented, bias, prepared, geometry, scaling, start)
+        return x.new_empty(0, update.factors[1].shape[0])
+    operands = prepare(update)
+    if x.shape[0] <= tiles.FEW_TOKENS:
+        y = _few_tokens(x, weight, bias, operands)
         return y if base is None else y.add_(base)
-    effective = _effective_weight(oriented, prepared, geometry, scaling, start, x.dtype)
+    effective = _effective_weight(weight, operands, x)
     if base is not None:
         return torch.addmm(base, x, effective.t())
     if bias is not None:
@@ -63,12 +50,8 @@ def backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    factors: Factors,
-    scaling: float,
-    rule: UpdateRule,
+    update: Update,
     *,
-    transposed: bool = False,
-    start: Factors | None = None,
     needs_input_grad: bool = True,
     needs_factor_grad: bool = True,
 ) -> Gradients:
@@ -77,60 +60,43 @@ def backward(
     The factor gradients are float32, and zero-sized when `needs_factor_grad` is false.
     """
     if x.shape[0] == 0:
-        sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in factors]
+        sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in update.factors]
         return (torch.zeros_like(x) if needs_input_grad else None, sums[0], sums[1], sums[2], sums[3])
-    oriented = weight.t() if transposed and weight is not None else weight
-    prepared = prepare(factors)
-    geometry = _geometry(factors, prepared, rule, start)
+    operands = prepare(update)
     if not needs_factor_grad:
-        empty = factors[0].new_empty(0)
+        empty = update.factors[0].new_empty(0)
         if not needs_input_grad:
             return None, empty, empty, empty, empty
-        effective = _effective_weight(oriented, prepared, geometry, scaling, start, x.dtype)
-        return torch.mm(grad, effective), empty, empty, empty, empty
+        return torch.mm(grad, _effective_weight(weight, operands, x)), empty, empty, empty, empty
     g = torch.mm(grad.t(), x)
-    if max(geometry.ranks) > launch.RANK_BLOCK:
-        sums = _reduce_by_gemm(g, prepared, geometry, factors, scaling)
+    if max(operands.geometry.ranks) > tiles.RANK_BLOCK:
+        sums = _reduce_by_gemm(g, operands, update.factors)
         if needs_input_grad:
-            build(oriented, g, prepared, geometry, scaling, start)
+            build(weight, g, operands)
     else:
-        sums = reduce(g, oriented, prepared, geometry, scaling, start, rebuild=needs_input_grad)
+        sums = reduce(g, weight, operands, rebuild=needs_input_grad)
     return (torch.mm(grad, g) if needs_input_grad else None, sums[0], sums[1], sums[2], sums[3])
 
 
-def build(
-    weight: Tensor | None,
-    out: Tensor,
-    prepared: Prepared,
-    geometry: Geometry,
-    scaling: float,
-    start: Factors | None,
-) -> None:
+def build(weight: Tensor | None, out: Tensor, operands: Operands) -> None:
     """Write W0 + dW (or dW) to every element of `out` (out, in)."""
+    pointers, geometry, scaling = operands
     dtypes = (None if weight is None else weight.dtype, out.dtype)
     strides = None if weight is None else (weight.stride(0), weight.stride(1))
-    tile = launch.tile_for("build_with_start" if geometry.has_start else "build", geometry.device)
+    tile = tiles.tile_for("build_with_start" if geometry.has_start else "build", geometry.device)
     plan = plans.build(geometry, dtypes, strides, (out.stride(0), out.stride(1)), tile)
-    plan(geometry.device, (weight, out, *prepared.factors, *_start_factors(start)), (scaling,))
+    plan(geometry.device, (weight, out, *pointers), (scaling,))
 
 
-def reduce(
-    g: Tensor,
-    weight: Tensor | None,
-    prepared: Prepared,
-    geometry: Geometry,
-    scaling: float,
-    start: Factors | None,
-    *,
-    rebuild: bool,
-) -> list[Tensor]:
+def reduce(g: Tensor, weight: Tensor | None, operands: Operands, *, rebuild: bool) -> list[Tensor]:
     """The four factor gradients from G (out, in), which `rebuild` overwrites with W0 + dW (or dW) in its own dtype."""
+    pointers, geometry, scaling = operands
     if not rebuild:
         weight = None
     plan = reduction_plan(geometry, weight, g.dtype, rebuild=rebuild)
     sums = torch.empty(plan.workspace, dtype=torch.float32, device=g.device)
-    pointers = (g, weight, g if rebuild else None, *prepared.factors, *_start_factors(start), sums)
-    plan.reduce(geometry.device, pointers, (scaling, _limit(scaling)))
+    outputs = (g, weight, g if rebuild else None)
+    plan.reduce(geometry.device, (*outputs, *pointers, sums), (scaling, _limit(scaling)))
     (rank_m, rank_d), rows, columns = geometry.ranks, geometry.rows, geometry.columns
     grads = [
         torch.empty(shape, dtype=torch.float32, device=g.device)
@@ -141,23 +107,22 @@ def reduce(
 
 
 def reduction_plan(geometry: Geometry, weight: Tensor | None, dtype: torch.dtype, *, rebuild: bool) -> plans.Reduction:
-    """How `reduce` treats a G of `dtype`; its `workspace` is what a backward holds beside G, factors and results."""
+    """How `reduce` treats a G of `dtype`; its `workspace` is what a backward holds besides G, factors and results."""
     return plans.reduction(
         geometry,
         (None if weight is None else weight.dtype, dtype),
         None if weight is None else (weight.stride(0), weight.stride(1)),
         rebuild,
-        launch.tile_for(_reduction_tile(geometry, rebuild, dtype), geometry.device),
-        launch.REDUCE_PROGRAMS,
+        tiles.tile_for(_reduction_tile(geometry, rebuild, dtype), geometry.device),
+        tiles.REDUCE_PROGRAMS,
     )
 
 
-def _reduce_by_gemm(
-    g: Tensor, prepared: Prepared, geometry: Geometry, factors: Factors, scaling: float
-) -> list[Tensor]:
+def _reduce_by_gemm(g: Tensor, operands: Operands, factors: Factors) -> list[Tensor]:
     """The factor gradients for large ranks: Gm / s (in place of G) and Gp / s as tensors, then four GEMMs."""
+    pointers, geometry, scaling = operands
     direction = torch.empty_like(g)
-    plans.mask(geometry, g.dtype)(geometry.device, (g, g, direction, *prepared.factors), (_limit(scaling),))
+    plans.mask(geometry, g.dtype)(geometry.device, (g, g, direction, *pointers[:4]), (_limit(scaling),))
     a, b, c, d = contiguous(factors)
     grad_b, grad_d = _gemm_float32(g, a.t()), _gemm_float32(direction, c.t())
     grad_a, grad_c = _gemm_float32(g.t(), b).t().contiguous(), _gemm_float32(direction.t(), d).t().contiguous()
@@ -176,34 +141,20 @@ def _gemm_float32(tile: Tensor, factor: Tensor) -> Tensor:
     return product[:, :rank] + product[:, rank:]
 
 
-def _effective_weight(
-    weight: Tensor | None,
-    prepared: Prepared,
-    geometry: Geometry,
-    scaling: float,
-    start: Factors | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """W0 + dW (or dW) as (out, in) in `dtype`, with the weight's own memory order."""
-    rows, columns, device = geometry.rows, geometry.columns, prepared.factors[0].device
+def _effective_weight(weight: Tensor | None, operands: Operands, x: Tensor) -> Tensor:
+    """W0 + dW (or dW) as (out, in) in x's dtype, with the weight's own memory order."""
+    rows, columns = operands.geometry.rows, operands.geometry.columns
     if weight is not None and weight.stride(0) < weight.stride(1):
-        out = torch.empty(columns, rows, dtype=dtype, device=device).t()
+        out = torch.empty(columns, rows, dtype=x.dtype, device=x.device).t()
     else:
-        out = torch.empty(rows, columns, dtype=dtype, device=device)
-    build(weight, out, prepared, geometry, scaling, start)
+        out = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
+    build(weight, out, operands)
     return out
 
 
-def _few_tokens(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    prepared: Prepared,
-    geometry: Geometry,
-    scaling: float,
-    start: Factors | None,
-) -> Tensor:
+def _few_tokens(x: Tensor, weight: Tensor | None, bias: Tensor | None, operands: Operands) -> Tensor:
     """One launch for at most FEW_TOKENS tokens; see `few_tokens_kernel`."""
+    pointers, geometry, scaling = operands
     if x.stride(1) != 1:
         x = x.contiguous()
     tokens, rows = x.shape[0], geometry.rows
@@ -213,16 +164,15 @@ def _few_tokens(
         None if weight is None else (weight.stride(0), weight.stride(1)),
         tokens,
         x.stride(0),
-        launch.tile_for(_few_tokens_tile(geometry, x.dtype), geometry.device),
-        launch.FEW_TOKEN_PROGRAMS,
+        tiles.tile_for(_few_tokens_tile(geometry, x.dtype), geometry.device),
+        tiles.FEW_TOKEN_PROGRAMS,
     )
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
     partial = counters = None
     if plan.splits > 1:
         partial = torch.empty(plan.splits * tokens * rows, dtype=torch.float32, device=x.device)
         counters = _arrival_counters(x.device, plan.row_blocks)
-    pointers = (x, weight, bias, y, partial, counters, *prepared.factors, *_start_factors(start))
-    plan.launch(geometry.device, pointers, (scaling,))
+    plan.launch(geometry.device, (x, weight, bias, y, partial, counters, *pointers), (scaling,))
     return y
 
 
@@ -244,14 +194,8 @@ def _arrival_counters(device: torch.device, count: int) -> Tensor:
 _counters: dict[tuple[int, int], Tensor] = {}
 
 
-def _geometry(factors: Factors, prepared: Prepared, rule: UpdateRule, start: Factors | None) -> Geometry:
-    a, b, c, _ = factors
-    ranks = (a.shape[0], c.shape[0])
-    return Geometry(a.get_device(), b.shape[0], a.shape[1], ranks, prepared.padded, rule, start is not None)
-
-
 def _reduction_tile(geometry: Geometry, rebuild: bool, dtype: torch.dtype) -> str:
-    if max(geometry.ranks) > launch.SMALL_RANK_BLOCK:
+    if max(geometry.ranks) > tiles.SMALL_RANK_BLOCK:
         return "reduce_wide"
     if dtype != torch.bfloat16:
         return "reduce_three_parts"
@@ -261,14 +205,10 @@ def _reduction_tile(geometry: Geometry, rebuild: bool, dtype: torch.dtype) -> st
 def _few_tokens_tile(geometry: Geometry, dtype: torch.dtype) -> str:
     """Four stages fit for one block of ranks; float32 operands, or start factors besides, take twice as much."""
     heavy = dtype == torch.float32 or geometry.has_start
-    limit = launch.SMALL_RANK_BLOCK if heavy else launch.RANK_BLOCK
+    limit = tiles.SMALL_RANK_BLOCK if heavy else tiles.RANK_BLOCK
     return "few_tokens" if max(geometry.ranks) <= limit else "few_tokens_wide"
 
 
 def _limit(scaling: float) -> float:
     """Where the clip of s G U to [-1, 1] acts on G U."""
     return 1.0 / abs(scaling) if scaling else float("inf")
-
-
-def _start_factors(start: Factors | None) -> tuple[Tensor | None, ...]:
-    return _NO_START if start is None else contiguous(start)

@@ -1,22 +1,20 @@
-"""The differentiable entry points: `delta_weight`, `dual_lora_linear`, `dual_lora_delta_linear`."""
+"""The differentiable entry points: `delta_weight`, `dual_lora_linear`, `dual_lora_delta_linear`.
+
+The tuner, which makes its `Update` itself, calls `form_update` and `apply_update` below them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dual_lora.kernels import operators, reference
-from dual_lora.kernels.operators import Call
-from dual_lora.kernels.rule import update_rule
-from dual_lora.kernels.select import resolve_kernel
-
-Factors = tuple[Tensor, Tensor, Tensor, Tensor]
+from dual_lora.kernels import dispatch, operators, reference
+from dual_lora.kernels.spec import Factors, Options, Update, update_spec
 
 
-@torch.no_grad()
 def delta_weight(
     A: Tensor,
     B: Tensor,
@@ -24,34 +22,18 @@ def delta_weight(
     D: Tensor,
     scaling: float,
     *,
-    magnitude_activation: str = "relu",
-    direction_activation: str = "sign",
     start: Factors | None = None,
-    kernel: str = "auto",
+    **options: Unpack[Options],
 ) -> Tensor:
     """The update dW as it enters `dual_lora_linear`, for merging; not differentiable.
 
-    Shapes: `A` (r1, in), `B` (out, r1), `C` (r2, in), `D` (out, r2); `scaling` is s = w * s0. Returns (out, in) in
-    float32. P = DC is formed by the same routine as in forward and backward on the same device and kernel, so its signs
-    agree.
+    Shapes: `A` (r1, in), `B` (out, r1), `C` (r2, in), `D` (out, r2); `scaling` is s = w * s0. `start` holds frozen
+    factors (A0, B0, C0, D0) whose update is subtracted. `options`: magnitude_activation, direction_activation, kernel;
+    see `UpdateSpec`. Returns (out, in) in float32. P = DC is formed by the same routine as in forward and backward on
+    the same device and kernel, so its signs agree.
     Raises ValueError for shapes that do not fit, unknown options, or a kernel that cannot run here.
     """
-    rule = update_rule("clipped_gradient", magnitude_activation, direction_activation)
-    _check_factors(A, B, C, D)
-    kernel = resolve_kernel(kernel, A.device)
-    if kernel == "reference":
-        return reference.delta_weight(
-            A,
-            B,
-            C,
-            D,
-            scaling,
-            magnitude_activation=magnitude_activation,
-            direction_activation=direction_activation,
-            start=start,
-        )
-    with torch.autocast(A.device.type, enabled=False):
-        return operators.implementation(kernel).delta_weight((A, B, C, D), scaling, rule, start)
+    return form_update(Update((A, B, C, D), start, scaling, update_spec(**options)))
 
 
 def dual_lora_linear(
@@ -65,29 +47,20 @@ def dual_lora_linear(
     scaling: float,
     ste: str = "clipped_gradient",
     *,
-    magnitude_activation: str = "relu",
-    direction_activation: str = "sign",
     transposed: bool = False,
     start: Factors | None = None,
-    kernel: str = "auto",
+    **options: Unpack[Options],
 ) -> Tensor:
     """``x @ (W0 + dW)^T + bias`` with one GEMM; differentiable in x, bias, A, B, C, D, not in the frozen weight.
 
     Shapes: `x` (..., in), contiguous or not, possibly empty; `weight` (out, in), or (in, out) if `transposed` (GPT-2's
-    Conv1D); `bias` (out); factors as in `delta_weight`, usually float32. `start` holds frozen factors (A0, B0, C0, D0)
-    whose update is subtracted. Under autocast the product runs in the autocast dtype, otherwise in x's; W0 + dW is
-    summed in float32 and rounded once. Nothing of size out x in is kept for backward. Returns (..., out).
-    Raises ValueError as `delta_weight`. Source of the mathematics: `UpdateRule` and `reference`.
+    Conv1D); `bias` (out); factors, usually float32, `start` and `options` as in `delta_weight`. Under autocast the
+    product runs in the autocast dtype, otherwise in x's; W0 + dW is summed in float32 and rounded once. Nothing of size
+    out x in is kept for backward. Returns (..., out).
+    Raises ValueError as `delta_weight`. Source of the mathematics: `UpdateSpec` and `reference`.
     """
-    out_features, in_features = _check_factors(A, B, C, D)
-    expected = (in_features, out_features) if transposed else (out_features, in_features)
-    if tuple(weight.shape) != expected:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, but the factors with transposed={transposed} need {expected}"
-        )
-    x = _compute_input(x, in_features)
-    call = Call(scaling, ste, magnitude_activation, direction_activation, transposed, kernel)
-    return _run(x, weight, bias, None, (A, B, C, D), start, call)
+    spec = update_spec(ste, transposed=transposed, **options)
+    return apply_update(x, weight, bias, Update((A, B, C, D), start, scaling, spec))
 
 
 def dual_lora_delta_linear(
@@ -99,51 +72,62 @@ def dual_lora_delta_linear(
     scaling: float,
     ste: str = "clipped_gradient",
     *,
-    magnitude_activation: str = "relu",
-    direction_activation: str = "sign",
     start: Factors | None = None,
     base: Tensor | None = None,
-    kernel: str = "auto",
+    **options: Unpack[Options],
 ) -> Tensor:
-    """``x @ dW^T`` alone, for bases whose weight is not at hand; arguments and guarantees as in `dual_lora_linear`.
+    """``x @ dW^T`` alone, for bases whose weight is not available; arguments and guarantees as in `dual_lora_linear`.
 
     `base` (..., out), the base layer's output, is added if given: inside the GEMM, which saves a pass over the output
     and a rounding, or, if its dtype is not the product's, afterwards and in its own dtype.
     """
-    _, in_features = _check_factors(A, B, C, D)
-    x = _compute_input(x, in_features)
-    call = Call(scaling, ste, magnitude_activation, direction_activation, False, kernel)
-    if base is not None and base.dtype != x.dtype:
-        return base + _run(x, None, None, None, (A, B, C, D), start, call).to(base.dtype)
-    return _run(x, None, None, base, (A, B, C, D), start, call)
+    return apply_update(x, None, None, Update((A, B, C, D), start, scaling, update_spec(ste, **options)), base)
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    base: Tensor | None,
-    factors: Factors,
-    start: Factors | None,
-    call: Call,
+@torch.no_grad()
+def form_update(update: Update) -> Tensor:
+    """`delta_weight` of an `Update`."""
+    _check_factors(*update.factors)
+    if dispatch.resolve_kernel(update.spec.kernel, update.factors[0].device) == "reference":
+        return reference.form_update(update)
+    return dispatch.delta_weight(update)
+
+
+def apply_update(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None = None
 ) -> Tensor:
-    if call.kernel == "reference":
-        return _reference(x, weight, bias, base, factors, start, call)
+    """`dual_lora_linear`, and without `weight` `dual_lora_delta_linear`, of an `Update`."""
+    out_features, in_features = _check_factors(*update.factors)
+    if weight is not None:
+        transposed = update.spec.transposed
+        expected = (in_features, out_features) if transposed else (out_features, in_features)
+        if tuple(weight.shape) != expected:
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}, but the factors with transposed={transposed} need {expected}"
+            )
+    x = _compute_input(x, in_features)
+    if base is not None and base.dtype != x.dtype:
+        return base + apply_update(x, weight, bias, update).to(base.dtype)
+    if update.spec.kernel == "reference":
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.apply_update(x, weight, bias, update, base)
     if torch.compiler.is_compiling() or type(x) not in _PLAIN:
         # The registered operator is what tracing sees. Eager calls skip its dispatch, which costs a small layer as much
         # as its kernels.
-        scaling = torch.full((), call.scaling, dtype=torch.float64, device="cpu")
-        return operators.linear(x, weight, bias, base, *factors, list(start or ()), scaling, *call[1:])
+        return operators.apply_update(x, weight, bias, update, base)
     if not torch.is_grad_enabled():
-        return operators.run_forward(x, weight, bias, base, factors, start, call)
-    return _DualLoraLinear.apply(x, weight, bias, base, *factors, start, call)
+        return dispatch.forward(x, weight, bias, update, base)
+    return _DualLoraLinear.apply(x, weight, bias, base, update, *update.factors)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class _DualLoraLinear(torch.autograd.Function):
-    """Saves x, the frozen weight and the factors; backward rebuilds the update tile by tile."""
+    """Saves x, the frozen weight and the factors; backward rebuilds the update tile by tile.
+
+    `factors` are those of `update` once more: autograd sees only tensors that are arguments themselves.
+    """
 
     @staticmethod
     def forward(
@@ -152,53 +136,26 @@ class _DualLoraLinear(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         base: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        start: Factors | None,
-        call: Call,
+        update: Update,
+        *factors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, A, B, C, D, *(start or ()))
-        ctx.call = call
+        ctx.save_for_backward(x, weight, *factors, *(update.start or ()))
+        ctx.scaling, ctx.spec = update.scaling, update.spec
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return operators.run_forward(x, weight, bias, base, (A, B, C, D), start, call)
+        return dispatch.forward(x, weight, bias, update, base)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, A, B, C, D, *start = ctx.saved_tensors
+        x, weight, a, b, c, d, *start = ctx.saved_tensors
+        update = Update((a, b, c, d), tuple(start) or None, ctx.scaling, ctx.spec)
         needs = ctx.needs_input_grad
-        grad_x, *grads = operators.run_backward(
-            grad, x, weight, (A, B, C, D), tuple(start) or None, ctx.call, needs[0], any(needs[4:8])
+        grad_x, *grads = dispatch.backward(
+            grad, x, weight, update, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])
         )
         grad_bias = operators.bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
-        factor_grads = [g if need else None for g, need in zip(grads, needs[4:8], strict=True)]
-        return (grad_x, None, grad_bias, grad if needs[3] else None, *factor_grads, None, None)
-
-
-def _reference(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    base: Tensor | None,
-    factors: Factors,
-    start: Factors | None,
-    call: Call,
-) -> Tensor:
-    options: dict[str, Any] = {
-        "magnitude_activation": call.magnitude_activation,
-        "direction_activation": call.direction_activation,
-        "start": start,
-    }
-    with torch.autocast(x.device.type, enabled=False):
-        if weight is not None:
-            return reference.dual_lora_linear(
-                x, weight, bias, *factors, call.scaling, call.ste, transposed=call.transposed, **options
-            )
-        delta = reference.delta_weight(*factors, call.scaling, call.ste, **options)
-        y = torch.nn.functional.linear(x, delta.to(x.dtype))
-        return y if base is None else base + y
+        factor_grads = [g if need else None for g, need in zip(grads, needs[5:], strict=True)]
+        return (grad_x, None, grad_bias, grad if needs[3] else None, None, *factor_grads)
 
 
 def _compute_input(x: Tensor, in_features: int) -> Tensor:

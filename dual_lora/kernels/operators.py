@@ -1,101 +1,25 @@
 """The layer as `torch.library` operators: torch.compile sees one node forward and one backward, without a break.
 
-Eager calls use the same `run_forward` and `run_backward` through an autograd.Function (`linear`), which costs less.
+A schema holds tensors, numbers and strings, so an `Update` is taken apart here and put together again inside.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dual_lora.kernels import tiled
-from dual_lora.kernels.kept import nothing_kept
-from dual_lora.kernels.rule import update_rule
-from dual_lora.kernels.select import resolve_kernel
-
-Factors = tuple[Tensor, Tensor, Tensor, Tensor]
+from dual_lora.kernels import dispatch, factor_cache
+from dual_lora.kernels.spec import Factors, Update, update_spec
 
 
-class Call(NamedTuple):
-    """What one call computes, apart from its tensors; the fields are those of the operator's schema, in order."""
-
-    scaling: float
-    ste: str
-    magnitude_activation: str
-    direction_activation: str
-    transposed: bool
-    kernel: str
-
-
-def implementation(kernel: str) -> ModuleType:
-    """The module behind ``fused`` or ``generic``; Triton is imported only when it is asked for."""
-    if kernel != "fused":
-        return tiled
-    from dual_lora.kernels import fused
-
-    return fused
-
-
-def run_forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    base: Tensor | None,
-    factors: Factors,
-    start: Factors | None,
-    call: Call,
-) -> Tensor:
-    """Forward of `dual_lora_linear` (with `weight`) or `dual_lora_delta_linear` (without), x of any leading shape."""
-    rule = update_rule(call.ste, call.magnitude_activation, call.direction_activation)
-    module = implementation(_resolve(call.kernel, x))
-    flat_base = None if base is None else base.reshape(-1, base.shape[-1])
-    with _without_autocast(x), _on_device(x):
-        y = module.forward(
-            x.reshape(-1, x.shape[-1]),
-            weight,
-            bias,
-            factors,
-            call.scaling,
-            rule,
-            transposed=call.transposed,
-            start=start,
-            base=flat_base,
-        )
-    return y.view(*x.shape[:-1], y.shape[-1])
-
-
-def run_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    factors: Factors,
-    start: Factors | None,
-    call: Call,
-    needs_input_grad: bool,
-    needs_factor_grad: bool,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, A, B, C, D, the last four in the factors' dtype; what is not needed is None or zero-sized."""
-    rule = update_rule(call.ste, call.magnitude_activation, call.direction_activation)
-    module = implementation(_resolve(call.kernel, x))
-    with _without_autocast(x), _on_device(x):
-        grad_x, *grads = module.backward(
-            grad.reshape(-1, grad.shape[-1]),
-            x.reshape(-1, x.shape[-1]),
-            weight,
-            factors,
-            call.scaling,
-            rule,
-            transposed=call.transposed,
-            start=start,
-            needs_input_grad=needs_input_grad,
-            needs_factor_grad=needs_factor_grad,
-        )
-    a, b, c, d = (g.to(f.dtype) for g, f in zip(grads, factors, strict=True))
-    return None if grad_x is None else grad_x.view(x.shape), a, b, c, d
+def apply_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None) -> Tensor:
+    """`dual_lora.kernels.linear.apply_update` by the operator."""
+    factors, start, value, spec = update
+    scaling = torch.full((), value, dtype=torch.float64, device="cpu")
+    options = (spec.ste, spec.magnitude_activation, spec.direction_activation, spec.transposed, spec.kernel)
+    return linear(x, weight, bias, base, *factors, list(start or ()), scaling, *options)
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -126,9 +50,9 @@ def linear(
     `scaling` is a float64 scalar on the CPU: reading it waits for no device, and a compiled model, which would be
     compiled anew for every other Python float, takes any.
     """
-    call = Call(float(scaling), ste, magnitude_activation, direction_activation, transposed, kernel)
-    with nothing_kept():
-        return run_forward(x, weight, bias, base, (A, B, C, D), _factors(start), call)
+    options = (ste, magnitude_activation, direction_activation, transposed, kernel)
+    with factor_cache.disabled():
+        return dispatch.forward(x, weight, bias, _update((A, B, C, D), start, scaling, *options), base)
 
 
 @linear.register_fake
@@ -156,20 +80,19 @@ def linear_backward(
     needs_factor_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, A, B, C, D; what is not needed is zero-sized."""
-    call = Call(float(scaling), ste, magnitude_activation, direction_activation, transposed, kernel)
-    grad_x, a, b, c, d = run_backward(
-        grad, x, weight, (A, B, C, D), _factors(start), call, needs_input_grad, needs_factor_grad
+    options = (ste, magnitude_activation, direction_activation, transposed, kernel)
+    update = _update((A, B, C, D), start, scaling, *options)
+    grad_x, a, b, c, d = dispatch.backward(
+        grad, x, weight, update, needs_input_grad=needs_input_grad, needs_factor_grad=needs_factor_grad
     )
     return (x.new_empty(0) if grad_x is None else grad_x), a, b, c, d
 
 
 @linear_backward.register_fake
-def _linear_backward_fake(
-    grad: Tensor, x: Tensor, weight: Any, A: Tensor, B: Tensor, C: Tensor, D: Tensor, start: Any, *options: Any
-) -> tuple[Tensor, ...]:
-    needs_input_grad, needs_factor_grad = options[-2:]
+def _linear_backward_fake(grad: Tensor, x: Tensor, weight: Any, *others: Any) -> tuple[Tensor, ...]:
+    factors, (needs_input_grad, needs_factor_grad) = others[:4], others[-2:]
     grad_x = x.new_empty(x.shape) if needs_input_grad else x.new_empty(0)
-    return (grad_x, *(f.new_empty(f.shape if needs_factor_grad else 0) for f in (A, B, C, D)))
+    return (grad_x, *(f.new_empty(f.shape if needs_factor_grad else 0) for f in factors))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -201,27 +124,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 linear.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _factors(start: list[Tensor]) -> Factors | None:
-    return (start[0], start[1], start[2], start[3]) if start else None
-
-
-def _resolve(kernel: str, x: Tensor) -> str:
-    resolved = resolve_kernel(kernel, x.device)
-    # Triton's tensor cores have no float64; the tiled path has.
-    return "generic" if resolved == "fused" and x.dtype == torch.float64 and kernel == "auto" else resolved
-
-
-_NO_CONTEXT = nullcontext()
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """P must be formed in float32 whatever the caller's autocast says."""
-    device_type = x.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _NO_CONTEXT
-
-
-def _on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors' own."""
-    if x.is_cuda and x.device.index != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return _NO_CONTEXT
+def _update(factors: Factors, start: list[Tensor], scaling: Tensor, *spec: Any) -> Update:
+    frozen = (start[0], start[1], start[2], start[3]) if start else None
+    return Update(factors, frozen, float(scaling), update_spec(*spec))

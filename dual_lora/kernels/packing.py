@@ -7,39 +7,49 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dual_lora.kernels import kept, plans
-from dual_lora.kernels.launch import cdiv, rank_block
-
-Factors = tuple[Tensor, Tensor, Tensor, Tensor]
+from dual_lora.kernels import factor_cache, plans
+from dual_lora.kernels.plans import Geometry
+from dual_lora.kernels.spec import Factors, Update
+from dual_lora.kernels.tiles import cdiv, rank_block
 
 # Rows and columns are padded to this, a multiple of what any program covers, so that tiles load parts without a mask.
 PADDING = 256
 # Weights from this many elements on are worth the launch that packs their factors.
 PACK_ELEMENTS = 2**21
+_NO_START = (None, None, None, None)
 
 
-class Prepared(NamedTuple):
-    """What a kernel gets: factors as packed bf16 parts with their padded (rows, columns), or float32 and (0, 0)."""
+class Operands(NamedTuple):
+    """What the kernels get of one update, besides weights and gradients.
 
-    factors: Factors
-    padded: tuple[int, int]
+    `pointers`: A, B, C, D as packed bf16 parts or in float32, then A0, B0, C0, D0 in float32 or None.
+    """
+
+    pointers: tuple[Tensor | None, ...]
+    geometry: Geometry
+    scaling: float
 
 
-def prepare(factors: Factors) -> Prepared:
-    """The factors of one layer for its kernels, made anew in every call, or once inside `kept.packed_once`.
+def prepare(update: Update) -> Operands:
+    """The operands of one call, their factors packed anew in every call, or once inside `factor_cache.packed_once`.
 
     Nothing else is kept between calls, not even while no gradient is recorded: no cheap sign tells that a factor
     changed. `torch.optim.AdamW(fused=True)`, the Trainer's default, changes parameters without counting up their
     `_version`, as does every write through `.data` (averages of weights, DeepSpeed).
     """
-    a, b, _, _ = factors
-    if b.shape[0] * a.shape[1] < PACK_ELEMENTS:
-        return Prepared(contiguous(factors), (0, 0))
-    known: Prepared | None = kept.get(factors)
-    if known is None:
-        known = _pack(factors)
-        kept.put(factors, known)
-    return known
+    a, b, c, _ = update.factors
+    rows, columns, ranks = b.shape[0], a.shape[1], (a.shape[0], c.shape[0])
+    if rows * columns < PACK_ELEMENTS:
+        factors, padded = contiguous(update.factors), (0, 0)
+    else:
+        known: tuple[Factors, tuple[int, int]] | None = factor_cache.get(update.factors)
+        if known is None:
+            known = _pack(update.factors)
+            factor_cache.put(update.factors, known)
+        factors, padded = known
+    start = update.start
+    geometry = Geometry(a.get_device(), rows, columns, ranks, padded, update.spec, start is not None)
+    return Operands(factors + (_NO_START if start is None else contiguous(start)), geometry, update.scaling)
 
 
 def contiguous(factors: Factors) -> Factors:
@@ -50,7 +60,8 @@ def contiguous(factors: Factors) -> Factors:
     return a, b, c, d
 
 
-def _pack(factors: Factors) -> Prepared:
+def _pack(factors: Factors) -> tuple[Factors, tuple[int, int]]:
+    """The factors as bf16 parts, and the (rows, columns) that these are padded to."""
     a, b, c, d = contiguous(factors)
     ranks, rows, columns = (a.shape[0], c.shape[0]), b.shape[0], a.shape[1]
     block = rank_block(ranks)
@@ -58,4 +69,4 @@ def _pack(factors: Factors) -> Prepared:
     sizes = [3 * cdiv(r, block) * block * n for r in ranks for n in (padded[1], padded[0])]
     parts = torch.empty(sum(sizes), dtype=torch.bfloat16, device=a.device).split(sizes)
     plans.pack(a.get_device(), rows, columns, ranks, padded)(a.get_device(), (a, b, c, d, *parts))
-    return Prepared((parts[0], parts[1], parts[2], parts[3]), padded)
+    return (parts[0], parts[1], parts[2], parts[3]), padded

@@ -3,19 +3,64 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from dual_lora.kernels import launch, triton_kernels
-from dual_lora.kernels.launch import TILES, Launch, Tile, cdiv, rank_block
-from dual_lora.kernels.rule import UpdateRule
+from dual_lora.kernels import tiles, triton_kernels
+from dual_lora.kernels.spec import UpdateSpec
+from dual_lora.kernels.tiles import (
+    FINISH_BLOCK,
+    FINISH_WARPS,
+    PACK_BLOCK,
+    PACK_WARPS,
+    TILES,
+    Tile,
+    cdiv,
+    multiprocessors,
+    rank_block,
+)
 from dual_lora.kernels.triton_few_tokens import few_tokens_kernel
 from dual_lora.kernels.triton_products import pack_factors_kernel
 
 # bf16 parts of a factor in the products that reduce a bf16 G: 1 adds one rounding of the size of G's own.
 FACTOR_PARTS = 1
 Strides = tuple[int, int]
+
+
+class Launch:
+    """One kernel at one geometry and set of dtypes; a call passes the pointers and the floats.
+
+    Triton binds and inspects some thirty arguments at each launch, which costs more than the kernel itself on a small
+    layer. Here that happens at the first call; later ones go to the compiled kernel, unless a pointer is less aligned
+    than it was compiled for. The kernels' parameters come in this order: pointers, floats, integers, constants.
+    """
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, int, int], integers: tuple[int, ...], constants: dict[str, Any], warps: int
+    ) -> None:
+        self.kernel, self.grid, self.integers, self.constants, self.warps = kernel, grid, integers, constants, warps
+        self._fixed = (*integers, *constants.values())
+        self._compiled: Any = None
+
+    def __call__(self, device: int, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...] = ()) -> None:
+        """Launch on the current stream of the current CUDA device `device` (-1: Triton's interpreter)."""
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        alignment = 0
+        for address in addresses:
+            alignment |= address
+        compiled = self._compiled
+        if compiled is not None and not alignment & 15:
+            stream = torch._C._cuda_getCurrentRawStream(device)
+            compiled.run(
+                *self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
+                *addresses, *floats, *self._fixed,
+            )  # fmt: skip
+            return
+        compiled = self.kernel[self.grid](*tensors, *floats, *self.integers, **self.constants, num_warps=self.warps)
+        if device >= 0 and not alignment & 15:
+            self._compiled = compiled
 
 
 class Geometry(NamedTuple):
@@ -26,7 +71,7 @@ class Geometry(NamedTuple):
     columns: int
     ranks: tuple[int, int]
     padded: tuple[int, int]
-    rule: UpdateRule
+    spec: UpdateSpec
     has_start: bool
 
     def constants(self) -> dict[str, int | bool]:
@@ -36,17 +81,17 @@ class Geometry(NamedTuple):
             "RANK_D": self.ranks[1],
             "RANK_BLOCK": rank_block(self.ranks),
             "PACKED": self.padded != (0, 0),
-            "FENCE": self.padded != (0, 0) and launch.lacks_fence(self.device),
-            "RELU": self.rule.magnitude_activation == "relu",
-            "SIGN": self.rule.direction_activation == "sign",
+            "FENCE": self.padded != (0, 0) and tiles.lacks_fence(self.device),
+            "RELU": self.spec.magnitude_activation == "relu",
+            "SIGN": self.spec.direction_activation == "sign",
         }
 
     def estimator_constants(self) -> dict[str, bool]:
         """The compile-time constants of the straight-through estimator."""
-        sign = self.rule.direction_activation == "sign"
+        sign = self.spec.direction_activation == "sign"
         return {
-            "CLIP": sign and self.rule.ste == "clipped_gradient",
-            "HARD_TANH": sign and self.rule.ste == "hard_tanh",
+            "CLIP": sign and self.spec.ste == "clipped_gradient",
+            "HARD_TANH": sign and self.spec.ste == "hard_tanh",
         }
 
 
@@ -59,11 +104,11 @@ def build(
     tile: Tile,
 ) -> Launch:
     """`build_weight_kernel`; `dtypes` are those of weight and out."""
-    row_blocks, tiles = cdiv(geometry.rows, tile.rows), cdiv(geometry.columns, tile.columns)
-    steps = min(tile.steps, tiles)
+    row_blocks, column_tiles = cdiv(geometry.rows, tile.rows), cdiv(geometry.columns, tile.columns)
+    steps = min(tile.steps, column_tiles)
     return Launch(
         triton_kernels.build_weight_kernel,
-        (cdiv(tiles, steps), row_blocks, 1),
+        (cdiv(column_tiles, steps), row_blocks, 1),
         (geometry.rows, geometry.columns, *geometry.padded, *(weight_strides or (0, 0)), *out_strides, steps),
         {
             **geometry.constants(),
@@ -102,10 +147,10 @@ def reduction(
     """`reduce_gradient_kernel` and `finish_gradient_kernel`; `dtypes` are those of weight and G."""
     rows, columns, ranks = geometry.rows, geometry.columns, sum(geometry.ranks)
     strips = cdiv(rows, tile.rows * tile.row_blocks)
-    tiles = cdiv(columns, tile.columns)
-    wanted = cdiv(programs * launch.multiprocessors(geometry.device), strips)
-    tiles_per_chunk = cdiv(tiles, min(wanted, tiles))
-    chunks = cdiv(tiles, tiles_per_chunk)
+    column_tiles = cdiv(columns, tile.columns)
+    wanted = cdiv(programs * multiprocessors(geometry.device), strips)
+    tiles_per_chunk = cdiv(column_tiles, min(wanted, column_tiles))
+    chunks = cdiv(column_tiles, tiles_per_chunk)
     column_sums = strips * ranks * columns
     reduce = Launch(
         triton_kernels.reduce_gradient_kernel,
@@ -125,13 +170,12 @@ def reduction(
         },
         tile.warps,
     )
-    block = launch.FINISH_BLOCK
     finish = Launch(
         triton_kernels.finish_gradient_kernel,
-        (cdiv(ranks * columns, block) + cdiv(ranks * rows, block), 1, 1),
+        (cdiv(ranks * columns, FINISH_BLOCK) + cdiv(ranks * rows, FINISH_BLOCK), 1, 1),
         (strips, chunks, rows, columns, column_sums),
-        {"RANK_M": geometry.ranks[0], "RANK_D": geometry.ranks[1], "BLOCK": block},
-        launch.FINISH_WARPS,
+        {"RANK_M": geometry.ranks[0], "RANK_D": geometry.ranks[1], "BLOCK": FINISH_BLOCK},
+        FINISH_WARPS,
     )
     return Reduction(reduce, finish, column_sums + chunks * ranks * rows)
 
@@ -173,10 +217,10 @@ def few_tokens(
     programs: int,
 ) -> FewTokens:
     """`few_tokens_kernel`; `dtypes` are those of x, weight and bias."""
-    row_blocks, tiles = cdiv(geometry.rows, tile.rows), cdiv(geometry.columns, tile.columns)
-    wanted = cdiv(programs * launch.multiprocessors(geometry.device), row_blocks)
-    tiles_per_split = cdiv(tiles, min(wanted, tiles))
-    splits = cdiv(tiles, tiles_per_split)
+    row_blocks, column_tiles = cdiv(geometry.rows, tile.rows), cdiv(geometry.columns, tile.columns)
+    wanted = cdiv(programs * multiprocessors(geometry.device), row_blocks)
+    tiles_per_split = cdiv(column_tiles, min(wanted, column_tiles))
+    splits = cdiv(column_tiles, tiles_per_split)
     plan = Launch(
         few_tokens_kernel,
         (row_blocks, splits, 1),
@@ -208,6 +252,6 @@ def few_tokens(
 @lru_cache(maxsize=1024)
 def pack(device: int, rows: int, columns: int, ranks: tuple[int, int], padded: tuple[int, int]) -> Launch:
     """`pack_factors_kernel` for float32 factors on `device`."""
-    constants = {"RANK_M": ranks[0], "RANK_D": ranks[1], "RANK_BLOCK": rank_block(ranks), "BLOCK": launch.PACK_BLOCK}
-    grid = (sum(padded) // launch.PACK_BLOCK, 1, 1)
-    return Launch(pack_factors_kernel, grid, (rows, columns, *padded), constants, launch.PACK_WARPS)
+    constants = {"RANK_M": ranks[0], "RANK_D": ranks[1], "RANK_BLOCK": rank_block(ranks), "BLOCK": PACK_BLOCK}
+    grid = (sum(padded) // PACK_BLOCK, 1, 1)
+    return Launch(pack_factors_kernel, grid, (rows, columns, *padded), constants, PACK_WARPS)

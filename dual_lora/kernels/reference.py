@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dual_lora.kernels.rule import UpdateRule
-
-Factors = tuple[Tensor, Tensor, Tensor, Tensor]
+from dual_lora.kernels.spec import Factors, Update, UpdateSpec
 
 
 class _StraightThroughSign(torch.autograd.Function):
-    """Sign with Sign(0) = -1; its gradient is one of the straight-through estimators of `UpdateRule`."""
+    """Sign with Sign(0) = -1; its gradient is one of the straight-through estimators of `UpdateSpec`."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, ste: str) -> Tensor:
@@ -56,12 +54,8 @@ def delta_weight(
     Returns (out, in) in float32, or in float64 for float64 factors. Raises ValueError for an unknown option.
     Source: Dual LoRA, method section; Sign(0) = -1 and the clip on the incoming gradient likewise.
     """
-    rule = UpdateRule(ste, magnitude_activation, direction_activation)
-    with torch.autocast(A.device.type, enabled=False):
-        delta = _update(A, B, C, D, rule)
-        if start is not None:
-            delta = delta - _update(*start, rule).detach()
-        return scaling * delta
+    spec = UpdateSpec(ste, magnitude_activation, direction_activation)
+    return form_update(Update((A, B, C, D), start, scaling, spec))
 
 
 def dual_lora_linear(
@@ -81,26 +75,38 @@ def dual_lora_linear(
     start: Factors | None = None,
 ) -> Tensor:
     """``x @ (W0 + dW)^T + bias`` by automatic differentiation; arguments as in `dual_lora.kernels.dual_lora_linear`."""
-    delta = delta_weight(
-        A,
-        B,
-        C,
-        D,
-        scaling,
-        ste,
-        magnitude_activation=magnitude_activation,
-        direction_activation=direction_activation,
-        start=start,
-    )
-    base = weight.t() if transposed else weight
+    spec = UpdateSpec(ste, magnitude_activation, direction_activation, transposed)
+    return apply_update(x, weight, bias, Update((A, B, C, D), start, scaling, spec))
+
+
+def form_update(update: Update) -> Tensor:
+    """`delta_weight` of an `Update`."""
+    factors, start, scaling, spec = update
+    with torch.autocast(factors[0].device.type, enabled=False):
+        delta = _product(factors, spec)
+        if start is not None:
+            delta = delta - _product(start, spec).detach()
+        return scaling * delta
+
+
+def apply_update(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None = None
+) -> Tensor:
+    """`dual_lora_linear` of an `Update`; without `weight`, the update's part alone, added to `base`."""
+    delta = form_update(update)
+    if weight is None:
+        y = F.linear(x, delta.to(x.dtype))
+        return y if base is None else base + y
+    oriented = weight.t() if update.spec.transposed else weight
     # One rounding, of the sum: the same as the tiled and the fused path do.
-    effective = (base.detach().to(delta.dtype) + delta).to(x.dtype)
+    effective = (oriented.detach().to(delta.dtype) + delta).to(x.dtype)
     return F.linear(x, effective, None if bias is None else bias.to(x.dtype))
 
 
-def _update(A: Tensor, B: Tensor, C: Tensor, D: Tensor, rule: UpdateRule) -> Tensor:
-    A, B, C, D = (f if f.dtype == torch.float64 else f.float() for f in (A, B, C, D))
+def _product(factors: Factors, spec: UpdateSpec) -> Tensor:
+    """U(BA) * V(DC)."""
+    A, B, C, D = (f if f.dtype == torch.float64 else f.float() for f in factors)
     m, p = B @ A, D @ C
-    u = torch.relu(m) if rule.magnitude_activation == "relu" else m
-    v = _StraightThroughSign.apply(p, rule.ste) if rule.direction_activation == "sign" else p
+    u = torch.relu(m) if spec.magnitude_activation == "relu" else m
+    v = _StraightThroughSign.apply(p, spec.ste) if spec.direction_activation == "sign" else p
     return u * v

@@ -12,43 +12,35 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dual_lora.kernels.rule import UpdateRule
-
-Factors = tuple[Tensor, Tensor, Tensor, Tensor]
-Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
+from dual_lora.kernels.spec import Factors, Gradients, Update, UpdateSpec
 
 # Elements per tile. CPU: 2 MiB of float32, the L2 cache of one or two server cores. CUDA: 64 MiB of float32, so large
 # that kernel launches do not matter.
 TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+WIDE = (torch.float32, torch.float64)
 
 
-def delta_weight(factors: Factors, scaling: float, rule: UpdateRule, start: Factors | None = None) -> Tensor:
+def delta_weight(update: Update) -> Tensor:
     """The update as (out, in) float32."""
-    a, b, c, d = _float32(factors)
+    update = _float32(update)
+    a, b, _, _ = update.factors
     out = torch.empty(b.shape[0], a.shape[1], dtype=a.dtype, device=a.device)
     for rows in row_tiles(out.shape[0], out.shape[1], out.device):
-        out[rows] = _effective_tile(None, (a, b, c, d), rows, scaling, rule, start, a.dtype)
+        out[rows] = _effective_tile(None, update, rows, a.dtype)
     return out
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    factors: Factors,
-    scaling: float,
-    rule: UpdateRule,
-    *,
-    transposed: bool = False,
-    start: Factors | None = None,
-    base: Tensor | None = None,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None = None
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in); without `weight`, the update's part, added to `base`."""
-    factors = _float32(factors)
-    oriented = weight.t() if weight is not None and transposed else weight
-    y = x.new_empty(x.shape[0], factors[1].shape[0])
+    """``x @ (W0 + dW)^T + bias`` for x of shape (tokens, in) and `weight` (out, in) of any strides.
+
+    Without `weight`, the update's part alone, added to `base` (tokens, out).
+    """
+    update = _float32(update)
+    y = x.new_empty(x.shape[0], update.factors[1].shape[0])
     for rows in row_tiles(y.shape[1], x.shape[1], x.device):
-        tile = _effective_tile(oriented, factors, rows, scaling, rule, start, x.dtype)
+        tile = _effective_tile(weight, update, rows, x.dtype)
         if base is not None:
             torch.addmm(base[:, rows], x, tile.t(), out=y[:, rows])
         elif bias is not None:
@@ -62,12 +54,8 @@ def backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    factors: Factors,
-    scaling: float,
-    rule: UpdateRule,
+    update: Update,
     *,
-    transposed: bool = False,
-    start: Factors | None = None,
     needs_input_grad: bool = True,
     needs_factor_grad: bool = True,
 ) -> Gradients:
@@ -75,29 +63,28 @@ def backward(
 
     The factor gradients are float32 (float64 for float64 factors) and zero-sized when `needs_factor_grad` is false.
     """
-    factors = _float32(factors)
-    a, b, c, d = factors
-    base = weight.t() if weight is not None and transposed else weight
+    update = _float32(update)
+    a, b, c, d = update.factors
     # Several tiles add up in float32: rounding a bf16 sum once per tile would be visible.
-    exact = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    exact = x.dtype if x.dtype in WIDE else torch.float32
     grad_x = torch.zeros(x.shape, dtype=exact, device=x.device) if needs_input_grad else None
-    sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in factors]
+    sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in update.factors]
     for rows in row_tiles(grad.shape[1], x.shape[1], x.device):
         grad_rows = grad[:, rows]
         p = d[rows] @ c
-        window = p.abs().le_(1) if rule.ste == "hard_tanh" else None
-        u, v = _activate(b[rows] @ a, p, rule)
+        window = p.abs().le_(1) if update.spec.ste == "hard_tanh" else None
+        u, v = _activate(b[rows] @ a, p, update.spec)
         if grad_x is not None:
-            tile = _add_base(u, v, base, rows, scaling, rule, start, x.dtype)
+            tile = _add_base(u, v, weight, update, rows, x.dtype)
             if exact == x.dtype:
                 grad_x.addmm_(grad_rows, tile)
             else:
                 grad_x.add_(grad_rows @ tile)
         if needs_factor_grad:
             g = (grad_rows.t() @ x).to(a.dtype)
-            _reduce_tile(g, u, v, window, factors, rows, scaling, rule, sums)
+            _reduce_tile(g, u, v, window, update, rows, sums)
     for total in sums:
-        total.mul_(scaling)
+        total.mul_(update.scaling)
     return (None if grad_x is None else grad_x.to(x.dtype), sums[0], sums[1], sums[2], sums[3])
 
 
@@ -110,25 +97,17 @@ def row_tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
 
 
 def _reduce_tile(
-    g: Tensor,
-    u: Tensor,
-    v: Tensor,
-    window: Tensor | None,
-    factors: Factors,
-    rows: slice,
-    scaling: float,
-    rule: UpdateRule,
-    sums: list[Tensor],
+    g: Tensor, u: Tensor, v: Tensor, window: Tensor | None, update: Update, rows: slice, sums: list[Tensor]
 ) -> None:
     """Add one row tile of G = dL/dW to the four factor gradients, without the factor s; consumes `g`."""
-    a, b, c, d = factors
+    (a, b, c, d), _, scaling, spec = update
     gm = g * v
-    if rule.magnitude_activation == "relu":
+    if spec.magnitude_activation == "relu":
         gm.mul_(u.sign())
     torch.mm(gm, a.t(), out=sums[1][rows])
     sums[0].addmm_(b[rows].t(), gm)
     q = g.mul_(u)
-    if rule.direction_activation == "sign" and rule.ste == "clipped_gradient" and scaling:
+    if spec.direction_activation == "sign" and spec.ste == "clipped_gradient" and scaling:
         q.clamp_(-1 / abs(scaling), 1 / abs(scaling))
     if window is not None:
         q.mul_(window)
@@ -136,52 +115,44 @@ def _reduce_tile(
     sums[2].addmm_(d[rows].t(), q)
 
 
-def _effective_tile(
-    base: Tensor | None,
-    factors: Factors,
-    rows: slice,
-    scaling: float,
-    rule: UpdateRule,
-    start: Factors | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    a, b, c, d = factors
-    u, v = _activate(b[rows] @ a, d[rows] @ c, rule)
-    return _add_base(u, v, base, rows, scaling, rule, start, dtype)
+def _effective_tile(base: Tensor | None, update: Update, rows: slice, dtype: torch.dtype) -> Tensor:
+    a, b, c, d = update.factors
+    u, v = _activate(b[rows] @ a, d[rows] @ c, update.spec)
+    return _add_base(u, v, base, update, rows, dtype)
 
 
-def _add_base(
-    u: Tensor,
-    v: Tensor,
-    base: Tensor | None,
-    rows: slice,
-    scaling: float,
-    rule: UpdateRule,
-    start: Factors | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def _add_base(u: Tensor, v: Tensor, base: Tensor | None, update: Update, rows: slice, dtype: torch.dtype) -> Tensor:
     """One row tile of W0 + s (U V - U0 V0), rounded once."""
+    _, start, scaling, spec = update
     if start is None and base is not None:
         return torch.addcmul(base[rows].to(u.dtype), u, v, value=scaling).to(dtype)
-    update = (u * v).mul_(scaling)
+    delta = (u * v).mul_(scaling)
     if start is not None:
-        a, b, c, d = _float32(start)
-        u, v = _activate(b[rows] @ a, d[rows] @ c, rule)
-        update.sub_(u.mul_(v).mul_(scaling))
+        a, b, c, d = start
+        u, v = _activate(b[rows] @ a, d[rows] @ c, spec)
+        delta.sub_(u.mul_(v).mul_(scaling))
     if base is not None:
-        update.add_(base[rows])
-    return update.to(dtype)
+        delta.add_(base[rows])
+    return delta.to(dtype)
 
 
-def _activate(m: Tensor, p: Tensor, rule: UpdateRule) -> tuple[Tensor, Tensor]:
+def _activate(m: Tensor, p: Tensor, spec: UpdateSpec) -> tuple[Tensor, Tensor]:
     """(U(m), V(p)), in place. In-place arithmetic runs at the speed of the cache, where `torch.where` does not."""
-    if rule.magnitude_activation == "relu":
+    if spec.magnitude_activation == "relu":
         m.relu_()
-    if rule.direction_activation == "sign":
+    if spec.direction_activation == "sign":
         p.gt_(0).mul_(2).sub_(1)
     return m, p
 
 
-def _float32(factors: Factors) -> Factors:
-    a, b, c, d = (f if f.dtype in (torch.float32, torch.float64) else f.float() for f in factors)
+def _float32(update: Update) -> Update:
+    """The update with its factors in float32, or float64 where they are; itself if they are."""
+    if all(f.dtype in WIDE for f in (*update.factors, *(update.start or ()))):
+        return update
+    start = None if update.start is None else _widened(update.start)
+    return update._replace(factors=_widened(update.factors), start=start)
+
+
+def _widened(factors: Factors) -> Factors:
+    a, b, c, d = (f if f.dtype in WIDE else f.float() for f in factors)
     return a, b, c, d

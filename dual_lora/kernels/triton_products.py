@@ -37,7 +37,7 @@ def dot_split(left, right, result):
 
 @triton.jit
 def fence(FENCE: tl.constexpr):
-    """Order tensor-core instructions after copies into what they read, where `launch.lacks_fence` says so."""
+    """Order tensor-core instructions after copies into what they read, where `tiles.lacks_fence` says so."""
     if FENCE:
         tl.inline_asm_elementwise(
             "fence.proxy.async.shared::cta; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, MAGNITUDE_ACTIVATIONS, STE_VARIANTS, UpdateRule
+from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, MAGNITUDE_ACTIVATIONS, STE_VARIANTS, UpdateSpec
 from dual_lora.tuner.registration import peft_type
 
 BIASES = ("none", "all", "dual_lora_only")
@@ -118,7 +118,7 @@ class DualLoraConfig(PeftConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(map(repr, legal))}"
                 )
-        UpdateRule(self.ste, self.magnitude_activation, self.direction_activation)  # raises on what it does not know
+        UpdateSpec(self.ste, self.magnitude_activation, self.direction_activation)  # raises on what it does not know
 
     def relative_init_std(self) -> float | None:
         """Return x of `init_std='relative:x'`, or None where `init_std` is a plain σ."""

@@ -3,13 +3,13 @@
 One class serves `nn.Linear`, GPT-2's transposed `Conv1D` and the quantized or partitioned forms of `nn.Linear`. Which
 of two ways computes a call is decided by `dual_lora.kernels.select_kernel`, and nowhere else:
 
-- one GEMM: `dual_lora_linear` builds W₀ + ΔW for the length of the product and keeps nothing of that size for backward;
+- one GEMM: W₀ + ΔW is built for the length of the product, and nothing of that size is kept for backward;
 - separate update: `base_layer(x) + x ΔWᵀ`, which never reads the base weight.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -18,7 +18,8 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dual_lora.kernels import KernelChoice, delta_weight, dual_lora_delta_linear, dual_lora_linear, select_kernel
+from dual_lora.kernels import KernelChoice, Update, UpdateSpec, apply_update, form_update, select_kernel, update_spec
+from dual_lora.kernels.spec import Factors
 from dual_lora.tuner import merging
 from dual_lora.tuner.base_weight import is_at_hand, is_quantized
 from dual_lora.tuner.config import DualLoraConfig
@@ -28,28 +29,18 @@ FACTORS = ("dual_lora_A", "dual_lora_B", "dual_lora_C", "dual_lora_D")
 STARTS = ("dual_lora_start_A", "dual_lora_start_B", "dual_lora_start_C", "dual_lora_start_D")
 
 
-class AdapterSettings(NamedTuple):
-    """What an adapter's computation needs besides its factors (`scaling` is s₀, without the warm-up w)."""
-
-    scaling: float
-    ste: str
-    magnitude_activation: str
-    direction_activation: str
-    kernel: str
-
-
 class DualLoraLinear(nn.Module, BaseTunerLayer):
     """A frozen linear layer plus Dual LoRA adapters, each W₀ → W₀ + w · s₀ · ReLU(B A) ⊙ Sign(D C).
 
     Per adapter name: `dual_lora_A` (r₁×in), `dual_lora_B` (out×r₁), `dual_lora_C` (r₂×in), `dual_lora_D` (out×r₂),
     float32 unless `autocast_adapter_dtype=False` was asked for. `init_std[name]` is the resolved σ (None for factors
-    that were made on the meta device and then loaded).
+    that were made on the meta device and then loaded). `scaling[name]` is s₀, `spec[name]` the options of the kernels.
 
     `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
     """
 
     adapter_layer_names = FACTORS
-    other_param_names = (*STARTS, "dual_lora_dropout", "settings", "init_std", "r_magnitude", "r_direction")
+    other_param_names = (*STARTS, "dual_lora_dropout", "scaling", "spec", "init_std", "r_magnitude", "r_direction")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: DualLoraConfig) -> None:
         nn.Module.__init__(self)
@@ -59,7 +50,8 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         for name in STARTS:
             setattr(self, name, BufferDict(persistent=True))
         self.dual_lora_dropout = nn.ModuleDict()
-        self.settings: dict[str, AdapterSettings] = {}
+        self.scaling: dict[str, float] = {}
+        self.spec: dict[str, UpdateSpec] = {}
         self.init_std: dict[str, float | None] = {}
         self.r_magnitude: dict[str, int] = {}
         self.r_direction: dict[str, int] = {}
@@ -89,8 +81,9 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
                 getattr(self, name)[adapter_name] = start if config.init_weights else start.zero_()
         dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
         self.dual_lora_dropout[adapter_name] = dropout
-        self.settings[adapter_name] = AdapterSettings(
-            config.initial_scaling, config.ste, config.magnitude_activation, config.direction_activation, config.kernel
+        self.scaling[adapter_name] = config.initial_scaling
+        self.spec[adapter_name] = update_spec(
+            config.ste, config.magnitude_activation, config.direction_activation, self.transposed, config.kernel
         )
         # PEFT's low_cpu_mem_usage puts the factors on the meta device as they are assigned.
         self.init_std[adapter_name] = sigma if self.dual_lora_A[adapter_name].device.type != "meta" else None
@@ -123,12 +116,12 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         for adapter_name in self.dual_lora_A:
             self._move_adapter_to_device_of_base_layer(adapter_name, device)
 
-    def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def factors(self, adapter_name: str) -> Factors:
         """Return (A, B, C, D) of one adapter."""
         a, b, c, d = (getattr(self, name)[adapter_name] for name in FACTORS)
         return a, b, c, d
 
-    def start_factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    def start_factors(self, adapter_name: str) -> Factors | None:
         """Return the frozen (A, B, C, D) that `subtract_start` subtracts, or None without it."""
         if adapter_name not in self.dual_lora_start_A:
             return None
@@ -136,6 +129,11 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         return a, b, c, d
 
     # ---------------------------------------------------------------- computation
+
+    def update(self, adapter_name: str) -> Update:
+        """Return what one adapter adds to the frozen weight, at the present warm-up, as the kernels take it."""
+        scaling = self.delta_warmup * self.scaling[adapter_name]
+        return Update(self.factors(adapter_name), self.start_factors(adapter_name), scaling, self.spec[adapter_name])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return what the adapter currently adds to its frozen weight.
@@ -146,20 +144,14 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         Dtype: float32; D C is never formed in half precision, where rounding near zero flips signs.
         Not differentiable. Partitioned factors (ZeRO-3, FSDP2) are gathered, so every rank has to call it.
         """
-        settings, factors = self.settings[adapter], self.factors(adapter)
-        with gather_params_ctx(list(factors), modifier_rank=None):
-            delta = delta_weight(
-                *(factor.full_tensor() if hasattr(factor, "full_tensor") else factor for factor in factors),
-                self.delta_warmup * settings.scaling,
-                magnitude_activation=settings.magnitude_activation,
-                direction_activation=settings.direction_activation,
-                start=self.start_factors(adapter),
-                kernel=settings.kernel,
-            )
+        update = self.update(adapter)
+        with gather_params_ctx(list(update.factors), modifier_rank=None):
+            a, b, c, d = (f.full_tensor() if hasattr(f, "full_tensor") else f for f in update.factors)
+            delta = form_update(update._replace(factors=(a, b, c, d)))
         return delta.T if self.transposed else delta
 
     def base_weight_is_plain(self) -> bool:
-        """Return whether the base layer is nothing but a matrix product with a weight that is at hand in full.
+        """Return whether the base layer is nothing but a matrix product with a weight that is available in full.
 
         Not so for quantized and partitioned weights, subclasses with a forward of their own, another adapter in
         between, and base layers with hooks (offloading), which only a call of the base layer runs.
@@ -180,7 +172,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         """
         dropouts = [self.dual_lora_dropout[name] for name in adapters]
         return select_kernel(
-            self.settings[adapters[0]].kernel,
+            self.spec[adapters[0]].kernel,
             device,
             weight_is_plain=self.base_weight_is_plain(),
             dropout=max(getattr(dropout, "p", 0.0) if self.training else 0.0 for dropout in dropouts),
@@ -196,45 +188,15 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         choice = self.choose_kernel(x.device, active)
         if choice.one_gemm and self._fits_base_dtype(x):
-            return self._forward_one_gemm(x, active[0], choice.kernel)
+            return apply_update(x, self.base_layer.weight, self.base_layer.bias, self.update(active[0]))
         result = self.base_layer(x, *args, **kwargs)
         for name in active:
-            result = self._add_delta(result, x, name, choice.kernel)
+            result = apply_update(self.dual_lora_dropout[name](x), None, None, self.update(name), base=result)
         return result
 
     def _fits_base_dtype(self, x: Tensor) -> bool:
         # Where dtypes do not fit, the base layer is called and says so, as it would without an adapter.
         return x.dtype == self.base_layer.weight.dtype or torch.is_autocast_enabled(x.device.type)
-
-    def _forward_one_gemm(self, x: Tensor, name: str, kernel: str) -> Tensor:
-        settings = self.settings[name]
-        return dual_lora_linear(
-            x,
-            self.base_layer.weight,
-            self.base_layer.bias,
-            *self.factors(name),
-            self.delta_warmup * settings.scaling,
-            settings.ste,
-            magnitude_activation=settings.magnitude_activation,
-            direction_activation=settings.direction_activation,
-            transposed=self.transposed,
-            start=self.start_factors(name),
-            kernel=kernel,
-        )
-
-    def _add_delta(self, result: Tensor, x: Tensor, name: str, kernel: str) -> Tensor:
-        settings = self.settings[name]
-        return dual_lora_delta_linear(
-            self.dual_lora_dropout[name](x),
-            *self.factors(name),
-            self.delta_warmup * settings.scaling,
-            settings.ste,
-            magnitude_activation=settings.magnitude_activation,
-            direction_activation=settings.direction_activation,
-            start=self.start_factors(name),
-            base=result,
-            kernel=kernel,
-        )
 
     # ---------------------------------------------------------------- merging
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from dual_lora.kernels.rule import update_rule
+from dual_lora.kernels.spec import update_spec
 
 ROWS, COLUMNS = 11008, 4096  # packed
 ANY, OWN = "fence.proxy.async", "fence.proxy.async.shared::cta; mov"
@@ -25,9 +25,9 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def plans_made_anew() -> Iterator[None]:
     """They are kept for the process, and hold what these tests patch."""
-    from dual_lora.kernels import launch, plans
+    from dual_lora.kernels import plans, tiles
 
-    kept = (plans.build, plans.reduction, plans.mask, plans.few_tokens, launch.lacks_fence)
+    kept = (plans.build, plans.reduction, plans.mask, plans.few_tokens, tiles.lacks_fence)
     for made in kept:
         made.cache_clear()
     yield
@@ -37,21 +37,21 @@ def plans_made_anew() -> Iterator[None]:
 
 def launches(rank: int) -> Iterator[tuple[Any, dict[str, str]]]:
     """Yield each kernel's launch for a packed bfloat16 layer, and the types of its pointers."""
-    from dual_lora.kernels import launch, plans
+    from dual_lora.kernels import plans, tiles
 
-    rule = update_rule("clipped_gradient", "relu", "sign")
-    geometry = plans.Geometry(-1, ROWS, COLUMNS, (rank, rank), (ROWS, COLUMNS), rule, has_start=False)
+    spec = update_spec()
+    geometry = plans.Geometry(-1, ROWS, COLUMNS, (rank, rank), (ROWS, COLUMNS), spec, has_start=False)
     strides, half = (COLUMNS, 1), torch.bfloat16
     factors = dict.fromkeys("abcd", "bf16")
     weights = {**factors, **dict.fromkeys(("weight", "out", "grad", "magnitude", "direction", "x", "y"), "bf16")}
     types = {**weights, "sums": "fp32", "partial": "fp32", "arrived": "i32"}
-    yield plans.build(geometry, (half, half), strides, strides, launch.tile_for("build", -1)), types
-    if rank <= launch.RANK_BLOCK:
-        tile = launch.tile_for("reduce_and_rebuild" if rank <= launch.SMALL_RANK_BLOCK else "reduce_wide", -1)
+    yield plans.build(geometry, (half, half), strides, strides, tiles.tile_for("build", -1)), types
+    if rank <= tiles.RANK_BLOCK:
+        tile = tiles.tile_for("reduce_and_rebuild" if rank <= tiles.SMALL_RANK_BLOCK else "reduce_wide", -1)
         yield plans.reduction(geometry, (half, half), strides, True, tile, 8).reduce, types
     else:
         yield plans.mask(geometry, half), types
-    tile = launch.tile_for("few_tokens" if rank <= launch.RANK_BLOCK else "few_tokens_wide", -1)
+    tile = tiles.tile_for("few_tokens" if rank <= tiles.RANK_BLOCK else "few_tokens_wide", -1)
     yield plans.few_tokens(geometry, (half, half, None), strides, 8, COLUMNS, tile, 4).launch, types
 
 
@@ -103,10 +103,10 @@ def without_fence(ptx: str, mark: str) -> tuple[int, int]:
 def test_tensor_cores_wait_for_copies(rank: int, fence: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
 
-    from dual_lora.kernels import launch
+    from dual_lora.kernels import tiles
 
     with monkeypatch.context() as patched:
-        patched.setattr(launch, "lacks_fence", lambda _: fence)
+        patched.setattr(tiles, "lacks_fence", lambda _: fence)
         made_here = list(launches(rank))
     counts = {}
     for made, types in made_here:
@@ -135,7 +135,7 @@ def test_where_a_fence_is_lacking(
 ) -> None:
     import triton
 
-    from dual_lora.kernels.launch import lacks_fence
+    from dual_lora.kernels.tiles import lacks_fence
 
     monkeypatch.setattr(triton, "__version__", triton_version)
     monkeypatch.setattr(torch.version, "cuda", cuda)

@@ -61,19 +61,17 @@ def effective_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """dW in `dtype` as merge, both forward kernels and backward's rebuild form it, with scaling 1."""
     from dual_lora.kernels import fused
     from dual_lora.kernels.packing import prepare
-    from dual_lora.kernels.rule import UpdateRule
+    from dual_lora.kernels.spec import Update, update_spec
 
     case = make_case(in_features=1000, out_features=700, ranks=(16, 16), device="cuda", factor_std=0.02, seed=8)
-    factors, rule = tuple(case.factors), UpdateRule()
-    prepared = prepare(factors)
-    geometry = fused._geometry(factors, prepared, rule, None)
+    update = Update(tuple(case.factors), None, 1.0, update_spec())
     eye = torch.eye(1000, device="cuda", dtype=dtype)
-    few = [fused.forward(rows, None, None, factors, 1.0, rule) for rows in eye.split(25)]
+    few = [fused.forward(rows, None, None, update) for rows in eye.split(25)]
     g = torch.randn(700, 1000, device="cuda").to(dtype)
-    fused.reduce(g, None, prepared, geometry, 1.0, None, rebuild=True)
+    fused.reduce(g, None, prepare(update), rebuild=True)
     return {
-        "merge": fused.delta_weight(factors, 1.0, rule).to(dtype),
-        "forward": fused.forward(eye, None, None, factors, 1.0, rule).t(),
+        "merge": fused.delta_weight(update).to(dtype),
+        "forward": fused.forward(eye, None, None, update).t(),
         "few tokens": torch.cat(few).t(),
         "backward": g,
     }
@@ -122,15 +120,14 @@ def peak(run: Callable[[], torch.Tensor | None]) -> tuple[torch.Tensor | None, i
 def test_one_buffer_of_the_weights_size_lives_during_a_call_and_none_after(cuda: str, input_grad: bool) -> None:
     from dual_lora.kernels import fused
     from dual_lora.kernels.packing import prepare
-    from dual_lora.kernels.rule import UpdateRule
+    from dual_lora.kernels.spec import Update, update_spec
 
     case = make_case((64 * 4,), 4096, 4096, (16, 16), device=cuda, dtype=torch.bfloat16, bias=False)
     x, factors = case.x.requires_grad_(input_grad), tuple(f.requires_grad_() for f in case.factors)
     size = case.weight.nbytes
-    prepared = prepare(case.factors)
-    geometry = fused._geometry(case.factors, prepared, UpdateRule(), None)
+    parts, geometry, _ = prepare(Update(tuple(case.factors), None, 0.7, update_spec()))
     plan = fused.reduction_plan(geometry, case.weight if input_grad else None, x.dtype, rebuild=input_grad)
-    packed, sums = sum(part.nbytes for part in prepared.factors), 4 * plan.workspace
+    packed, sums = sum(part.nbytes for part in parts[:4]), 4 * plan.workspace
     # PyTorch does not split what is left of a block when that is less than 1 MiB: of the packed factors', the weight's
     # and the partial sums' blocks.
     slack = 3 * 2**20 + 2**14

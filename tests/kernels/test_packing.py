@@ -110,22 +110,22 @@ def test_packed_once_keeps_the_parts_until_its_end_and_no_longer(
 
 
 def test_packed_once_is_over_after_an_error_and_holds_in_its_own_thread_only(packing: Any) -> None:
-    from dual_lora.kernels import kept
+    from dual_lora.kernels import factor_cache
 
     factors = tuple(torch.ones(2) for _ in range(4))
     seen = []
 
     @packed_once()
     def fail() -> None:
-        kept.put(factors, "made")
-        seen.append(kept.get(factors))
-        with kept.nothing_kept():  # in compiled programs
-            seen.append(kept.get(factors))
-        thread = Thread(target=lambda: seen.append(kept.get(factors)))
+        factor_cache.put(factors, "made")
+        seen.append(factor_cache.get(factors))
+        with factor_cache.disabled():  # in compiled programs
+            seen.append(factor_cache.get(factors))
+        thread = Thread(target=lambda: seen.append(factor_cache.get(factors)))
         thread.start()
         thread.join()
         raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert [*seen, kept.get(factors)] == ["made", None, None, None]
+    assert [*seen, factor_cache.get(factors)] == ["made", None, None, None]

@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 
 from dual_lora import DualLoraConfig, DualLoraLinear
-from dual_lora.kernels import kept
+from dual_lora.kernels import factor_cache
 from tests.unit.tiny_adapted_model import TOKENS, logits, make_base, make_config
 
 
@@ -47,8 +47,8 @@ def test_generate_promises_that_no_factor_changes_and_other_calls_do_not():
     promised = []
 
     def note(*_):
-        kept.put(factors, "made")
-        promised.append(kept.get(factors) == "made")
+        factor_cache.put(factors, "made")
+        promised.append(factor_cache.get(factors) == "made")
 
     layer.register_forward_hook(note)
     model(TOKENS)

@@ -1,4 +1,4 @@
-"""The one time span in which packed factors are kept: while somebody promises that no factor changes."""
+"""Packed factors, kept for the one time span in which somebody promises that no factor changes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Factors = tuple[Tensor, Tensor, Tensor, Tensor]
-# By the layer's A: where its factors lie, and what was made of them. A context variable, so that a thread which trains
+from dual_lora.kernels.spec import Factors
+
+# By the layer's A: its factors' addresses, and what was made of them. A context variable, so that a thread which trains
 # has no part in another thread's promise.
 _entries: ContextVar[MutableMapping[Tensor, tuple[tuple[int, ...], Any]] | None] = ContextVar("entries", default=None)
 
@@ -40,7 +41,7 @@ def packed_once() -> Iterator[None]:
 
 
 @contextmanager
-def nothing_kept() -> Iterator[None]:
+def disabled() -> Iterator[None]:
     """Inside compiled programs: theirs may be CUDA graphs, whose memory no tensor of ours may hold."""
     token = _entries.set(None)
     try:

@@ -1,19 +1,26 @@
-"""The one place that decides how a layer is computed.
+"""The one place that decides how a layer is computed, and the calls of what was decided.
 
 Names: *fused* runs the Triton kernels, *generic* plain PyTorch in row tiles, *reference* the definition by autograd.
-A layer whose weight is at hand computes ``x @ (W0 + dW)^T`` with one GEMM; a quantized or partitioned weight, dropout
-on the adapter's input, or several active adapters need ``base_layer(x) + x @ dW^T``.
+A layer whose weight is available in full computes ``x @ (W0 + dW)^T`` with one GEMM; a quantized or partitioned weight,
+dropout on the adapter's input, or several active adapters need ``base_layer(x) + x @ dW^T``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from dual_lora.kernels import tiled
+from dual_lora.kernels.spec import Gradients, Update
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +31,7 @@ MINIMUM_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What a layer runs.
-
-    `kernel` goes to `dual_lora_linear` (`one_gemm`) or to `dual_lora_delta_linear` (otherwise); `reason` says why.
-    """
+    """What a layer runs: `kernel` with one GEMM, or on top of the base layer's output; `reason` says why."""
 
     kernel: str
     one_gemm: bool
@@ -115,3 +119,72 @@ def _fused_obstacle(device_type: str, index: int | None) -> str:
     if capability < MINIMUM_CAPABILITY:
         return f"compute capability {capability} is below {MINIMUM_CAPABILITY}"
     return ""
+
+
+def delta_weight(update: Update) -> Tensor:
+    """dW as (out, in) in float32 by the generic or the fused kernel; P is formed as in `forward` and `backward`."""
+    a = update.factors[0]
+    with _without_autocast(a), _on_device(a):
+        result: Tensor = _implementation(update.spec.kernel, a).delta_weight(update)
+        return result
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None = None
+) -> Tensor:
+    """``x @ (W0 + dW)^T + bias``, or ``x @ dW^T + base`` without `weight`; x of any leading shape."""
+    flat_base = None if base is None else base.reshape(-1, base.shape[-1])
+    with _without_autocast(x), _on_device(x):
+        oriented = weight.t() if weight is not None and update.spec.transposed else weight
+        flat_x = x.reshape(-1, x.shape[-1])
+        y = _implementation(update.spec.kernel, x).forward(flat_x, oriented, bias, update, flat_base)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, update: Update, *, needs_input_grad: bool, needs_factor_grad: bool
+) -> Gradients:
+    """Gradients of x, A, B, C, D, the last four in the factors' dtype; what is not needed is None or zero-sized."""
+    with _without_autocast(x), _on_device(x):
+        grad_x, *grads = _implementation(update.spec.kernel, x).backward(
+            grad.reshape(-1, grad.shape[-1]),
+            x.reshape(-1, x.shape[-1]),
+            weight.t() if weight is not None and update.spec.transposed else weight,
+            update,
+            needs_input_grad=needs_input_grad,
+            needs_factor_grad=needs_factor_grad,
+        )
+    a, b, c, d = (g.to(f.dtype) for g, f in zip(grads, update.factors, strict=True))
+    return None if grad_x is None else grad_x.view(x.shape), a, b, c, d
+
+
+def _implementation(requested: str, x: Tensor) -> ModuleType:
+    """The module that computes a call with input `x`."""
+    kernel = resolve_kernel(requested, x.device)
+    # Triton's tensor cores have no float64; the tiled path has.
+    fused = kernel == "fused" and not (x.dtype == torch.float64 and requested == "auto")
+    return _fused() if fused else tiled
+
+
+@cache
+def _fused() -> ModuleType:
+    """Triton is imported only when it is asked for."""
+    from dual_lora.kernels import fused
+
+    return fused
+
+
+_NO_CONTEXT = nullcontext()
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """P must be formed in float32 whatever the caller's autocast says."""
+    device_type = x.device.type
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _NO_CONTEXT
+
+
+def _on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensors' own."""
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return _NO_CONTEXT

@@ -1,13 +1,11 @@
-"""Tile sizes and cheap launches of the Triton kernels."""
+"""Tile sizes of the Triton kernels, and what a device allows them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor
 
 # Ranks are padded to multiples of one block: the least that a bf16 tensor-core instruction takes, or the most that
 # still leaves the reduction its sums in registers.
@@ -82,40 +80,6 @@ def lacks_fence(device: int) -> bool:
 
     major, minor = triton.__version__.split(".")[:2]
     return (int(major), int(minor)) < (3, 7)
-
-
-class Launch:
-    """One kernel at one geometry and set of dtypes; a call passes the pointers and the floats.
-
-    Triton binds and inspects some thirty arguments at each launch, which costs more than the kernel itself on a small
-    layer. Here that happens at the first call; later ones go to the compiled kernel, unless a pointer is less aligned
-    than it was compiled for. The kernels' parameters come in this order: pointers, floats, integers, constants.
-    """
-
-    def __init__(
-        self, kernel: Any, grid: tuple[int, int, int], integers: tuple[int, ...], constants: dict[str, Any], warps: int
-    ) -> None:
-        self.kernel, self.grid, self.integers, self.constants, self.warps = kernel, grid, integers, constants, warps
-        self._fixed = (*integers, *constants.values())
-        self._compiled: Any = None
-
-    def __call__(self, device: int, tensors: tuple[Tensor | None, ...], floats: tuple[float, ...] = ()) -> None:
-        """Launch on the current stream of the current CUDA device `device` (-1: Triton's interpreter)."""
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        alignment = 0
-        for address in addresses:
-            alignment |= address
-        compiled = self._compiled
-        if compiled is not None and not alignment & 15:
-            stream = torch._C._cuda_getCurrentRawStream(device)
-            compiled.run(
-                *self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
-                *addresses, *floats, *self._fixed,
-            )  # fmt: skip
-            return
-        compiled = self.kernel[self.grid](*tensors, *floats, *self.integers, **self.constants, num_warps=self.warps)
-        if device >= 0 and not alignment & 15:
-            self._compiled = compiled
 
 
 def cdiv(a: int, b: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import make_case
 
-from dual_lora.kernels import resolve_kernel, select, select_kernel
+from dual_lora.kernels import dispatch, resolve_kernel, select_kernel
 
 CPU = torch.device("cpu")
 
@@ -17,23 +17,23 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def nothing_decided_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for decision in (select._select, select._resolve):
+    for decision in (dispatch._select, dispatch._resolve):
         decision.cache_clear()
     yield
-    for decision in (select._select, select._resolve):
+    for decision in (dispatch._select, dispatch._resolve):
         decision.cache_clear()
 
 
 def card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *, triton: bool = True) -> torch.device:
     """A CUDA device of some capability, as far as the decision looks at it."""
-    monkeypatch.setattr(select, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: capability)
     return torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("triton", [True, False], ids=["triton", "no-triton"])
 def test_auto_on_a_cpu_is_generic_and_fused_is_an_error(monkeypatch: pytest.MonkeyPatch, triton: bool) -> None:
-    monkeypatch.setattr(select, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object() if triton else None)
     assert resolve_kernel("auto", CPU) == "generic"
     assert select_kernel("auto", CPU).name == "generic"
     obstacle = "CUDA device, and the tensors are on 'cpu'" if triton else "triton is not installed"
@@ -42,7 +42,7 @@ def test_auto_on_a_cpu_is_generic_and_fused_is_an_error(monkeypatch: pytest.Monk
 
 
 def test_auto_on_a_cpu_is_generic_in_the_interpreter_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert resolve_kernel("auto", CPU) == "generic"
     assert resolve_kernel("fused", CPU) == "fused"

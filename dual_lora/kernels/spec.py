@@ -1,0 +1,85 @@
+"""What defines one update dW: its factors, its scaling and the choices that change the mathematics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, TypedDict
+
+from torch import Tensor
+
+STE_VARIANTS = ("clipped_gradient", "identity", "hard_tanh")
+MAGNITUDE_ACTIVATIONS = ("relu", "identity")
+DIRECTION_ACTIVATIONS = ("sign", "identity")
+
+Factors = tuple[Tensor, Tensor, Tensor, Tensor]  # A (r1, in), B (out, r1), C (r2, in), D (out, r2)
+Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]  # of x and of the four factors
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: `update_spec` makes one per choice, and hashing is hot
+class UpdateSpec:
+    """How the products M = BA and P = DC become an update, how its gradient reaches P, and which kernel computes it.
+
+    With G the gradient of the loss with respect to the weight, s the scaling, U the activated M and V the activated P:
+
+    * ``ste`` (straight-through estimator of Sign): ``clipped_gradient`` (the paper's) passes ``clip(s G U, -1, 1)`` to
+      P, ``identity`` passes ``s G U``, ``hard_tanh`` passes ``s G U`` where ``|P| <= 1`` and zero elsewhere.
+    * ``magnitude_activation``: ``relu`` (the paper's), or ``identity`` as an ablation.
+    * ``direction_activation``: ``sign`` (the paper's, with Sign(0) = -1), or ``identity`` as an ablation; the latter is
+      differentiable, so it takes no ``ste`` but the default, which then has no effect.
+    * ``transposed``: the base weight is (in, out), as GPT-2's Conv1D has it. Factors and dW are not transposed.
+    * ``kernel``: one of `dual_lora.kernels.KERNELS`, checked where it is resolved for a device.
+    """
+
+    ste: str = "clipped_gradient"
+    magnitude_activation: str = "relu"
+    direction_activation: str = "sign"
+    transposed: bool = False
+    kernel: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check("ste", self.ste, STE_VARIANTS)
+        _check("magnitude_activation", self.magnitude_activation, MAGNITUDE_ACTIVATIONS)
+        _check("direction_activation", self.direction_activation, DIRECTION_ACTIVATIONS)
+        if self.direction_activation == "identity" and self.ste != "clipped_gradient":
+            raise ValueError(
+                f"ste={self.ste!r} has no meaning with direction_activation='identity', which has a true gradient; "
+                "leave ste at 'clipped_gradient' or use direction_activation='sign'"
+            )
+
+
+class Update(NamedTuple):
+    """One update s (U V - U0 V0) of one call: `scaling` is s = w * s0, `start` holds the frozen A0, B0, C0, D0."""
+
+    factors: Factors
+    start: Factors | None
+    scaling: float
+    spec: UpdateSpec
+
+
+class Options(TypedDict, total=False):
+    """Fields of `UpdateSpec` that the public functions take by keyword."""
+
+    magnitude_activation: str
+    direction_activation: str
+    kernel: str
+
+
+@lru_cache(maxsize=256)
+def update_spec(
+    ste: str = UpdateSpec.ste,
+    magnitude_activation: str = UpdateSpec.magnitude_activation,
+    direction_activation: str = UpdateSpec.direction_activation,
+    transposed: bool = UpdateSpec.transposed,
+    kernel: str = UpdateSpec.kernel,
+) -> UpdateSpec:
+    """The one `UpdateSpec` of these fields, shared by all layers that have them, as are its kernels' plans.
+
+    Raises ValueError for an unknown option, or an estimator where none is used.
+    """
+    return UpdateSpec(ste, magnitude_activation, direction_activation, transposed, kernel)
+
+
+def _check(name: str, value: str, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, legal))}")
