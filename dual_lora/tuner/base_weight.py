@@ -1,12 +1,16 @@
-"""What is known about a base weight without reading it: quantized, partitioned, or whole."""
+"""The frozen weight under an adapter: quantized, partitioned or whole, and its size, which sets the start's σ."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from dual_lora.tuner.config import DualLoraConfig
 
 MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -24,7 +28,7 @@ def is_partitioned(base: nn.Module) -> bool:
     return hasattr(weight, "ds_id") or hasattr(weight, "placements") or not isinstance(weight, nn.Parameter)
 
 
-def is_at_hand(base: nn.Module) -> bool:
+def is_available(base: nn.Module) -> bool:
     """Return whether a call of the adapted layer, and its backward pass, may read the full weight.
 
     A partitioned weight cannot be read unless its whole transformer block is fetched and freed as one (DeepSpeed's leaf
@@ -34,7 +38,7 @@ def is_at_hand(base: nn.Module) -> bool:
 
 
 def is_whole(base: nn.Module) -> bool:
-    """Return whether the full weight lies in this process, now (also inside a ZeRO-3 gathering context)."""
+    """Return whether the full weight is in this process, now (also inside a ZeRO-3 gathering context)."""
     out_first = not isinstance(base, Conv1D)
     in_features, out_features = _get_in_out_features(base)
     shape = (out_features, in_features) if out_first else (in_features, out_features)
@@ -49,3 +53,33 @@ def root_mean_square(base: nn.Module) -> float:
         if hasattr(weight, "full_tensor"):
             weight = weight.full_tensor()
         return weight.detach().float().square().mean().sqrt().item()
+
+
+def resolve_init_std(config: DualLoraConfig, base: nn.Module) -> float | None:
+    """Return σ for one layer: `init_std` itself, or the σ at which ‖ΔW(0)‖/‖W₀‖ = x for `init_std='relative:x'`.
+
+    rms(U ⊙ V) in expectation over the Gaussian factors is σ²·√(r₁/2) for ReLU (half of the entries are 0; √r₁ without
+    it), times σ²·√r₂ where V is P itself instead of its sign. Source: arithmetic; no public source states a σ.
+
+    Returns None if the base weight is on the meta device, where the factors go too: they will be loaded.
+
+    Raises:
+        ValueError: the base weight is all zeros, so no σ has a size relative to it.
+    """
+    if base.weight.device.type == "meta":
+        return None
+    if not config.init_weights:
+        return 1.0
+    relative = config.relative_init_std()
+    if relative is None:
+        return float(config.init_std)
+    base_rms = root_mean_square(base)
+    if base_rms == 0:
+        raise ValueError(
+            f"init_std = {config.init_std!r} needs a base weight that is not all zeros, in {base}: give a number."
+        )
+    magnitude_rank = config.r_magnitude / 2 if config.magnitude_activation == "relu" else config.r_magnitude
+    direction_rms = 1.0 if config.direction_activation == "sign" else math.sqrt(config.r_direction)
+    power = 2 if config.direction_activation == "sign" else 4
+    target = relative * base_rms
+    return (target / (config.initial_scaling * math.sqrt(magnitude_rank) * direction_rms)) ** (1 / power)

@@ -5,10 +5,15 @@ of two ways computes a call is decided by `dual_lora.kernels.select_kernel`, and
 
 - one GEMM: W₀ + ΔW is built for the length of the product, and nothing of that size is kept for backward;
 - separate update: `base_layer(x) + x ΔWᵀ`, which never reads the base weight.
+
+Merging: W₀ + ΔW rounded to the base's dtype cannot be undone by subtracting ΔW: in float32 already the last bits
+differ. So a merged layer keeps W₀, in host memory where the weight is on an accelerator (a merged 7B model then costs
+its adapted weights once more in host memory, and nothing on the card). `merge_and_unload` drops that copy by layer.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -20,10 +25,8 @@ from transformers.pytorch_utils import Conv1D
 
 from dual_lora.kernels import KernelChoice, Update, UpdateSpec, apply_update, form_update, select_kernel, update_spec
 from dual_lora.kernels.spec import Factors
-from dual_lora.tuner import merging
-from dual_lora.tuner.base_weight import is_at_hand, is_quantized
+from dual_lora.tuner.base_weight import is_available, is_quantized, is_whole, resolve_init_std
 from dual_lora.tuner.config import DualLoraConfig
-from dual_lora.tuner.initialization import resolve_init_std
 
 FACTORS = ("dual_lora_A", "dual_lora_B", "dual_lora_C", "dual_lora_D")
 STARTS = ("dual_lora_start_A", "dual_lora_start_B", "dual_lora_start_C", "dual_lora_start_D")
@@ -161,7 +164,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             type(base) in (nn.Linear, Conv1D)
             and not (base._forward_pre_hooks or base._forward_hooks or "forward" in vars(base))
             and not is_quantized(base)
-            and is_at_hand(base)
+            and is_available(base)
         )
 
     def choose_kernel(self, device: torch.device, adapters: list[str]) -> KernelChoice:
@@ -200,16 +203,68 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
 
     # ---------------------------------------------------------------- merging
 
+    @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the update of the given (default: the active) adapters to the base weight; see `merging.merge`."""
+        """Write round(W + Σ ΔW) of the given (default: the active) adapters over the base weight, in place.
+
+        The sum is formed in float32. Warns when the warm-up w is not 1: the merged weight is then not the trained one.
+
+        Raises:
+            NotImplementedError: the base weight is quantized, or only a part of it is in this process.
+            ValueError: with `safe_merge`, if the merged weight is not finite; the base weight is then untouched.
+        """
         names = check_adapters_to_merge(self, adapter_names)
         names = [name for name in names if name in self.dual_lora_A]
-        if names:
-            merging.merge(self, names, safe_merge)
+        if not names:
+            return
+        weight = self._mergeable_weight()
+        if self.delta_warmup != 1:
+            warnings.warn(
+                f"merging at warm-up factor {self.delta_warmup}, so only this share of the update is merged; call "
+                "dual_lora.set_delta_warmup(model, 1) first to merge what was trained.",
+                stacklevel=3,
+            )
+        # The sum is wider than the weight for half precision, and float64 stays float64.
+        merged = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        for name in names:
+            merged = merged + self.get_delta_weight(name).to(merged.device)
+        merged = merged.to(weight.dtype)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"NaNs detected in the merged weights. The adapters {names} seem to be broken")
+        if self._unmerged_weight is None:
+            self._unmerged_weight = weight.cpu() if weight.device.type != "cpu" else weight.clone()
+        weight.copy_(merged)
+        self.merged_adapters.extend(names)
 
+    @torch.no_grad()
     def unmerge(self) -> None:
-        """Give the base weight back bit for bit."""
-        merging.unmerge(self)
+        """Copy W₀ back over the merged weight, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=3)
+            return
+        assert self._unmerged_weight is not None
+        self._mergeable_weight().copy_(self._unmerged_weight)
+        self._unmerged_weight = None
+        self.merged_adapters.clear()
+
+    def _mergeable_weight(self) -> Tensor:
+        base = self.get_base_layer()
+        fix = (
+            "Save the adapter, load the base in floating point in one process with PeftModel.from_pretrained, "
+            "merge there"
+        )
+        if is_quantized(base):
+            raise NotImplementedError(
+                f"cannot merge into a quantized {type(base).__name__}: the result would have to be quantized anew. "
+                f"{fix}."
+            )
+        if not is_whole(base):
+            raise NotImplementedError(
+                f"cannot merge into a weight of shape {tuple(base.weight.shape)}, of which this process holds only a "
+                f"part (ZeRO-3, FSDP or tensor parallelism). {fix}."
+            )
+        weight: Tensor = base.weight.data
+        return weight
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: the update is additive, so PEFT can approximate it by a LoRA (of far higher rank)."""
