@@ -1,4 +1,4 @@
-"""The Triton kernels: build W0 + dW, reduce G = dL/dW to the factor gradients, multiply a few tokens by W0 + dW.
+"""The Triton kernels of large products: build W0 + dW, reduce G = dL/dW to the factor gradients.
 
 Conventions: a weight is (out, in) with any strides (a transposed Conv1D weight is a matter of strides) and 64-bit
 offsets (it may have more than 2^31 elements); factors are A (RANK_M, in), B (out, RANK_M), C (RANK_D, in), D (out,
