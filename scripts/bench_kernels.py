@@ -30,6 +30,7 @@ from dual_lora.kernels import dual_lora_linear, reference
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 UP = (11008, 4096)  # LLaMA-7B's up projection: the layer of the targets
 LLAMA_7B = {"q": (4096, 4096), "up": UP, "down": (4096, 11008)}
+MICRO_BATCHES = (16 * 112, 16 * 256)  # tokens of 16 examples; the targets are for the longer ones
 # In Triton's interpreter the kernels run on the CPU: its times say nothing, so everything is as small as it can be.
 SMOKE = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE, DTYPE = ("cpu", torch.float32) if SMOKE else ("cuda", torch.bfloat16)
@@ -167,10 +168,10 @@ def bench_growth(milliseconds: int = 30) -> dict[str, Any]:
     GPU time of a CUDA graph, and beside it eager time, which at few tokens is the time of the launches.
     """
     rows = []
-    points = [("tokens", 4096, 4096, 16, t) for t in (128, 512, 1024, 2048, 4096, 8192, 16384)]
+    points = [("LLaMA-7B's layers", *shape, 16, t) for t in MICRO_BATCHES for shape in LLAMA_7B.values()]
+    points += [("tokens", 4096, 4096, 16, t) for t in (128, 512, 1024, 2048, 4096, 8192, 16384)]
     points += [("rank", 4096, 4096, r, 4096) for r in (4, 16, 32, 64, 256)]
     points += [("layer size", n, n, 16, 4096) for n in (576, 1024, 2048, 8192)]
-    points += [("layer size", *UP, 16, 4096)]
     side = 8192
     if SMOKE:
         points, side = [("tokens", 64, 96, 4, 16)], 64

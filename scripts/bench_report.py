@@ -63,9 +63,12 @@ def ratio(data: dict[str, Any], part: str, ours: str, other: str, field: str = "
 def target_rows(data: dict[str, Any]) -> Iterable[tuple[str, float | None, float]]:
     """(quantity, measured, target) for every target, for each baseline that it may be read against."""
     for part, name, targets in (
+        ("short", "LLaMA-7B step, 16 × 112 tokens", (1.00, 0.55, 1.08, 0.95)),
         ("steps", "LLaMA-7B step", (1.00, 0.55, 1.08, 0.95)),
         ("checkpointing", "LLaMA-7B step, checkpointing", (1.00, 0.52, 1.15, 1.00)),
     ):
+        if part == "short" and part not in data:
+            continue  # the committed files of before do not have it
         for dtype in ("fp32", "bf16"):
             other = f"lora_{dtype}_factors"
             yield f"{name} / LoRA, {dtype} factors", ratio(data, part, "dual_lora", other), targets[0]
@@ -119,6 +122,7 @@ def steps_table(data: dict[str, Any]) -> str:
     """Median, quantiles and memory of every method and setting."""
     lines = ["| step | method | ms (20–80 %) | GiB |", "| --- | --- | ---: | ---: |"]
     parts = {
+        "short": "LLaMA-7B, 16 × 112",
         "steps": "LLaMA-7B, 16 × 256",
         "checkpointing": "… gradient checkpointing",
         "dropout": "… input dropout 0.05",
@@ -215,9 +219,19 @@ def draw_growth(data: dict[str, Any], path: Path) -> None:
 
 def readme_section(data: dict[str, Any]) -> str:
     """The targets and where they were measured."""
-    card = data.get("environment_training", {})
-    where = f"{card.get('card', '?')}, PyTorch {card.get('torch', '?')}, Triton {card.get('triton', '?')}"
-    return f"{where}; medians, one process. Details: `docs/kernels.md`.\n\n{targets_table(data)}"
+    return f"{machines(data)}; medians, one process. Details: `docs/kernels.md`.\n\n{targets_table(data)}"
+
+
+def machines(data: dict[str, Any]) -> str:
+    """Card and versions of the GPU's files; where these differ, each with the files that it was measured for."""
+    files: dict[str, list[str]] = {}
+    for name in ("training", "kernels", "training_generation"):
+        card = data.get(f"environment_{name}", {})
+        where = f"{card.get('card', '?')}, PyTorch {card.get('torch', '?')}, Triton {card.get('triton', '?')}"
+        files.setdefault(where, []).append(f"`{name}.json`")
+    if len(files) == 1:
+        return next(iter(files))
+    return "; ".join(f"{where} ({', '.join(names)})" for where, names in files.items())
 
 
 def full_section(data: dict[str, Any]) -> str:

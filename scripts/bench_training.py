@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dual_lora import DualLoraConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-PARTS = ("small", "steps", "profile", "dropout")
+PARTS = ("short", "steps", "small", "profile", "dropout")
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 SMOLLM2_135M = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -244,6 +244,8 @@ def main() -> None:
         del small
     if set(args.parts) - {"small"}:
         model = make_model(LLAMA_7B)
+    if "short" in args.parts:
+        keep("short", bench_steps(model, list(VARIANTS), 16, 112, repetitions=10)[0])
     if "steps" in args.parts:
         plain, checkpointed = bench_steps(model, list(VARIANTS), 16, 256, repetitions=5, checkpointing=(False, True))
         keep("steps", plain)
