@@ -7,7 +7,6 @@ that lie in its run folder and never composes.
 
 from __future__ import annotations
 
-import os
 import sys
 
 
@@ -20,9 +19,6 @@ def main(arguments: list[str]) -> int:
         from dual_lora.launch.group import work as work_group
 
         return work_group(arguments[1])
-    # `import dual_lora` registers the method with PEFT and so loads torch. Composing, plans and the checks of what is
-    # not there must answer within seconds; `dual_lora.tuner` registers when a run needs it.
-    os.environ["_DUAL_LORA_LAZY"] = "1"
     from dual_lora.config import ConfigError
     from dual_lora.config.compose import compose
 

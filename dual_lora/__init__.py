@@ -6,16 +6,17 @@ read its checkpoints:
     import dual_lora
     model = peft.get_peft_model(base_model, dual_lora.DualLoraConfig(r_magnitude=16, r_direction=16, alpha=32))
 
-Private to this project's own command-line programs: while the environment variable `_DUAL_LORA_LAZY` is set, the
-registration (which imports torch, transformers and peft: seconds) waits until a public name is used, because
-`run.py --help` has to answer before any of these is loaded. They set the variable around the import and remove it.
+Where PEFT is not imported yet the registration waits for that import, so that the command line composes, plans and
+writes tables without torch, which takes seconds to load.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
-from typing import TYPE_CHECKING
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dual_lora.tuner import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         set_delta_warmup,
     )
 
+__version__ = "0.1.0"
 __all__ = ["DeltaWarmupCallback", "DualLoraConfig", "DualLoraLinear", "DualLoraModel", "set_delta_warmup"]
 
 
@@ -35,5 +37,26 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'dual_lora' has no attribute {name!r}; its public names are {', '.join(__all__)}")
 
 
-if not os.environ.get("_DUAL_LORA_LAZY"):
+class _RegisterAfterPeft(MetaPathFinder):
+    """Registers the method at the end of `import peft`; whoever finds PEFT otherwise finds it."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != "peft":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                load(module)
+                importlib.import_module("dual_lora.tuner")
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "peft" in sys.modules:
     importlib.import_module("dual_lora.tuner")
+else:
+    sys.meta_path.insert(0, _RegisterAfterPeft())

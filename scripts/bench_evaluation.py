@@ -20,7 +20,6 @@ Everything else is as for run.py.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
-os.environ["_DUAL_LORA_LAZY"] = "1"  # composing answers before torch is loaded
 
 from dual_lora.config import ConfigError, DecodingConfig, RunConfig  # noqa: E402
 from dual_lora.config.compose import compose  # noqa: E402
@@ -50,7 +48,6 @@ def main(arguments: list[str]) -> int:
         cells = compose(["method=none", *(a for a in arguments if a.partition("=")[0] not in OWN)])
         if len(cells) != 1:
             raise ConfigError("one model at a time: give one value per setting and no -m")
-        del os.environ["_DUAL_LORA_LAZY"]
         result = _bench(cells[0], own)
     except (ConfigError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -121,7 +121,7 @@ def bench(method: str, stage: int, smoke: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
         command += [__file__, "--worker", method, str(stage), folder, *(["--smoke"] if smoke else [])]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{method}, ZeRO-{stage} failed:\n{done.stderr[-4000:]}")

@@ -12,13 +12,11 @@ uncommitted in results/records.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["_DUAL_LORA_LAZY"] = "1"  # the report needs neither PEFT nor torch
 
 from rich.console import Console  # noqa: E402
 from rich.table import Column, Table  # noqa: E402

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 import warnings
@@ -28,7 +27,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["_DUAL_LORA_LAZY"] = "1"  # composing answers before torch is loaded
 
 from dual_lora.config import ConfigError, RunConfig, nearest  # noqa: E402
 from dual_lora.config.compose import compose  # noqa: E402
@@ -47,7 +45,6 @@ def main(arguments: list[str]) -> int:
         if len(cells) != 1:
             raise ConfigError("evaluate.py scores one model at a time; give one value per setting and no -m")
         adapter = None if own.get("adapter", "none") == "none" else _adapter_files(Path(own["adapter"]))
-        del os.environ["_DUAL_LORA_LAZY"]
         return _evaluate(cells[0], adapter, own)
     except (ConfigError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

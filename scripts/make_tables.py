@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["_DUAL_LORA_LAZY"] = "1"  # the report needs neither PEFT nor torch
 
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402

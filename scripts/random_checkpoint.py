@@ -27,7 +27,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +35,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("_DUAL_LORA_LAZY", "1")  # composing answers before torch is loaded
 
 from dual_lora.config import ConfigError, ModelConfig  # noqa: E402
 from dual_lora.config.compose import compose  # noqa: E402
@@ -57,7 +55,6 @@ def main(arguments: list[str]) -> int:
         cells = compose(["task=glue/sst2", "method=none", "data.source=sample", *rest])
         if len(cells) != 1:
             raise ConfigError("one model at a time: give one value per setting and no -m")
-        os.environ.pop("_DUAL_LORA_LAZY", None)
         model, out = cells[0].model, Path(own["out"])
         if model.source == "random":
             size = write_start(model, out, Path(own["tokenizers"]) if "tokenizers" in own else None)

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["_DUAL_LORA_LAZY"] = "1"  # scoring needs no adapter
 
 from dual_lora import records
 from dual_lora.records.lock import RunLock

@@ -42,7 +42,7 @@ class Run:
         self.folder, self.command = folder, [sys.executable, str(ROOT / "run.py"), *words, f"results={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "log.txt"
-        environment = {**os.environ, "_DUAL_LORA_LAZY": "", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         # Images of containers set it, and then each process of each run compiles all that it imports: 20 s.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if cards is not None:

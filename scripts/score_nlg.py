@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["_DUAL_LORA_LAZY"] = "1"  # scoring needs neither PEFT nor torch
 
 from dual_lora.metrics import e2e, nlg
 from dual_lora.metrics.java import JavaError

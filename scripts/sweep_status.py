@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["_DUAL_LORA_LAZY"] = "1"
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402

@@ -48,7 +48,7 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 

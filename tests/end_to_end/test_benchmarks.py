@@ -19,7 +19,7 @@ SECTION = "import json, sys, scaling_tables; print(scaling_tables.section(json.l
 def bench(
     *words: str, script: str = "bench_zero.py", timeout: int = 600, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "", **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, str(ROOT / "scripts" / script), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 

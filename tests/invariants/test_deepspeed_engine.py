@@ -107,7 +107,7 @@ def trained() -> dict[str, dict[str, Any]]:
             capture_output=True,
             text=True,
             timeout=420,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": ""},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads((Path(folder) / "trained.json").read_text())

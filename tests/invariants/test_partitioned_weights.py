@@ -54,7 +54,7 @@ def test_weights_are_partitioned_in_their_own_dtype(dtype, checkpoint):
     group |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": "."}
     done = subprocess.run(
         [sys.executable, "-c", SHARDS, str(checkpoint), dtype],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "_DUAL_LORA_LAZY": "", **group},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **group},
         cwd=ROOT,
         capture_output=True,
         text=True,

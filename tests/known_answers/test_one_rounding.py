@@ -43,12 +43,11 @@ def test_a_process_that_only_evaluates_finds_the_scores_of_the_one_that_trained(
     assert afterwards["scores"] == at_once["scores"]
 
 
-def test_a_saved_adapter_gets_the_scores_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_adapter_gets_the_scores_of_its_run(tmp_path: Path) -> None:
     record = _ran("method=lora", f"results={tmp_path}", "protocol.also_report=[]", "protocol.checkpoint=last")
     adapter = tmp_path / "runs" / record["identity"]["run_id"] / "adapter"
     out = tmp_path / "scores.json"
     words = [*CELL, "protocol.also_report=[]", "protocol.checkpoint=last", "launch.device=cpu", f"results={tmp_path}"]
-    monkeypatch.setenv("_DUAL_LORA_LAZY", "1")  # as the script leaves it when it is imported
     spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
     assert spec is not None
     assert spec.loader is not None

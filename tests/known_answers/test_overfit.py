@@ -199,7 +199,6 @@ def test_the_script_scores_the_exported_checkpoint_alike(
 
 def _scored(found: Trained, words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[dict[str, Any]]:
     evaluate = script("evaluate")
-    monkeypatch.setenv("_DUAL_LORA_LAZY", "1")
     out = folder / "scores.json"
     data = ["data.source=local", f"data.dir={found.data}", f"results={folder}", "launch.device=cpu"]
     assert evaluate.main([f"out={out}", *found.cell.own_words, *data, "launch.eval_batch=96", *words]) == 0

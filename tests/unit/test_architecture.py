@@ -112,16 +112,12 @@ def test_using_the_adapter_loads_no_suite() -> None:
 
 
 def test_reading_records_loads_no_torch() -> None:
-    code = "import os; os.environ['_DUAL_LORA_LAZY'] = '1'\nimport dual_lora.report.screen, dual_lora.report.table"
+    code = "import dual_lora.report.screen, dual_lora.report.table"
     assert "torch" not in loaded_by(code)
 
 
 def test_composing_loads_no_torch() -> None:
-    code = (
-        "import os; os.environ['_DUAL_LORA_LAZY'] = '1'\n"
-        "from dual_lora.config.compose import compose; assert compose(['profile=demo'])"
-    )
-    assert "torch" not in loaded_by(code)
+    assert "torch" not in loaded_by("from dual_lora.config.compose import compose; assert compose(['profile=demo'])")
 
 
 def test_files_stay_readable() -> None:

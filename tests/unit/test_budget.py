@@ -110,7 +110,6 @@ def test_formulas_calculate_and_run_nothing_else():
 def test_planning_needs_no_torch():
     """A plan answers at once: counting and budgets import nothing heavy."""
     code = (
-        "import os; os.environ['_DUAL_LORA_LAZY'] = '1'\n"
         "import sys; from dual_lora import methods; from dual_lora.methods.budget import read_method\n"
         "methods.planned_parameters(read_method('lora'), [('q', 8, 8)]); methods.with_budget\n"
         "sys.exit(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -89,9 +88,8 @@ def test_cells_composed_in_several_processes_are_the_same() -> None:
         "import sys; from dual_lora.config.compose import compose; cells = compose(sys.argv[1:]);"
         "assert 'torch' not in sys.modules; print([cell.to_dict() for cell in cells])"
     )
-    environment = {**os.environ, "_DUAL_LORA_LAZY": "1"}
     words = [sys.executable, "-c", code, "-m", *SWEEP]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert ast.literal_eval(done.stdout) == [cell.to_dict() for cell in compose(["-m", *SWEEP])]
 
 

@@ -35,7 +35,6 @@ def adapter(tmp_path_factory):
 
 
 def evaluate(script, monkeypatch, tmp_path, *arguments):
-    monkeypatch.setenv("_DUAL_LORA_LAZY", "1")
     out = tmp_path / "scores.json"
     code = script.main([f"out={out}", f"results={tmp_path}", *SETTINGS, *arguments])
     return code, json.loads(out.read_text()) if out.exists() else None
