@@ -1,9 +1,14 @@
 """Dual LoRA as a PEFT method: configuration, layer, model and the warm-up of its update. Importing registers it."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from dual_lora.tuner.config import DualLoraConfig
 from dual_lora.tuner.layer import DualLoraLinear
 from dual_lora.tuner.model import DualLoraModel
-from dual_lora.tuner.warmup import DeltaWarmupCallback, set_delta_warmup, warmup_factor
+
+if TYPE_CHECKING:
+    from dual_lora.tuner.warmup import DeltaWarmupCallback, set_delta_warmup, warmup_factor
 
 __all__ = [
     "DeltaWarmupCallback",
@@ -13,3 +18,10 @@ __all__ = [
     "set_delta_warmup",
     "warmup_factor",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The callback extends transformers' Trainer, which imports PEFT, whose import imports this package.
+    if name in __all__:
+        return getattr(importlib.import_module("dual_lora.tuner.warmup"), name)
+    raise AttributeError(f"module 'dual_lora.tuner' has no attribute {name!r}")

@@ -96,15 +96,15 @@ def test_importing_loads_nothing_until_peft_or_a_public_name_is_wanted():
     assert run_python(code).split() == ["False", "False", "True", "True"]
 
 
-def test_transformers_alone_finds_the_method():
-    """`load_adapter` imports PEFT itself."""
+def test_it_registers_while_transformers_is_half_imported():
+    """Its Trainer imports PEFT, in the middle of modules that the warm-up's callback needs whole."""
     code = (
-        "import dual_lora, transformers.integrations.peft, sys\n"
-        "from peft import PeftConfig\n"
-        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING\n"
-        "print(PEFT_TYPE_TO_CONFIG_MAPPING['DUAL_LORA'].__name__)"
+        "import dual_lora, sys\n"
+        "from transformers import Trainer\n"
+        "print('peft' in sys.modules, 'DUAL_LORA' in sys.modules['peft'].PeftType.__members__)\n"
+        "print(issubclass(dual_lora.DeltaWarmupCallback, sys.modules['transformers'].TrainerCallback))"
     )
-    assert run_python(code).split() == ["DualLoraConfig"]
+    assert run_python(code).split() == ["True", "True", "True"]
 
 
 def test_a_misspelt_name_says_which_names_there_are():
