@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dual_lora import shipped
 from dual_lora.config import ConfigError, RunConfig, legal_values
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = shipped.folder("configs")
 GROUPS = {
     "model": "the checkpoint",
     "task": "what is learned and measured",

@@ -23,7 +23,7 @@ def zero_stage(config: RunConfig, world_size: int) -> int:
     """Return the ZeRO stage that is used.
 
     With one process, stages 1 and 2 have nothing to split, and their hooks on every parameter would cost a third of a
-    small step (`scripts/bench_zero.py`); unless the optimizer's state goes to host memory, stage 0 does the same.
+    small step (`run.py bench zero`); unless the optimizer's state goes to host memory, stage 0 does the same.
     """
     launch = config.launch
     return 0 if world_size == 1 and launch.zero_stage in (1, 2) and not launch.offload else launch.zero_stage

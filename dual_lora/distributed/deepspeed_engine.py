@@ -3,7 +3,7 @@
 DeepSpeed is written for models trained whole: its hooks sit on every module and it visits every parameter. An adapter
 multiplies both, so most of a step under ZeRO would be host time. Nothing here changes what is computed, but for the
 order of sums (`ordered_sums`) and what becomes of a step whose gradients are not finite (`deepspeed_steps`). Steps are
-timed by `scripts/bench_group_steps.py` without GPUs, by `bench_zero.py` on one and by `bench_scaling.py` on several.
+timed by `run.py bench group-steps` without GPUs, by `bench zero` on one and by `bench scaling` on several.
 """
 
 from __future__ import annotations

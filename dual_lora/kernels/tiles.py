@@ -27,7 +27,7 @@ class Tile:
     steps: int = 1
 
 
-# Chosen on an H100 at 11008 x 4096, rank 16, bf16 (scripts/sweep_kernels.py, results/benchmarks/kernels_tiles.json);
+# Chosen on an H100 at 11008 x 4096, rank 16, bf16 (`run.py bench tiles`, results/benchmarks/kernels_tiles.json);
 # microseconds, best of the rest in brackets. At rank 16 they take up to 140 KiB of shared memory (compiled for sm_90),
 # which an A100 (163 KiB) has too; `tile_for` gives cards with less (99 KiB on consumer cards) the unpipelined form.
 TILES = {

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dual_lora import shipped
 from dual_lora.config import RunConfig
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -78,8 +79,7 @@ def _work(file: str, log: str, environment: dict[str, str], threads: int | None)
 
     # A package that was loaded may have touched the driver all the same (private: torch offers no other way to ask).
     if torch.cuda._is_in_bad_fork():
-        run = Path(__file__).resolve().parents[2] / "run.py"
-        os.execv(sys.executable, [sys.executable, str(run), "--worker", file])
+        os.execv(sys.executable, [*shipped.command(), "--worker", file])
     if threads is not None:
         torch.set_num_threads(threads)
     from dual_lora.launch.worker import work

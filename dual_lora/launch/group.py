@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from dual_lora.launch.local import RUN
+from dual_lora import shipped
 from dual_lora.launch.worker import FAILURES
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ class Group:
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
         try:
-            elastic_launch(config, sys.executable)(str(RUN), "--worker", str(self.file))
+            program, *words = shipped.command()
+            elastic_launch(config, program)(*words, "--worker", str(self.file))
         except BaseException as error:
             self._errors.append(error)
 

@@ -7,11 +7,11 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from dual_lora import shipped
 from dual_lora.config import ConfigError
 from dual_lora.launch import forks
 from dual_lora.launch.show import title
@@ -19,7 +19,6 @@ from dual_lora.records.lock import RunIsBusy
 
 logger = logging.getLogger(__name__)
 Worker = forks.Fork | subprocess.Popen[bytes]
-RUN = Path(__file__).resolve().parents[2] / "run.py"
 
 
 def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
@@ -154,7 +153,7 @@ def _start(item: Any, place: int) -> Worker:
         return forks.Fork(file, item.folder / "log.txt", environment, item.config.launch.parallel)
     with (item.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(RUN), "--group", str(file)],
+            [*shipped.command(), "--group", str(file)],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,

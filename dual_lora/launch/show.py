@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from dual_lora import shipped
 from dual_lora.config import RunConfig
 
 
@@ -43,5 +44,5 @@ def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
 
 def _next_command(config: RunConfig) -> str:
     if config.profile.name == "demo":
-        return "python run.py -m profile=demo method=lora,dora,dual_lora"
-    return "python scripts/make_tables.py"
+        return f"{shipped.PROGRAM} -m profile=demo method=lora,dora,dual_lora"
+    return f"{shipped.PROGRAM} tables"

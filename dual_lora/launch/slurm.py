@@ -19,12 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dual_lora import shipped
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.launch.local import write_config
 from dual_lora.launch.show import title
 
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[2]
 _MAX_REQUEUES = 1000
 _WORD = re.compile(r"[\w.,:+@%=/-]+", re.ASCII)
 _CONSTRAINT = re.compile(r"[\w.,:+@%=/&|*()\[\]!-]+", re.ASCII)
@@ -121,6 +121,7 @@ def check_options(config: RunConfig) -> None:
 
 def parameters(launch: LaunchConfig) -> dict[str, Any]:
     """Return submitit's parameters for one array."""
+    here = shlex.quote(str(shipped.import_root()))
     gpus = 0 if launch.device == "cpu" else launch.processes_per_node
     optional = {
         "partition": launch.partition,
@@ -138,7 +139,10 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
         "cpus_per_task": launch.cpus_per_task or 8 * launch.processes_per_node,
         "signal_delay_s": launch.signal_seconds,
         "array_parallelism": launch.parallel,
-        "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}", *launch.setup],
+        "setup": [
+            f"export PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *launch.setup,
+        ],
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True, **launch.sbatch},
         "srun_args": ["--kill-on-bad-exit=1"],  # a node that fails takes the others along

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dual_lora import shipped
 from dual_lora.config import ConfigError, MethodConfig, legal_values
 from dual_lora.methods.counts import LayerShape, adapter_parameters, planned_parameters, rank_names
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
+CONFIGS = shipped.folder("configs") / "method"
 # Settings that move with the rank, so that the scale of the update (α/r) stays the method's, and AdaLoRA's final rank.
 _FOLLOWERS = ("lora_alpha", "alpha", "randlora_alpha", "target_r")
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dual_lora import shipped
 from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models import hub
 from dual_lora.models.dequantize import dequantized_folder
@@ -36,7 +37,7 @@ def check_available(model: ModelConfig) -> None:
     elif model.dimensions.vocab_size != VOCAB_SIZE:
         raise ModelError(
             f"model={model.name} starts at random with its family's own vocabulary, which is not made up here; run "
-            f"`python scripts/random_checkpoint.py model={model.name} tokenizers=FOLDER out=START`, then give "
+            f"`{shipped.PROGRAM} random-checkpoint model={model.name} tokenizers=FOLDER out=START`, then give "
             "model.path=START"
         )
 

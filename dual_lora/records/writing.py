@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dual_lora import shipped
 from dual_lora.records import redaction
 from dual_lora.records.schema import SCHEMA, RecordError, Status, upgraded
 
-_ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy", "triton")
 
 
@@ -95,8 +95,11 @@ def origin_of_this_process() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if not shipped.IN_CHECKOUT:
+        return None
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, cwd=shipped.home(), capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

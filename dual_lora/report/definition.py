@@ -163,6 +163,13 @@ def read_all(folder: Path) -> dict[str, Experiment]:
     return experiments
 
 
+def named(experiments: Mapping[str, Experiment], name: str) -> Experiment:
+    """Return the experiment of that name. Raises `DefinitionError`."""
+    if name not in experiments:
+        raise DefinitionError(f"experiment {name!r} does not exist{_nearest(name, list(experiments))}")
+    return experiments[name]
+
+
 def tables(experiments: Mapping[str, Experiment]) -> dict[str, list[Experiment]]:
     """Return table name -> its blocks, for every file with a title."""
     return {

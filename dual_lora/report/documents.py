@@ -1,7 +1,7 @@
 """Generated parts of README.md and docs/*.md: the numbers there come from records, like those of the tables.
 
 <!-- table:NAME -->
-(measured rows of the table, written by scripts/make_tables.py)
+(measured rows of the table, written by `run.py tables`)
 <!-- /table -->
 
 <!-- table:NAME columns=BLEU,val. loss,n,train s -->

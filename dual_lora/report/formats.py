@@ -105,7 +105,7 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
 def latex(table: TableView) -> str:
     """Return a `table*` environment for a document that loads booktabs."""
     text = _escape
-    lines = [f"% {table.name}: made by scripts/make_tables.py, do not edit", r"\begin{table*}", r"\centering\small"]
+    lines = [f"% {table.name}: made by run.py tables, do not edit", r"\begin{table*}", r"\centering\small"]
     lines.append(rf"\caption{{{text(table.title)}}}")
     lines.append(rf"\label{{tab:{re.sub('[^a-zA-Z0-9]+', '-', table.name)}}}")
     for block in table.blocks:

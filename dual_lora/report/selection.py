@@ -12,11 +12,11 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dual_lora import shipped
 from dual_lora.records.schema import Record
 from dual_lora.report.definition import Experiment
 
@@ -34,7 +34,7 @@ _WITHOUT_INFLUENCE = (
     "recipe.trials",
 )
 _GROUPS = ("model", "task", "method", "protocol", "profile")
-_RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
+_RECIPES = shipped.folder("configs") / "recipe"
 # The published GLUE rows of these tasks start from the MNLI adapter; `init_from=auto` acts on them only.
 STARTED_FROM_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dual_lora import shipped
 from dual_lora.records.schema import Record
 from dual_lora.report import definition, documents, figures, formats, records, selection
 from dual_lora.report.definition import Experiment
@@ -26,9 +27,13 @@ FORMATS: Mapping[str, Callable[[TableView], str]] = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """A checkout of the project."""
+    """A checkout of the project, or a folder with `results/` where the package is installed."""
 
     root: Path
+
+    def _shipped(self, name: str) -> Path:
+        """Return the folder of this workspace if it has experiments of its own, else the one that ships."""
+        return (self.root / name) if (self.root / "experiments").is_dir() else shipped.folder(name)
 
     @property
     def records(self) -> Path:
@@ -44,7 +49,11 @@ class Workspace:
 
     def experiments(self) -> dict[str, Experiment]:
         """Return the experiments by name. Raises `DefinitionError`."""
-        return definition.read_all(self.root / "experiments")
+        return definition.read_all(self._shipped("experiments"))
+
+    def experiment(self, name: str) -> Experiment:
+        """Return an experiment. Raises `DefinitionError`."""
+        return definition.named(self.experiments(), name)
 
     def blocks(self, only: Sequence[str] = ()) -> dict[str, list[Experiment]]:
         """Return table name -> its blocks, of all tables or those named. Raises `DefinitionError`."""
@@ -66,7 +75,7 @@ class Workspace:
 
     def view(self, name: str, blocks: Sequence[Experiment], held: Sequence[Record]) -> TableView:
         """Return a table over the given records."""
-        return Builder(self.root / "results" / "published", self.root / "configs").build(name, blocks, held)
+        return Builder(self._shipped("results/published"), self._shipped("configs")).build(name, blocks, held)
 
     def views(self, held: Sequence[Record], only: Sequence[str] = ()) -> dict[str, TableView]:
         """Return the tables over the given records."""

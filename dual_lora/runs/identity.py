@@ -11,7 +11,7 @@ from dual_lora.records import digest
 # Words for people: renaming a label must not orphan the records made under the old one.
 _LABELS = ("label",)
 _NOT_IDENTITY = {
-    # Metrics are computed from the kept predictions, at any time and as often as wanted (scripts/rescore.py).
+    # Metrics are computed from the kept predictions, at any time and as often as wanted (`run.py rescore`).
     "task": ("metrics",),
     "model": ("path", "dimensions", "dtype"),  # the weights' fingerprint and the resolved dtype stand for them
     "method": ("contract", "parameters"),

@@ -1,7 +1,7 @@
 """Steps without walks over all modules, which are an eighth to a fifth of a small model's step.
 
 The Trainer sets the mode, drops the gradients, clips them and counts the weights anew at every step, each by visiting
-every module of the model, adapters included, whatever the batch (`scripts/bench_walks.py`, on 30 layers). None of it
+every module of the model, adapters included, whatever the batch (`run.py bench walks`, on 30 layers). None of it
 changes during a training.
 """
 

@@ -1,4 +1,4 @@
-"""Benchmarks of training steps run small on a CPU and write what the committed files hold."""
+"""Every benchmark runs small on a CPU and writes what the committed files hold."""
 
 from __future__ import annotations
 
@@ -6,84 +6,89 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from dual_lora.benchmarks import scaling_tables
+from dual_lora.commands import main
+from dual_lora.commands.bench import NAMES
 from tests.small_cells import ROOT
 
-# In a process of its own: on this one's path, scripts/evaluate.py would stand before the library of that name.
-SECTION = "import json, sys, scaling_tables; print(scaling_tables.section(json.load(open(sys.argv[1]))))"
 
-
-def bench(
-    *words: str, script: str = "bench_zero.py", timeout: int = 600, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, str(ROOT / "scripts" / script), *words]
+def bench(*words: str, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: what starts others, or reads a variable when it is imported."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "dual_lora", "bench", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-@pytest.mark.slow
-def test_zero_benchmark_times_both_launchers(tmp_path):
-    ran = bench("--smoke", "--methods", "lora", "--output", str(tmp_path))
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    written = json.loads((tmp_path / "zero.json").read_text())
-    assert {"card", "torch", "deepspeed", "peft"} <= written["environment"].keys()
-    size, found = written["zero"]["size"], written["zero"]["lora"]
-    for launcher in ("plain", "zero2"):
-        timed = found[launcher]
-        assert timed["steps"] == size["steps"] * size["rounds"]
-        assert 0 < timed["p20_ms"] <= timed["median_ms"] <= timed["p80_ms"]
-    assert found["ratio"] == found["zero2"]["median_ms"] / found["plain"]["median_ms"]
+def smoke(name: str, folder: Path, *words: str, file: str) -> dict[str, Any]:
+    """Run a benchmark in this process and return its result file."""
+    assert main(["bench", name, "--smoke", "--output", str(folder), *words]) == 0
+    found = json.loads((folder / f"{file}.json").read_text())
+    assert {"card", "torch"} <= found["environment"].keys()
+    return found
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real model is timed")
-@pytest.mark.slow
-def test_zero_benchmark_needs_a_gpu_for_the_real_model(tmp_path):
-    ran = bench("--output", str(tmp_path))
-    assert ran.returncode == 1
-    assert "--smoke" in ran.stderr
-    assert not list(tmp_path.iterdir())
+def assert_timed(row: dict[str, float]) -> None:
+    assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
 
 
-@pytest.mark.slow
+def test_training_benchmark_times_every_part(tmp_path):
+    found = smoke("training", tmp_path, "--parts", "small", "dropout", file="training")
+    assert "steps" not in found
+    again = smoke("training", tmp_path, "--parts", "steps", "profile", file="training")
+    assert again["dropout"] == found["dropout"], "parts that are not run are kept"
+    for variant in ("dual_lora", "lora_fp32_factors", "lora_bf16_factors", "floor"):
+        for part in ("small", "steps", "checkpointing"):
+            assert_timed(again[part][variant])
+    assert_timed(again["steps"]["dora_bf16_factors"])
+    assert_timed(again["small_cuda_graph"]["dual_lora"])
+    assert_timed(again["dropout"]["dual_lora_autocast"])
+    assert sum(again["profile"]["ms_by_kind"].values()) > 0
+
+
 def test_loss_positions_benchmark_times_both_ways(tmp_path):
-    ran = bench("--smoke", "--output", str(tmp_path), script="bench_loss_positions.py")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    tiny = json.loads((tmp_path / "loss_positions.json").read_text())["tiny"]
+    tiny = smoke("loss-positions", tmp_path, file="loss_positions")["tiny"]
     for way in ("everywhere", "where_the_loss_is"):
-        assert 0 < tiny[way]["p20_ms"] <= tiny[way]["median_ms"] <= tiny[way]["p80_ms"]
+        assert_timed(tiny[way])
 
 
-@pytest.mark.slow
+def test_generation_benchmark_times_the_base_and_both_forms_of_the_adapter(tmp_path):
+    found = smoke("generation", tmp_path, file="training_generation")["generation"]
+    assert found.keys() == {f"{name}_batch_{n}" for name in ("base", "not_merged", "merged") for n in (1, 16)}
+    for row in found.values():
+        assert 0 < row["generate"]["min_ms"] <= row["generate"]["max_ms"]
+        assert_timed(row["cuda_graph"])
+
+
 def test_walks_benchmark_times_both_ways(tmp_path):
-    ran = bench("--smoke", "--output", str(tmp_path), script="bench_walks.py")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads((tmp_path / "walks_cpu.json").read_text())
+    found = smoke("walks", tmp_path, file="walks_cpu")
     for method in ("lora", "dual_lora"):
         for way in ("trainer", "ours"):
-            assert 0 < found[method][way]["p20_ms"] <= found[method][way]["median_ms"] <= found[method][way]["p80_ms"]
+            assert_timed(found[method][way])
+            assert found[method][way]["steps"] == found["size"]["steps"]
 
 
-@pytest.mark.slow
-def test_group_steps_benchmark_times_both_ways(tmp_path):
-    ran = bench("--smoke", "--methods", "dual_lora", "--output", str(tmp_path), script="bench_group_steps.py")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads((tmp_path / "group_steps_cpu.json").read_text())
-    for stage in (2, 3):
-        row = found[f"dual_lora, zero{stage}"]
-        for way in ("deepspeed", "ours"):
-            assert 0 < row[way]["p20_ms"] <= row[way]["median_ms"] <= row[way]["p80_ms"]
-            assert row[way]["steps"] == found["size"]["steps"]
-        assert row["ratio"] == row["ours"]["median_ms"] / row["deepspeed"]["median_ms"]
+def test_evaluation_benchmark_compares_the_loops(tmp_path):
+    words = ["items=3", "greedy=4", f"out={tmp_path / 'loops.json'}", "launch.device=cpu"]
+    assert main(["bench", "evaluation", "--smoke", *words]) == 0
+    found = json.loads((tmp_path / "loops.json").read_text())
+    assert found["loops"].keys() == {"published", "ours, beam 4", "ours, greedy"}
+    assert found["loops"]["published"]["same_reading_as_published"] == 1.0
+    assert (found["items"], found["greedy"]["items"]) == (3, 4)
 
 
 def test_kernel_benchmarks_run_in_the_interpreter(tmp_path):
     """Tiny layers: the times say nothing, but each kernel is called as it is on a GPU, and no failure is a result."""
-    for script in ("bench_kernels.py", "sweep_kernels.py"):
-        ran = bench("--output", str(tmp_path), script=script, TRITON_INTERPRET="1")
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+    code = "import sys; from dual_lora.commands import main\n"
+    for words in ("'kernels'", "'kernels', '--device', 'cpu'", "'tiles'"):
+        code += f"assert main(['bench', {words}, '--smoke', '--output', sys.argv[1]]) == 0\n"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=600, env=environment)
     measured = json.loads((tmp_path / "kernels.json").read_text())
     assert {"copy", "build", "reduce", "reduce_and_rebuild"} <= measured["parts"][0].keys()
     assert [row["tokens"] for row in measured["few_tokens"]] == [1, 16, 32, 64]
@@ -92,18 +97,59 @@ def test_kernel_benchmarks_run_in_the_interpreter(tmp_path):
     tiles = json.loads((tmp_path / "kernels_tiles.json").read_text())["tiles"]
     assert tiles.keys() == {"build", "reduce", "reduce_and_rebuild", "few_tokens"}
     assert all(row["median_ms"] > 0 for rows in tiles.values() for row in rows)
+    cpu = json.loads((tmp_path / "kernels_cpu.json").read_text())["cpu"]
+    assert cpu["time_ratio"] == cpu["tiled"]["median_ms"] / cpu["naive"]["median_ms"]
+
+
+def test_zero_benchmark_times_both_launchers(tmp_path):
+    ran = bench("zero", "--smoke", "--methods", "lora", "--output", str(tmp_path))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    written = json.loads((tmp_path / "zero.json").read_text())
+    assert {"card", "torch", "deepspeed", "peft"} <= written["environment"].keys()
+    size, found = written["zero"]["size"], written["zero"]["lora"]
+    for launcher in ("plain", "zero2"):
+        assert found[launcher]["steps"] == size["steps"] * size["rounds"]
+        assert_timed(found[launcher])
+    assert found["ratio"] == found["zero2"]["median_ms"] / found["plain"]["median_ms"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real model is timed")
+def test_zero_benchmark_needs_a_gpu_for_the_real_model(tmp_path, capsys):
+    assert main(["bench", "zero", "--output", str(tmp_path)]) == 2
+    assert "--smoke" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_group_steps_benchmark_times_both_ways(tmp_path):
+    ran = bench("group-steps", "--smoke", "--methods", "dual_lora", "--output", str(tmp_path))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads((tmp_path / "group_steps_cpu.json").read_text())
+    for stage in (2, 3):
+        row = found[f"dual_lora, zero{stage}"]
+        for way in ("deepspeed", "ours"):
+            assert_timed(row[way])
+            assert row[way]["steps"] == found["size"]["steps"]
+        assert row["ratio"] == row["ours"]["median_ms"] / row["deepspeed"]["median_ms"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_says_what_is_measured(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", name, "--help"])
+    assert end.value.code == 0
+    assert f"python run.py bench {name}" in capsys.readouterr().out.split("options:")[0].split("\n\n", 1)[1]
 
 
 def test_pages_show_what_the_benchmark_files_hold():
-    ran = bench("--check", script="bench_report.py")
-    assert ran.returncode == 0, ran.stderr
+    assert main(["bench", "report", "--check"]) == 0
 
 
 @pytest.mark.slow
 def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     """Two processes of tiny models on the CPU stand for two GPUs; the records and the pages' tables come with them."""
     words = ("--smoke", "--output", str(tmp_path / "made"), "--scratch", str(tmp_path / "scratch"))
-    ran = bench(*words, script="bench_scaling.py", timeout=1800)
+    ran = bench("scaling", *words, timeout=1800)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads((tmp_path / "made" / "scaling.json").read_text())["2"]
     same, killed, speed = found["same"]["dual_lora, float32"]["zero2"], found["killed"], found["speed"]["dual_lora"]
@@ -118,13 +164,7 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     assert found["large"]["adapter"]["elements"] == found["large"]["adapter"]["trained"] > 0
     assert len(speed["one"]["medians"]) == 4, "on each card before and after the groups"
     assert len((tmp_path / "made" / "scaling.jsonl").read_text().splitlines()) == 13
-    text = subprocess.run(
-        [sys.executable, "-c", SECTION, str(tmp_path / "made" / "scaling.json")],
-        cwd=ROOT / "scripts",
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    text = scaling_tables.section(json.loads((tmp_path / "made" / "scaling.json").read_text()))
     for part in (
         "ZeRO-2",
         "; 4 runs, ",

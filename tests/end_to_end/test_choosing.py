@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dual_lora.commands import main
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SMALL = ["data.source=sample", "profile.max_steps=2", "launch.device=cpu", "protocol=strict"]
 WRITING = ["model=tiny_llama", "task=e2e", "task.metrics=[BLEU,NIST]"]
 
@@ -24,15 +23,6 @@ def cell(results: Path, *arguments: str) -> dict[str, Any]:
     return lifecycle.run(resolve(config))
 
 
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_trial_of_a_writing_model_looks_at_no_test_item(tmp_path: Path, capsys: Any) -> None:
     record = cell(tmp_path, *WRITING, "method=lora", "profile=trial")
     assert record["status"] == "finished", record.get("message")
@@ -40,7 +30,7 @@ def test_a_trial_of_a_writing_model_looks_at_no_test_item(tmp_path: Path, capsys
     assert (measured["split"], measured["scoring"]) == ("validation", "loss")
     assert record["scores"]["headline"]["value"] == measured["metrics"]["loss"] > 0
     assert not list((tmp_path / "runs").rglob("*.test.*"))
-    assert script("rescore").main([record["identity"]["run_id"], "--results", str(tmp_path)]) == 1
+    assert main(["rescore", record["identity"]["run_id"], "--results", str(tmp_path)]) == 1
     assert "scored no test item" in capsys.readouterr().err
 
 
@@ -94,7 +84,7 @@ def test_the_rate_with_the_lowest_validation_loss_is_chosen_and_the_study_gets_i
     (experiments / "study.yaml").write_text(study.replace("      recipe.learning_rate: 1\n", ""))
     options = ["--records", str(tmp_path / "records"), "--experiments", str(experiments)]
     capsys.readouterr()  # what libraries said while the trials ran
-    assert script("choose_learning_rates").main(["trials", "--then", "study", *options]) == 0
+    assert main(["tune", "trials", "--then", "study", *options]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "python run.py -m experiment=study method=lora task=e2e recipe.learning_rate=0.03 recipe.trials=3",
         "python run.py -m experiment=study method=none",
@@ -102,13 +92,13 @@ def test_the_rate_with_the_lowest_validation_loss_is_chosen_and_the_study_gets_i
     path = next((tmp_path / "records").glob("*.json"))
     kept = path.read_text()
     path.write_text(kept.replace('"status": "finished"', '"status": "out_of_memory"'))
-    assert script("choose_learning_rates").main(["trials", *options]) == 2  # says nothing about its rate
+    assert main(["tune", "trials", *options]) == 2  # says nothing about its rate
     assert "did not end" in capsys.readouterr().err
     path.write_text(kept.replace('"status": "finished"', '"status": "diverged"'))
-    script("choose_learning_rates").main(["trials", *options])  # a rate that has lost
+    main(["tune", "trials", *options])  # a rate that has lost
     assert "0.03: none" in " ".join(capsys.readouterr().out.replace("│", " ").split())
     path.unlink()
-    assert script("choose_learning_rates").main(["trials", *options]) == 2
+    assert main(["tune", "trials", *options]) == 2
     assert "1 of 3 trials have no record; run python run.py -m experiment=trials" in capsys.readouterr().err
 
 
@@ -117,7 +107,7 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     record = cell(tmp_path, *WRITING, "method=lora", *sizes)
     run_id = record["identity"]["run_id"]
     again = ["--results", str(tmp_path), "--metrics", "BLEU", "NIST", "NIST_python"]
-    assert script("rescore").main([run_id, *again]) == 0
+    assert main(["rescore", run_id, *again]) == 0
     made = json.loads((tmp_path / "records" / f"{run_id}.json").read_text())
     before, after = (
         {entry["checkpoint"]: entry["metrics"] for entry in one["scores"]["measurements"] if entry["split"] == "test"}
@@ -130,14 +120,14 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     assert made["origin"]["rescored"]["versions"]
     for section in ("identity", "curves", "cost", "execution"):
         assert made[section] == record[section]
-    assert script("rescore").main([run_id, "--results", str(tmp_path), "--metrics", "NIST"]) == 1
+    assert main(["rescore", run_id, "--results", str(tmp_path), "--metrics", "NIST"]) == 1
     assert "would lose BLEU, NIST_python" in capsys.readouterr().err
-    assert script("rescore").main(["0123", "--results", str(tmp_path)]) == 1
+    assert main(["rescore", "0123", "--results", str(tmp_path)]) == 1
     assert not (tmp_path / "runs" / "0123").exists()
 
     [predictions] = (tmp_path / "runs" / run_id / "predictions").glob("last.test.generate.jsonl")
     predictions.write_text(predictions.read_text().replace('"index": 0, "value": "', '"index": 0, "value": "better '))
-    assert script("rescore").main([run_id, *again]) == 1
+    assert main(["rescore", run_id, *again]) == 1
     assert "does not hold the predictions" in capsys.readouterr().err
     assert json.loads((tmp_path / "records" / f"{run_id}.json").read_text()) == made
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2LMHeadModel
 
 from dual_lora import models
+from dual_lora.commands import main
 from dual_lora.config.compose import compose
 from dual_lora.models.real_tokenizers import real_tokenizer
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
-from tests.small_cells import ROOT
 
 DATA = os.environ.get("DUAL_LORA_DATA")
 SMALL = ["data.source=sample", "profile=quick", "profile.train_examples=16", "profile.max_steps=2"]
@@ -28,17 +26,8 @@ SMALL += ["recipe.global_batch=8", "recipe.learning_rate=1e-2"]
 SMALL += ["protocol.decoding.beams=1", "protocol.decoding.max_new_tokens=3"]
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def start(model: str, folder: Path, *words: str) -> Path:
-    assert script("random_checkpoint").main([f"model={model}", f"out={folder}", *words]) == 0
+    assert main(["random-checkpoint", f"model={model}", f"out={folder}", *words]) == 0
     return folder
 
 
@@ -52,7 +41,7 @@ def cell(results: Path, *words: str) -> dict[str, Any]:
 
 def export(results: Path, record: dict[str, Any], out: Path) -> Path:
     words = [f"run={record['identity']['run_id']}", f"results={results}", f"out={out}"]
-    assert script("export_model").main(words) == 0
+    assert main(["export", *words]) == 0
     return out
 
 
@@ -101,12 +90,12 @@ def test_an_encoder_hands_on_its_layers_and_not_its_head(tmp_path: Path) -> None
 
 def test_export_refuses_what_it_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refusal(*words: str) -> str:
-        assert script("export_model").main([*words, f"results={tmp_path}"]) == 2
+        assert main(["export", *words, f"results={tmp_path}"]) == 2
         return capsys.readouterr().err
 
     assert "no finished record" in refusal("run=0123456789abcdef", f"out={tmp_path / 'out'}")
     assert "checkpoint" in refusal("run=0123456789abcdef", f"out={tmp_path / 'out'}", "checkpoint=lats")
-    assert "no setting" in refusal("run=0123456789abcdef", f"out={tmp_path / 'out'}", "modle=1")
+    assert "unknown word" in refusal("run=0123456789abcdef", f"out={tmp_path / 'out'}", "modle=1")
     base = start("tiny_gpt2", tmp_path / "start")
     record = cell(tmp_path, "model=tiny_gpt2", "task=e2e", f"model.path={base}", "method=none")
     run_id = record["identity"]["run_id"]
@@ -122,12 +111,12 @@ def test_export_refuses_what_it_does_not_have(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_model_with_a_real_vocabulary_is_not_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [config] = compose(["model=small_gpt2", "task=e2e", "method=none", "data.source=sample"])
-    with pytest.raises(models.ModelError, match=r"random_checkpoint.py model=small_gpt2 .*model.path="):
+    with pytest.raises(models.ModelError, match=r"random-checkpoint model=small_gpt2 .*model.path="):
         models.check_available(config.model)
-    assert script("random_checkpoint").main(["model=small_gpt2", f"out={tmp_path / 'a'}"]) == 2
+    assert main(["random-checkpoint", "model=small_gpt2", f"out={tmp_path / 'a'}"]) == 2
     assert "tokenizers=FOLDER" in capsys.readouterr().err
     words = ["model=small_gpt2", f"tokenizers={tmp_path}", f"out={tmp_path / 'a'}"]
-    assert script("random_checkpoint").main(words) == 2
+    assert main(["random-checkpoint", *words]) == 2
     assert "gpt2/vocab.json" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 

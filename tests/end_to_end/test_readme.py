@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from dual_lora.commands import COMMANDS
+from dual_lora.commands.bench import parser_of
+from dual_lora.commands.parser import Parser
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
 
@@ -20,11 +24,42 @@ BOUNDED = [
 
 
 def commands() -> list[str]:
+    """Return the arguments of every run in an indented block."""
+    return [line for line in command_lines(README) if line.split()[0] not in COMMANDS]
+
+
+def command_lines(text: str) -> list[str]:
     """Return the arguments of every `python run.py` in an indented block, continuation lines joined, comments cut."""
-    joined = README.replace("\\\n", " ")
-    return [
-        match[1].split("#")[0].strip() for match in re.finditer(r"^ {4}python run\.py +(\S.*)$", joined, re.MULTILINE)
-    ]
+    joined = text.replace("\\\n", " ")
+    found = re.finditer(r"^ {4,}python run\.py +(\S.*)$", joined, re.MULTILINE)
+    return [match[1].split(" #")[0].strip() for match in found]
+
+
+DOCUMENTED = sorted(
+    {
+        line
+        for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+        for line in command_lines(path.read_text())
+        if line.split()[0] in COMMANDS
+    }
+)
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_a_documented_command_has_these_options(line: str) -> None:
+    name, *words = [word for word in shlex.split(line.split(" && ")[0]) if word not in (";", "done")]
+    if name == "bench":
+        assert parser_of(words[0]).parse(words[1:])
+        return
+    module = importlib.import_module(f"dual_lora.commands.{name.replace('-', '_')}")
+    parser = Parser(name, module.__doc__)
+    module.options(parser)
+    assert parser.parse(words)
+
+
+def test_all_commands_are_documented() -> None:
+    named = {line.split()[0] for line in DOCUMENTED}
+    assert named | {"run"} == set(COMMANDS), "each has a place in README.md or docs/"
 
 
 def test_the_readme_has_commands() -> None:

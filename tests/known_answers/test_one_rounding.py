@@ -1,12 +1,11 @@
 """In bfloat16 too a run has one set of scores: whether the process that evaluates has trained or not.
 
 accelerate computes under autocast and makes every output float32. A process that found the training finished has
-neither, and scripts/evaluate.py has not, so the suite says itself how it computes.
+neither, and `run.py evaluate` has not, so the suite says itself how it computes.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from dual_lora.commands import main
 from dual_lora.config.compose import compose
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
-from tests.small_cells import ROOT
 
 CELL = ["model=tiny_llama", "model.dtype=bfloat16", "task=commonsense", "task.subsets=[boolq,piqa]"]
 CELL += ["data.source=sample", "profile=quick", "profile.test_items=3", "protocol.decoding.max_new_tokens=4"]
@@ -48,12 +47,7 @@ def test_a_saved_adapter_gets_the_scores_of_its_run(tmp_path: Path) -> None:
     adapter = tmp_path / "runs" / record["identity"]["run_id"] / "adapter"
     out = tmp_path / "scores.json"
     words = [*CELL, "protocol.also_report=[]", "protocol.checkpoint=last", "launch.device=cpu", f"results={tmp_path}"]
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.main([*words, f"adapter={adapter}", f"out={out}"]) == 0
+    assert main(["evaluate", *words, f"adapter={adapter}", f"out={out}"]) == 0
     again = json.loads(out.read_text())["measurements"]
     first = [entry for entry in record["scores"]["measurements"] if entry["split"] == "test"]
     assert [entry["metrics"] for entry in again] == [entry["metrics"] for entry in first]

@@ -6,8 +6,6 @@ them: prompts, tokens and answers are then put together in `overfit.py`.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from overfit import ITEMS, Cell, Trained, base_model, known, metrics_of, outputs
 from safetensors.torch import load_file
 
 from dual_lora import methods
+from dual_lora.commands import main
 
 ROOT = Path(__file__).resolve().parents[2]
 # The learning rate and the number of steps that are enough, with a third to spare.
@@ -102,22 +101,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Cell], Traine
     return get
 
 
-@functools.cache
-def script(name: str) -> Any:
-    """Return a script of the project as a module."""
-    spec = importlib.util.spec_from_file_location(f"overfit_{name}", ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def exported(found: Trained, folder: Path, checkpoint: str = "last") -> Path:
     """Let the project write a checkpoint of a run in stock files."""
     run_id = found.record["identity"]["run_id"]
     words = [f"run={run_id}", f"results={found.results}", f"out={folder}", f"checkpoint={checkpoint}"]
-    assert script("export_model").main(words) == 0
+    assert main(["export", *words]) == 0
     return folder
 
 
@@ -181,27 +169,26 @@ def _same(logits: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> N
 
 @cells(adapts)
 def test_the_script_scores_the_saved_adapter_alike(
-    cell: Cell, trained: Callable[[Cell], Trained], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cell: Cell, trained: Callable[[Cell], Trained], tmp_path: Path
 ) -> None:
     found = trained(cell)
     words = [f"model.path={found.base}", f"adapter={found.folder / 'adapter'}"]
-    _same_scores(found, _scored(found, words, monkeypatch, tmp_path), "adapter")
+    _same_scores(found, _scored(found, words, tmp_path), "adapter")
 
 
 @cells(writes)
 def test_the_script_scores_the_exported_checkpoint_alike(
-    cell: Cell, trained: Callable[[Cell], Trained], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cell: Cell, trained: Callable[[Cell], Trained], tmp_path: Path
 ) -> None:
     found = trained(cell)
     words = [f"model.path={exported(found, tmp_path / 'stock')}"]
-    _same_scores(found, _scored(found, words, monkeypatch, tmp_path), "base")
+    _same_scores(found, _scored(found, words, tmp_path), "base")
 
 
-def _scored(found: Trained, words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[dict[str, Any]]:
-    evaluate = script("evaluate")
+def _scored(found: Trained, words: list[str], folder: Path) -> list[dict[str, Any]]:
     out = folder / "scores.json"
     data = ["data.source=local", f"data.dir={found.data}", f"results={folder}", "launch.device=cpu"]
-    assert evaluate.main([f"out={out}", *found.cell.own_words, *data, "launch.eval_batch=96", *words]) == 0
+    assert main(["evaluate", f"out={out}", *found.cell.own_words, *data, "launch.eval_batch=96", *words]) == 0
     return json.loads(out.read_text())["measurements"]
 
 

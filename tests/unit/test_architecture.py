@@ -15,14 +15,16 @@ PACKAGE = ROOT / "dual_lora"
 # What each part may import, all parts named: a file or folder directly below dual_lora/.
 BELOW: dict[str, set[str]] = {
     "__init__": {"tuner"},
-    "config": set(),
-    "records": {"config"},
+    "__main__": {"commands"},
+    "shipped": set(),
+    "config": {"shipped"},
+    "records": {"config", "shipped"},
     "kernels": set(),
     "tuner": {"kernels"},
     "metrics": set(),
     "tasks": {"config", "metrics", "records"},
-    "models": {"config", "records", "tasks"},  # tasks.base: the head a model ends in
-    "methods": {"config", "models", "tasks", "tuner"},
+    "models": {"config", "records", "shipped", "tasks"},  # tasks.base: the head a model ends in
+    "methods": {"config", "models", "shipped", "tasks", "tuner"},
     "distributed": {"config"},
     "training": {"config", "distributed", "methods", "models", "records", "tasks"},
     "evaluation": {"config", "distributed", "methods", "models", "records", "tasks", "training"},
@@ -31,8 +33,16 @@ BELOW: dict[str, set[str]] = {
         *("config", "diagnostics", "distributed", "evaluation", "methods", "models", "records"),
         *("tasks", "training"),
     },
-    "report": {"records"},
-    "launch": {"config", "distributed", "evaluation", "records", "report", "runs"},
+    "report": {"records", "shipped"},
+    "launch": {"config", "distributed", "evaluation", "records", "report", "runs", "shipped"},
+    "benchmarks": {
+        *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "shipped", "tasks"),
+        *("training", "tuner"),
+    },
+    "commands": {
+        *("config", "diagnostics", "evaluation", "launch", "methods", "metrics", "models", "records", "report"),
+        *("runs", "shipped", "tasks"),
+    },
 }
 
 
@@ -84,7 +94,7 @@ def test_tuner_and_kernels_stand_alone() -> None:
 
 def test_only_kernels_import_triton() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if "kernels" in path.parts:
+        if path.relative_to(PACKAGE).parts[0] in ("kernels", "benchmarks"):  # these time the kernels
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -114,6 +124,15 @@ def test_using_the_adapter_loads_no_suite() -> None:
 def test_reading_records_loads_no_torch() -> None:
     code = "import dual_lora.report.screen, dual_lora.report.table"
     assert "torch" not in loaded_by(code)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["tables", "--check"], ["bench", "zero", "--help"], ["tabels"]])
+def test_commands_that_need_no_model_load_no_torch(words: list[str]) -> None:
+    code = (
+        "import contextlib, io; from dual_lora.commands import main\n"
+        f"with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main({words})"
+    )
+    assert not loaded_by(code) & {"torch", "peft", "transformers"}
 
 
 def test_composing_loads_no_torch() -> None:

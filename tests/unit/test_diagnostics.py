@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -15,18 +14,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from dual_lora import DeltaWarmupCallback, DualLoraConfig
+from dual_lora.commands import main
 from dual_lora.diagnostics import DiagnosticsCallback, adapted_layers, agreement, numerical_rank, stable_rank
 from dual_lora.diagnostics.callback import compare_with_full, final_measures
 from dual_lora.diagnostics.measures import singular_values
 from dual_lora.diagnostics.products import ClipWatch, flipped_share, product_measures, signs
 from dual_lora.diagnostics.updates import whole_update
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze_updates.py"
-_spec = importlib.util.spec_from_file_location("analyze_updates", SCRIPT)
-assert _spec is not None
-assert _spec.loader is not None
-analyze_updates = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(analyze_updates)
 
 
 def llama() -> LlamaForCausalLM:
@@ -229,7 +222,7 @@ def test_untrained_control_has_the_rank_of_the_parametrisation():
 
 
 def test_a_saved_adapter_is_analyzed_from_its_files(tmp_path, capsys):
-    """scripts/analyze_updates.py gives the numbers that the model in memory has."""
+    """`run.py analyze` gives the numbers that the model in memory has."""
     base, model = llama(), dual()
     base.save_pretrained(tmp_path / "base")
     train(model, tmp_path / "run", DiagnosticsCallback(tmp_path / "diagnostics.json"), save_strategy="no")
@@ -237,7 +230,7 @@ def test_a_saved_adapter_is_analyzed_from_its_files(tmp_path, capsys):
     full = {f"{name}.weight": layer.get_base_layer().weight + 1 for name, layer in adapted_layers(model).items()}
     save_file(full, tmp_path / "full.safetensors")
     arguments = [tmp_path / "adapter", "--base", tmp_path / "base", "--full", tmp_path / "full.safetensors"]
-    assert analyze_updates.main([str(item) for item in [*arguments, "--output", tmp_path / "numbers.json"]]) == 0
+    assert main([str(item) for item in ["analyze", *arguments, "--output", tmp_path / "numbers.json"]]) == 0
     shown = capsys.readouterr().out
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers.keys() == adapted_layers(model).keys()
@@ -250,6 +243,6 @@ def test_a_saved_adapter_is_analyzed_from_its_files(tmp_path, capsys):
         assert -1 <= numbers[name]["cosine"] <= 1
 
 
-def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="neither a run folder"):
-        analyze_updates.main([str(tmp_path)])
+def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):
+    assert main(["analyze", str(tmp_path)]) == 2
+    assert "neither a run folder" in capsys.readouterr().err

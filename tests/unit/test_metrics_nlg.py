@@ -1,11 +1,8 @@
 """BLEU, METEOR and TER of WebNLG and DART."""
 
-import runpy
-import sys
-from pathlib import Path
-
 import pytest
 
+from dual_lora.commands import main
 from dual_lora.metrics import java, nlg
 from dual_lora.metrics.ter import ter
 from dual_lora.metrics.texts import ScoreInputError
@@ -106,20 +103,13 @@ def test_bad_input_is_refused():
         nlg.score(["a"], [["a"]], form="lower")
 
 
-def test_the_script_scores_files_and_refuses_bad_ones(tmp_path, monkeypatch, capsys):
-    script = Path(__file__).parents[2] / "scripts" / "score_nlg.py"
+def test_the_command_scores_files_and_refuses_bad_ones(tmp_path, capsys):
     predictions, references = tmp_path / "pred.txt", tmp_path / "ref.txt"
     predictions.write_text("a b c d\n\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", [str(script), str(predictions), str(references), "--metrics", "BLEU", "NIST"])
-
-    def run() -> int:
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(script), run_name="__main__")
-        return end.value.code
-
+    words = ["score", str(predictions), str(references), "--metrics", "BLEU", "NIST"]
     references.write_text("a b c d\na b c\n\ne f g\n", encoding="utf-8")
-    assert run() == 0
+    assert main(words) == 0
     assert capsys.readouterr().out.startswith("BLEU: 0.")
     references.write_text("a b c d\n\n\ne f g\n", encoding="utf-8")
-    assert run() == 2
+    assert main(words) == 2
     assert "ref.txt, line 3: an empty group" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from dual_lora import models
+from dual_lora.commands import main
 from dual_lora.config.compose import compose
 from dual_lora.tasks.base import Head
 from tests.small_cells import ROOT
@@ -21,16 +21,13 @@ LLAMA += ["model.dimensions.vocab_size=512"]
 
 
 def write(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "random_checkpoint.py"), *words]
+    command = [sys.executable, str(ROOT / "run.py"), "random-checkpoint", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a command that writes nothing says; in this process, as another would import for longer than it runs."""
-    spec = importlib.util.spec_from_file_location("random_checkpoint_script", ROOT / "scripts" / "random_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main([*words]) == 2
+    assert main(["random-checkpoint", *words]) == 2
     return capsys.readouterr().err
 
 

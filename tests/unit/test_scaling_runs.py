@@ -1,9 +1,9 @@
-"""How scripts/bench_scaling.py waits for its runs and keeps them. tests/end_to_end/test_benchmarks.py makes some."""
+"""How `bench scaling` waits for its runs and keeps them. tests/end_to_end/test_benchmarks.py makes some."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from dual_lora import shipped
+from dual_lora.benchmarks import scaling_runs
 from tests.small_cells import ROOT
 
 # Makes two steps, and ends well once it may.
@@ -33,12 +35,9 @@ while not (folder / "may end").exists():
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scaling_runs_script", ROOT / "scripts" / "scaling_runs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "run.py").write_text(STANDS_IN)
-    return module
+    monkeypatch.setattr(shipped, "command", lambda: [sys.executable, str(tmp_path / "run.py")])
+    return scaling_runs
 
 
 def test_a_run_is_waited_for_until_its_last_step_and_until_its_end(runs, tmp_path):

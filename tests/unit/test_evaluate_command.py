@@ -1,26 +1,16 @@
-"""scripts/evaluate.py scores a base model and any saved PEFT adapter, and says clearly what it cannot score."""
+"""`run.py evaluate` scores a base model and any saved PEFT adapter, and says clearly what it cannot score."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
 
 from dual_lora import models
+from dual_lora.commands import main
 from dual_lora.config.compose import compose
 from dual_lora.tasks.base import Head
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
 SETTINGS = ["task=commonsense", "protocol=strict", "data.source=sample", "profile=quick"]
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +24,17 @@ def adapter(tmp_path_factory):
     return folder
 
 
-def evaluate(script, monkeypatch, tmp_path, *arguments):
+def evaluate(tmp_path, *arguments):
     out = tmp_path / "scores.json"
-    code = script.main([f"out={out}", f"results={tmp_path}", *SETTINGS, *arguments])
+    code = main(["evaluate", f"out={out}", f"results={tmp_path}", *SETTINGS, *arguments])
     return code, json.loads(out.read_text()) if out.exists() else None
 
 
-def test_an_adapter_and_its_base_are_scored(script, adapter, monkeypatch, tmp_path):
-    code, base = evaluate(script, monkeypatch, tmp_path / "base", "model=tiny_llama")
+def test_an_adapter_and_its_base_are_scored(adapter, tmp_path):
+    code, base = evaluate(tmp_path / "base", "model=tiny_llama")
     assert code == 0
     assert base["adapter"] is None
-    code, adapted = evaluate(script, monkeypatch, tmp_path / "adapter", "model=tiny_llama", f"adapter={adapter}")
+    code, adapted = evaluate(tmp_path / "adapter", "model=tiny_llama", f"adapter={adapter}")
     assert code == 0
     assert {entry["checkpoint"] for entry in adapted["measurements"]} == {"adapter"}
     for scoring in ("generate", "likelihood", "cloze"):
@@ -56,10 +46,8 @@ def test_an_adapter_and_its_base_are_scored(script, adapter, monkeypatch, tmp_pa
     assert texts[0] != texts[1]  # the adapter took part
 
 
-def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_made(
-    script, monkeypatch, tmp_path, capsys
-):
-    _, whole = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_made(tmp_path, capsys):
+    _, whole = evaluate(tmp_path, "model=tiny_llama", "task.scorings=[generate]")
     assert whole["items_from_before"] == 0
     assert whole["items_per_second"] == pytest.approx(32 / whole["eval_seconds"])
     (kept,) = tmp_path.rglob("*.generate.jsonl")
@@ -68,11 +56,11 @@ def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_ma
     first["value"] = "the correct answer is answer1"
     kept.write_text("\n".join([json.dumps(first), *lines[1:20]]) + '\n{"index": 3, "va')
     capsys.readouterr()
-    _, rest = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    _, rest = evaluate(tmp_path, "model=tiny_llama", "task.scorings=[generate]")
     assert rest["items_from_before"] == 20
     assert rest["items_per_second"] == pytest.approx(12 / rest["eval_seconds"])
     assert f"20 of 32 predictions are from an earlier call: {kept.parents[1]}" in capsys.readouterr().out
-    _, nothing = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", "task.scorings=[generate]")
+    _, nothing = evaluate(tmp_path, "model=tiny_llama", "task.scorings=[generate]")
     assert nothing["items_per_second"] is None
     after = kept.read_text().splitlines()
     assert json.loads(after[0]) == first
@@ -85,19 +73,19 @@ def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_ma
         (["model=tiny_gpt2", "adapter={adapter}"], "does not fit this model"),
         (["model=tiny_llama", "adapter={empty}"], "adapter_config.json is missing"),
         (["model=tiny_llama", "method=lora"], "method= has no meaning here"),
-        (["model=tiny_llama", "gate=offf"], "gate=offf: legal values are on, off"),
+        (["model=tiny_llama", "gate=offf"], "'offf'; did you mean 'off'. Legal: on, off"),
     ],
 )
-def test_what_cannot_be_scored_is_said(script, adapter, monkeypatch, tmp_path, capsys, arguments, message):
+def test_what_cannot_be_scored_is_said(adapter, tmp_path, capsys, arguments, message):
     filled = [argument.format(adapter=adapter, empty=tmp_path) for argument in arguments]
-    code, scores = evaluate(script, monkeypatch, tmp_path, *filled)
+    code, scores = evaluate(tmp_path, *filled)
     assert (code, scores) == (2, None)
     assert message in capsys.readouterr().err
 
 
-def test_a_pickled_adapter_is_refused(script, adapter, monkeypatch, tmp_path, capsys):
+def test_a_pickled_adapter_is_refused(adapter, tmp_path, capsys):
     (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     (tmp_path / "adapter_model.bin").write_bytes(b"")
-    code, _ = evaluate(script, monkeypatch, tmp_path, "model=tiny_llama", f"adapter={tmp_path}")
+    code, _ = evaluate(tmp_path, "model=tiny_llama", f"adapter={tmp_path}")
     assert code == 2
     assert "a pickled adapter_model.bin is not loaded" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What results/benchmarks/scaling.json shows, as tables; scripts/bench_report.py puts them into docs/launching.md."""
+"""What results/benchmarks/scaling.json shows, as tables; `bench report` puts them into docs/launching.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def section(data: dict[str, Any], host: dict[str, Any] | None = None) -> str:
     data: results/benchmarks/scaling.json; host: group_steps_cpu.json beside it.
     """
     parts = [_machine(data[gpus]) for gpus in sorted(data, key=int)]
-    parts = parts or ["Not measured yet: `python scripts/bench_scaling.py`."]
+    parts = parts or ["Not measured yet: `python run.py bench scaling`."]
     return "\n\n".join([*parts, *([_host(host)] if host else [])])
 
 
@@ -34,7 +34,7 @@ def _host(data: dict[str, Any]) -> str:
     title = f"### The host's part: {data['processes']} CPU processes"
     text = (
         f"{found['card']}, PyTorch {found['torch']}, DeepSpeed {found['deepspeed']}. {size['num_layers']} layers of "
-        f"width {size['hidden_size']}, so that a step is little but host time (`scripts/bench_group_steps.py`):"
+        f"width {size['hidden_size']}, so that a step is little but host time (`python run.py bench group-steps`):"
     )
     return "\n\n".join([title, text, "\n".join(lines)])
 

@@ -1,4 +1,4 @@
-"""One `python run.py ...` in a process of its own, as scripts/bench_scaling.py makes, kills and compares them."""
+"""One run in a process of its own, as `bench scaling` makes, kills and compares them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from typing import Any
 
 import psutil
 
+from dual_lora import shipped
 from dual_lora.records import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
 DONE = "finished"
 PATIENCE = 900.0  # seconds until a run that shows nothing is given up
 _TABLE = threading.Lock()  # runs end in threads of one command
@@ -39,7 +38,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, words: list[str], cards: str | None = None) -> None:
-        self.folder, self.command = folder, [sys.executable, str(ROOT / "run.py"), *words, f"results={folder}"]
+        self.folder, self.command = folder, [*shipped.command(), *words, f"results={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "log.txt"
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -47,7 +46,7 @@ class Run:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if cards is not None:
             environment["CUDA_VISIBLE_DEVICES"] = cards
-        # run.py would take ten seconds to say so.
+        # It would take ten seconds to say so itself.
         finished = [path for path in folder.glob("records/*.json") if json.loads(path.read_text())["status"] == DONE]
         command = ["true"] if finished else self.command
         with self._log.open("a") as log:
@@ -61,9 +60,9 @@ class Run:
             time.sleep(0.2)
 
     def wait(self) -> None:
-        """Wait for a good end. Raises `SystemExit` with the end of its output otherwise."""
+        """Wait for a good end. Raises `RuntimeError` with the end of its output otherwise."""
         if self.process.wait() != 0:
-            raise SystemExit(f"{' '.join(self.command)} ended with {self.process.returncode}:\n{self.tail()}")
+            raise RuntimeError(f"{' '.join(self.command)} ended with {self.process.returncode}:\n{self.tail()}")
 
     def tail(self) -> str:
         """Return the end of what it wrote."""
@@ -166,7 +165,7 @@ def kill_one_process(run: Run, *, after_step: int) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE
     while not any(line["step"] >= after_step for line in run.lines()):
         if run.process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the run to be killed never reached step {after_step}:\n{run.tail()}")
+            raise RuntimeError(f"the run to be killed never reached step {after_step}:\n{run.tail()}")
         time.sleep(0.1)
     workers = [child for child in psutil.Process(run.process.pid).children(recursive=True) if _rank(child) is not None]
     [victim] = [worker for worker in workers if _rank(worker) == "1"]
@@ -190,7 +189,7 @@ def _rank(process: psutil.Process) -> str | None:
 def whole_adapter(run: Run) -> dict[str, Any]:
     """Return what the saved adapter holds against what was trained.
 
-    Raises `SystemExit` if anything is missing, empty or still zero: factors that start there must have left it.
+    Raises `RuntimeError` if anything is missing, empty or still zero: factors that start there must have left it.
     """
     from safetensors.torch import load_file
 
@@ -199,9 +198,9 @@ def whole_adapter(run: Run) -> dict[str, Any]:
     empty = [name for name, tensor in tensors.items() if tensor.numel() == 0 or not tensor.isfinite().all()]
     still = [name for name, tensor in tensors.items() if tensor.dim() > 1 and not tensor.any()]
     if empty or still:
-        raise SystemExit(f"{path}: not whole {empty[:3]}, still zero {still[:3]}")
+        raise RuntimeError(f"{path}: not whole {empty[:3]}, still zero {still[:3]}")
     trained = run.record["cost"]["trainable_parameters"]
     held = sum(tensor.numel() for tensor in tensors.values() if tensor.dim() > 1)
     if held != trained:
-        raise SystemExit(f"{path}: holds {held:,} elements of {trained:,} that were trained")
+        raise RuntimeError(f"{path}: holds {held:,} elements of {trained:,} that were trained")
     return {"tensors": len(tensors), "elements": held, "trained": trained, "bytes": path.stat().st_size}

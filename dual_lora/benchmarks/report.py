@@ -1,0 +1,286 @@
+"""Write the performance tables and the figure from results/benchmarks/*.json.
+
+    python run.py bench report            # what stands between the marks of README.md and docs; the figure
+    python run.py bench report --check    # fail if they are not what the committed files give
+
+README.md gets the targets; docs/kernels.md also gets the steps, the alternatives and the growth of cost;
+docs/launching.md gets what several GPUs gave. Nothing is typed by hand: a number that was not measured says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dual_lora import shipped
+from dual_lora.benchmarks import scaling_tables
+from dual_lora.config import ConfigError
+
+ROOT = shipped.home()
+RESULTS = ROOT / "results" / "benchmarks"
+FIGURE = ROOT / "results" / "figures" / "kernels_growth.svg"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+LABELS = {
+    "dual_lora": "Dual LoRA, fp32 factors",
+    "dual_lora_autocast": "Dual LoRA, fp32 factors, autocast",
+    "lora_fp32_factors": "PEFT LoRA, fp32 factors, autocast (its default)",
+    "lora_bf16_factors": "PEFT LoRA, bf16 factors",
+    "dora_fp32_factors": "PEFT DoRA, fp32 factors, autocast (its default)",
+    "dora_bf16_factors": "PEFT DoRA, bf16 factors",
+    "floor": "three GEMMs (target weights trained, no optimizer)",
+}
+
+
+def load() -> dict[str, Any]:
+    """All benchmark files merged; a missing file leaves its rows unmeasured."""
+    names = ("kernels", "kernels_cpu", "kernels_tiles", "training", "training_generation", "zero")
+    data: dict[str, Any] = {}
+    for name in names:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            content = json.loads(path.read_text())
+            data[f"environment_{name}"] = content.pop("environment")
+            data |= content
+    return data
+
+
+def value(data: dict[str, Any], *path: str) -> float | None:
+    """A number deep in the results, or None."""
+    for key in path:
+        if not isinstance(data, dict) or key not in data:
+            return None
+        data = data[key]
+    return float(data) if isinstance(data, (int, float)) else None
+
+
+def ratio(data: dict[str, Any], part: str, ours: str, other: str, field: str = "median_ms") -> float | None:
+    """Our `field` over another method's in one part of the training results."""
+    above, below = value(data, part, ours, field), value(data, part, other, field)
+    return above / below if above is not None and below else None
+
+
+def target_rows(data: dict[str, Any]) -> Iterable[tuple[str, float | None, float]]:
+    """(quantity, measured, target) for every target, for each baseline that it may be read against."""
+    for part, name, targets in (
+        ("short", "LLaMA-7B step, 16 × 112 tokens", (1.00, 0.55, 1.08, 0.95)),
+        ("steps", "LLaMA-7B step", (1.00, 0.55, 1.08, 0.95)),
+        ("checkpointing", "LLaMA-7B step, checkpointing", (1.00, 0.52, 1.15, 1.00)),
+    ):
+        if part == "short" and part not in data:
+            continue  # the committed files of before do not have it
+        for dtype in ("fp32", "bf16"):
+            other = f"lora_{dtype}_factors"
+            yield f"{name} / LoRA, {dtype} factors", ratio(data, part, "dual_lora", other), targets[0]
+        for dtype in ("fp32", "bf16"):
+            other = f"dora_{dtype}_factors"
+            yield f"{name} / DoRA, {dtype} factors", ratio(data, part, "dual_lora", other), targets[1]
+        yield f"{name} / three-GEMM floor", ratio(data, part, "dual_lora", "floor"), targets[2]
+        for dtype in ("fp32", "bf16"):
+            other = f"lora_{dtype}_factors"
+            measured = ratio(data, part, "dual_lora", other, "peak_GiB")
+            yield f"{name}, peak memory / LoRA, {dtype} factors", measured, targets[3]
+    up: dict[str, Any] = next((p for p in data.get("parts", []) if p["shape"] == [11008, 4096]), {})
+    yield "building W₀ + ΔW, 11008 × 4096 / copy of W₀", value(up, "build_over_copy"), 1.3
+    yield "reducing G, 11008 × 4096 / reading G", value(up, "reduce_over_read"), 3.0
+    yield "… or weight-gradient GEMM and reduction / that GEMM", value(up, "gemm_and_reduce_over_gemm"), 1.12
+    for dtype in ("fp32", "bf16"):
+        other = f"lora_{dtype}_factors"
+        yield f"SmolLM2-135M step / LoRA, {dtype} factors", ratio(data, "small", "dual_lora", other), 0.9
+    for dtype in ("fp32", "bf16"):
+        other = f"lora_{dtype}_factors"
+        yield f"… as one CUDA graph / LoRA, {dtype} factors", ratio(data, "small_cuda_graph", "dual_lora", other), 0.9
+    for dtype in ("fp32", "bf16"):
+        other = f"lora_{dtype}_factors"
+        yield f"LLaMA-7B step, dropout 0.05 / LoRA, {dtype} factors", ratio(data, "dropout", "dual_lora", other), 1.35
+    for batch in (1, 16):
+        for kind, name in (("generate", "`generate`"), ("cuda_graph", "CUDA graph")):
+            base = value(data, "generation", f"base_batch_{batch}", kind, "median_ms")
+            for state, limit in (("not_merged", 1.25), ("merged", 1.00)):
+                ours = value(data, "generation", f"{state}_batch_{batch}", kind, "median_ms")
+                measured = ours / base if ours is not None and base else None
+                yield f"token, batch {batch}, {state.replace('_', ' ')} / base, {name}", measured, limit
+    for method, label in (("dual_lora", "Dual LoRA"), ("lora", "LoRA")):
+        yield f"1.1B step, {label}: ZeRO-2 on one GPU / plain", value(data, "zero", method, "ratio"), 1.05
+    yield "CPU, 2048 × 2048, 512 tokens, fp32: time / naive autograd", value(data, "cpu", "time_ratio"), 1.0
+    yield "… peak extra memory / naive autograd", value(data, "cpu", "memory_ratio"), 0.4
+
+
+def targets_table(data: dict[str, Any]) -> str:
+    """Every target with its verdict; a merged adapter has no code of its own, so its 1.00 allows 0.02 of noise."""
+    lines = ["| quantity | measured | target | |", "| --- | ---: | ---: | --- |"]
+    for name, measured, target in target_rows(data):
+        if measured is None:
+            lines.append(f"| {name} | not measured | ≤ {target:.2f} | |")
+        else:
+            met = measured <= target + (0.02 if " merged" in name and "not merged" not in name else 0.0)
+            lines.append(f"| {name} | {measured:.3f} | ≤ {target:.2f} | {'met' if met else '**missed**'} |")
+    return "\n".join(lines)
+
+
+def steps_table(data: dict[str, Any]) -> str:
+    """Median, quantiles and memory of every method and setting."""
+    lines = ["| step | method | ms (20–80 %) | GiB |", "| --- | --- | ---: | ---: |"]
+    parts = {
+        "short": "LLaMA-7B, 16 × 112",
+        "steps": "LLaMA-7B, 16 × 256",
+        "checkpointing": "… gradient checkpointing",
+        "dropout": "… input dropout 0.05",
+        "small": "SmolLM2-135M, 16 × 128",
+        "small_cuda_graph": "… as one CUDA graph",
+    }
+    for part, title in parts.items():
+        for variant, label in LABELS.items():
+            row = data.get(part, {}).get(variant)
+            if row is None:
+                continue
+            if "error" in row:
+                lines.append(f"| {title} | {label} | {row['error'].split(':')[0]} | |")
+                continue
+            spread = f"{row['median_ms']:.1f} ({row['p20_ms']:.1f}–{row['p80_ms']:.1f})"
+            lines.append(f"| {title} | {label} | {spread} | {row['peak_GiB']:.2f} |")
+    return "\n".join(lines)
+
+
+def alternatives_table(data: dict[str, Any], count: int = 4) -> str:
+    """The best tile sizes that were tried for each kernel."""
+    lines = [
+        "| kernel | rows × columns, warps, stages | row blocks, steps, programs | µs |",
+        "| --- | --- | --- | ---: |",
+    ]
+    for kernel, rows in data.get("tiles", {}).items():
+        for row in [r for r in rows if "median_ms" in r][:count]:
+            tile = row["tile"]
+            shape = f"{tile['rows']} × {tile['columns']}, {tile['warps']}, {tile['stages']}"
+            walk = f"{tile['row_blocks']}, {tile['steps']}, {row['programs_per_multiprocessor'] or '–'}"
+            lines.append(f"| {kernel} | {shape} | {walk} | {1e3 * row['median_ms']:.0f} |")
+    return "\n".join(lines)
+
+
+def few_tokens_table(data: dict[str, Any]) -> str:
+    """Microseconds of a few tokens by layer."""
+    lines = ["| layer | tokens | base µs | one kernel µs | build and GEMM µs |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in data.get("few_tokens", []):
+        times = " | ".join(f"{1e3 * row[k]['median_ms']:.0f}" for k in ("base", "one_kernel", "build_and_gemm"))
+        lines.append(f"| {row['layer']} {row['shape'][0]} × {row['shape'][1]} | {row['tokens']} | {times} |")
+    return "\n".join(lines)
+
+
+def profile_table(data: dict[str, Any]) -> str:
+    """GPU milliseconds of one Dual LoRA step by kind of kernel."""
+    kinds = sorted(data.get("profile", {}).get("ms_by_kind", {}).items(), key=lambda item: -item[1])
+    return "\n".join(["| kernels | ms |", "| --- | ---: |", *(f"| {kind} | {ms:.1f} |" for kind, ms in kinds)])
+
+
+def growth_rows(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the growth of cost: GPU time of CUDA graphs where measured, else eager time."""
+    return data["growth"]["rows"] if "growth" in data else data.get("growth_eager", [])
+
+
+def growth_table(data: dict[str, Any]) -> str:
+    """Milliseconds of one layer's forward and backward, measured and modelled."""
+    lines = [
+        "| varies | layer | rank | tokens | Dual LoRA | LoRA | floor | model: Dual LoRA, LoRA, floor |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in growth_rows(data):
+        times = " | ".join(f"{row[k]['median_ms']:.2f}" for k in ("dual_lora", "lora", "floor"))
+        model = ", ".join(f"{v:.2f}" for v in row.get("model_ms", {}).values()) or "–"
+        shape = f"{row['out']} × {row['in']}"
+        lines.append(f"| {row['axis']} | {shape} | {row['rank']} | {row['tokens']} | {times} | {model} |")
+    return "\n".join(lines)
+
+
+def draw_growth(data: dict[str, Any], path: Path) -> None:
+    """One panel per axis: measured points, modelled lines."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "dual-lora"
+    import matplotlib.pyplot as plt
+
+    axes_of = {"tokens": "tokens", "rank": "rank", "layer size": "out"}
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6))
+    for panel, (axis, field) in zip(panels, axes_of.items(), strict=True):
+        rows = sorted((r for r in growth_rows(data) if r["axis"] == axis), key=lambda r: (r[field], r["in"]))
+        if axis == "layer size":
+            rows = [r for r in rows if r["out"] == r["in"]]
+        for kind, label in (("dual_lora", "Dual LoRA"), ("lora", "LoRA"), ("floor", "three GEMMs")):
+            x, y = [r[field] for r in rows], [r[kind]["median_ms"] for r in rows]
+            (line,) = panel.plot(x, y, marker="o", label=label)
+            if rows and "model_ms" in rows[0]:
+                panel.plot(x, [r["model_ms"][kind] for r in rows], linestyle=":", color=line.get_color())
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms, forward and backward")
+    panels[0].legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def readme_section(data: dict[str, Any]) -> str:
+    """The targets and where they were measured."""
+    return f"{machines(data)}; medians, one process. Details: `docs/kernels.md`.\n\n{targets_table(data)}"
+
+
+def machines(data: dict[str, Any]) -> str:
+    """Card and versions of the GPU's files; where these differ, each with the files that it was measured for."""
+    files: dict[str, list[str]] = {}
+    for name in ("training", "kernels", "training_generation"):
+        card = data.get(f"environment_{name}", {})
+        where = f"{card.get('card', '?')}, PyTorch {card.get('torch', '?')}, Triton {card.get('triton', '?')}"
+        files.setdefault(where, []).append(f"`{name}.json`")
+    if len(files) == 1:
+        return next(iter(files))
+    return "; ".join(f"{where} ({', '.join(names)})" for where, names in files.items())
+
+
+def full_section(data: dict[str, Any]) -> str:
+    """Everything that was measured."""
+    eager = "" if "growth" in data else " (eager: below about 1.5 ms it is the time of the launches)"
+    return "\n\n".join(
+        (
+            readme_section(data),
+            f"### Steps\n\n{steps_table(data)}",
+            f"### Where the GPU's time goes in a Dual LoRA step\n\n{profile_table(data)}",
+            f"### A few tokens\n\n{few_tokens_table(data)}",
+            f"### Tile sizes tried, best first\n\n{alternatives_table(data)}",
+            f"### Growth of cost, ms{eager}\n\n{growth_table(data)}",
+            f"![Growth of cost](../results/figures/{FIGURE.name})",
+        )
+    )
+
+
+def replace_section(text: str, section: str) -> str:
+    """`text` with what stands between the marks replaced."""
+    head, rest = text.split(BEGIN, 1)
+    _, tail = rest.split(END, 1)
+    return f"{head}{BEGIN}\n{section}\n{END}{tail}"
+
+
+def scaling_section(_: dict[str, Any]) -> str:
+    """What several GPUs gave, and processes without; files of their own, as their parts are named as others are."""
+    paths = (RESULTS / "scaling.json", RESULTS / "group_steps_cpu.json")
+    return scaling_tables.section(*(json.loads(path.read_text()) if path.exists() else {} for path in paths))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the pages and the figure. Raises `ConfigError` with --check if a page is out of date."""
+    data = load()
+    stale = []
+    pages = {"README.md": readme_section, "docs/kernels.md": full_section, "docs/launching.md": scaling_section}
+    for path, section in ((ROOT / name, section) for name, section in pages.items()):
+        text = path.read_text()
+        if BEGIN not in text:
+            continue
+        new = replace_section(text, section(data))
+        if new != text:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(new)
+    if options.check and stale:
+        raise ConfigError(f"out of date: {', '.join(stale)}; run {shipped.PROGRAM} bench report")
+    if not options.check:
+        draw_growth(data, FIGURE)
+        print(f"updated: {', '.join(stale) or 'nothing'}; figure {FIGURE}")

@@ -1,0 +1,305 @@
+"""Measure runs on several GPUs of one host, each a `python run.py ... launch=deepspeed launch.num_gpus=N`.
+
+    python run.py bench scaling --gpus 2                              # all parts, about 20 minutes on H200s
+    python run.py bench scaling --gpus 4 --parts large --layers 80 --weights /dev/shm/scaling
+    python run.py bench scaling --smoke --output FOLDER               # two CPU processes, tiny models
+
+  same    SmolLM2 on one GPU and on N, under DDP and ZeRO 0, 2 and 3: the same curve, and the same record identity?
+          Beside them one GPU that takes the batch at once, whose sums alone have another order
+  killed  SmolLM2 on N GPUs under ZeRO-2; one process is killed: how soon is the group gone, and does the same command
+          continue to the same numbers?
+  speed   LLaMA-7B's dimensions with random weights, LoRA, DoRA and Dual LoRA: one GPU, and N under ZeRO 0, 2 and 3;
+          tokens a second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
+  large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
+
+`same` and `killed` share the cards: nothing is timed there but the end of a group. Groups of `speed` and `large` have
+the host to themselves while they make steps; the next one starts when the last step is done, as its processes load
+libraries for longer than the others take to end. What one GPU does is measured on each of the cards, side by side,
+before the groups and, for LoRA and Dual LoRA, once more after them; groups are compared with the mean, and each
+measurement is kept beside it. Sequences of these parts are all of one length, so no process waits for another's
+padding, and every process takes one micro-batch of 32 a step, alone or in a group. Rates are medians over the steps
+after the first quarter.
+
+Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every run has a
+row in OUTPUT/scaling.jsonl, what they show is in OUTPUT/scaling.json by N; parts that are not run keep what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dual_lora import shipped
+from dual_lora.benchmarks import timing
+from dual_lora.benchmarks.scaling_runs import (
+    Run,
+    curve_difference,
+    keep,
+    kill_one_process,
+    speed_of,
+    visible_cards,
+    whole_adapter,
+)
+from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose
+from dual_lora.models.random_checkpoint import write
+from dual_lora.records import redaction
+
+METHODS = ("lora", "dual_lora", "dora")
+STAGES = (2, 3, 0)  # in this order: what has a target first
+PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; what stands together runs together
+NAMES = [name for together in PARTS for name in together]
+# Relative, of the losses of the first ten steps: docs/launching.md. Later on rounding grows, as in any training.
+BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}
+COMPARED = ("lora", "dual_lora")  # whose efficiencies are compared with each other
+GONE_SECONDS = 60.0
+MICRO_BATCH = 32
+LAYERS_OF_A_CARD = 32  # of LLaMA-3-70B, in 80 GB: 1.7 GB each
+# Sample data under the published protocol, cut at 128 tokens, which all of them have under the small tokenizer.
+UNIFORM = ["task=commonsense", "data.source=sample", "protocol=paper", "protocol.max_length_tokens=128"]
+UNIFORM += ["profile=trial", "recipe.epochs=1000", "launch.save_every_steps=100000"]
+
+
+class Bench:
+    """Where runs are made and what they showed."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.gpus, self.smoke, self.batch = args.gpus, args.smoke, 8 if args.smoke else 32
+        self.layers = 2 if args.smoke else args.layers or min(80, LAYERS_OF_A_CARD * args.gpus)
+        self.scratch = args.scratch or shipped.home() / "results" / "local" / "scaling"
+        self.weights, self.table = args.weights or self.scratch, args.output / "scaling.jsonl"
+        self.written: set[Path] = set()
+        self.cards = [] if args.smoke else visible_cards()
+        firsts = range(0, len(self.cards) - args.gpus + 1, args.gpus)
+        lanes = [",".join(self.cards[first : first + args.gpus]) for first in firsts]
+        self.lanes: list[str | None] = [*lanes] or [None]
+        self.share(self.lanes, 1)
+        self.device = ["launch.device=cpu"] if args.smoke else []
+        self.studied = ["model=tiny_llama", "data.source=sample"]
+        if not args.smoke:
+            self.studied = ["model=smollm2", "data.source=local", f"data.dir={args.data}"]
+
+    def share(self, places: Sequence[str | None], runs: int) -> None:
+        """From now on each of these sets of cards is taken by so many runs at a time; the others wait."""
+        self.free: queue.Queue[str | None] = queue.Queue()
+        for place in list(places) * runs:
+            self.free.put(place)
+
+    @contextmanager
+    def place(self, free: queue.Queue[str | None] | None = None) -> Iterator[str | None]:
+        """Hold a set of cards, by default of those that are shared, as soon as there is one."""
+        free = free or self.free
+        cards = free.get()
+        try:
+            yield cards
+        finally:
+            free.put(cards)
+
+    def run(
+        self,
+        name: str,
+        *words: str,
+        one_of: int | None = None,
+        free: queue.Queue[str | None] | None = None,
+        steps: int | None = None,
+    ) -> Run:
+        """Make one run when there is room for it, and keep its row.
+
+        one_of: take only one of the cards at hand, this one of them round after round.
+        free: where to wait for cards, by default those that are shared.
+        steps: leave the cards to the next run after so many, by default at the end.
+        """
+        with self.place(free) as cards:
+            begun = time.perf_counter()
+            if cards is not None and one_of is not None:
+                cards = cards.split(",")[one_of % self.gpus]
+            made = Run(self.scratch / name, [*words, *self.device], cards)
+            if steps is None:
+                made.wait()
+            else:
+                made.wait_for_step(steps)
+        made.wait()
+        keep(self.table, name, made.record)
+        print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
+        return made
+
+    def group(self, stage: int | None) -> list[str]:
+        """N processes: DDP without a stage, else DeepSpeed."""
+        launcher = ["launch=torchrun"] if stage is None else ["launch=deepspeed", f"launch.zero_stage={stage}"]
+        return [*launcher, f"launch.num_gpus={self.gpus}"]
+
+    def same(self) -> dict[str, Any]:
+        """Curves of N processes against those of one, for each method and dtype."""
+        groups: dict[str, int | None] = {"ddp": None, **{f"zero{stage}": stage for stage in STAGES}}
+        sharded: dict[str, int | None] = {"zero2": 2, "zero3": 3}
+        cells: list[tuple[str, str, dict[str, int | None]]] = [
+            ("dual_lora", "float32", groups),
+            ("dual_lora", "bfloat16", sharded),
+            ("lora", "float32", {"zero2": 2}),
+        ]
+        if self.smoke:
+            cells = [("dual_lora", "float32", {"zero2": 2})]
+        words = [*self.studied, *self.short()]
+        with ThreadPoolExecutor(16) as pool:
+            jobs: dict[tuple[str, str, str], Any] = {}
+            for number, (method, dtype, chosen) in enumerate(cells):
+                own, title = [*words, f"method={method}", f"model.dtype={dtype}"], f"{self.gpus}/same-{method}-{dtype}"
+                jobs[method, dtype, "one"] = pool.submit(self.run, f"{title}-one", *own, one_of=number)
+                # What another order of the same sums does, without any other process.
+                whole = [*own, f"launch.per_device_batch={self.batch}"]
+                jobs[method, dtype, "whole"] = pool.submit(self.run, f"{title}-whole", *whole, one_of=number)
+                for name, stage in chosen.items():
+                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *self.group(stage))
+            runs = {key: job.result() for key, job in jobs.items()}
+        found: dict[str, Any] = {}
+        for (method, dtype, name), made in runs.items():
+            if name != "one":
+                one = runs[method, dtype, "one"]
+                entry = curve_difference(one, made) | {"same_identity": made.identity == one.identity}
+                entry["bound"] = BOUNDS[dtype]
+                entry["within_bound"] = entry["largest_of_first_ten"] <= entry["bound"]
+                found.setdefault(f"{method}, {dtype}", {})[name] = entry
+        return found
+
+    def short(self) -> list[str]:
+        """A short training of the commonsense task, validated and not tested."""
+        steps, batch = 12 if self.smoke else 100, self.batch
+        words = ["task=commonsense", "task.target=text", "protocol=strict", "profile=trial"]
+        words += [f"profile.max_steps={steps}"]
+        words += [f"profile.train_examples={steps * batch}", "profile.validation_examples=64", "recipe.epochs=1000"]
+        return [*words, f"recipe.global_batch={batch}", f"launch.per_device_batch={batch // self.gpus}"]
+
+    def killed(self) -> dict[str, Any]:
+        """One process dies by SIGKILL in the middle; the same command is given again."""
+        words = [*self.studied, *self.short(), "method=dual_lora", "model.dtype=float32", *self.group(2)]
+        words += [f"launch.save_every_steps={4 if self.smoke else 20}"]
+        once, never = f"{self.gpus}/killed-once", f"{self.gpus}/killed-never"
+        shutil.rmtree(self.scratch / once, ignore_errors=True)
+        with ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(self.run, never, *words)
+            twin = pool.submit(self.run, f"{never}-twin", *words)  # how equal are two undisturbed runs?
+            with self.place() as cards:
+                dying = Run(self.scratch / once, [*words, *self.device], cards)
+                found = kill_one_process(dying, after_step=6 if self.smoke else 50)
+            keep(self.table, f"{self.gpus}/killed-at-once", dying.record)
+            again = self.run(once, *words)
+            entry = curve_difference(whole.result(), again)
+            twins = curve_difference(whole.result(), twin.result())
+        found |= {"resumed_from": again.record["execution"]["resumed_from"], "curve": entry, "undisturbed": twins}
+        return found | {"bound_seconds": GONE_SECONDS, "same_scores": again.scores == whole.result().scores}
+
+    def speed(self) -> dict[str, Any]:
+        """Rates and memory on one GPU and on N."""
+        model, steps = ("model=tiny_llama" if self.smoke else "model=llama"), 24
+        words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8"]
+        words += [f"profile.max_steps={steps}", f"launch.per_device_batch={MICRO_BATCH}"]
+        methods, stages = (METHODS, STAGES) if not self.smoke else (("dual_lora",), (2,))
+        alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
+        alone += [f"recipe.global_batch={MICRO_BATCH}"]
+        places: list[queue.Queue[str | None]] = [queue.Queue() for _ in range(self.gpus)]
+        for card, place in enumerate(places):
+            place.put(self.lanes[0] and self.lanes[0].split(",")[card])
+
+        def one(card: int, method: str, when: str) -> Run:
+            own = [*words, f"method={method}", *alone]
+            return self.run(f"1/speed-{method}-{when}-{card}", *own, free=places[card], steps=steps)
+
+        def several(method: str, stage: int) -> Run:
+            own = [*words, f"method={method}", f"recipe.global_batch={self.gpus * MICRO_BATCH}", *self.group(stage)]
+            return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own, steps=steps)
+
+        def alone_on_each_card(which: Sequence[str], when: str) -> dict[str, list[Run]]:
+            cells = [(card, method, when) for method in which for card in range(self.gpus)]
+            made = iter(list(pool.map(one, *zip(*cells, strict=True))))
+            return {method: [next(made) for _ in range(self.gpus)] for method in which}
+
+        self.share(self.lanes[:1], 1)  # side by side groups slow each other
+        cells = [(method, stage) for stage in stages for method in methods]
+        with ThreadPoolExecutor(16) as pool:
+            before = alone_on_each_card(methods, "before")
+            groups = dict(zip(cells, pool.map(several, *zip(*cells, strict=True)), strict=True))
+            after = alone_on_each_card([method for method in methods if method in COMPARED], "after")
+        found: dict[str, Any] = {}
+        for method in methods:
+            found[method] = {"one": speed_of([*before[method], *after.get(method, [])])}
+            for stage in sorted(stages):
+                speed = speed_of([groups[method, stage]])
+                ratio = speed["tokens_per_second"] / found[method]["one"]["tokens_per_second"] / self.gpus
+                found[method][f"zero{stage}"] = speed | {"efficiency": ratio}
+        self.drop()
+        return found
+
+    def large(self) -> dict[str, Any]:
+        """A model that no single GPU holds."""
+        model = ["model=tiny_llama" if self.smoke else "model=llama3_70b"]
+        model += [f"model.dimensions.num_layers={self.layers}"]
+        words = [*self.checkpoint(f"large-{self.layers}", *model), *UNIFORM, "method=dual_lora", *self.group(3)]
+        words += [f"recipe.global_batch={4 * self.gpus}", "launch.per_device_batch=4", "profile.max_steps=12"]
+        words += ["profile.validation_examples=4", "launch.gradient_checkpointing=true"]
+        self.share(self.lanes[:1], 1)
+        made = self.run(f"{self.gpus}/large", *words)
+        self.drop()
+        found = {"layers": self.layers, "loss": made.record["curves"]["train_loss"]}
+        found["parameters"] = made.record["cost"]["total_parameters"]
+        return found | speed_of([made]) | {"adapter": whole_adapter(made)}
+
+    def checkpoint(self, name: str, *model: str) -> list[str]:
+        """Random weights as files, so that they are read as those of any checkpoint."""
+        folder = self.weights / f"{name}.weights"
+        if folder.exists():
+            print(f"{folder}: found, and left in its place afterwards", flush=True)
+        else:
+            self.written.add(folder)
+            [config] = compose([*model, "task=commonsense", "method=none", "data.source=sample"])
+            write(config.model, folder, workers=2 if self.smoke else 16)
+        return [*model, f"model.path={folder}"]
+
+    def drop(self) -> None:
+        """Free the memory or disk that the weights take which were written here."""
+        while self.written:
+            shutil.rmtree(self.written.pop(), ignore_errors=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the parts and write each as it is done. Raises `ConfigError` for what would fail after minutes."""
+    check(args)
+    every = timing.read(args.output, "scaling")
+    results = every.setdefault(str(args.gpus), {})
+    command = redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]]))
+    bench = Bench(args)
+    for together in PARTS:
+        # SmolLM2 takes 13 GiB of a card in a group of two, 8 in one of four.
+        bench.share(bench.lanes, 3 if args.smoke else 5 if args.gpus == 2 else 8)
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(len(together)) as pool:
+            jobs = {part: pool.submit(getattr(bench, part)) for part in together if part in (args.parts or NAMES)}
+        for part, job in jobs.items():
+            measured = job.result()
+            machine = timing.environment("cpu" if args.smoke else "cuda", timing.LIBRARIES)
+            results["environment"] = machine | {"gpus": args.gpus}
+            results[part] = {"command": command, "seconds": round(time.perf_counter() - begun, 1), **measured}
+            timing.write(args.output, "scaling", every)
+            print(f"{part}: {json.dumps(measured)}", flush=True)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for what would fail after minutes."""
+    if args.gpus < 2:
+        raise ConfigError(f"--gpus {args.gpus}: nothing to compare with one; 2 or more")
+    if args.smoke:
+        return
+    if len(cards := visible_cards()) < args.gpus:
+        raise ConfigError(f"--gpus {args.gpus}: torch finds {len(cards)}; --smoke runs tiny models on a CPU")
+    if {"same", "killed"} & set(args.parts or NAMES) and not args.data:
+        raise ConfigError("the parts same and killed need --data FOLDER (or DUAL_LORA_DATA)")
+    if args.layers is not None and not 1 <= args.layers <= 80:
+        raise ConfigError(f"--layers {args.layers}: LLaMA-3-70B has 80; 1 to 80")

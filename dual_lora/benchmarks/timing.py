@@ -1,0 +1,95 @@
+"""What all benchmarks share: how long a step takes, on what machine, and the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("deepspeed", "transformers", "accelerate", "peft")
+
+
+def environment(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
+    """Return card or processor and versions, for the result file."""
+    info: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
+    if device == "cuda":
+        info |= {"card": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda), "triton": version("triton")}
+    else:
+        info |= {"card": platform.processor() or platform.machine(), "threads": str(torch.get_num_threads())}
+    return info | {name: version(name) for name in libraries}
+
+
+def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Return the median, and the 20 and 80 per cent quantiles, of two times or more."""
+    low, *_, high = statistics.quantiles(milliseconds, n=5)
+    return {"p20_ms": low, "median_ms": statistics.median(milliseconds), "p80_ms": high}
+
+
+def time_steps(
+    step: Callable[[], Any], device: str, *, warmup: int, repetitions: int, clock: bool = False
+) -> dict[str, float | None]:
+    """Return the quantiles of a step, and on a GPU the most memory that the allocator handed out in GiB.
+
+    clock: take the time from the clock, the device synchronised, instead of GPU events (on a CPU always).
+    """
+    cuda = device == "cuda"
+    for _ in range(warmup):
+        step()
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repetitions):
+        if cuda and not clock:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            step()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+            continue
+        begun = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - begun))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
+    return {**quantiles(times), "peak_GiB": peak}
+
+
+def captured(step: Callable[[], Any], warmup: int = 3) -> Callable[[], Any]:
+    """Return the replay of `step` as a CUDA graph: GPU time without the launches. Without a GPU `step` itself."""
+    if not torch.cuda.is_available():
+        return step
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a result file holds; nothing where there is none."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(folder: Path, name: str, results: dict[str, Any]) -> Path:
+    """Write a result file and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}", flush=True)
+    return path

@@ -1,0 +1,72 @@
+"""The command line: the first word chooses what is done; without one it is a run, or a sweep of runs.
+
+A module of this folder is one command: its docstring is its help, `options` adds to its parser, `run` does the work and
+returns the exit code. All of them are imported when they are called, so that help and tables load no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+COMMANDS = {
+    "run": "run a cell, or a sweep of cells; the word may be left out",
+    "tables": "write the tables that experiments define from the records",
+    "status": "what is done, running, failed or missing of an experiment",
+    "tune": "choose learning rates by validation, from the records of trials",
+    "evaluate": "score a saved adapter, or a base model",
+    "rescore": "score finished runs again from their kept predictions",
+    "score": "score generated texts against references",
+    "analyze": "what a trained update is made of",
+    "export": "write what a run trained as a transformers checkpoint",
+    "random-checkpoint": "write a checkpoint of random weights",
+    "bench": "measure speed and memory",
+}
+# What `pip install "dual-lora[bench]"` brings, as Python names it: pyproject.toml.
+BENCH_LIBRARIES = frozenset((
+    "datasets", "deepspeed", "evaluate", "filelock", "gguf", "google", "hydra", "matplotlib", "nltk", "numpy",
+    "omegaconf", "psutil", "pycocoevalcap", "pydantic", "rich", "sacrebleu", "scipy", "sentencepiece", "sklearn",
+    "submitit", "wandb", "yaml",
+))  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; 2 for words, settings or files that cannot be used."""
+    words = sys.argv[1:] if arguments is None else arguments
+    name, rest = _command(words)
+    try:
+        module = import_module(f"dual_lora.commands.{name.replace('-', '_')}")
+        return _run(name, module, rest)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in BENCH_LIBRARIES:
+            raise
+        print(
+            f"error: the package {missing} is missing; the suite's libraries come with: pip install "
+            '"dual-lora[bench]" (in a checkout: pip install -e ".[bench]")',
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _run(name: str, module: Any, words: list[str]) -> int:
+    from dual_lora.config import ConfigError
+
+    # A run and a benchmark work for hours: whatever else goes wrong there has to show its place.
+    expected = (ConfigError,) if name in ("run", "bench") else (ValueError, RuntimeError, OSError)
+    try:
+        if name in ("run", "bench"):  # these have words of their own
+            return module.main(words)
+        from dual_lora.commands.parser import Parser
+
+        parser = Parser(name, module.__doc__)
+        module.options(parser)
+        return module.run(parser.parse(words))
+    except expected as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    return (words[0], words[1:]) if words and words[0] in COMMANDS else ("run", words)

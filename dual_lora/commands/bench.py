@@ -1,0 +1,118 @@
+"""Measure speed and memory; each NAME writes a file of results/benchmarks.
+
+python run.py bench NAME            # python run.py bench NAME --help: what is measured, and how
+python run.py bench NAME --smoke    # a tiny model on a CPU: shows that it runs; its times say nothing
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from dual_lora import shipped
+from dual_lora.commands.parser import Parser, one_of
+from dual_lora.config import ConfigError, legal_values
+
+NAMES = {
+    "kernels": "one Dual LoRA layer against copies, LoRA and three GEMMs",
+    "tiles": "tile sizes of the Triton kernels",
+    "training": "training steps against LoRA, DoRA and three GEMMs",
+    "loss-positions": "steps whose logits are computed where the loss is",
+    "generation": "tokens of the base, of an adapter, merged and not",
+    "evaluation": "our evaluation against the published loop",
+    "zero": "one process under DeepSpeed against a plain one",
+    "group-steps": "the host's part of steps under ZeRO, on two CPU processes",
+    "walks": "steps with and without the Trainer's walks over all modules",
+    "scaling": "runs on several GPUs: speed, memory, equal curves, a killed process",
+    "report": "write what was measured into README.md, docs and the figure",
+}
+_TEXT = f"{__doc__}\n" + "\n".join(f"  {name:<16} {meaning}" for name, meaning in NAMES.items())
+
+
+def main(words: list[str]) -> int:
+    """Run the named benchmark. Raises `ConfigError` for words that cannot be used."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_TEXT)
+        return 0
+    options = parser_of(name := words[0]).parse(words[1:])
+    if name in ("kernels", "tiles") and options.smoke:
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
+    import_module(f"dual_lora.benchmarks.{name.replace('-', '_')}").run(options)
+    return 0
+
+
+def parser_of(name: str) -> Parser:
+    """Return the parser of a benchmark's options. Raises `ConfigError` for a name that is none."""
+    if name not in NAMES:
+        raise ConfigError(f"unknown benchmark {name!r}{legal_values(name, list(NAMES))}")
+    # Read, not imported: help would load torch.
+    source = (shipped.PACKAGE / "benchmarks" / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    parser = Parser(f"bench {name}", ast.get_docstring(ast.parse(source)))
+    if name == "report":
+        parser.add_argument("--check", action="store_true", help="compare instead of writing; not the figure")
+    else:
+        parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU: does it run?")
+    if name not in ("report", "evaluation"):
+        folder = shipped.home() / "results" / "benchmarks"
+        parser.add_argument("--output", type=Path, default=folder, help="folder of the result file")
+    _OPTIONS.get(name, lambda parser: None)(parser)
+    return parser
+
+
+def _device(*legal: str) -> Callable[[Parser], None]:
+    def add(parser: Parser) -> None:
+        parser.add_argument("--device", type=one_of(*legal), default=legal[0], help=" or ".join(legal))
+
+    return add
+
+
+def _methods(*legal: str) -> Callable[[Parser], None]:
+    def add(parser: Parser) -> None:
+        parser.add_argument("--methods", nargs="+", type=one_of(*legal), help=f"default: all of {', '.join(legal)}")
+
+    return add
+
+
+def _training(parser: Parser) -> None:
+    parts = ("small", "steps", "profile", "dropout")
+    parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
+
+
+def _evaluation(parser: Parser) -> None:
+    parser.take_settings()
+    parser.add_argument("--items", type=int, default=200, help="how many, spread over the test set, each loop takes")
+    parser.add_argument("--greedy", type=int, default=0, help="how many items our greedy loop takes alone")
+    parser.add_argument("--adapter", type=Path, help="a saved adapter; its update is merged for all loops")
+    parser.add_argument("--weights", type=one_of("random"), help="random: the model's dimensions without its weights")
+    parser.add_argument("--vocabulary", type=Path, help="with weights=random: the folder of its tokenizer.model")
+    parser.add_argument("--out", type=Path, help="the numbers' file; default: the screen alone")
+
+
+def _group_steps(parser: Parser) -> None:
+    _methods("lora", "dora", "dual_lora")(parser)
+    parser.add_argument("--worker", nargs=3, metavar=("METHOD", "STAGE", "FOLDER"), help="be one of the processes")
+
+
+def _scaling(parser: Parser) -> None:
+    parts = ("killed", "same", "speed", "large")
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
+    parser.add_argument("--layers", type=int, help="of LLaMA-3-70B's 80; default 32 a GPU")
+    parser.add_argument("--weights", type=Path, help="where random weights are written, 130 GB; best in memory")
+    parser.add_argument("--scratch", type=Path, help="where runs are made; default: results/local/scaling")
+    data = os.environ.get("DUAL_LORA_DATA")
+    parser.add_argument("--data", default=data, help="commonsense data (same, killed); default: $DUAL_LORA_DATA")
+
+
+_OPTIONS = {
+    "kernels": _device("cuda", "cpu"),
+    "training": _training,
+    "evaluation": _evaluation,
+    "zero": _methods("lora", "dual_lora"),
+    "group-steps": _group_steps,
+    "walks": _device("cpu", "cuda"),
+    "scaling": _scaling,
+}

@@ -1,0 +1,148 @@
+"""Score a saved PEFT adapter, trained here or elsewhere, or a base model without one.
+
+    python run.py evaluate adapter=FOLDER model=llama2 task=commonsense protocol=paper
+    python run.py evaluate model=smollm2 task=commonsense protocol=strict data.source=local data.dir=FOLDER
+
+All but the options below is as for a run (model, task, protocol, profile, data.*, launch.device, launch.eval_batch).
+The prompt has to be the one the adapter was trained with: protocol and task.target choose it. The same command again,
+also with another launch.eval_batch, goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dual_lora.commands.parser import Parser, one_of
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config.compose import compose
+from dual_lora.methods import saved
+
+
+def options(parser: Parser) -> None:
+    parser.take_settings()
+    parser.add_argument("--adapter", type=Path, help="folder that save_pretrained wrote; without it: the base model")
+    parser.add_argument("--out", type=Path, help="the scores' file; default: results/local/evaluations/ID.json")
+    parser.add_argument(
+        "--gate", type=one_of("on", "off"), default="on", help="off: do not check prompts, padding, mask and weights"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Return 0. Raises `ConfigError` for settings or an adapter that cannot be used, `GateError` for a failed check."""
+    if any(word.startswith("method=") for word in options.settings):
+        raise ConfigError("method= has no meaning here: the adapter's own config says what it is; use adapter=FOLDER")
+    if not options.settings:
+        raise ConfigError("give at least model= and task=; --help explains")
+    cells = compose(["method=none", *options.settings])
+    if len(cells) != 1:
+        raise ConfigError("one model is scored at a time; give one value per setting and no -m")
+    adapter = None if options.adapter is None else (options.adapter, saved.adapter_hash(options.adapter))
+    _evaluate(cells[0], adapter, options)
+    return 0
+
+
+def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argparse.Namespace) -> None:
+    import torch
+    from rich.console import Console
+
+    from dual_lora import models, tasks
+    from dual_lora.evaluation import gate, pipeline
+    from dual_lora.runs.resolve import resolve_device
+    from dual_lora.tasks import splits
+
+    device = resolve_device(config)
+    dtype = models.resolve_dtype(config.model, device)
+    models.check_available(config.model)
+    task = tasks.load(config)
+    items = splits.select(task, config)
+    name = _name(config, dtype, adapter, task.fingerprint())
+    folder = Path(config.results) / "local" / "evaluations"
+    loaded = models.load(config.model, task.head, dtype=dtype, seed=config.seed, device=device)
+    model = loaded.model if adapter is None else saved.with_adapter(loaded.model, adapter[0])
+    if task.head.kind == "causal_lm" and options.gate == "on":
+        pretrained = config.model.source != "random"
+        found = gate.check(
+            model,
+            loaded.tokenizer,
+            task,
+            items.test,
+            config.protocol,
+            pretrained=pretrained,
+            dtype=getattr(torch, dtype),
+        )
+        print(f"gate passed: {json.dumps({key: round(value, 4) for key, value in found.items()})}", file=sys.stderr)
+    work = pipeline.build(task, loaded.tokenizer, config, folder / name, dtype)
+    started = time.perf_counter()
+    measurements = [entry for entry in work.measure(model, items, None) if entry["split"] == "test"]
+    seconds = time.perf_counter() - started
+    scored = sum(_items(measurements, scoring) for scoring in _scorings(measurements))
+    for entry in measurements:
+        entry["checkpoint"] = "base" if adapter is None else "adapter"
+    result = {
+        "model": config.model.name,
+        "task": config.task.name,
+        "protocol": config.protocol.name,
+        "profile": config.profile.name,
+        "adapter": None if adapter is None else {"folder": str(adapter[0]), "sha256": adapter[1]},
+        "dtype": dtype,
+        "eval_seconds": seconds,
+        "items_from_before": work.known,
+        "items_per_second": (scored - work.known) / seconds if scored > work.known else None,
+        "notes": [*task.notes, *work.notes],
+        "measurements": measurements,
+    }
+    out = options.out or folder / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    table = _table(measurements, f"{config.model.label}, {config.task.label}, protocol {config.protocol.name}")
+    console = Console()
+    console.print(table)
+    console.print(f"~ not distinguishable from guessing. {seconds:.0f} s; scores: {out}", soft_wrap=True)
+    if work.known:
+        console.print(
+            f"{work.known} of {scored} predictions are from an earlier call: {folder / name} (remove it for new ones)",
+            soft_wrap=True,
+        )
+
+
+def _table(measurements: list[dict[str, Any]], title: str) -> Any:
+    """Return one row per subset and one column per metric of each scoring; fractions in percent."""
+    from rich.table import Table
+
+    columns = list(dict.fromkeys((entry["scoring"], metric) for entry in measurements for metric in entry["metrics"]))
+    table = Table(title=title, title_justify="left")
+    table.add_column("subset")
+    for scoring, metric in columns:
+        table.add_column(f"{scoring}\n{metric}", justify="right")
+    for subset in dict.fromkeys(entry["subset"] for entry in measurements):
+        cells = []
+        for scoring, metric in columns:
+            found = [e for e in measurements if (e["subset"], e["scoring"]) == (subset, scoring)]
+            value = found[0]["metrics"].get(metric) if found else None
+            mark = "~" if found and found[0]["at_chance"] else ""
+            cells.append("-" if value is None else f"{mark}{value * 100:.1f}")
+        table.add_row(subset, *cells)
+    return table
+
+
+def _name(config: RunConfig, dtype: str, adapter: tuple[Path, str] | None, data: dict[str, Any]) -> str:
+    """Return a name for all that decides the replies, so that the same command goes on and another one starts anew."""
+    settings = replace(config, launch=replace(config.launch, eval_batch=None), results="").to_dict()
+    content = [settings, dtype, None if adapter is None else adapter[1], data]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _scorings(measurements: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(entry["scoring"] for entry in measurements))
+
+
+def _items(measurements: list[dict[str, Any]], scoring: str) -> int:
+    """Return how many items were scored: the last measurement of a scoring is of the whole."""
+    return int([entry["items"] for entry in measurements if entry["scoring"] == scoring][-1])

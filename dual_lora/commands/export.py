@@ -1,0 +1,85 @@
+"""Write what a finished run trained as a plain transformers checkpoint: to share it, or to start another run from it.
+
+    python run.py export run=RUN_ID out=FOLDER
+    python run.py model=small_gpt2 model.path=FOLDER task=webnlg method=lora
+
+The weights are those of full fine-tuning, or the base with the adapter's update merged in. A GPT-2 whose attention was
+split gets its fused layers back. A classification head is written too, and drawn anew by the run that starts from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+from dual_lora.commands.parser import Parser, one_of
+from dual_lora.config import ConfigError
+
+CHECKPOINTS = ("last", "best_loss", "best_dev", "best_heldout")
+
+
+def options(parser: Parser) -> None:
+    parser.add_argument("--run", required=True, metavar="RUN_ID", help="whose record and run folder are in --results")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for config, safetensors and tokenizer")
+    parser.add_argument(
+        "--checkpoint", type=one_of(*CHECKPOINTS), help=f"{', '.join(CHECKPOINTS)}; default: the record's headline's"
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where records and runs are")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises `ConfigError` or `FileExistsError`: `export`."""
+    export(options.results, options.run, options.out, options.checkpoint)
+    print(options.out)
+    return 0
+
+
+def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None) -> None:
+    """Write the trained model of a run and its tokenizer to `out`, which appears once it is whole.
+
+    Raises `ConfigError`: no finished record, weights that are not on this machine, a base that is not the run's.
+    `FileExistsError` if `out` exists.
+    """
+    from safetensors.torch import load_file
+
+    from dual_lora import methods, models, records, tasks
+    from dual_lora.runs.lifecycle import load_config
+    from dual_lora.runs.resolve import at_budget
+
+    if out.exists():
+        raise FileExistsError(f"out={out} exists; give another folder, or remove it")
+    known = records.read(records.record_path(str(results), run_id))
+    if known is None or known["status"] != "finished":
+        raise ConfigError(f"run={run_id}: {results / 'records'} has no finished record of that name")
+    folder = records.run_folder(str(results), run_id)
+    checkpoint = checkpoint or known["scores"]["headline"]["checkpoint"]
+    weights = records.weights_file(folder, checkpoint)
+    if not weights.is_file():
+        raise ConfigError(
+            f"run={run_id}: {weights} is not here (run folders are not committed, a run without training has none, and "
+            "a protocol keeps only the checkpoints it reports); give another checkpoint=, or make the run again here"
+        )
+    config, _ = at_budget(load_config(folder / "config.json"))
+    if models.fingerprint(config.model) != known["identity"]["model"]["fingerprint"]:
+        where = f"model.path={config.model.path}" if config.model.path else f"model={config.model.name}"
+        raise ConfigError(f"run={run_id}: {where} no longer holds the weights that this run started from")
+    head = tasks.load(config).head
+    held = "float32" if config.method.trains in ("everything", "biases") else known["identity"]["dtype"]
+    loaded = models.load(config.model, head, dtype=held, seed=config.seed)
+    model = methods.apply(
+        loaded.model, config.method, model_config=config.model, head=head, seed=config.seed, kernel=config.kernel
+    )
+    methods.load_trainable_state(model, load_file(weights))
+    part = out.with_name(f"{out.name}.part")
+    try:
+        models.fuse_attention(methods.export_merged(model)).save_pretrained(part)
+        loaded.tokenizer.save_pretrained(part)
+        source = {"run_id": run_id, "checkpoint": checkpoint}
+        (part / "exported_from.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

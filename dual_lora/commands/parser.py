@@ -1,0 +1,62 @@
+"""The words of a command: options, and for commands that take them the settings of a run.
+
+An option is `--out FILE`, `--out=FILE` or, as run settings are written, `out=FILE`. An unknown word is refused with the
+legal ones and the nearest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from dual_lora import shipped
+from dual_lora.config import ConfigError, legal_values
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help is the docstring of the command's module and whose errors are `ConfigError`s."""
+
+    def __init__(self, command: str, text: str | None) -> None:
+        super().__init__(
+            prog=f"{shipped.PROGRAM} {command}",
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._takes_settings = False
+
+    def take_settings(self) -> None:
+        """Let `options.settings` hold the run settings (KEY=VALUE) that are given."""
+        self._takes_settings = True
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return the options. Raises `ConfigError` for a word that is none, or a value that cannot be used."""
+        options, rest = self.parse_known_args([self._as_option(word) for word in words])
+        settings = [word for word in rest if self._takes_settings and "=" in word and not word.startswith("-")]
+        for word in rest:
+            if word not in settings:
+                raise ConfigError(f"unknown word {word!r}{legal_values(word.partition('=')[0], self._names())}")
+        if self._takes_settings:
+            options.settings = settings
+        return options
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise what argparse would print."""
+        raise ConfigError(f"{message} (--help explains)")
+
+    def _names(self) -> list[str]:
+        return sorted(word for word in self._option_string_actions if word.startswith("--"))
+
+    def _as_option(self, word: str) -> str:
+        return f"--{word}" if f"--{word.partition('=')[0]}" in self._names() and "=" in word else word
+
+
+def one_of(*legal: str) -> Callable[[str], str]:
+    """Return the type of an option that has only these values."""
+
+    def check(word: str) -> str:
+        if word not in legal:
+            raise argparse.ArgumentTypeError(f"{word!r}{legal_values(word, list(legal))}")
+        return word
+
+    return check

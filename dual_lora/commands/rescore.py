@@ -1,0 +1,80 @@
+"""Score finished runs again from the predictions they kept: no model is loaded, no GPU is needed.
+
+    python run.py rescore RUN_ID...                  # all of the task's metrics, e.g. METEOR after installing Java
+    python run.py rescore --all                      # every finished run whose predictions lie here
+    python run.py rescore RUN_ID --data-dir FOLDER   # where the run's local data lies on this machine
+    python run.py rescore RUN_ID --metrics BLEU NIST # these only; a metric that the record holds is never dropped
+    python run.py rescore RUN_ID --results FOLDER    # instead of results/
+
+The record is replaced by one that says when and by which version it was scored again; all else in it stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from dual_lora import records, shipped
+from dual_lora.commands.parser import Parser
+from dual_lora.config import ConfigError
+from dual_lora.records.lock import RunLock
+
+
+def options(parser: Parser) -> None:
+    parser.add_argument("run_ids", nargs="*", metavar="RUN_ID")
+    parser.add_argument("--all", action="store_true", help="every finished run whose predictions are here")
+    parser.add_argument("--data-dir", help="the folder of local data, if it is another than during the run")
+    parser.add_argument("--metrics", nargs="+", default=[], help="default: all of the task's")
+    parser.add_argument("--results", type=Path, default=shipped.home() / "results")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Return 0, or 1 if a run could not be scored again."""
+    if bool(options.run_ids) == options.all:
+        raise ConfigError("name RUN_IDs, or use --all")
+    ids = options.run_ids or _here(options.results)
+    failed = 0
+    for number, run_id in enumerate(ids, 1):
+        try:
+            shown = _one(run_id, options)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"[{number}/{len(ids)}] {run_id}: error: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"[{number}/{len(ids)}] {run_id}: {shown}", flush=True)
+    return 1 if failed else 0
+
+
+def _one(run_id: str, options: argparse.Namespace) -> str:
+    from dual_lora.evaluation.rescoring import rescore
+    from dual_lora.runs.lifecycle import load_config
+
+    path, folder = records.record_path(options.results, run_id), records.run_folder(options.results, run_id)
+    if not (folder / "config.json").is_file():  # before the lock, which would make the folder
+        raise ValueError(f"{folder} holds no run; runs here: {', '.join(_here(options.results)) or 'none'}")
+    with RunLock(folder):
+        known = records.read(path)
+        if known is None:
+            raise ValueError(f"{path} does not exist: the run has not ended")
+        config = load_config(folder / "config.json")
+        config = dataclasses.replace(
+            config,
+            task=dataclasses.replace(config.task, metrics=tuple(options.metrics)),
+            data=dataclasses.replace(config.data, dir=options.data_dir or config.data.dir),
+        )
+        made = rescore(known, config, folder)
+        records.write_json(path, made)
+    before, after = known["scores"]["headline"], made["scores"]["headline"]
+    return f"{after['metric']} {before['value']} -> {after['value']}"
+
+
+def _here(results: Path) -> list[str]:
+    """Return the runs whose record is finished and whose predictions lie here."""
+    found = []
+    for path in sorted((results / "records").glob("*.json")):
+        known = records.read(path)
+        if known and known["status"] == "finished" and (results / "runs" / path.stem / "predictions").is_dir():
+            found.append(path.stem)
+    return found

@@ -1,0 +1,108 @@
+"""Write the tables that experiments/*.yaml define from the records of runs, published numbers beside ours.
+
+    python run.py tables                     # all tables; results/tables from committed records
+    python run.py tables --check             # exit 1 with a diff if a committed table or README is stale
+    python run.py tables --only table_glue
+    python run.py tables --records FOLDER    # tables over other records, in results/local/tables
+
+Committed tables (results/tables, and the parts of README.md and docs/*.md between `<!-- table:NAME -->` and
+`<!-- /table -->`) depend only on the records git tracks; `git add results/records/ID.json` makes one count. Records
+that lie only here make tables of their own in results/local/tables and are shown on the screen. The demo's records,
+and others on the sample data, are in no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from dual_lora import shipped
+from dual_lora.commands.parser import Parser
+from dual_lora.records.schema import Record
+from dual_lora.report import formats, records, workspace
+from dual_lora.report.screen import comparison
+from dual_lora.report.workspace import Workspace
+
+
+def options(parser: Parser) -> None:
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 with a diff if a file is stale")
+    parser.add_argument("--only", action="append", default=[], metavar="TABLE", help="one table (may be repeated)")
+    parser.add_argument("--records", type=Path, metavar="FOLDER", help="use the records of another folder")
+    parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Return 0, or 1 (--check: something is stale). Raises `ValueError` for a file that cannot be used."""
+    space, console = Workspace(options.home), Console(soft_wrap=False)
+    if options.records is not None:
+        return _other_records(space, options, console)
+    views = space.views(space.committed_records(), options.only)
+    files = space.committed_files(views, with_documents=not options.only)
+    if options.check:
+        return _check(space.stale(files, complete=not options.only))
+    changed = workspace.save(files)
+    for name, view in views.items():
+        done = f"{sum(b.cells_done for b in view.blocks)} of {sum(b.cells_all for b in view.blocks)} cells"
+        state = "written" if space.tables / f"{name}.md" in changed else "unchanged"
+        print(f"results/tables/{name}.md .tex .csv: {done}, {state}")
+    space.draw(space.committed_records())
+    _local(space, options.only, console)
+    return 0
+
+
+def _check(diffs: list[str]) -> int:
+    for diff in diffs:
+        print(diff, end="")
+    if diffs:
+        print(f"\n{len(diffs)} files are not what the committed records give: run {shipped.PROGRAM} tables")
+    return 1 if diffs else 0
+
+
+def _other_records(space: Workspace, options: argparse.Namespace, console: Console) -> int:
+    if not options.records.is_dir():
+        raise ValueError(f"--records {options.records}: no such folder")
+    views = space.views(records.read_all(options.records), options.only)
+    if options.check:
+        return _check(space.stale(workspace.table_files(views, space.tables), complete=False))
+    workspace.save(workspace.table_files(views, space.local_tables))
+    for name, view in views.items():
+        console.print(Markdown(formats.markdown(view, measured_only=True)))
+        print(f"{space.local_tables / name}.md .tex .csv")
+    return 0
+
+
+def _local(space: Workspace, only: list[str], console: Console) -> None:
+    """Show what the records that lie only on this machine add."""
+    committed = {record.run_id for record in space.committed_records()}
+    held = space.all_records()
+    added = [record for record in held if record.run_id not in committed]
+    if not added:
+        return
+    tables = space.blocks(only)
+    loose = workspace.in_no_table(added, tables)
+    inside = {record.run_id for record in added} - {record.run_id for record in loose}
+    for name, blocks in tables.items():
+        if not any(
+            workspace.in_no_table([record], {name: blocks}) == [] for record in added if record.run_id in inside
+        ):
+            continue
+        view = space.view(name, blocks, held)
+        workspace.save(workspace.table_files({name: view}, space.local_tables))
+        console.print(Markdown(formats.markdown(view, measured_only=True)))
+        print(f"with records that are not committed: {space.local_tables / name}.md .tex .csv\n")
+    if loose and not only:
+        print("Records in no table (a demo, sample data, or settings that no experiment names):")
+        for _, group in groupby(sorted(loose, key=_place), key=_place):
+            console.print(comparison([json.loads(Path(record.path).read_text()) for record in group]))
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    """What has to agree before records are shown under each other; the base row comes first."""
+    protocol = record.identity["protocol"]
+    source = str(record.identity.get("data", {}).get("source"))
+    return (record.name("model"), record.name("task"), str(protocol.get("hash")), record.name("profile"), source)
