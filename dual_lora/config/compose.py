@@ -60,9 +60,9 @@ def help_text() -> str:
     lines = [
         "Run one cell of the Dual LoRA comparison: a model, a task, a method.",
         "",
-        "  python run.py model=llama2 task=commonsense method=dual_lora",
-        "  python run.py profile=demo",
-        "  python run.py -m method=lora,dora,dual_lora seed=0,1,2 model=smollm2 task=e2e profile=quick \\",
+        f"  {shipped.PROGRAM} model=llama2 task=commonsense method=dual_lora",
+        f"  {shipped.PROGRAM} profile=demo",
+        f"  {shipped.PROGRAM} -m method=lora,dora,dual_lora seed=0,1,2 model=smollm2 task=e2e profile=quick \\",
         "      data.source=local data.dir=FOLDER",
         "",
         "Choices (GROUP=VALUE):",

@@ -106,7 +106,7 @@ def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]]) -> 
         for key in experiment.sweep
         if set(product[key]) != set(experiment.sweep[key])
     ]
-    return " ".join(["python run.py -m", f"experiment={experiment.name}", *narrowed])
+    return " ".join([shipped.PROGRAM, "-m", f"experiment={experiment.name}", *narrowed])
 
 
 def _agrees(record: Record, key: str, value: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dual_lora import shipped
 from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
@@ -142,7 +143,7 @@ def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
     if not tried:
         raise ChoiceError(f"{study.name} has no cell of a model, task and method that the trials are of")
     lines = [
-        " ".join(["python run.py -m", f"experiment={study.name}", f"method={','.join(methods)}", *key])
+        " ".join([shipped.PROGRAM, "-m", f"experiment={study.name}", f"method={','.join(methods)}", *key])
         for key, methods in grouped.items()
     ]
     rest = [cell for cell in study.cells() if tuple(cell[key] for key in _GROUPS) not in tried]

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dual_lora import records
+from dual_lora import records, shipped
 from dual_lora.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def command(config: RunConfig) -> str:
         "results": (config.results, "results"),
     }
     words += [f"{key}={value}" for key, (value, default) in optional.items() if value != default]
-    return " ".join(["python run.py", *words])
+    return " ".join([shipped.PROGRAM, *words])
 
 
 def _records(config: RunConfig) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,7 @@ BELOW: dict[str, set[str]] = {
     "diagnostics": {"config", "kernels", "records", "tuner"},
     "runs": {
         *("config", "diagnostics", "distributed", "evaluation", "methods", "models", "records"),
-        *("tasks", "training"),
+        *("shipped", "tasks", "training"),
     },
     "report": {"records", "shipped"},
     "launch": {"config", "distributed", "evaluation", "records", "report", "runs", "shipped"},
