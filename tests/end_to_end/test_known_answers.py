@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2LMHeadModel
 
-from dual_lora import models
+from dual_lora import models, tasks
 from dual_lora.commands import main
 from dual_lora.config.compose import compose
 from dual_lora.models.real_tokenizers import real_tokenizer
@@ -81,7 +81,7 @@ def test_an_encoder_hands_on_its_layers_and_not_its_head(tmp_path: Path) -> None
     assert not torch.equal(weights[f"roberta.{query}"], started[query])
     second = ["model=tiny_roberta", "task=glue/cola", "protocol=strict", f"model.path={out}"]
     [config] = compose([*second, "method=head", "data.source=sample"])
-    loaded = models.load(config.model, lifecycle.tasks.load(config).head, dtype="float32", seed=0).model.state_dict()
+    loaded = models.load(config.model, tasks.load(config).head, dtype="float32", seed=0).model.state_dict()
     kept = {name for name in weights if torch.equal(loaded[name], weights[name])}
     assert {name for name in weights if name.startswith("roberta.")} <= kept
     assert not {"classifier.dense.weight", "classifier.out_proj.weight"} & kept
