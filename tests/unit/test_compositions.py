@@ -1,0 +1,36 @@
+"""Every shipped composition gives the settings it gave when its digest was committed.
+
+Settings are the identity of a run: one changed line in `configs/` gives runs another name, and records of the same
+work no longer meet. So a change is made on purpose: look at it with `python -m tests.compositions --dump FILE`, before
+and after, and rewrite the digests with `--write`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import compositions
+
+NAMES = compositions.names()
+QUICK = NAMES[::4]  # of every kind and nearly every table; all of them take a minute
+
+
+def changed(names: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("DUAL_LORA_DATA", compositions.DATA)
+    held = compositions.committed()
+    return [name for name in names if held.get(name) != compositions.digest(compositions.composed(name))]
+
+
+def test_every_composition_has_a_digest() -> None:
+    held = compositions.committed()
+    assert len(NAMES) == len(set(NAMES)) > 400
+    assert set(NAMES) == set(held), "new or removed compositions: python -m tests.compositions --write"
+
+
+def test_a_quarter_of_the_compositions_give_the_settings_of_their_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert changed(QUICK, monkeypatch) == []
+
+
+@pytest.mark.slow
+def test_all_compositions_give_the_settings_of_their_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert changed(NAMES, monkeypatch) == []
