@@ -1,4 +1,4 @@
-"""Turning a command line into checked `RunConfig`s. The only file that knows Hydra; nothing heavy is imported here.
+"""Turning a command line into checked `RunConfig`s, with Hydra. Nothing heavy is imported here.
 
 A sweep (`-m`) is composed completely, every cell checked, before the first one starts: a misspelt value in the last
 cell is found at once and not after a night.
@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from dual_lora import shipped
 from dual_lora.config import ConfigError, RunConfig, legal_values
+from dual_lora.config.choices import CONFIGS, options, sweep_values
 
-CONFIGS = shipped.folder("configs")
 GROUPS = {
     "model": "the checkpoint",
     "task": "what is learned and measured",
@@ -42,17 +42,6 @@ SETTINGS = {
     "recipe.learning_rate=…": "any number of the recipe; method.alpha=… any field of the method's PEFT config",
     "launch.parallel=N": "N cells of a sweep at a time on this machine",
 }
-
-
-def options(group: str, root: Path = CONFIGS) -> list[str]:
-    """Return the legal values of a config group, nested ones as `glue/cola`."""
-    folder = root / group
-    if not folder.is_dir():
-        return []
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml"))]
-    if group == "protocol":
-        names = [name for name in names if "/" not in name]
-    return [name for name in names if not Path(name).name.startswith("_")]
 
 
 def help_text() -> str:
@@ -169,10 +158,11 @@ def _single(words: list[str]) -> RunConfig:
 
 
 def _sweep(words: list[str]) -> list[RunConfig]:
-    """Compose the cells of a sweep as Hydra's basic sweeper lays them out, each once and on all cores.
+    """Compose the cells of a sweep, each once and on all cores.
 
-    That sweeper composes every cell twice, one after the other, at 0.15 s and more each: a study of 245 runs would wait
-    for minutes. Cells that differ in their seed alone are composed once: no file of `configs/` refers to the seed.
+    Hydra's basic sweeper composes every cell twice, one after the other, at 0.15 s and more each: a study of 245 runs
+    would wait for minutes. Cells that differ in their seed alone are composed once: no file of `configs/` refers to the
+    seed.
     """
     import hydra
 
@@ -195,9 +185,11 @@ def _without_seed(job: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _jobs(words: list[str]) -> list[tuple[str, ...]]:
-    """Return the overrides of each cell: the experiment's choices, where there is one, and over them the given ones."""
+    """Return the overrides of each cell: the experiment's choices, where there is one, and over them the given ones.
+
+    The last setting changes first, as in Hydra's basic sweeper.
+    """
     import hydra
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -209,8 +201,8 @@ def _jobs(words: list[str]) -> list[tuple[str, ...]]:
         params = hydra.compose("config", overrides=chosen, return_hydra_config=True).hydra.sweeper.params or {}
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
-    (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [tuple(job) for job in batch]
+    choices = {one.get_key_element(): [f"{one.get_key_element()}={x}" for x in sweep_values(one)] for one in overrides}
+    return list(itertools.product(*choices.values()))
 
 
 def _in_parallel(jobs: list[tuple[str, ...]]) -> list[dict[str, Any]]:
@@ -251,12 +243,11 @@ def _explain(error: BaseException) -> str:
             f"a setting is read from the environment variable {absent[1]}, which is not set; export {absent[1]}=VALUE"
         )
     key = getattr(cause, "key", None)
-    if key is not None and isinstance(getattr(cause, "parent_node", None), object):
-        parent: Any = getattr(cause, "parent_node", None)
-        if parent is not None and hasattr(parent, "keys"):
-            legal = sorted(str(name) for name in parent)
-            full = getattr(cause, "full_key", None) or key
-            return f"unknown setting {full!r}{legal_values(str(key), legal)}"
+    parent: Any = getattr(cause, "parent_node", None)
+    if key is not None and hasattr(parent, "keys"):
+        legal = sorted(str(name) for name in parent)
+        full = getattr(cause, "full_key", None) or key
+        return f"unknown setting {full!r}{legal_values(str(key), legal)}"
     if "Could not find" in text and "group" in text.lower():
         return f"{text.splitlines()[0]} Groups: {', '.join(GROUPS)}"
     return text if cause is None else f"{text}: {cause}".splitlines()[0]

@@ -21,6 +21,8 @@ from hydra.errors import HydraException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from dual_lora.config.choices import sweep_values
+
 _STRICT = ConfigDict(extra="forbid")
 REQUIRED_CHOICES = ("model", "task", "method", "protocol", "profile", "seed")
 CostColumn = Literal["train_seconds", "eval_seconds", "tokens_per_second", "peak_memory", "trainable_parameters"]
@@ -182,10 +184,7 @@ def tables(experiments: Mapping[str, Experiment]) -> dict[str, list[Experiment]]
 def _choices(path: Path, key: str, value: Any) -> tuple[str, ...]:
     """Return the values of one sweep setting as Hydra's own grammar reads them."""
     try:
-        override = OverridesParser.create().parse_override(f"{key}={value}")
-        if override.is_sweep_override():
-            return tuple(override.sweep_string_iterator())
-        return (override.get_value_element_as_str(),)
+        return sweep_values(OverridesParser.create().parse_override(f"{key}={value}"))
     except HydraException as error:
         raise DefinitionError(f"{path}: hydra.sweeper.params.{key}={value!r}: {error}") from None
 

@@ -33,7 +33,7 @@ BELOW: dict[str, set[str]] = {
         *("config", "diagnostics", "distributed", "evaluation", "methods", "models", "records"),
         *("shipped", "tasks", "training"),
     },
-    "report": {"records", "shipped"},
+    "report": {"config", "records", "shipped"},
     "launch": {"config", "distributed", "evaluation", "records", "report", "runs", "shipped"},
     "benchmarks": {
         *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "shipped", "tasks"),

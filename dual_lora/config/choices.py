@@ -1,0 +1,38 @@
+"""What can be chosen on a command line: the files of `configs/`, and the values of a sweep. Light to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dual_lora import shipped
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+CONFIGS = shipped.folder("configs")
+
+
+def options(group: str, root: Path = CONFIGS) -> list[str]:
+    """Return the legal values of a config group, nested ones as `glue/cola`."""
+    folder = root / group
+    if not folder.is_dir():
+        return []
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml"))]
+    if group == "protocol":
+        names = [name for name in names if "/" not in name]
+    return [name for name in names if not Path(name).name.startswith("_")]
+
+
+def sweep_values(override: Override) -> tuple[str, ...]:
+    """Return the values that one word of a command line stands for, as words: `seed=0,1` has two, `seed=0` one.
+
+    Raises `HydraException` for a sweep whose values cannot be listed (an interval).
+    """
+    from hydra.errors import HydraException
+
+    if not override.is_sweep_override():
+        return (override.get_value_element_as_str(),)
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{override.input_line}: a sweep lists its values: {override.key_or_group}=A,B,C")
+    return tuple(override.sweep_string_iterator())
