@@ -1,4 +1,4 @@
-"""The typed settings of a launcher; `configs/launch/_all.yaml` lists the same with their defaults."""
+"""The typed settings of a launcher, with their defaults; the files of `configs/launch/` change a few."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -132,19 +131,6 @@ def test_contradicting_launch_settings_are_refused_with_the_fix(words, fix, tmp_
 def test_number_of_processes_has_to_divide_the_global_batch(tmp_path):
     with pytest.raises(ConfigError, match="1, 2, 4, 8"):
         launch([config(tmp_path, "launch=torchrun", "launch.num_gpus=3", "launch.per_device_batch=null")])
-
-
-def test_every_launch_setting_is_in_the_yaml_with_its_default():
-    import dataclasses
-
-    import yaml
-
-    from dual_lora.config.launch_settings import LaunchConfig
-    from tests.small_cells import ROOT
-
-    values = yaml.safe_load((ROOT / "configs" / "launch" / "_all.yaml").read_text())
-    defaults = dataclasses.asdict(LaunchConfig(name="local"))
-    assert json.loads(json.dumps(defaults)) == values
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.config.compose import compose, options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +187,11 @@ def test_recipes_compose_and_every_number_has_a_source() -> None:
 @pytest.mark.parametrize("path", recipe_paths(), ids=lambda path: path.relative_to(RECIPES).as_posix())
 def test_every_recipe_composes(path: Path) -> None:
     check_recipe(path)
+
+
+def test_what_a_launcher_does_not_state_is_the_default_of_its_settings() -> None:
+    assert one("launch=local").launch == LaunchConfig(name="local")
+    assert one("launch=slurm", "launch.qos=high").launch.qos == "high"
 
 
 def test_help_and_cfg_answer_in_two_seconds() -> None:
