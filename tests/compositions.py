@@ -16,7 +16,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config.compose import CONFIGS, compose, options
+from dual_lora.config import recipes
+from dual_lora.config.choices import CONFIGS, options
+from dual_lora.config.compose import compose
 
 DIGESTS = Path(__file__).with_suffix(".txt")
 DATA = "/data"  # what experiments read from DUAL_LORA_DATA
@@ -25,11 +27,11 @@ DATA = "/data"  # what experiments read from DUAL_LORA_DATA
 def names() -> list[str]:
     """Return the command line of every composition, its words joined by spaces."""
     found = []
-    for path in sorted((CONFIGS / "recipe").rglob("*.yaml")):
-        model, *task, method = path.relative_to(CONFIGS / "recipe").with_suffix("").parts
-        if model == "default":
+    for recipe in recipes.names():
+        model, *task, method = recipe.split("/")
+        if model == recipes.DEFAULT:
             found.append(f"task={'/'.join([*task, method])} model=tiny_llama method=lora")
-        elif method != "_common":
+        else:
             found.append(f"model={model} task={'/'.join(task)} method={method}")
     for group in ("profile", "launch", "method", "model"):
         found += [f"{group}={name}" for name in options(group)]

@@ -108,6 +108,9 @@ def compose(arguments: list[str]) -> list[RunConfig]:
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 
+    from dual_lora.config import recipe_source
+
+    recipe_source.register()
     ConfigStore.instance().store(name="settings", node=_every_setting())
     flags = {word for word in arguments if word.startswith("-")}
     if flags <= {"-m", "--multirun"} and not any(word.startswith("hydra") for word in arguments):
@@ -233,7 +236,8 @@ def _explain(error: BaseException) -> str:
             legal = [path.stem for path in sorted((CONFIGS / "protocol" / family).glob("*.yaml"))]
             return f"protocol={wrong} does not exist for task={family}{legal_values(wrong, legal)}"
         if group == "recipe":
-            return f"configs/{error.missing_cfg_file}.yaml is missing: the task needs a default recipe"
+            task = wrong.removeprefix("default/")
+            return f"task={task} is in no table configs/recipe/default.*.yaml: the task needs a default recipe"
         legal = options(group)
         return f"unknown {group} {wrong!r}{legal_values(wrong, legal)}"
     text = str(error)

@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
-import yaml
-
 from dual_lora import shipped
+from dual_lora.config import recipes
 from dual_lora.records.schema import Record
 from dual_lora.report.definition import Experiment
 
@@ -34,7 +32,6 @@ _WITHOUT_INFLUENCE = (
     "recipe.trials",
 )
 _GROUPS = ("model", "task", "method", "protocol", "profile")
-_RECIPES = shipped.folder("configs") / "recipe"
 # The published GLUE rows of these tasks start from the MNLI adapter; `init_from=auto` acts on them only.
 STARTED_FROM_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
 
@@ -187,19 +184,12 @@ def _weight(records: Sequence[Record]) -> tuple[int, bool, int, str]:
 
 
 def _as_its_recipe(record: Record) -> bool:
-    """Whether a run took what its recipe's own file says: of trials, the one that was chosen."""
-    recipe = record.identity.get("recipe") or {}
-    stated = _stated(str(recipe.get("name")))
-    return bool(stated) and all(_same(recipe.get(key), str(value)) for key, value in stated.items() if key in recipe)
-
-
-@cache
-def _stated(name: str) -> dict[str, Any]:
-    """Return the settings in a recipe's own file; those of the files it builds on are the same for all methods."""
-    file = _RECIPES / f"{name}.yaml"
-    if not file.resolve().is_relative_to(_RECIPES) or not file.is_file():
-        return {}
-    return dict((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("recipe") or {})
+    """Whether a run took what its recipe says now: of trials, the one that was chosen."""
+    held = record.identity.get("recipe") or {}
+    stated = recipes.find(str(held.get("name")))
+    if stated is None or stated.name.startswith(recipes.DEFAULT):
+        return False
+    return all(_same(held[setting], str(value)) for setting, value in stated.values.items() if setting in held)
 
 
 def _one_per_seed(records: Sequence[Record]) -> list[Record]:

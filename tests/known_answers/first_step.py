@@ -20,30 +20,23 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl
 
 from dual_lora import methods, models, tasks
-from dual_lora.config import OptimizerConfig, RunConfig
-from dual_lora.config.compose import CONFIGS, compose
+from dual_lora.config import OptimizerConfig, RunConfig, recipes
+from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches
 from dual_lora.evaluation import pipeline
 from dual_lora.tasks import splits
 from dual_lora.training.trainer import Data, train
 from tests.known_answers import bases
 
-RECIPES = tuple(
-    path.relative_to(CONFIGS / "recipe").with_suffix("").as_posix()
-    for path in sorted((CONFIGS / "recipe").rglob("*.yaml"))
-    if not path.name.startswith("_") and path.relative_to(CONFIGS / "recipe").parts[0] != "default"
-)
-DEFAULTS = tuple(
-    path.relative_to(CONFIGS / "recipe" / "default").with_suffix("").as_posix()
-    for path in sorted((CONFIGS / "recipe" / "default").rglob("*.yaml"))
-)
+DEFAULTS = tuple(name.removeprefix("default/") for name in recipes.names() if name.startswith("default/"))
+RECIPES = tuple(name for name in recipes.names() if not name.startswith("default/"))
 LARGEST_BATCH = 4
 LARGEST_BATCH_OF_LARGE_VOCABULARIES = 2  # each token has 128,002 logits
 SEED = 3  # not the default, so that a seed that is lost on the way shows
 
 
 def composed(recipe: str, *words: str) -> RunConfig:
-    """Compose the run that a recipe file is for: MODEL/TASK/METHOD."""
+    """Compose the run that a recipe is for: MODEL/TASK/METHOD."""
     model, _, rest = recipe.partition("/")
     task, _, method = rest.rpartition("/")
     [config] = compose(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from dual_lora import methods
 from dual_lora.commands import main
+from dual_lora.config import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 # The learning rate and the number of steps that are enough, with a third to spare.
@@ -125,7 +126,7 @@ def test_the_suite_finds_the_memorised_references(cell: Cell, trained: Callable[
 
 
 def _has_recipe(cell: Cell) -> bool:
-    return (ROOT / "configs" / "recipe" / cell.model / cell.task / f"{cell.method}.yaml").is_file()
+    return recipes.find(f"{cell.model}/{cell.task}/{cell.method}") is not None
 
 
 def _all_right(cell: Cell, measurements: list[dict[str, Any]], checkpoint: str) -> None:

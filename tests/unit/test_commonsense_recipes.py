@@ -1,15 +1,12 @@
 """Every commonsense recipe composes, says where each number comes from, and keeps the published rows' numbers."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
-from dual_lora.config.compose import CONFIGS, compose
+from dual_lora.config import recipes
+from dual_lora.config.compose import compose
 
-FILES = sorted((CONFIGS / "recipe").glob("*/commonsense/*.yaml"))
-OWN = [path for path in FILES if not path.stem.startswith("_")]
-WORDS = {"name", "sources", "learning_rates"}
+NAMES = [name for name in recipes.names() if "/commonsense" in name]
+OWN = [name for name in NAMES if not name.startswith(recipes.DEFAULT)]
 ALWAYS = {"global_batch", "learning_rate", "epochs"}  # what a recipe or the lines it shares must have a source for
 # arXiv 2402.09353 Table 8: learning rate of DoRA by model and rank.
 DORA = {
@@ -20,33 +17,16 @@ DORA = {
 }
 
 
-def name_of(path):
-    return f"{path.parent.parent.name}/commonsense/{path.stem}"
-
-
-def settings(values):
-    """Dotted name of everything a recipe file sets."""
-    flat = set(values["recipe"]) - WORDS
-    pending = [(f"method.{key}", value) for key, value in values.get("method", {}).items()]
-    while pending:
-        name, value = pending.pop()
-        if isinstance(value, dict):
-            pending += [(f"{name}.{key}", inner) for key, inner in value.items()]
-        else:
-            flat.add(name)
-    return flat
-
-
-@pytest.mark.parametrize("path", [*FILES, CONFIGS / "recipe/default/commonsense.yaml"], ids=name_of)
-def test_every_number_has_a_source(path: Path):
-    values = yaml.safe_load(path.read_text())
-    assert set(values["recipe"]["sources"]) == settings(values)
-    assert all(str(source).strip() for source in values["recipe"]["sources"].values())
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_has_a_source(name):
+    recipe = recipes.find(name)
+    assert set(recipe.sources) == set(recipe.values) >= ALWAYS
+    assert all(source.strip() for source in recipe.sources.values())
 
 
 @pytest.mark.parametrize("model", ["llama", "llama_13b", "llama2", "llama3", "llama3_70b", "qwen2", "smollm2"])
 def test_recipes_compose_and_dual_lora_has_loras_budget_and_scale(model):
-    names = sorted(path.stem for path in OWN if path.parent.parent.name == model)
+    names = sorted(name.split("/")[-1] for name in OWN if name.startswith(f"{model}/"))
     assert {"lora", "dora", "dual_lora"} <= set(names)
     cells = [compose([f"model={model}", "task=commonsense", f"method={name}"])[0] for name in names]
     assert [cell.recipe.name for cell in cells] == [f"{model}/commonsense/{name}" for name in names]
@@ -68,11 +48,11 @@ def test_doras_rate_follows_the_rank_as_published(model):
 
 
 def test_dual_loras_unknown_numbers_are_marked_as_guesses():
-    for path in OWN:
-        if path.stem == "dual_lora" and path.parent.parent.name != "smollm2":
-            sources = yaml.safe_load(path.read_text())["recipe"]["sources"]
-            for name in ("learning_rate", "method.alpha", "method.dropout"):
-                assert sources[name].startswith("guess")
+    unknown = [name for name in OWN if name.endswith("/dual_lora") and not name.startswith("smollm2/")]
+    assert len(unknown) >= 6
+    for name in unknown:
+        for setting in ("learning_rate", "method.alpha", "method.dropout"):
+            assert recipes.find(name).sources[setting].startswith("guess")
 
 
 def test_a_combination_without_a_recipe_runs_on_the_default_and_says_so():

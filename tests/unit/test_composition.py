@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dual_lora.config import ConfigError, LaunchConfig, RunConfig
-from dual_lora.config.compose import compose, options
+from dual_lora.config import ConfigError, LaunchConfig, RunConfig, recipes
+from dual_lora.config.choices import options
+from dual_lora.config.compose import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,38 +156,30 @@ def test_every_choice_composes() -> None:
         assert {group: getattr(cell, group).name for group in chosen} == chosen
 
 
-RECIPES = ROOT / "configs" / "recipe"
-
-
-def recipe_paths() -> list[Path]:
-    return [path for path in sorted(RECIPES.rglob("*.yaml")) if not path.name.startswith("_")]
-
-
-def check_recipe(path: Path) -> None:
-    parts = path.relative_to(RECIPES).with_suffix("").parts
-    if parts[0] == "default":
-        arguments = ["model=tiny_llama", f"task={'/'.join(parts[1:])}"]  # no recipe of its own
+def check_recipe(name: str) -> None:
+    model, *task, method = name.split("/")
+    if model == recipes.DEFAULT:
+        arguments = ["model=tiny_llama", f"task={'/'.join([*task, method])}"]  # no recipe of its own
     else:
-        arguments = [f"model={parts[0]}", f"task={'/'.join(parts[1:-1])}", f"method={parts[-1]}"]
+        arguments = [f"model={model}", f"task={'/'.join(task)}", f"method={method}"]
     recipe = one(*arguments).recipe
-    assert recipe.name == "/".join(parts), path
-    missing = [name for name in ("global_batch", "learning_rate", "epochs") if name not in recipe.sources]
-    assert not missing, f"{path}: no source for {missing}"
+    assert recipe.name == name
+    missing = [setting for setting in ("global_batch", "learning_rate", "epochs") if setting not in recipe.sources]
+    assert not missing, f"{name}: no source for {missing}"
 
 
 def test_recipes_compose_and_every_number_has_a_source() -> None:
     """Those of commonsense and GLUE have tests of their own, which compose them too; the slow tests compose all."""
-    tested = {"commonsense", "glue"}
-    paths = [path for path in recipe_paths() if path.relative_to(RECIPES).parts[1] not in tested]
-    assert len(paths) > 15
-    for path in paths:
-        check_recipe(path)
+    names = [name for name in recipes.names() if name.split("/")[1] not in ("commonsense", "glue")]
+    assert len(names) > 15
+    for name in names:
+        check_recipe(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", recipe_paths(), ids=lambda path: path.relative_to(RECIPES).as_posix())
-def test_every_recipe_composes(path: Path) -> None:
-    check_recipe(path)
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_composes(name: str) -> None:
+    check_recipe(name)
 
 
 def test_what_a_launcher_does_not_state_is_the_default_of_its_settings() -> None:

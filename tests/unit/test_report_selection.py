@@ -25,7 +25,7 @@ def shown(*runs: Record) -> list[float]:
 
 @pytest.mark.parametrize("hours", [(1, 2, 3), (3, 2, 1), (2, 3, 1)])
 def test_of_trials_with_one_seed_each_the_one_that_became_the_recipe_is_shown(hours):
-    """configs/recipe/smollm2/commonsense/lora.yaml says 1e-3; neither the latest nor the best may stand for it."""
+    """The recipe smollm2/commonsense/lora says 1e-3; neither the latest nor the best may stand for it."""
     assert shown(*(trial(rate, hour) for rate, hour in zip((1e-3, 4e-3, 5e-4), hours, strict=True))) == [1e-3]
 
 

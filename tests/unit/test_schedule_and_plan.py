@@ -7,9 +7,8 @@ import functools
 from pathlib import Path
 
 import pytest
-import yaml
 
-from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config import ConfigError, RunConfig, recipes
 from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches, plan_steps, plan_warmup
 from dual_lora.distributed.deepspeed import deepspeed_config
@@ -148,13 +147,11 @@ def test_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path: Path, monkeypat
 
 def test_a_recipe_that_states_a_share_of_warm_up_gets_it_or_says_that_it_has_no_effect() -> None:
     """`plan_warmup` takes the steps where both are set, and a recipe may inherit steps from its task's default."""
-    folder = Path(__file__).parents[2] / "configs" / "recipe"
     without = []
-    for path in sorted(folder.rglob("_common.yaml")):
-        recipe = yaml.safe_load(path.read_text())["recipe"]
-        task = "/".join(path.parent.relative_to(folder).parts[1:])
-        default = yaml.safe_load((folder / "default" / f"{task}.yaml").read_text())["recipe"]
-        steps = recipe.get("warmup_steps", default.get("warmup_steps", 0))
-        if recipe.get("warmup_ratio") and steps and not recipe["sources"]["warmup_ratio"].startswith("no effect"):
-            without.append(str(path.relative_to(folder)))
+    for name in recipes.names():
+        recipe, default = recipes.find(name), recipes.find(f"default/{'/'.join(name.split('/')[1:-1])}")
+        inherited = default.values.get("warmup_steps", 0) if default else 0
+        steps = recipe.values.get("warmup_steps", inherited)
+        if recipe.values.get("warmup_ratio") and steps and not recipe.sources["warmup_ratio"].startswith("no effect"):
+            without.append(name)
     assert not without, f"set warmup_steps: 0 next to warmup_ratio in {without}"
