@@ -27,9 +27,11 @@ class Tile:
     steps: int = 1
 
 
-# Chosen on an H100 at 11008 x 4096, rank 16, bf16 (`run.py bench tiles`, results/benchmarks/kernels_tiles.json);
-# microseconds, best of the rest in brackets. At rank 16 they take up to 140 KiB of shared memory (compiled for sm_90),
-# which an A100 (163 KiB) has too; `tile_for` gives cards with less (99 KiB on consumer cards) the unpipelined form.
+# Chosen on an H100 at 11008 x 4096, rank 16, bf16 (`run.py bench tiles`); microseconds, best of the rest in brackets.
+# results/benchmarks/kernels_tiles.json is of an H200: the same tiles lead, but in reduce_and_rebuild (182 with 64 rows,
+# 192 with these), which stays, since another tile has other last digits. At rank 16 they take up to 140 KiB of shared
+# memory (compiled for sm_90), which an A100 (163 KiB) has too; `tile_for` gives cards with less (99 KiB on consumer
+# cards) the unpipelined form.
 TILES = {
     "build_with_start": Tile(64, 64, 4, stages=1, steps=16),  # twice the factors: 176 KiB with three stages; not swept
     "build": Tile(64, 64, 4, stages=3, steps=16),  # 77 (84: two stages, four steps; 91: one tile per program)
