@@ -53,7 +53,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
     from rich.console import Console
 
     from dual_lora import models, tasks
-    from dual_lora.evaluation import gate, pipeline
+    from dual_lora.evaluation import build_pipeline, gate
     from dual_lora.runs.resolve import resolve_device
     from dual_lora.tasks import splits
 
@@ -78,7 +78,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
             dtype=getattr(torch, dtype),
         )
         print(f"gate passed: {json.dumps({key: round(value, 4) for key, value in found.items()})}", file=sys.stderr)
-    work = pipeline.build(task, loaded.tokenizer, config, folder / name, dtype)
+    work = build_pipeline(task, loaded.tokenizer, config, folder / name, dtype)
     started = time.perf_counter()
     measurements = [entry for entry in work.measure(model, items, None) if entry["split"] == "test"]
     seconds = time.perf_counter() - started

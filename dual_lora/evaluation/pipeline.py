@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
-from dual_lora.config import RunConfig
-from dual_lora.tasks.base import ClassificationTask, Example, Task
+from dual_lora.tasks.base import Example
 from dual_lora.tasks.splits import Items
 
 Rows = list[dict[str, Any]]
@@ -43,14 +42,3 @@ class Pipeline(Protocol):
         ...
 
     def curves(self) -> dict[str, list[list[float]]]: ...
-
-
-def build(task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> Pipeline:
-    """Return the pipeline for the task's head."""
-    if isinstance(task, ClassificationTask):
-        from dual_lora.evaluation.classifier import ClassificationPipeline
-
-        return ClassificationPipeline(task, tokenizer, config, folder, dtype)
-    from dual_lora.evaluation.causal_lm import CausalLMPipeline
-
-    return CausalLMPipeline(task, tokenizer, config, folder, dtype)

@@ -63,7 +63,7 @@ def cached(model: ModelConfig) -> Path | None:
     """Return the folder of a whole copy in the local cache (HF_HOME, HF_HUB_CACHE), or None."""
     from huggingface_hub import try_to_load_from_cache
 
-    from dual_lora.models.sources import weight_files
+    from dual_lora.models.checkpoint_files import weight_files
 
     config = try_to_load_from_cache(str(model.repository), "config.json", revision=model.revision or "main")
     if not isinstance(config, str):

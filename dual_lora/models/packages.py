@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dual_lora.config import ModelConfig, ModelError
-from dual_lora.models.hashing import remembered_sha256
+from dual_lora.models.checkpoint_files import remembered_sha256
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Light to import: `plan=true` and the check before a run load neither torch nor t
 from __future__ import annotations
 
 import dataclasses
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models import hub
+from dual_lora.models.checkpoint_files import remembered_sha256, weight_files
 from dual_lora.models.dequantize import dequantized_folder
-from dual_lora.models.hashing import remembered_sha256
 from dual_lora.models.packages import checked_package_file, package_file
 from dual_lora.models.tiny_tokenizer import VOCAB_SIZE, text_sha256
 
@@ -104,27 +103,6 @@ def _local(model: ModelConfig) -> Path:
         raise ModelError(f"model.path={model.path} has no config.json; {wanted}")
     weight_files(path)
     return path
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint folder. Raises `ModelError` if there are none, or not all."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        others = sorted(file.name for file in folder.glob("*.bin")) + sorted(
-            file.name for file in folder.glob("*.gguf")
-        )
-        found = f" (it has {', '.join(others)}; pickle files are not read, a GGUF is named itself)" if others else ""
-        raise ModelError(f"{folder} has no model.safetensors and no {index.name}{found}")
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{index} is not a safetensors index ({error!r}); fetch the checkpoint again") from None
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files: {', '.join(absent[:5])}")
-    return [folder / name for name in names]
 
 
 def _identifying_files(model: ModelConfig) -> list[Path]:

@@ -19,7 +19,7 @@ from dual_lora import methods, models
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
 from dual_lora.distributed import deepspeed, processes
-from dual_lora.evaluation import pipeline, samples
+from dual_lora.evaluation import build_pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
 from dual_lora.records import file_sha256, replacing, write_json
@@ -87,7 +87,7 @@ class Work:
             self._origin["init_from"] = resolved.start.origin()
         del sharded
         self._count_parameters(model)
-        work = pipeline.build(task, loaded.tokenizer, config, resolved.folder, resolved.dtype)
+        work = build_pipeline(task, loaded.tokenizer, config, resolved.folder, resolved.dtype)
         try:
             if config.method.trains != "nothing":
                 self._training = self._train(model, work, loaded.tokenizer, items)

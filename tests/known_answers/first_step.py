@@ -23,7 +23,7 @@ from dual_lora import methods, models, tasks
 from dual_lora.config import OptimizerConfig, RunConfig, recipes
 from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches
-from dual_lora.evaluation import pipeline
+from dual_lora.evaluation import build_pipeline
 from dual_lora.tasks import splits
 from dual_lora.training.trainer import Data, train
 from tests.known_answers import bases
@@ -144,7 +144,7 @@ def train_one_step(
     seen = _Gradients()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        work = pipeline.build(task, tokenizer, config, folder, "float32")
+        work = build_pipeline(task, tokenizer, config, folder, "float32")
         items = splits.select(task, config)
         result = train(
             model,

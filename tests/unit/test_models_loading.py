@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from dual_lora.config import ModelConfig
 from dual_lora.models import ModelError, check_available, fingerprint, load, packages, resolve_dtype
+from dual_lora.models.checkpoint_files import cache_folder, remembered_sha256
 from dual_lora.models.dtypes import cpu_computes_bfloat16
-from dual_lora.models.hashing import cache_folder, remembered_sha256
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Head
 
@@ -159,7 +159,10 @@ def test_a_hash_is_read_again_only_after_the_file_changed(tmp_path: Path, monkey
     file.write_bytes(b"one")
     assert remembered_sha256(file) == file_sha256(file)
     read: list[Path] = []
-    monkeypatch.setattr("dual_lora.models.hashing.file_sha256", lambda path: read.append(path) or file_sha256(path))
+    counted = "dual_lora.models.checkpoint_files.file_sha256"
+    monkeypatch.setattr(counted, lambda path: read.append(path) or file_sha256(path))
+        "dual_lora.models.checkpoint_files.file_sha256", lambda path: read.append(path) or file_sha256(path)
+    )
     remembered_sha256(file)
     assert read == []
     file.write_bytes(b"two")

@@ -1,4 +1,4 @@
-"""SHA-256 of large files, remembered by path, size and modification time, and the folder of this project's caches."""
+"""Files of models: which are a checkpoint's weights, their SHA-256 (remembered), and the folder of our caches."""
 
 from __future__ import annotations
 
@@ -52,3 +52,24 @@ def remembered_sha256(path: Path) -> str:
     with contextlib.suppress(OSError):
         write_text(memory, json.dumps({"file": key, "sha256": digest}))
     return digest
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint folder. Raises `ModelError` if there are none, or not all."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        others = sorted(file.name for file in folder.glob("*.bin")) + sorted(
+            file.name for file in folder.glob("*.gguf")
+        )
+        found = f" (it has {', '.join(others)}; pickle files are not read, a GGUF is named itself)" if others else ""
+        raise ModelError(f"{folder} has no model.safetensors and no {index.name}{found}")
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index} is not a safetensors index ({error!r}); fetch the checkpoint again") from None
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files: {', '.join(absent[:5])}")
+    return [folder / name for name in names]
