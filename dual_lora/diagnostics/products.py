@@ -53,7 +53,7 @@ def untrained_update(layer: DualLoraLinear, generator: torch.Generator, adapter:
 
     `subtract_start` is left out, since that update is 0 before training.
     """
-    settings, sigma = layer.settings[adapter], layer.init_std[adapter] or 1.0
+    spec, sigma = layer.spec[adapter], layer.init_std[adapter] or 1.0
     factors = [
         sigma * torch.randn(factor.shape, generator=generator).to(factor.device) for factor in layer.factors(adapter)
     ]
@@ -62,9 +62,9 @@ def untrained_update(layer: DualLoraLinear, generator: torch.Generator, adapter:
         factors[1],
         factors[2],
         factors[3],
-        settings.scaling,
-        magnitude_activation=settings.magnitude_activation,
-        direction_activation=settings.direction_activation,
+        layer.scaling[adapter],
+        magnitude_activation=spec.magnitude_activation,
+        direction_activation=spec.direction_activation,
     )
 
 
@@ -97,11 +97,10 @@ class ClipWatch:
             return
         x = self._inputs.pop().flatten(0, -2).float()
         weight_gradient = gradient.flatten(0, -2).float().T @ x
-        settings = self.layer.settings[self.adapter]
         magnitude, _ = products(self.layer, self.adapter)
-        if settings.magnitude_activation == "relu":
+        if self.layer.spec[self.adapter].magnitude_activation == "relu":
             magnitude = magnitude.relu()
-        q = (self.layer.delta_warmup * settings.scaling * weight_gradient * magnitude).abs()
+        q = (self.layer.delta_warmup * self.layer.scaling[self.adapter] * weight_gradient * magnitude).abs()
         self.clipped += int((q > 1).sum())
         self.entries += q.numel()
         self.largest = max(self.largest, float(q.max()))

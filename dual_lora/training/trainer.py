@@ -120,11 +120,7 @@ def train(
     trainer.add_callback(Epochs(trainer.order))
     trainer.keep_checkpoints = config.launch.keep_checkpoints
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
-    trainer.layout = {
-        "engine": config.launch.engine,
-        "zero_stage": stage,
-        "processes": batches.world_size,
-    }
+    trainer.layout = {"engine": config.launch.engine, "zero_stage": stage, "processes": batches.world_size}
     start = _start_from(folder)
     if start is not None:
         check_layout(start, trainer.layout)

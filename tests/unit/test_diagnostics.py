@@ -132,7 +132,7 @@ def test_clip_watch_sees_what_the_clip_does(factor):
     (layer(x.requires_grad_()) * out_gradient).sum().backward()
     a, b, _, _ = (parameter.detach().double() for parameter in layer.factors("default"))
     weight_gradient = out_gradient.double().flatten(0, 1).T @ x.detach().double().flatten(0, 1)
-    q = (layer.settings["default"].scaling * weight_gradient * (b @ a).relu()).abs()
+    q = (layer.scaling["default"] * weight_gradient * (b @ a).relu()).abs()
     measured = watch.remove()
     assert measured["clipped_share"] == pytest.approx((q > 1).double().mean().item(), abs=1e-4)
     assert measured["max_abs_q"] == pytest.approx(q.max().item(), rel=1e-4)

@@ -161,8 +161,6 @@ def test_a_hash_is_read_again_only_after_the_file_changed(tmp_path: Path, monkey
     read: list[Path] = []
     counted = "dual_lora.models.checkpoint_files.file_sha256"
     monkeypatch.setattr(counted, lambda path: read.append(path) or file_sha256(path))
-        "dual_lora.models.checkpoint_files.file_sha256", lambda path: read.append(path) or file_sha256(path)
-    )
     remembered_sha256(file)
     assert read == []
     file.write_bytes(b"two")
