@@ -4,7 +4,7 @@
     python -m tests.compositions --write              # rewrite tests/compositions.txt, once the difference is wanted
 
 A composition is a command line: each recipe, each default recipe, each profile, launcher, method, model and protocol,
-each experiment with all its cells. `tests/unit/test_compositions.py` holds them against the file.
+each experiment with all its cells. `tests/unit/config/test_compositions.py` holds them against the file.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["profile=quick", "profile.train_examples=24", "profile.max_steps=6", "profile.validation_examples=4"]
 COMMON = [*SIZES, "data.source=sample", "recipe.global_batch=8"]
 COMMON += ["launch.device=cpu", "launch.per_device_batch=8", "launch.save_every_steps=2"]

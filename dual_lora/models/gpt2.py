@@ -27,7 +27,7 @@ class SplitAttentionProjection(nn.Module):
     Shapes: input (..., hidden), output (..., 3 · hidden). Each part is an `nn.Linear` (out, in) holding the transposed
     third of the fused `Conv1D` (in, 3 · out); its sums run over the same products, in an order that the matrix library
     chooses by shape. Measured in float32 on a CPU (AVX2): bit for bit the stock model's outputs for GPT-2 and GPT-2
-    Medium; in general equal to rounding (`tests/unit/test_models_gpt2.py`).
+    Medium; in general equal to rounding (`tests/unit/models/test_gpt2.py`).
     """
 
     def __init__(self, fused: Conv1D) -> None:

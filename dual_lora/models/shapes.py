@@ -1,6 +1,6 @@
 """Sizes of a model from the numbers in its YAML: parameters and adapted layers, without weights and without torch.
 
-`plan=true` counts a 70B model in a millisecond with these formulas; `tests/unit/test_models_shapes.py` holds them equal
+`plan=true` counts a 70B model in a millisecond with these formulas; `tests/unit/models/test_shapes.py` holds them equal
 to the architectures that transformers builds, layer by layer and parameter by parameter.
 """
 

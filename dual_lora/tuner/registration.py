@@ -7,7 +7,7 @@
    wrapper. For a wrapped classification head (`modules_to_save`), which has no `weight`, `merge_and_unload` then fails
    with an AttributeError (huggingface/peft issue 3114, still so in 0.21.2).
 
-`tests/unit/test_tuner_registration.py` asserts that both reasons still hold and fails when a PEFT release changes them.
+`tests/unit/tuner/test_registration.py` asserts that both reasons still hold and fails when a PEFT release changes them.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ import gc
 import importlib.util
 import warnings
 
-import cells
 import pytest
 import torch
+
+from tests.contracts import cells
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", module="peft")

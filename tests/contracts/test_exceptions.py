@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import cells
 import pytest
-import test_promises
-import test_training
+
+from tests.contracts import cells, test_promises, test_training
 
 PROMISES = {
     name.removeprefix("test_")

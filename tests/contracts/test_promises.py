@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import cells
 import pytest
 import torch
 from peft import PeftModel
@@ -16,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dual_lora import methods
 from dual_lora.config import ConfigError
+from tests.contracts import cells
 
 EXACT = 1e-5  # of float32 logits of order 1, for sums formed in another order
 HALF = 0.1  # of the largest logit, for bfloat16 (8 bits) through two layers

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 
-import cells
 import pytest
 import torch
+
+from tests.contracts import cells
 
 # Adam divides by the gradient's size, so rounding of gradients near 0 moves single weights by a whole step.
 SAME_LOSS = 2e-3  # nats per step, where only the order of sums differs

@@ -15,7 +15,7 @@ import torch
 from dual_lora.benchmarks import scaling_tables
 from dual_lora.commands import main
 from dual_lora.commands.bench import NAMES
-from tests.small_cells import ROOT
+from tests import ROOT
 
 
 def bench(*words: str, timeout: int = 600) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from dual_lora.runs.resolve import resolve
 from dual_lora.training import loss
 from dual_lora.training.loss import token_loss
 
-# METEOR's Java takes eight seconds to start, so runs on E2E leave it out here; tests/unit/test_metrics_e2e.py has it.
+# METEOR's Java takes eight seconds to start, so runs on E2E leave it out here; tests/unit/metrics/test_e2e.py has it.
 SMALL = ["data.source=sample", "profile=quick", "profile.max_steps=3", "profile.test_items=2", "launch.device=cpu"]
 
 

@@ -17,7 +17,8 @@ from dual_lora.launch import forks, launch, local
 from dual_lora.launch.local import _record_crash, write_config
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
-from tests.small_cells import CLASSIFYING, ROOT, arguments, config, numbers
+from tests import ROOT
+from tests.small_cells import CLASSIFYING, arguments, config, numbers
 
 E2E = ["model=tiny_llama", "task=e2e", "profile.test_items=2", "protocol.decoding.beams=1"]
 

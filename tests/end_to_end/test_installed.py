@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dual_lora.commands import BENCH_LIBRARIES, main
-from tests.small_cells import ROOT
+from tests import ROOT
 
 SOURCES = ("dual_lora", "configs", "experiments", "results/published")
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"

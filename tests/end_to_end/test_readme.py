@@ -14,8 +14,8 @@ from dual_lora.commands.bench import parser_of
 from dual_lora.commands.parser import Parser
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BOUNDED = [
     "model=tiny_llama", "data.source=sample", "profile=quick", "profile.max_steps=2", "profile.test_items=1",

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.small_cells import ROOT
+from tests import ROOT
 
 ROWS = [
     line.strip("| ").rsplit(" | ", 1)

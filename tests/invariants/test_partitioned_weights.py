@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.small_cells import ROOT
+from tests import ROOT
 
 SHARDS = """
 import collections, contextlib, json, sys

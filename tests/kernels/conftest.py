@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from interpreter import mend_interpreter
+from tests.kernels.interpreter import mend_interpreter
 
 # Never set here: the interpreter would be on for whatever else this process tests.
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import make_case
 
 from dual_lora.kernels import dispatch, resolve_kernel, select_kernel
+from tests.kernels.cases import make_case
 
 CPU = torch.device("cpu")
 

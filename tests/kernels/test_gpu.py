@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import RULE_IDS, RULES, make_case, relative_error
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dual_lora.kernels import delta_weight, dual_lora_linear
+from tests.kernels.cases import RULE_IDS, RULES, make_case, relative_error
 
 pytestmark = pytest.mark.gpu
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import RULE_IDS, RULES, Case, make_case, relative_error
 
 from dual_lora.kernels import delta_weight, dual_lora_delta_linear, dual_lora_linear, reference
+from tests.kernels.cases import RULE_IDS, RULES, Case, make_case, relative_error
 
 PATHS = ["generic", pytest.param("fused", marks=pytest.mark.triton)]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, make_case, relative_error
 from torch import nn
 
 from dual_lora.kernels import dual_lora_delta_linear, dual_lora_linear, operators
+from tests.kernels.cases import Case, make_case, relative_error
 
 
 def arguments(case: Case) -> tuple[Any, ...]:

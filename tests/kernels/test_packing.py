@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import make_case, relative_error
 
 from dual_lora.kernels import dual_lora_linear, packed_once
+from tests.kernels.cases import make_case, relative_error
 
 pytestmark = pytest.mark.triton
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import RULE_IDS, RULES, make_case
 
 from dual_lora.kernels import reference
+from tests.kernels.cases import RULE_IDS, RULES, make_case
 
 
 def test_sign_of_zero_is_minus_one() -> None:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import overfit_bases
-import overfit_data
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -24,6 +22,7 @@ from dual_lora import models
 from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
+from tests.known_answers import overfit_bases, overfit_data
 
 ITEMS = overfit_data.ITEMS
 _ALL_LINEAR = {

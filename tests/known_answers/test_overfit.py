@@ -13,14 +13,24 @@ from typing import Any
 
 import pytest
 import torch
-from overfit import ITEMS, Cell, Trained, base_model, known, metrics_of, outputs, saved_model, stock_model, train
 from safetensors.torch import load_file
 
 from dual_lora import methods
 from dual_lora.commands import main
 from dual_lora.config import recipes
+from tests.known_answers.overfit import (
+    ITEMS,
+    Cell,
+    Trained,
+    base_model,
+    known,
+    metrics_of,
+    outputs,
+    saved_model,
+    stock_model,
+    train,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 # The learning rate and the number of steps that are enough, with a third to spare.
 _RATES = {
     "gpt2": {"dual_lora": 1e-2, "lora": 1e-2, "full": 3e-3},

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tests import ROOT
 from tests.known_answers.twin import Row
 
-SAMPLE = Path(__file__).resolve().parents[2] / "dual_lora" / "tasks" / "sample"
+SAMPLE = ROOT / "dual_lora" / "tasks" / "sample"
 
 
 def write_e2e(folder: Path) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import peft
 import pytest
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
+from tests import ROOT
+
+CACHE = ROOT / ".cache"
 
 
 def peft_sources() -> Path:

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.slurm.cluster import Cluster, missing_programs
-from tests.small_cells import CLASSIFYING, ROOT, WRITING, arguments
+from tests.small_cells import CLASSIFYING, WRITING, arguments
 
 pytestmark = [
     pytest.mark.slurm,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 PACKAGE = ROOT / "dual_lora"
 
 # What each part may import, all parts named: a file or folder directly below dual_lora/.

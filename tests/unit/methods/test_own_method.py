@@ -1,0 +1,77 @@
+"""A user's own method outside the repository, as docs/own_method.md shows it: composed, trained and recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose
+from dual_lora.launch import launch
+from tests import ROOT
+
+PAGE = (ROOT / "docs" / "own_method.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory) -> Path:
+    """The folder that the page describes, made from the page's own text."""
+    folder = tmp_path_factory.mktemp("mine")
+    blocks = [
+        re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in re.findall(r"(?:^(?: {4}.*)?\n)+", PAGE, re.M)
+    ]
+    package = next(block for block in blocks if "class MyConfig" in block)
+    method = next(block for block in blocks if "config_class: mypackage.MyConfig" in block)
+    (folder / "mypackage.py").write_text(package)
+    (folder / "configs" / "method").mkdir(parents=True)
+    (folder / "configs" / "method" / "mymethod.yaml").write_text(method)
+    return folder
+
+
+def words(mine: Path, *more: str) -> list[str]:
+    return ["method=mymethod", f"hydra.searchpath=[file://{mine}/configs]", *more]
+
+
+def run(mine: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "run.py", *words(mine, *arguments)]
+    environment = os.environ | {"PYTHONPATH": str(mine), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+CELL = ("model=tiny_llama", "task=e2e", "data.source=sample", "profile=quick")
+
+
+def test_it_composes(mine):
+    done = run(mine, *CELL, "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "config_class: mypackage.MyConfig" in done.stdout
+
+
+def test_a_misspelt_setting_is_refused(mine, monkeypatch):
+    monkeypatch.syspath_prepend(str(mine))
+    cells = compose(words(mine, *CELL, "+method.rr=3", f"results={mine}/results"))
+    with pytest.raises(ConfigError, match=r"mypackage\.MyConfig\) has no setting 'rr'; did you mean 'r'"):
+        launch(cells)
+
+
+def test_it_trains_and_leaves_a_record(mine):
+    small = (
+        "profile.max_steps=2",
+        "profile.train_examples=16",
+        "profile.validation_examples=4",
+        "profile.test_items=2",
+    )
+    done = run(mine, *CELL, *small, "task.metrics=[BLEU]", "task.headline=BLEU", f"results={mine}/results")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = (mine / "results" / "records").glob("*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["status"] == "finished"
+    assert record["identity"]["method"]["name"] == "mymethod"
+    layers = 2 * ((64 + 64) + 2 * (64 + 32) + 2 * (64 + 128))  # q, k and v, up and down of two layers
+    assert record["cost"]["trainable_parameters"] == 2 * layers

@@ -1,0 +1,138 @@
+"""The record: written whole or not at all, read back as written, and fit to be shared."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dual_lora import records
+from dual_lora.records.redaction import shareable
+from tests import ROOT
+
+
+def test_a_record_is_read_back_as_it_was_made(tmp_path: Path) -> None:
+    made = records.build(status="finished", identity={"run_id": "0" * 16, "target": ("q", "v")}, scores={"value": 0.5})
+    path = records.record_path(tmp_path, "0" * 16)
+    records.write_json(path, made)
+    assert records.read(path) == made
+    assert made["identity"]["target"] == ["q", "v"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_its_layout_changes_nothing(values: object) -> None:
+    assert json.loads(records.dumps(values)) == values
+
+
+def test_a_curve_takes_one_line_and_so_does_what_fits() -> None:
+    curve = [[step, step / 7] for step in range(200)]
+    values = {"curves": {"train_loss": curve, "gradient_norm": curve}, "cost": {"steps": 3, "seconds": 1.5}}
+    assert len(records.dumps(values).splitlines()) == 7
+    texts = {"notes": ["a sentence of a note that is not short " * 3] * 2}
+    assert len(records.dumps(texts).splitlines()) == 6
+
+
+def test_committed_records_are_laid_out_so() -> None:
+    paths = sorted((ROOT / "results" / "records").glob("*.json"))
+    assert paths
+    longest = 0
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        longest = max(longest, len(text.splitlines()))
+        assert text == records.dumps(records.read(path)) + "\n", f"{path.name}: written by another version or by hand"
+    assert longest < 300
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    records.write_json(path, {"old": True})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text()) == {"old": True}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "weights" / "a.bin"
+    with records.replacing(path) as part:
+        part.write_text("first")
+        assert part.parent == path.parent
+        assert not path.exists()
+
+    def stopped() -> None:
+        with records.replacing(path) as part:
+            part.write_text("half of the sec")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99}'])
+def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        records.read(path)
+
+
+def test_a_record_with_a_learning_rate_curve_reads_as_one_without(tmp_path: Path) -> None:
+    """Schema 1 kept the curve; these are points of one that a run of this record's identity kept."""
+    path = ROOT / "results" / "records" / "018ac3b0ab826078.json"
+    made = records.read(path)
+    assert made is not None
+    kept = [[10, 0.00034615385], [20, 0.000485], [100, 0.000285], [180, 8.5e-05], [210, 1e-05]]
+    old = {**made, "schema": 1, "curves": {"learning_rate": kept, **made["curves"]}}
+    records.write_json(tmp_path / path.name, old)
+    assert records.read(tmp_path / path.name) == made
+    derived = records.learning_rates(made)
+    assert [step for step, _ in derived] == [step for step, _ in made["curves"]["train_loss"]]
+    assert [point for point in derived if point[0] in dict(kept)] == kept
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("warmup", "share"), [(0, 0.0), (7, 0.0), (0, 0.06), (90, 0.0)])
+def test_learning_rates_are_those_of_the_library(schedule: str, warmup: int, share: float) -> None:
+    steps, rate = 53, 3e-4
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    library = transformers.get_scheduler(name, optimizer, warmup or math.ceil(share * steps), steps)
+    expected = []
+    for step in range(1, steps + 1):
+        expected.append([step, pytest.approx(library.get_last_lr()[0], rel=1e-7, abs=0.0)])
+        optimizer.step()
+        library.step()
+    recipe = {"learning_rate": rate, "schedule": schedule, "warmup_steps": warmup, "warmup_ratio": share}
+    made = {
+        "identity": {"recipe": recipe, "profile": {"max_steps": None, "train_examples": None}},
+        "cost": {"steps": steps},
+        "curves": {"train_loss": [[step, 1.0] for step in range(1, steps + 1)]},
+    }
+    assert records.learning_rates(made) == expected
+
+
+def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
+    assert records.digest({"a": 1, "b": [1, 2]}) == records.digest({"b": [1, 2], "a": 1})
+    assert records.digest({"a": 1}) != records.digest({"a": 2})
+
+
+def test_a_kept_command_has_no_folder_of_this_machine() -> None:
+    command = "python run.py data.dir=/home/me/data model.path='/my models/x' results=/y init_from=none"
+    assert shareable(command) == ("python run.py data.dir=FOLDER model.path=FOLDER results=FOLDER init_from=none")
+    assert shareable("bench.py --output /home/me/out --smoke") == "bench.py --output FOLDER --smoke"
+    where = "--scratch /home/me/runs --weights=/dev/shm/me --data /home/me/data --data-dir /home/me/more --gpus 2"
+    assert shareable(where) == "--scratch FOLDER --weights FOLDER --data FOLDER --data-dir FOLDER --gpus 2"

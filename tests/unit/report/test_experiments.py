@@ -1,0 +1,100 @@
+"""Every shipped experiment drives a sweep and shows exactly its cells."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from dual_lora.config.compose import compose, options
+from dual_lora.report import definition, published, selection
+from tests import ROOT
+
+EXPERIMENTS = definition.read_all(ROOT / "experiments")
+by_name = pytest.mark.parametrize("name", EXPERIMENTS)
+
+
+@by_name
+def test_the_cells_of_the_table_are_the_cells_that_hydra_runs(name):
+    params = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    swept = {tuple(sorted(job)) for job in batch}
+    shown = {tuple(sorted(f"{key}={value}" for key, value in cell.items())) for cell in EXPERIMENTS[name].cells()}
+    assert shown == swept
+
+
+@by_name
+def test_every_choice_of_the_sweep_exists(name):
+    for group in ("model", "task", "method", "protocol", "profile"):
+        assert set(EXPERIMENTS[name].sweep[group]) <= set(options(group)), group
+
+
+@by_name
+def test_an_experiment_composes_to_the_cell_that_its_command_names(name, monkeypatch):
+    monkeypatch.setenv("DUAL_LORA_DATA", "/data")
+    experiment = EXPERIMENTS[name]
+    last = experiment.cells()[-1]
+    (command,) = selection.commands(experiment, [last])
+    (config,) = compose(command.removeprefix("python run.py ").split())
+    chosen = {group: getattr(config, group).name for group in ("model", "task", "method", "protocol", "profile")}
+    assert chosen == {group: last[group] for group in chosen}
+    assert config.seed == int(last["seed"])
+    if "task.target" in last:
+        assert config.task.target == last["task.target"]
+    if "data.dir" in last:
+        assert config.data.dir == "/data"
+
+
+def test_commands_cover_exactly_the_cells_they_are_for():
+    experiment = EXPERIMENTS["table_glue"]
+    wanted = [
+        cell
+        for cell in experiment.cells()
+        if (cell["method"] == "lora" and cell["seed"] != "2") or (cell["task"] == "glue/rte" and cell["seed"] == "4")
+    ]
+    covered = []
+    for command in selection.commands(experiment, wanted):
+        narrowed = dict(word.split("=", 1) for word in command.split()[4:])
+        keep = {key: narrowed.get(key, ",".join(values)).split(",") for key, values in experiment.sweep.items()}
+        covered += [cell for cell in experiment.cells() if all(cell[key] in keep[key] for key in cell)]
+    assert sorted(map(str, covered)) == sorted(map(str, wanted))  # each once, none else
+
+
+@by_name
+def test_published_names_in_an_experiment_exist(name):
+    block = EXPERIMENTS[name].block
+    for rows in block.published:
+        printed = [row for row in published.read(ROOT / "results" / "published", rows.file) if row.table == rows.table]
+        known = {row.method for row in printed}
+        named = {method for names in rows.methods.values() for method in names} | set(rows.only or ())
+        assert named <= known
+    if block.published:
+        every = [row for rows in block.published for row in published.read(ROOT / "results" / "published", rows.file)]
+        assert set(block.published_models.values()) <= {row.model for row in every}
+        tasks = {task for column in block.columns for task in column.published}
+        assert tasks <= {row.task for row in every} | {"GLUE_Avg", "commonsense_8task_Avg"}
+
+
+def test_every_published_number_has_a_source_and_second_hand_ones_say_so():
+    files = sorted(path.stem for path in (ROOT / "results" / "published").glob("*.csv"))
+    assert files == ["commonsense", "dual_lora", "glue", "nlg"]
+    for file in files:
+        for row in published.read(ROOT / "results" / "published", file):
+            assert row.source
+            assert row.second_hand or "dual_lora" not in row.table
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, e in EXPERIMENTS.items() if name.startswith("learning_rates") and e.block.title]
+)
+def test_every_method_gets_the_same_number_of_trials(name):
+    trials = {}
+    for block in EXPERIMENTS[name].block.blocks:
+        for cell in EXPERIMENTS[block].cells():
+            key = (cell["method"], cell["model"], cell["task"])
+            trials.setdefault(key, set()).add(cell["recipe.learning_rate"])
+            assert cell["seed"] == "0"
+    assert len({len(rates) for rates in trials.values()}) == 1, trials
+    assert {"lora", "dora", "dual_lora"} <= {method for method, *_ in trials}

@@ -1,0 +1,49 @@
+"""What a run prints when it ends."""
+
+from rich.console import Console
+
+from dual_lora.report.screen import comparison
+from tests.unit.report.report_builder import record
+
+
+def text(*arguments, **options) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(comparison(*arguments, **options))
+    return console.export_text()
+
+
+def test_the_trained_row_shows_its_distance_to_the_untrained_one():
+    base = record("none", scores={"boolq": 0.50, "piqa": 0.7})
+    trained = record("dual_lora", scores={"boolq": 0.62, "piqa": 0.65})
+    shown = text([base, trained])
+    assert "62.0 (+12.0)" in shown
+    assert "65.0 (-5.0)" in shown
+    assert "50.0 (" not in shown
+
+
+def test_seconds_memory_and_parameters_are_shown():
+    shown = text([record("lora")])
+    assert "120" in shown
+    assert "2.00" in shown  # the largest of the ranks
+    assert "1,000,000" in shown
+
+
+def test_one_subset_shows_all_its_metrics_and_unbounded_ones_are_no_percentages():
+    values = record("lora", scores={"e2e": 0.5}, metric="BLEU", task="e2e")
+    values["scores"]["measurements"][0]["metrics"]["NIST"] = 6.25
+    shown = text([values])
+    assert "BLEU %" in shown
+    assert "50.0" in shown
+    assert "6.25" in shown
+
+
+def test_a_failed_run_is_named_and_has_no_scores():
+    shown = text([record("none"), record("full", status="out_of_memory")])
+    assert "out_of_memory" in shown
+
+
+def test_chosen_columns_and_seeds():
+    shown = text([record("lora", seed=0), record("lora", seed=1)], columns=[("piqa", "accuracy")])
+    assert "seed 1" in shown
+    assert "70.0" in shown
+    assert "60.0" not in shown

@@ -1,0 +1,313 @@
+"""From records to tables: what is shown, what is marked, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from dual_lora.records.schema import parse
+from dual_lora.report import definition, figures, formats, selection
+from dual_lora.report.table import Builder
+from tests.unit.report.report_builder import PROTOCOL, record
+
+EXPERIMENT = """
+hydra:
+  sweeper:
+    params:
+      model: smollm2
+      task: commonsense
+      method: none,lora,dual_lora
+      protocol: strict
+      profile: study
+      seed: 0,1,2
+table:
+  title: A table
+  block: A block
+  reference: lora
+  column_defaults: {metric: accuracy}
+  columns:
+    - {label: BoolQ, subset: boolq, published: BoolQ}
+    - {label: PIQA, subset: piqa}
+    - {label: Avg., average: true}
+  published_models: {smollm2: Small}
+  published:
+    - {file: papers, table: t, methods: {lora: "LoRA (r=32)"}}
+"""
+PUBLISHED = """table,model,method,trainable,task,metric,value,source,second_hand
+t,Small,LoRA (r=32),0.83 %,BoolQ,accuracy,68.9,A paper & its_table,no
+t,Small,LoRA (r=32),0.83 %,BoolQ,accuracy_std,0.4,A paper & its_table,no
+t,Small,Prefix,0.11 %,BoolQ,accuracy,64.3,Gossip,yes
+"""
+
+
+@pytest.fixture
+def build(tmp_path: Path):
+    """Return a function from record dictionaries to the table of EXPERIMENT (or of a changed one)."""
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "papers.csv").write_text(PUBLISHED)
+
+    def built(*values, text: str = EXPERIMENT):
+        path = tmp_path / "table_x.yaml"
+        path.write_text(text)
+        experiment = definition.read(path)
+        builder = Builder(tmp_path / "published", tmp_path / "configs")
+        return builder.build("table_x", [experiment], [parse(value) for value in values])
+
+    return built
+
+
+def ours(table, method: str):
+    return next(line for line in table.blocks[0].lines if line.source is None and line.method == method)
+
+
+def three_seeds(method: str, values: tuple[float, ...], **more):
+    return [record(method, seed, {"boolq": value, "piqa": 0.7}, **more) for seed, value in enumerate(values)]
+
+
+def test_mean_spread_and_average_per_seed(build):
+    cells = ours(build(*three_seeds("lora", (0.60, 0.62, 0.64))), "LORA").cells
+    assert cells[0].value == pytest.approx(62.0)
+    assert cells[0].sd == pytest.approx(2.0)
+    assert cells[2].value == pytest.approx(66.0)
+    assert cells[2].sd == pytest.approx(1.0)
+
+
+def test_published_values_stand_beside_ours_with_source_and_spread(build):
+    text = formats.markdown(build(*three_seeds("lora", (0.6, 0.62, 0.64))))
+    assert "| Small | LoRA (r=32) | published [2] | 68.9 ± 0.4 |" in text
+    assert "| Small | Prefix<sup>s</sup> | published [1] | 64.3 |" in text
+    assert "2. A paper & its_table" in text
+    assert text.index("LoRA (r=32)") < text.index("62.0 ± 2.0")
+    assert "second-hand" in text
+
+
+def test_a_cell_is_bold_only_if_the_paired_interval_excludes_zero(build):
+    reference = three_seeds("lora", (0.60, 0.65, 0.70))
+    clear = build(*reference, *three_seeds("dual_lora", (0.62, 0.671, 0.719)))
+    assert ours(clear, "DUAL_LORA").cells[0].bold
+    assert not ours(clear, "LORA").cells[0].bold
+    noisy = build(*reference, *three_seeds("dual_lora", (0.66, 0.64, 0.72)))
+    assert not ours(noisy, "DUAL_LORA").cells[0].bold
+    worse = build(*reference, *three_seeds("dual_lora", (0.58, 0.629, 0.681)))
+    assert not ours(worse, "DUAL_LORA").cells[0].bold
+
+
+def test_two_seeds_are_never_bold(build):
+    table = build(*three_seeds("lora", (0.60, 0.65)), *three_seeds("dual_lora", (0.70, 0.751)))
+    assert not ours(table, "DUAL_LORA").cells[0].bold
+
+
+def test_scores_on_other_items_are_not_paired(build):
+    table = build(*three_seeds("lora", (0.60, 0.65, 0.70)), *three_seeds("dual_lora", (0.62, 0.671, 0.719), items=500))
+    assert ours(table, "DUAL_LORA").cells[0].difference is None
+
+
+def test_less_is_better_where_the_column_says_so(build):
+    text = EXPERIMENT.replace("{label: BoolQ, subset: boolq,", "{label: BoolQ, subset: boolq, better: lower,")
+    values = [*three_seeds("lora", (0.60, 0.65, 0.70)), *three_seeds("dual_lora", (0.58, 0.629, 0.681))]
+    assert ours(build(*values, text=text), "DUAL_LORA").cells[0].bold
+
+
+def test_doubts_are_marked(build):
+    line = ours(
+        build(record("lora", at_chance=True, guessed=("learning_rate",)), record("dual_lora", recipe="default/x")),
+        "LORA",
+    )
+    assert "g" in line.marks
+    assert "c" in line.cells[0].marks
+    table = build(record("lora", guessed=("learning_rate",)), record("dual_lora", recipe="default/x"))
+    assert "d" in ours(table, "DUAL_LORA").marks
+    assert any("learning_rate" in note for note in table.blocks[0].notes)
+
+
+def test_a_failed_cell_says_how_it_failed(build):
+    table = build(
+        record("dual_lora", 0, status="out_of_memory"), record("lora", 0), record("lora", 1, status="diverged")
+    )
+    assert ours(table, "DUAL_LORA").cells[0].word == "out_of_memory"
+    assert "f" in ours(table, "LORA").cells[0].marks
+    assert ours(table, "LORA").n == "1"
+    assert any("diverged (it did not work)" in note for note in table.blocks[0].notes)
+
+
+def test_an_undefined_score_is_no_zero(build):
+    assert ours(build(record("lora", scores={"boolq": None, "piqa": 0.7})), "LORA").cells[0].word == "undefined"
+
+
+def test_a_cell_not_run_is_empty_and_the_command_that_fills_it_stands_below(build):
+    table = build(*three_seeds("lora", (0.6, 0.6, 0.6)), record("dual_lora", 1), record("none", 2))
+    assert all(cell.empty for cell in ours(build(), "dual_lora").cells)
+    assert table.blocks[0].commands == ("python run.py -m experiment=table_x method=dual_lora seed=0,2",)
+    assert build().blocks[0].commands == ("python run.py -m experiment=table_x",)
+
+
+def test_the_untrained_row_needs_no_second_seed(build):
+    table = build(record("none", 1))
+    assert ours(table, "NONE").n == "1"
+    assert not any("none" in command for command in table.blocks[0].commands)
+
+
+def test_two_protocols_in_one_block_are_refused_with_the_fields_that_differ(build):
+    other = {**PROTOCOL, "loss_on": "all", "hash": "bbbb"}
+    with pytest.raises(selection.MixedBlockError, match="loss_on: 'answer' and 'all'"):
+        build(record("lora", 0), record("lora", 1, protocol=other))
+
+
+def test_two_sizes_of_one_profile_in_one_block_are_refused(build):
+    cut = record("lora", 1)
+    cut["identity"]["profile"]["max_steps"] = 3
+    with pytest.raises(selection.MixedBlockError, match="max_steps: None and 3"):
+        build(record("lora", 0), cut)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"source": "sample"},
+        {"profile": "demo"},
+        {"profile": "quick"},
+        {"model": "llama"},
+        {"seed": 9},
+        {"protocol": {**PROTOCOL, "name": "paper"}},
+    ],
+)
+def test_records_of_something_else_stay_out(build, values):
+    assert ours(build(record("lora", **values)), "lora").n == ""
+
+
+def test_the_variant_with_most_seeds_is_shown_whatever_it_scored_and_the_others_are_named(build):
+    table = build(
+        *three_seeds("lora", (0.5, 0.5, 0.5)), record("lora", 0, {"boolq": 0.9, "piqa": 0.9}, learning_rate=1e-3)
+    )
+    assert ours(table, "LORA").cells[0].value == pytest.approx(50.0)
+    assert any("not shown: 1 with recipe.learning_rate=0.001" in note for note in table.blocks[0].notes)
+
+
+def test_cost_columns(build):
+    assert ours(build(record("lora")), "LORA").cost == ("120", "2.0", "900,000")
+    assert ours(build(record("lora")), "LORA").trials == "4"
+
+
+def test_seconds_taken_beside_other_runs_are_marked(build):
+    def notes(changed):
+        return " ".join(build(record("lora"), changed).blocks[0].notes)
+
+    assert "beside each other" not in notes(record("dual_lora"))
+    told, by_command = record("dual_lora"), record("dual_lora")
+    told["execution"]["parallel"] = 3
+    assert "up to 3 runs beside each other" in notes(told)
+    by_command["origin"]["command"] = "python run.py -m experiment=x launch.parallel=5"
+    assert "up to 5 runs beside each other" in notes(by_command)
+
+
+def test_latex_is_escaped_and_uses_booktabs(build):
+    text = formats.latex(build(*three_seeds("lora", (0.6, 0.62, 0.64)), record("dual_lora", status="out_of_memory")))
+    assert r"out\_of\_memory" in text
+    assert r"A paper \& its\_table" in text
+    assert r"62.0 $\pm$ 2.0" in text
+    assert r"0.83 \%" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {line.replace(r"\&", "").count("&") for line in rows} == {10}
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 1
+
+
+def test_csv_holds_every_number_unrounded(build):
+    text = formats.tidy_csv(build(*three_seeds("lora", (0.601, 0.62, 0.64)), record("dual_lora")))
+    rows = list(csv.DictReader(io.StringIO(text)))
+    row = next(row for row in rows if row["origin"] == "here" and row["method"] == "LORA" and row["column"] == "BoolQ")
+    assert float(row["value"]) == pytest.approx(62.0333, abs=1e-4)
+    assert (row["n"], row["bold"]) == ("3", "")
+    assert next(row for row in rows if row["origin"] == "published")["source"]
+
+
+def test_panels_are_grids_of_their_own(build):
+    text = EXPERIMENT.replace("{label: PIQA,", "{label: PIQA, panel: Two,")
+    blocks = build(record("lora"), text=text.replace("    - {label: Avg., average: true}\n", "")).blocks
+    assert [block.columns for block in blocks] == [("BoolQ",), ("PIQA",)]
+    assert blocks[1].heading == "A block: Two"
+
+
+def test_a_run_without_the_mnli_start_is_marked_and_does_not_fill_the_published_cell(build):
+    text = EXPERIMENT.replace("task: commonsense", "task: glue/rte").replace(
+        "seed: 0,1,2", "seed: 0\n      init_from: auto"
+    )
+    without, started = record("lora", task="glue/rte"), record("lora", task="glue/rte", init_from="9f3c")
+    assert ours(build(without, text=text), "lora").n == ""
+    assert ours(build(started, text=text), "LORA").n == "1"
+    plain = ours(build(without, text=text.replace("init_from: auto", "init_from: none")), "LORA")
+    assert "m" in plain.cells[0].marks
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seed: 0,1,2", ""), "lacks seed"),
+        (("protocol: strict", "protocol: strict,paper"), "one block shows one protocol"),
+        (("reference: lora", "reference: lroa"), "did you mean 'lora'"),
+        (("subset: piqa", "subsett: piqa"), "subsett"),
+        (("task: commonsense", "task: commonsense,e2e"), "needs a task"),
+    ],
+)
+def test_a_definition_that_cannot_be_used_names_the_setting(build, change, message):
+    with pytest.raises(definition.DefinitionError, match=message):
+        build(text=EXPERIMENT.replace(*change))
+
+
+def test_an_ambiguous_column_is_refused(build):
+    values = record("lora")
+    values["scores"]["measurements"].append({**values["scores"]["measurements"][0], "metrics": {"accuracy": 0.9}})
+    with pytest.raises(ValueError, match="2 measurements"):
+        build(values)
+
+
+LEARNING_RATES = """
+hydra:
+  sweeper:
+    params:
+      model: smollm2
+      task: commonsense
+      method: lora
+      recipe.learning_rate: 1e-4,2e-4
+      protocol: strict
+      profile: study
+      seed: 0,1
+table:
+  title: Rates
+  block: Rates
+  columns: [{label: loss, curve: train_loss, scale: 1, decimals: 2}]
+  figure: {x: recipe.learning_rate, column: loss, log_x: true}
+"""
+
+
+def test_a_swept_setting_makes_a_row_each_and_a_reproducible_figure(build, tmp_path):
+    values = [record("lora", seed, learning_rate=rate) for seed in (0, 1) for rate in (1e-4, 2e-4)]
+    lines = build(*values, text=LEARNING_RATES).blocks[0].lines
+    assert [line.method for line in lines] == [
+        "LORA (recipe.learning_rate=0.0001)",
+        "LORA (recipe.learning_rate=0.0002)",
+    ]
+    assert [line.cells[0].value for line in lines] == [2.5, 2.5]
+    experiment = definition.read(tmp_path / "table_x.yaml")
+    parsed = [parse(value) for value in values]
+    drawn = []
+    for name in ("a.svg", "b.svg"):
+        assert figures.draw(experiment, parsed, tmp_path / name)
+        drawn.append((tmp_path / name).read_text())
+    assert drawn[0] == drawn[1]
+    assert not figures.draw(experiment, [], tmp_path / "none.svg")
+
+
+def test_samples_of_the_first_seed_stand_below_the_table_by_input(build):
+    values = [record(method, seed) for method in ("lora", "dual_lora") for seed in (0, 1)]
+    for value in values:
+        reply = f"{value['identity']['method']['name']} {value['identity']['seed']}"
+        value["scores"]["samples"] = [{"input": "name : X", "reply": reply, "reference": "X is a pub."}]
+    table = build(*values, text=EXPERIMENT.replace("  reference: lora", "  reference: lora\n  samples: true"))
+    [sample] = table.blocks[0].samples
+    assert sample.replies == (("LORA", "lora 0"), ("DUAL_LORA", "dual_lora 0"))
+    text = formats.markdown(table)
+    assert "1. name : X\n    - a reference: X is a pub.\n    - LORA: lora 0\n    - DUAL_LORA: dual_lora 0" in text
+    assert not build(*values).blocks[0].samples  # only where the experiment asks for them

@@ -1,0 +1,151 @@
+"""Committed tables depend on committed records only, and `--check` holds them to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dual_lora.commands import main
+from tests import ROOT
+from tests.unit.report.report_builder import record, write
+from tests.unit.report.test_table import EXPERIMENT, PUBLISHED
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A git checkout with one experiment, one committed record and a README that shows the table."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "table_x.yaml").write_text(EXPERIMENT)
+    (tmp_path / "results" / "published").mkdir(parents=True)
+    (tmp_path / "results" / "published" / "papers.csv").write_text(PUBLISHED)
+    (tmp_path / "README.md").write_text("# Hello\n\n<!-- table:table_x -->\n<!-- /table -->\n\nBye\n")
+    write(tmp_path / "results" / "records", record("lora"))
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "results/records")
+    assert command("tables", tmp_path) == 0
+    return tmp_path
+
+
+def command(name: str, home: Path, *words: str) -> int:
+    return main([name, *words, "--home", str(home)])
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
+def test_written_tables_pass_the_check(checkout):
+    assert command("tables", checkout, "--check") == 0
+    assert "60.0" in (checkout / "results/tables/table_x.md").read_text()
+    readme = (checkout / "README.md").read_text()
+    assert "| SMOLLM2 | LORA | here | 60.0 |" in readme
+    assert "Prefix" not in readme  # measured rows only
+    assert readme.startswith("# Hello")
+    assert readme.endswith("Bye\n")
+
+
+@pytest.mark.parametrize("file", ["results/tables/table_x.md", "results/tables/table_x.tex", "README.md"])
+def test_a_number_changed_by_hand_fails_the_check_with_a_diff(checkout, file, capsys):
+    path = checkout / file
+    path.write_text(path.read_text().replace("60.0", "61.0"))
+    assert command("tables", checkout, "--check") == 1
+    shown = capsys.readouterr().out
+    assert "61.0" in shown
+    assert file in shown
+
+
+def test_a_table_without_an_experiment_fails_the_check(checkout):
+    (checkout / "results/tables/table_old.md").write_text("# Old\n")
+    assert command("tables", checkout, "--check") == 1
+
+
+def test_demo_sample_and_other_local_records_never_change_a_committed_table(checkout, capsys):
+    before = (checkout / "results/tables/table_x.md").read_text()
+    write(
+        checkout / "results/records",
+        record("dual_lora", scores={"boolq": 0.8, "piqa": 0.8}),
+        record("dual_lora", 1, profile="demo", source="sample"),
+    )
+    assert command("tables", checkout, "--check") == 0
+    capsys.readouterr()
+    assert command("tables", checkout) == 0
+    assert (checkout / "results/tables/table_x.md").read_text() == before
+    assert "80.0" in (checkout / "results/local/tables/table_x.md").read_text()
+    assert "80.0" in capsys.readouterr().out
+
+
+def test_a_demo_record_changes_nothing_even_when_committed(checkout):
+    write(checkout / "results/records", record("dual_lora", profile="demo", source="sample"))
+    git(checkout, "add", "results/records")
+    assert command("tables", checkout, "--check") == 0
+
+
+def test_a_record_counts_once_it_is_added(checkout):
+    write(checkout / "results/records", record("dual_lora", scores={"boolq": 0.8, "piqa": 0.8}))
+    git(checkout, "add", "results/records")
+    assert command("tables", checkout, "--check") == 1
+    assert command("tables", checkout) == 0
+    assert command("tables", checkout, "--check") == 0
+
+
+def test_a_damaged_committed_record_is_an_error_that_names_it(checkout, capsys):
+    path = next((checkout / "results/records").glob("*.json"))
+    path.write_text(path.read_text()[:100])
+    assert command("tables", checkout, "--check") == 2
+    assert path.name in capsys.readouterr().err
+
+
+def test_unknown_names_are_errors_that_list_the_legal_ones(checkout, capsys):
+    assert command("tables", checkout, "--only", "table_y") == 2
+    assert "table_x" in capsys.readouterr().err
+    (checkout / "README.md").write_text("<!-- table:nope -->\n<!-- /table -->\n")
+    assert command("tables", checkout, "--check") == 2
+    assert "README.md" in capsys.readouterr().err
+
+
+def test_a_document_shows_the_columns_it_asks_for_and_the_check_sees_a_changed_number(checkout, capsys):
+    readme = checkout / "README.md"
+    readme.write_text("Hello\n\n<!-- table:table_x columns=PIQA,n -->\n<!-- /table -->\n\nBye\n")
+    assert command("tables", checkout) == 0
+    text = readme.read_text()
+    assert "| method | PIQA | n |" in text
+    assert "| 70.0 | 1 |" in text
+    assert "BoolQ" not in text
+    assert text.endswith("Bye\n")
+    assert command("tables", checkout, "--check") == 0
+    readme.write_text(text.replace("70.0", "71.0"))
+    assert command("tables", checkout, "--check") == 1
+    readme.write_text(text.replace("PIQA,n", "PIQ,n"))
+    assert command("tables", checkout, "--check") == 2
+    assert "PIQ, n. Legal: " in capsys.readouterr().err
+
+
+def test_records_of_another_folder_make_local_tables(checkout, tmp_path, capsys):
+    folder = write(tmp_path / "elsewhere", record("lora", scores={"boolq": 0.33, "piqa": 0.3}))
+    assert command("tables", checkout, "--records", str(folder)) == 0
+    assert "33.0" in (checkout / "results/local/tables/table_x.md").read_text()
+    assert command("tables", checkout, "--check") == 0
+
+
+def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, capsys):
+    write(checkout / "results/records", record("none"), record("dual_lora", status="out_of_memory"))
+    for seed, running in ((1, True), (2, False)):
+        run = checkout / "results/runs" / f"run{seed}"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps(record("dual_lora", seed)["identity"]))
+        if running:
+            (run / "lock.json").write_text(json.dumps({"since": time.time()}))
+    assert command("status", checkout, "table_x", "--cells") == 1
+    shown = capsys.readouterr().out
+    assert "9 cells: 4 done, 2 missing, 1 out_of_memory, 1 running, 1 stopped" in shown
+    assert "python run.py -m experiment=table_x method=lora seed=1,2" in shown
+    assert "python run.py -m experiment=table_x method=dual_lora seed=0 retry=true" in shown
+    assert command("status", checkout, "table_z") == 2
+
+
+def test_the_shipped_tables_are_what_the_committed_records_give():
+    assert command("tables", ROOT, "--check") == 0

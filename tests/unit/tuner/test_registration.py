@@ -1,0 +1,134 @@
+"""What reaches around PEFT (dual_lora/tuner/registration.py), and what importing the package promises."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import PeftType, register_peft_method
+from torch import nn
+
+import dual_lora
+from dual_lora.tuner import registration
+from tests import ROOT
+
+
+def run_python(code: str) -> str:
+    """Return the output of `code` in a fresh interpreter."""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_peft_still_refuses_methods_outside_its_enum():
+    """The day this fails, register with `register_peft_method` alone and drop `registration.peft_type`."""
+    with pytest.raises(ValueError, match="Unknown PEFT type SOME_OTHER_METHOD"):
+        register_peft_method(name="some_other_method", config_cls=LoraConfig, model_cls=BaseTuner)
+
+
+def test_peft_still_assigns_the_weight_of_modules_without_one():
+    """The day this fails (huggingface/peft issue 3114 mended), drop `ReplaceModuleWithoutWeight`."""
+
+    class Tuner(BaseTuner):
+        prefix = "none_"
+
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+
+        def _create_and_replace(self, *arguments: object, **keywords: object) -> None:
+            raise NotImplementedError
+
+    parent = nn.ModuleDict({"head": nn.Sequential(nn.Linear(2, 2))})
+    with pytest.raises(AttributeError, match="has no attribute 'weight'"):
+        Tuner()._replace_module(parent, "head", parent["head"], parent["head"])
+
+
+def test_the_enum_member_behaves_like_a_member():
+    member = registration.peft_type()
+    assert member is PeftType.DUAL_LORA is PeftType("DUAL_LORA") is PeftType["DUAL_LORA"]
+    assert isinstance(member, PeftType)
+    assert (member, member.value, member.name) == ("DUAL_LORA", "DUAL_LORA", "DUAL_LORA")
+    assert list(PeftType).count(member) == 1
+    assert registration.peft_type() is member
+
+
+def test_registering_twice_is_harmless_and_a_foreign_claim_is_refused():
+    registration.register(dual_lora.DualLoraConfig, dual_lora.DualLoraModel)
+    with pytest.raises(KeyError, match="dual_lora"):
+        registration.register(LoraConfig, dual_lora.DualLoraModel)
+
+
+@pytest.mark.parametrize(
+    "imports", ["import dual_lora, peft", "import peft, dual_lora", "import dual_lora.tuner, peft"]
+)
+def test_import_dual_lora_alone_is_enough_to_load_an_adapter(imports, tmp_path):
+    model = get_peft_model(
+        nn.ModuleDict({"layer": nn.Linear(4, 4)}), dual_lora.DualLoraConfig(target_modules=["layer"])
+    )
+    model.save_pretrained(tmp_path)
+    code = (
+        f"{imports}\n"
+        "import torch\n"
+        "base = torch.nn.ModuleDict({'layer': torch.nn.Linear(4, 4)})\n"
+        f"model = peft.PeftModel.from_pretrained(base, {str(tmp_path)!r})\n"
+        "print(type(model.base_model).__name__, type(model.base_model.model['layer']).__name__)"
+    )
+    assert run_python(code).split() == ["DualLoraModel", "DualLoraLinear"]
+
+
+def test_importing_loads_nothing_until_peft_or_a_public_name_is_wanted():
+    code = (
+        "import sys, dual_lora\n"
+        "print('torch' in sys.modules, 'peft' in sys.modules)\n"
+        "import importlib.util\n"
+        "assert importlib.util.find_spec('peft') is not None\n"  # as transformers looks whether it is installed
+        "import peft\n"
+        "print('dual_lora.tuner' in sys.modules, 'DUAL_LORA' in peft.PeftType.__members__)"
+    )
+    assert run_python(code).split() == ["False", "False", "True", "True"]
+
+
+def test_it_registers_while_transformers_is_half_imported():
+    """Its Trainer imports PEFT, in the middle of modules that the warm-up's callback needs whole."""
+    code = (
+        "import dual_lora, sys\n"
+        "from transformers import Trainer\n"
+        "print('peft' in sys.modules, 'DUAL_LORA' in sys.modules['peft'].PeftType.__members__)\n"
+        "print(issubclass(dual_lora.DeltaWarmupCallback, sys.modules['transformers'].TrainerCallback))"
+    )
+    assert run_python(code).split() == ["True", "True", "True"]
+
+
+def test_a_misspelt_name_says_which_names_there_are():
+    with pytest.raises(AttributeError, match="DualLoraConfig"):
+        dual_lora.DualLoraConfg  # noqa: B018
+
+
+@pytest.mark.parametrize("folder", ["tuner", "kernels"])
+def test_imports_point_down_only(folder):
+    """tuner may import kernels; kernels imports nothing of ours."""
+    allowed = {"tuner": ("dual_lora.tuner", "dual_lora.kernels"), "kernels": ("dual_lora.kernels",)}[folder]
+    files = sorted((ROOT / "dual_lora" / folder).glob("**/*.py"))
+    assert len(files) >= 3
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file} imports relatively"
+                names = [node.module or ""]
+            for name in names:
+                assert not name.startswith("dual_lora") or name.startswith(allowed), f"{file} imports {name}"
+                assert not name.startswith("triton") or folder == "kernels", f"{file} imports {name}"
+
+
+def test_adapters_follow_their_base_layer_to_its_device():
+    """`_replace_module` is what moves them; the meta device stands for an accelerator here."""
+    base = nn.ModuleDict({"layer": nn.Linear(4, 4, device="meta")})
+    layer = get_peft_model(base, dual_lora.DualLoraConfig(target_modules=["layer"])).base_model.model["layer"]
+    assert {factor.device for factor in layer.factors("default")} == {torch.device("meta")}
