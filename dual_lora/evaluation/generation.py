@@ -5,7 +5,6 @@
 
     complete(index, reply) -> bool       greedy only: this reply needs no further token (its reading is settled)
     on_batch(indices, replies)           called after each batch, so that a kill loses at most one
-    known={index: reply}                 replies of an interrupted evaluation; they are not made again
 
     pad_left(rows, pad_id, device=None) -> (input_ids, attention_mask)
     pad_id(tokenizer) -> int             # also for tokenizers without a padding token
@@ -17,7 +16,7 @@ Beams share the prompt: it is computed once and its cache is repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,17 +75,16 @@ def generate(
     complete: Complete | None = None,
     on_batch: OnBatch | None = None,
     progress: Progress | None = None,
-    known: Mapping[int, str] | None = None,
 ) -> list[str]:
     """Return the reply to each prompt, in the prompts' order. Puts the model into eval mode while it works.
 
     Raises `ValueError` if a prompt and its reply cannot fit the model's positions.
     """
-    replies: dict[int, str] = dict(known or {})
-    rows = {index: prompt_ids(prompt, tokenizer) for index, prompt in enumerate(prompts) if index not in replies}
+    replies: dict[int, str] = {}
+    rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     _check_fits(model, rows, decoding.max_new_tokens)
     # The longest first: memory runs out at once or never, and the time left is over- rather than underestimated.
-    order = sorted(rows, key=lambda index: (-len(rows[index]), index))
+    order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
     was_training = model.training
     model.eval()
     try:
@@ -103,9 +101,9 @@ def generate(
     return [replies[index] for index in range(len(prompts))]
 
 
-def _check_fits(model: Any, rows: Mapping[int, Sequence[int]], new_tokens: int) -> None:
+def _check_fits(model: Any, rows: Sequence[Sequence[int]], new_tokens: int) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
-    for index, row in rows.items():
+    for index, row in enumerate(rows):
         if not row:
             raise ValueError(f"prompt {index} has no tokens; a prompt needs at least one")
         if limit is not None and len(row) + new_tokens > limit:

@@ -1,6 +1,6 @@
 """Log-likelihoods of candidate answers given a prompt: the prompt is computed once, the candidates continue its cache.
 
-    rank(model, tokenizer, prompts, candidates, *, batch_size, on_batch=None, progress=None, known=None)
+    rank(model, tokenizer, prompts, candidates, *, batch_size, on_batch=None, progress=None)
         -> list[list[float]]      # per prompt, per candidate: log P(candidate | prompt), natural logarithm
 
 `batch_size` counts sequences (candidates), not prompts. What a candidate's tokens are is decided on the whole text, as
@@ -10,7 +10,7 @@ all candidates are compared from the same point on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +43,15 @@ def rank(
     batch_size: int,
     on_batch: OnBatch | None = None,
     progress: Progress | None = None,
-    known: Mapping[int, list[float]] | None = None,
 ) -> list[list[float]]:
     """Return log-likelihoods in the order of prompts and candidates. The model works in eval mode meanwhile.
 
     Raises `ValueError` for an empty candidate, or where prompt and candidate cannot fit the model's positions.
     """
-    results: dict[int, list[float]] = dict(known or {})
+    results: dict[int, list[float]] = {}
     questions = [
         _question(index, prompt, texts, tokenizer)
         for index, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True))
-        if index not in results
     ]
     _check_fits(model, questions)
     questions.sort(key=lambda question: (-len(question.shared), question.index))

@@ -77,7 +77,7 @@ def test_a_reply_ends_one_token_after_it_is_complete(tokenizer):
     assert sum(map(len, short)) < sum(map(len, full))
 
 
-def test_every_batch_is_handed_over_and_known_replies_are_kept(tokenizer):
+def test_every_batch_is_handed_over(tokenizer):
     model = build_llama(tokenizer)
     seen, ticks = {}, []
     full = generate(
@@ -91,13 +91,6 @@ def test_every_batch_is_handed_over_and_known_replies_are_kept(tokenizer):
     )
     assert [seen[index] for index in range(len(PROMPTS))] == full
     assert ticks == [(6, 16), (12, 16), (16, 16)]
-    known = {0: "kept from before", 5: full[5]}
-    made = []
-    again = generate(
-        model, tokenizer, PROMPTS, GREEDY, batch_size=6, known=known, on_batch=lambda indices, _: made.extend(indices)
-    )
-    assert again == ["kept from before", *full[1:]]
-    assert sorted(made) == [index for index in range(len(PROMPTS)) if index not in known]
 
 
 def test_settings_stored_with_a_model_do_not_leak_in(tokenizer):
