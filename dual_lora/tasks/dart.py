@@ -19,6 +19,7 @@ from dual_lora.tasks.data_to_text import (
     DataToText,
     Item,
     Loaded,
+    Origin,
     Published,
     content_sha256,
     data_root,
@@ -62,10 +63,8 @@ def build(config: RunConfig) -> DataToText:
         scorer=scorer,
         metrics=nlg.METRICS,
         published=PUBLISHED,
+        origin=Origin(form, HUB, ["train"] if from_hub else []),
         notes=notes,
-        form=form,
-        hub=HUB,
-        from_hub=["train"] if from_hub else [],
     )
 
 

@@ -53,6 +53,15 @@ class Published:
     inputs: int | None  # distinct ones; None: not known
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What identifies the data besides its content."""
+
+    form: str | None  # of the references
+    hub: Mapping[str, str]  # what pins the hub's copy
+    from_hub: Sequence[Split] = ()  # splits that the local data lacks
+
+
 class DataToText(Task):
     """The `Task` of a data-to-text set; see `dual_lora.tasks.base.Task`."""
 
@@ -67,10 +76,8 @@ class DataToText(Task):
         scorer: Scorer,
         metrics: Sequence[str],
         published: Mapping[Split, Published],
+        origin: Origin,
         notes: Sequence[str] = (),
-        form: str | None = None,
-        hub: Mapping[str, str] | None = None,
-        from_hub: Sequence[Split] = (),
     ) -> None:
         self.name = config.task.name
         self.scorings = config.task.scorings or ("generate",)
@@ -78,8 +85,7 @@ class DataToText(Task):
             raise ConfigError(f"task.scorings={list(self.scorings)}: {self.name} knows only [generate]")
         self.metrics = chosen_metrics(config, metrics)
         self._separator = _SEPARATORS.get(config.model.family, _OTHER_SEPARATOR)
-        self._source, self._form, self._hub = config.data.source, form, dict(hub or {})
-        self._from_hub = tuple(from_hub)  # splits that the local data lacks
+        self._source, self._origin = config.data.source, origin
         self._read, self._scorer, self._published = read, scorer, published
         self._notes = list(notes)
         left_out = [metric for metric in metrics if metric not in self.metrics]
@@ -158,16 +164,16 @@ class DataToText(Task):
         file hash and counts.
         """
         if self._source == "hub":
-            return {"source": "hub", "form": self._form, **self._hub}
+            return {"source": "hub", "form": self._origin.form, **self._origin.hub}
         splits: dict[str, Any] = {}
         for split in SPLITS:
-            if split in self._from_hub:
-                splits[split] = self._hub
+            if split in self._origin.from_hub:
+                splits[split] = dict(self._origin.hub)
                 continue
             loaded = self.load(split)
             size = _size(loaded.items)
             splits[split] = {**loaded.identity, "texts": size.texts, "inputs": size.inputs}
-        return {"source": self._source, "form": self._form, "splits": splits}
+        return {"source": self._source, "form": self._origin.form, "splits": splits}
 
     def render(self, example: Example, *, training: bool) -> Prompt:
         """Return the input with its separator, and the first reference as the answer (it starts with a blank)."""

@@ -23,7 +23,16 @@ from dual_lora.metrics import e2e as metrics
 from dual_lora.metrics import java
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
-from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, chosen_metrics, content_sha256, data_root
+from dual_lora.tasks.data_to_text import (
+    DataToText,
+    Item,
+    Loaded,
+    Origin,
+    Published,
+    chosen_metrics,
+    content_sha256,
+    data_root,
+)
 
 FORMS = ("lora", "official")
 RELEASE = {"repository": "github.com/microsoft/LoRA", "revision": downloads.RELEASE_REVISION}
@@ -84,9 +93,8 @@ def build(config: RunConfig) -> DataToText:
         scorer=_score,
         metrics=METRICS,
         published=PUBLISHED,
+        origin=Origin(form, RELEASE if form == "lora" else HUB),
         notes=notes,
-        form=form,
-        hub=RELEASE if form == "lora" else HUB,
     )
 
 

@@ -14,7 +14,7 @@ from dual_lora.config import ConfigError, RunConfig, nearest
 from dual_lora.metrics import nlg
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
-from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Published, data_root, linearise
+from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Origin, Published, data_root, linearise
 
 FORMS = ("lora", "raw")
 SEEN = (
@@ -54,7 +54,8 @@ def build(config: RunConfig) -> DataToText:
     ) -> dict[str, float]:
         return nlg.score(predictions, references, metrics=chosen, form=form)  # type: ignore[arg-type]
 
-    return DataToText(config, read=read, scorer=scorer, metrics=nlg.METRICS, published=PUBLISHED, form=form, hub=HUB)
+    origin = Origin(form, HUB)
+    return DataToText(config, read=read, scorer=scorer, metrics=nlg.METRICS, published=PUBLISHED, origin=origin)
 
 
 def checked_form(config: RunConfig) -> str:
