@@ -46,6 +46,32 @@ BELOW: dict[str, set[str]] = {
     },
 }
 
+# Names that two modules have, each with its reason: whoever hears a name should know the file.
+TWINS: dict[str, str] = {
+    **dict.fromkeys(
+        ["evaluation", "generation", "kernels", "report", "tiles", "training", "walks"],
+        "a benchmark is called what it times or writes",
+    ),
+    **dict.fromkeys(["random_checkpoint", "status"], "a command's module is called what is typed; it parses arguments"),
+    **dict.fromkeys(["e2e", "glue"], "a task and its public scorer: tasks.e2e, metrics.e2e"),
+    "data_to_text": "evaluate.load wants a scorer's file called as its folder",
+    "config": "PEFT's layout of a method: tuner/config.py, layer.py, model.py",
+    "records": "the room writes records, the report's module reads many for its tables",
+    "schema": "of settings, of records",
+    "reference": "kernels.reference is a public name; diagnostics.reference finds the run that is compared with",
+}
+
+PARAMETERS = 8
+# Functions with more: what they take is fixed elsewhere. Kernels of Triton are exempt: a launch has no other way in.
+LONG_LISTS: dict[str, str] = {
+    "kernels/operators.py linear": "torch.library's schema has no structures",
+    "kernels/operators.py linear_backward": "torch.library's schema has no structures",
+    "kernels/linear.py dual_lora_linear": "public: factors and options by their names",
+    "kernels/linear.py dual_lora_delta_linear": "public: factors and options by their names",
+    "kernels/reference.py dual_lora_linear": "public: the signature of kernels.linear's, which it is compared with",
+    "kernels/reference.py delta_weight": "public: factors and options by their names",
+}
+
 
 def imports(path: Path) -> set[str]:
     """Return the parts of this package that a file imports, wherever the import stands in it."""
@@ -143,3 +169,33 @@ def test_composing_loads_no_torch() -> None:
 def test_files_stay_readable() -> None:
     long = {str(p.relative_to(ROOT)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 320}
     assert not long, f"over 320 lines: {long}; is each still one thing?"
+
+
+def test_a_module_has_a_name_of_its_own() -> None:
+    found: dict[str, set[Path]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = path.parent if path.name == "__init__.py" else path
+        found.setdefault(module.stem, set()).add(module.relative_to(PACKAGE))
+    twins = {name: sorted(map(str, paths)) for name, paths in found.items() if len(paths) > 1}
+    assert twins.keys() == TWINS.keys(), {name: twins.get(name) for name in twins.keys() ^ TWINS.keys()}
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many parameters a caller has to know: all but the object itself."""
+    names = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(decorator).startswith("triton.jit") for decorator in function.decorator_list)
+
+
+def test_parameter_lists_stay_short() -> None:
+    long = {
+        f"{path.relative_to(PACKAGE)} {node.name}": count
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_kernel(node)
+        if (count := parameters(node)) > PARAMETERS
+    }
+    assert long.keys() == LONG_LISTS.keys(), {name: long.get(name) for name in long.keys() ^ LONG_LISTS.keys()}
