@@ -26,6 +26,7 @@ from dual_lora.config.schedule import plan_batches
 from dual_lora.evaluation import build_pipeline
 from dual_lora.tasks import splits
 from dual_lora.training.trainer import Data, train
+from tests import compositions
 from tests.known_answers import bases
 
 DEFAULTS = tuple(name.removeprefix("default/") for name in recipes.names() if name.startswith("default/"))
@@ -37,11 +38,7 @@ SEED = 3  # not the default, so that a seed that is lost on the way shows
 
 def composed(recipe: str, *words: str) -> RunConfig:
     """Compose the run that a recipe is for: MODEL/TASK/METHOD."""
-    model, _, rest = recipe.partition("/")
-    task, _, method = rest.rpartition("/")
-    [config] = compose(
-        [f"model={model}", f"task={task}", f"method={method}", f"seed={SEED}", "launch.device=cpu", *words]
-    )
+    [config] = compose([*compositions.of_recipe(recipe).split(), *words])
     return config
 
 
@@ -54,6 +51,8 @@ def small(config: RunConfig, base: bases.Base, data: Path) -> RunConfig:
         optimizer = OptimizerConfig()  # gradients come before the optimizer; GaLore is an extra
     return dataclasses.replace(
         config,
+        seed=SEED,
+        launch=dataclasses.replace(config.launch, device="cpu"),
         model=dataclasses.replace(
             config.model, path=str(base.folder), dimensions=base.dimensions, classifier_dropout=None
         ),

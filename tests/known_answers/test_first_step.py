@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dual_lora.config import RunConfig
 from dual_lora.tuner import set_delta_warmup
+from tests import compositions
 from tests.known_answers import bases, first_step, oracle, raw_data, trained_tensors
 
 TOLERANCE = 1e-5
@@ -197,6 +198,7 @@ def report(recipe: str, problems: list[str]) -> str:
 def test_first_step_of_a_recipe(recipe: str, bench: Bench) -> None:
     config = first_step.composed(recipe)
     assert config.recipe.name == recipe
+    assert compositions.is_committed(compositions.of_recipe(recipe), [config]), "see tests/compositions.py"
     problems = bench.problems(config)
     assert not problems, report(recipe, problems)
 
