@@ -1,7 +1,7 @@
 """GGUF → a plain bf16 safetensors folder, made once and kept in the local cache.
 
-transformers reads GGUF files itself, but slowly, and flags the model as quantized, so that it cannot be saved again.
-The folder made here is an ordinary checkpoint that loads in about a second.
+transformers reads GGUF files itself, but slowly, at every start. The folder that is made of them here is an ordinary
+checkpoint that loads in about a second.
 """
 
 from __future__ import annotations
@@ -22,25 +22,12 @@ from dual_lora.models.checkpoint_files import cache_folder, remembered_sha256
 from dual_lora.records import file_sha256
 
 if TYPE_CHECKING:
-    import numpy as np
     from gguf import GGUFReader
 
 _FORMAT = 2  # raise when the conversion changes, so that older folders are not used
 _MANIFEST = "manifest.json"
 _CONTROL = 3  # the token type of special tokens (gguf.TokenType.CONTROL)
-# llama.cpp's names (gguf-py, MODEL_TENSORS of LLAMA) and those of transformers' LlamaForCausalLM
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_PER_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 def dequantized_folder(gguf: Path, *, name: str) -> Path:
@@ -99,7 +86,6 @@ def _replace_atomically(folder: Path, make: Callable[[Path], None]) -> None:
 
 def _convert(gguf: Path, target: Path) -> None:
     from gguf import GGUFReader
-    from transformers import GenerationConfig
 
     try:
         reader = GGUFReader(gguf)
@@ -108,12 +94,8 @@ def _convert(gguf: Path, target: Path) -> None:
         raise ModelError(f"{gguf} cannot be read as GGUF ({error}); it may be truncated: fetch it again") from None
     if architecture != "llama":
         raise ModelError(f"{gguf} holds architecture {architecture!r}; only llama is converted from GGUF")
-    config = _config(reader)
-    config.save_pretrained(target)
-    GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    ).save_pretrained(target)
-    _save_weights(reader, config, target / "model.safetensors")
+    ids = {role: _field(reader, f"tokenizer.ggml.{name}_token_id") for role, name in _IDS.items()}
+    _save_model(gguf, target, ids, tensors=len(reader.tensors))
     _save_tokenizer(gguf, reader, target)
 
 
@@ -122,67 +104,34 @@ def _field(reader: GGUFReader, name: str) -> Any:
     return None if field is None else field.contents()
 
 
-def _config(reader: GGUFReader) -> Any:
-    from transformers import LlamaConfig
-
-    def read(name: str) -> Any:
-        return _field(reader, f"llama.{name}")
-
-    heads = read("attention.head_count")
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        hidden_size=read("embedding_length"),
-        intermediate_size=read("feed_forward_length"),
-        num_hidden_layers=read("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=read("attention.head_count_kv") or heads,
-        head_dim=read("rope.dimension_count") or read("embedding_length") // heads,
-        vocab_size=read("vocab_size") or len(_field(reader, "tokenizer.ggml.tokens")),
-        max_position_embeddings=read("context_length"),
-        rms_norm_eps=read("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": read("rope.freq_base") or 10000.0},
-        tie_word_embeddings=all(tensor.name != "output.weight" for tensor in reader.tensors),
-        bos_token_id=_field(reader, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=_field(reader, "tokenizer.ggml.eos_token_id"),
-        pad_token_id=_field(reader, "tokenizer.ggml.padding_token_id"),
-        dtype="bfloat16",
-    )
-
-
-def _save_weights(reader: GGUFReader, config: Any, path: Path) -> None:
+def _save_model(gguf: Path, target: Path, ids: dict[str, Any], *, tensors: int) -> None:
+    """Write config and weights as transformers reads them from the GGUF, but not flagged as quantized."""
     import torch
-    from gguf import dequantize
+    import transformers
     from safetensors.torch import save_file
 
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    weights = {}
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type)
-        part = tensor.name.split(".")[-2]
-        if part in heads:
-            values = _undo_rotary_permutation(values, heads[part])
-        weights[_transformers_name(tensor.name)] = torch.from_numpy(values.copy()).to(torch.bfloat16)
-    save_file(weights, path, metadata={"format": "pt"})
-
-
-def _transformers_name(gguf_name: str) -> str:
-    """Return transformers' name of a tensor: blk.3.attn_q.weight → model.layers.3.self_attn.q_proj.weight."""
-    parts = gguf_name.split(".")
-    if len(parts) == 2 and parts[0] in _TOP:
-        return f"{_TOP[parts[0]]}.{parts[1]}"
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _PER_LAYER:
-        return f"model.layers.{parts[1]}.{_PER_LAYER[parts[2]]}.{parts[3]}"
-    raise ModelError(f"the GGUF tensor {gguf_name!r} has no counterpart in LlamaForCausalLM")
-
-
-def _undo_rotary_permutation(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Return a query or key weight in transformers' order of rows.
-
-    llama.cpp rotates neighbouring pairs of rows, transformers the two halves of a head; the converter to GGUF therefore
-    interleaves the halves (`permute` in llama.cpp's convert_hf_to_gguf.py). Shape: (heads · head size, in), kept.
-    """
-    half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, half, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+    kind = getattr(transformers, "GgufConfig", None)  # releases without it always give plain weights
+    net, info = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=kind(dequantize=True) if kind else None,
+        output_loading_info=True,
+    )
+    config, tied = net.config, net._tied_weights_keys or () if net.config.tie_word_embeddings else ()
+    weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items() if name not in tied}
+    # transformers would make up what is missing and drop what it has no place for.
+    if info["missing_keys"] or len(weights) != tensors:
+        raise ModelError(
+            f"{gguf} holds {tensors} tensors, a LlamaForCausalLM of its sizes has {len(weights)}; missing: "
+            f"{', '.join(sorted(info['missing_keys'])[:8]) or 'none'}. It is another architecture, or fetch it again"
+        )
+    config.update(ids)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(target)
+    transformers.GenerationConfig(**ids).save_pretrained(target)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def _save_tokenizer(gguf: Path, reader: GGUFReader, target: Path) -> None:

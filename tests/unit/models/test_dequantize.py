@@ -25,6 +25,21 @@ from tests import ROOT
 gguf = pytest.importorskip("gguf")
 FOLDER = ROOT / "configs" / "model"
 GENERATE = Head("causal_lm")
+# llama.cpp's names (gguf-py, MODEL_TENSORS of LLAMA) and those of transformers' LlamaForCausalLM
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 REAL_CACHE = cache_folder()  # before the fixture below points it elsewhere
 
 
@@ -43,7 +58,7 @@ def interleave_halves(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, *, architecture: str = "llama") -> ModelConfig:
+def write_gguf(path: Path, *, architecture: str = "llama", left_out: str = "", surplus: str = "") -> ModelConfig:
     """Write tiny_llama as llama.cpp would, block weights in Q8_0, and return the config that reads it."""
     loaded = load(model_config("tiny_llama"), GENERATE, dtype="float32", seed=0)
     config, tokenizer = loaded.model.config, loaded.tokenizer
@@ -70,19 +85,22 @@ def write_gguf(path: Path, *, architecture: str = "llama") -> ModelConfig:
     writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_pad_token_id(tokenizer.unk_token_id)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    names = {new: old for old, new in (dequantize._PER_LAYER | dequantize._TOP).items()}
     for name, value in loaded.model.state_dict().items():
         parts, values = name.removesuffix(".weight").split("."), value.numpy()
         if parts[-1] in heads:
             values = interleave_halves(values, heads[parts[-1]])
         if "layers" in parts:
-            stored, kind = f"blk.{parts[2]}.{names['.'.join(parts[3:])]}.weight", gguf.GGMLQuantizationType.Q8_0
+            stored, kind = f"blk.{parts[2]}.{NAMES['.'.join(parts[3:])]}.weight", gguf.GGMLQuantizationType.Q8_0
         else:
-            stored, kind = f"{names['.'.join(parts)]}.weight", gguf.GGMLQuantizationType.F32
+            stored, kind = f"{NAMES['.'.join(parts)]}.weight", gguf.GGMLQuantizationType.F32
+        if stored == left_out:
+            continue
         if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(stored, values)
         else:
             writer.add_tensor(stored, gguf.quantize(values, kind), raw_dtype=kind)
+    if surplus:
+        writer.add_tensor(surplus, np.ones(4, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -113,6 +131,21 @@ def test_conversion_gives_the_numbers_that_transformers_reads(tmp_path: Path) ->
     ).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"surplus": "blk.0.attn_gate.weight"}, "holds 22 tensors"),
+        ({"left_out": "blk.1.ffn_up.weight"}, "1.mlp.up_proj"),
+    ],
+)
+def test_a_file_with_other_tensors_than_the_model_is_refused(
+    tmp_path: Path, changed: dict[str, str], named: str
+) -> None:
+    model = write_gguf(tmp_path / "tiny.gguf", **changed)
+    with pytest.raises(ModelError, match=named):
+        load(model, GENERATE, dtype="float32", seed=0)
 
 
 def _dequantized() -> object:
