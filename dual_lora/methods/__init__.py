@@ -13,29 +13,21 @@ if TYPE_CHECKING:
     from dual_lora.methods.application import apply, callbacks, peft_config, resolved_init_std
     from dual_lora.methods.budget import Budget, with_budget
     from dual_lora.methods.checks import check, check_task
-    from dual_lora.methods.counts import count_biases, planned_parameters, trainable_parameters
+    from dual_lora.methods.counts import planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
     from dual_lora.methods.optimizers import create_optimizer
     from dual_lora.methods.weights import load_trainable_state, trainable_state
 
-_HOME = {
-    "Budget": "budget",
-    "apply": "application",
-    "callbacks": "application",
-    "check": "checks",
-    "check_task": "checks",
-    "count_biases": "counts",
-    "create_optimizer": "optimizers",
-    "export_merged": "merging",
-    "merged": "merging",
-    "peft_config": "application",
-    "planned_parameters": "counts",
-    "resolved_init_std": "application",
-    "trainable_parameters": "counts",
-    "trainable_state": "weights",
-    "load_trainable_state": "weights",
-    "with_budget": "budget",
+_NAMES = {
+    "application": ("apply", "callbacks", "peft_config", "resolved_init_std"),
+    "budget": ("Budget", "with_budget"),
+    "checks": ("check", "check_task"),
+    "counts": ("planned_parameters", "trainable_parameters"),
+    "merging": ("export_merged", "merged"),
+    "optimizers": ("create_optimizer",),
+    "weights": ("load_trainable_state", "trainable_state"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Budget",
@@ -43,7 +35,6 @@ __all__ = [
     "callbacks",
     "check",
     "check_task",
-    "count_biases",
     "create_optimizer",
     "export_merged",
     "merged",

@@ -60,8 +60,7 @@ class RankAllocationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        tuner = kwargs["model"].base_model
-        config = tuner.peft_config[tuner.trainable_adapter_name]
+        tuner, config = kwargs["model"].base_model, self._config(kwargs)
         config.total_step = state.max_steps
         config.tinit, config.tfinal = allocation_schedule(state.max_steps, self.tinit, self.tfinal)
         self._regularisation = config.orth_reg_weight
@@ -86,10 +85,9 @@ class RankAllocationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # After the step, before the gradients are zeroed; this step is not counted in global_step yet.
-        tuner = kwargs["model"].base_model
-        config = tuner.peft_config[tuner.trainable_adapter_name]
+        config = self._config(kwargs)
         config.rank_pattern = self.rank_pattern
-        tuner.update_and_allocate(state.global_step + 1)
+        kwargs["model"].base_model.update_and_allocate(state.global_step + 1)
         self.rank_pattern, config.rank_pattern = config.rank_pattern, None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dual_lora.config import ConfigError, Dimensions, MethodConfig
+from dual_lora.config import ConfigError, MethodConfig
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def planned_parameters(
     Args:
         layer_shapes: name, in and out features of every adapted layer; only an adapter needs them.
         total: parameters of the base model without head, for methods that train everything.
-        biases: its bias parameters (`count_biases`), for methods that train biases.
+        biases: its bias parameters (`models.count_biases`), for methods that train biases.
 
     Raises:
         ConfigError: the method has no formula, or the formula cannot be evaluated.
@@ -106,24 +106,6 @@ def adapter_parameters(method: MethodConfig, layer_shapes: Iterable[LayerShape],
         times * np.rint(evaluate(method.parameters, numbers | dict(ranks) | {"i": i, "o": o}))
         for (i, o), times in shapes.items()
     )
-
-
-def count_biases(dimensions: Dimensions, family: str) -> int:
-    """Return the number of bias parameters of a base model without head, from its dimensions.
-
-    LLaMA has none; Qwen2 has them on query, key and value; poolers belong to the head, and the convolution of
-    DeBERTa's XXL checkpoints is not counted.
-    """
-    hidden, inner, layers = dimensions.hidden_size, dimensions.intermediate_size, dimensions.num_layers
-    if family == "llama":
-        return 0
-    if family == "qwen2":
-        key_value = hidden // dimensions.num_heads * dimensions.num_key_value_heads
-        return layers * (hidden + 2 * key_value)
-    # query, key, value, output, down projection and two norms are `hidden` wide, the up projection is `inner` wide
-    blocks = layers * (7 * hidden + inner)
-    extra = {"gpt2": 1, "roberta": 1, "bert": 1, "deberta": 2}[family]  # final or embedding norm; relative norm
-    return blocks + extra * hidden
 
 
 def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:

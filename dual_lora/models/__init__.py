@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dual_lora.config import ModelError
 from dual_lora.models.dtypes import resolve_dtype
-from dual_lora.models.shapes import LayerShape, adapted_layer_shapes, count_parameters, head_parameters
+from dual_lora.models.shapes import LayerShape, adapted_layer_shapes, count_biases, count_parameters, head_parameters
 from dual_lora.models.sources import check_available, fingerprint
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "adapted_layer_shapes",
     "adapter_base_class",
     "check_available",
+    "count_biases",
     "count_parameters",
     "fingerprint",
     "fuse_attention",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dual_lora.config import Dimensions, ModelConfig, ModelError
+from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models.shapes import CAUSAL_FAMILIES, has_convolution
 
 if TYPE_CHECKING:
@@ -74,21 +74,17 @@ def check_dimensions(model: ModelConfig, config: PretrainedConfig) -> None:
             f"choose a model of that family, with model.path={where}"
         )
     found, expected = _dimensions(config), model.dimensions
-    differences = [
-        f"model.dimensions.{name}={value}"
+    different = {
+        name: value
         for name, value in found.items()
         if value != getattr(expected, name) and not (name == "max_positions" and not expected.max_positions)
-    ]
-    if differences:
-        wanted = ", ".join(f"{item.split('=')[0].rsplit('.', 1)[1]} {_value(expected, item)}" for item in differences)
+    }
+    if different:
+        wanted = ", ".join(f"{name} {getattr(expected, name)}" for name in different)
         raise ModelError(
             f"{where} is not model={model.name}: expected {wanted}. If it is the model you mean, say so: "
-            f"{' '.join(differences)}"
+            f"{' '.join(f'model.dimensions.{name}={value}' for name, value in different.items())}"
         )
-
-
-def _value(dimensions: Dimensions, item: str) -> Any:
-    return getattr(dimensions, item.split("=")[0].rsplit(".", 1)[1])
 
 
 def _dimensions(config: PretrainedConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def count_parameters(model: ModelConfig, head: Head) -> int:
     """
     check_head(model, head)
     linear = sum(i * o for _, i, o in linear_layers(model))
-    return linear + _biases(model) + _embeddings_and_norms(model) + head_parameters(model, head)
+    return linear + _linear_biases(model) + _embeddings_and_norms(model) + head_parameters(model, head)
 
 
 def head_parameters(model: ModelConfig, head: Head) -> int:
@@ -146,7 +146,17 @@ _LAYERS = {
 }
 
 
-def _biases(model: ModelConfig) -> int:
+def count_biases(model: ModelConfig) -> int:
+    """Return the number of bias parameters of the base without head: of its linear layers and its layer norms.
+
+    LLaMA has none; Qwen2 has them on query, key and value; poolers belong to the head, and the convolution of
+    DeBERTa's XXL checkpoints is not counted.
+    """
+    norms = 2 * model.dimensions.num_layers + (2 if model.family == "deberta" else 1)  # relative positions have a norm
+    return _linear_biases(model) + (0 if model.family in ("llama", "qwen2") else norms * model.dimensions.hidden_size)
+
+
+def _linear_biases(model: ModelConfig) -> int:
     """Return the biases of the linear layers: all of them have one, but in LLaMA none and in Qwen2 only q, k and v."""
     layers = linear_layers(model)
     if model.family == "llama":

@@ -49,7 +49,7 @@ def _trainable(resolved: Resolved, total: int) -> int:
         method,
         models.adapted_layer_shapes(model, targets),
         total=total,
-        biases=methods.count_biases(model.dimensions, model.family),
+        biases=models.count_biases(model),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import transformers as hf
 
-from dual_lora import methods
-from dual_lora.config import Dimensions
+from dual_lora import models
+from dual_lora.config import Dimensions, ModelConfig
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
 GROUPED = SIZES | {"num_key_value_heads": 2}
@@ -28,4 +28,5 @@ MODELS = {
 def test_biases_of_a_family(family):
     expected = sum(weight.numel() for name, weight in MODELS[family]().named_parameters() if name.endswith("bias"))
     dimensions = Dimensions(32, 48, 2, 4, 2 if family in ("llama", "qwen2") else 4, 40)
-    assert methods.count_biases(dimensions, family) == expected
+    model = ModelConfig(family, family, family, "random", dimensions, ())
+    assert models.count_biases(model) == expected
