@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,11 @@ def build(config: RunConfig) -> DataToText:
             return _train_from_hub()
         return read_test(folder) if split == "test" else read_json(folder, split)
 
-    def scorer(
-        predictions: Sequence[str], references: Sequence[Sequence[str]], chosen: Sequence[str]
-    ) -> dict[str, float]:
-        return nlg.score(predictions, references, metrics=chosen, form=form)  # type: ignore[arg-type]
-
     notes = ["the training split is the hub's copy: the local data has none"] if from_hub else []
     return DataToText(
         config,
         read=read,
-        scorer=scorer,
+        scorer=partial(nlg.score, form=form),
         metrics=nlg.METRICS,
         published=PUBLISHED,
         origin=Origin(form, HUB, ["train"] if from_hub else []),

@@ -22,8 +22,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SEPARATORS = {"gpt2": "<|endoftext|>"}
 _OTHER_SEPARATOR = " ||"
 
-# Scores one subset: (predictions, references, metrics to compute) -> {metric: value}
-Scorer = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str]], dict[str, float]]
+Scorer = Callable[..., dict[str, float]]  # scores one subset: (predictions, references, metrics=...) -> {metric: value}
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,8 @@ class DataToText(Task):
                 if subset in ("all", example.subset)
             ]
             predictions = [prediction for prediction, _ in chosen]
-            values = self._scorer(predictions, [example.references for _, example in chosen], self.metrics)
+            references = [example.references for _, example in chosen]
+            values = self._scorer(predictions, references, metrics=self.metrics)
             empty = sum(not prediction for prediction in predictions)
             scores.append(Score(subset, scoring, len(chosen), values, counts={"empty": empty}))
         return scores

@@ -29,20 +29,24 @@ _WAYS_ON = (
 )
 
 
+def pinned_file(address: str) -> Path:
+    """Return the local copy of a file that never changes, fetched once. Raises `DataError` if it cannot be had."""
+    from datasets import DownloadConfig, DownloadManager
+
+    try:
+        # use_etag=False: a pinned file never changes, so a copy that is here is used without asking the network.
+        settings = DownloadConfig(use_etag=False, max_retries=1, disable_tqdm=True)
+        return Path(str(DownloadManager(download_config=settings).download(address)))
+    except Exception as error:  # the client raises many kinds; all mean that the file cannot be had
+        raise DataError(f"{address} cannot be fetched ({type(error).__name__}: {error}). {_WAYS_ON}") from None
+
+
 def release_file(name: str) -> tuple[Path, str]:
     """Return a file of the LoRA release's `examples/NLG/data`, fetched once: its path and its sha256.
 
     The path's own name is the cache's. Raises `DataError` without a network, or if the content is not the pinned one.
     """
-    from datasets import DownloadConfig, DownloadManager
-
-    place = f"{RELEASE}{RELEASE_REVISION}/examples/NLG/data/{name}"
-    try:
-        # use_etag=False: a pinned file never changes, so a copy that is here is used without asking the network.
-        settings = DownloadConfig(use_etag=False, max_retries=1, disable_tqdm=True)
-        path = Path(str(DownloadManager(download_config=settings).download(place)))
-    except Exception as error:  # the client raises many kinds; all mean that the file cannot be had
-        raise DataError(f"{place} cannot be fetched ({type(error).__name__}: {error}). {_WAYS_ON}") from None
+    path = pinned_file(f"{RELEASE}{RELEASE_REVISION}/examples/NLG/data/{name}")
     digest = file_sha256(path)
     if digest != RELEASE_SHA256[name]:
         raise DataError(

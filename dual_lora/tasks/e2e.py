@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dual_lora.config import ConfigError, RunConfig, nearest
-from dual_lora.metrics import e2e as metrics
-from dual_lora.metrics import java
+from dual_lora.metrics import e2e, java
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import (
@@ -60,7 +59,7 @@ _ATTRIBUTES = {
     "near": "near",
 }
 _PYTHON_NIST = "NIST_python"
-METRICS = (*metrics.METRICS, _PYTHON_NIST)
+METRICS = (*e2e.METRICS, _PYTHON_NIST)
 
 
 def build(config: RunConfig) -> DataToText:
@@ -98,12 +97,12 @@ def build(config: RunConfig) -> DataToText:
     )
 
 
-def _score(predictions: Sequence[str], references: Sequence[Sequence[str]], chosen: Sequence[str]) -> dict[str, float]:
+def _score(predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]) -> dict[str, float]:
     """Score as the official scorer does, and add NIST of its Python option, which the LoRA release publishes."""
-    official = [metric for metric in chosen if metric in metrics.METRICS]
-    scores = metrics.score(predictions, references, metrics=official) if official else {}
-    if _PYTHON_NIST in chosen:
-        scores[_PYTHON_NIST] = metrics.score(predictions, references, metrics=["NIST"], variant="python")["NIST"]
+    official = [metric for metric in metrics if metric in e2e.METRICS]
+    scores = e2e.score(predictions, references, metrics=official) if official else {}
+    if _PYTHON_NIST in metrics:
+        scores[_PYTHON_NIST] = e2e.score(predictions, references, metrics=["NIST"], variant="python")["NIST"]
     return scores
 
 

@@ -7,8 +7,9 @@ marked other than "good" are left out (77 in training, 10 in development).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dual_lora.config import ConfigError, RunConfig, nearest
 from dual_lora.metrics import nlg
@@ -49,16 +50,11 @@ def build(config: RunConfig) -> DataToText:
         path, _ = downloads.release_file(f"webnlg_challenge_2017/{_FILES[split]}")
         return read_entries(path.parent, path.name)
 
-    def scorer(
-        predictions: Sequence[str], references: Sequence[Sequence[str]], chosen: Sequence[str]
-    ) -> dict[str, float]:
-        return nlg.score(predictions, references, metrics=chosen, form=form)  # type: ignore[arg-type]
-
-    origin = Origin(form, HUB)
+    scorer, origin = partial(nlg.score, form=form), Origin(form, HUB)
     return DataToText(config, read=read, scorer=scorer, metrics=nlg.METRICS, published=PUBLISHED, origin=origin)
 
 
-def checked_form(config: RunConfig) -> str:
+def checked_form(config: RunConfig) -> nlg.Form:
     """Return the protocol's reference form. Raises `ConfigError` if it is unknown, or there is no sample."""
     if config.data.source == "sample":
         raise ConfigError(f"data.source=sample: {config.task.name} has no sample; use hub or local, or task=e2e")
@@ -66,7 +62,7 @@ def checked_form(config: RunConfig) -> str:
     if form not in FORMS:
         close = nearest(str(form), list(FORMS))
         raise ConfigError(f"protocol.reference_form={form!r}: legal are {', '.join(FORMS)}{close}")
-    return form
+    return cast(nlg.Form, form)
 
 
 def read_entries(folder: Path, name: str) -> Loaded:

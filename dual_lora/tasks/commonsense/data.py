@@ -17,6 +17,7 @@ from typing import Any
 from dual_lora.config import DataConfig, DataError
 from dual_lora.tasks.base import Example
 from dual_lora.tasks.commonsense.items import SUBSETS, parse, read
+from dual_lora.tasks.downloads import pinned_file
 from dual_lora.tasks.files import exists, fail, read_json_list
 
 FIELDS = {"instruction": str, "input": str, "output": str, "answer": str}
@@ -108,17 +109,7 @@ def _load_published(split: str, subsets: tuple[str, ...]) -> Split:
 
 def download(name: str) -> Path:
     """Return the local copy of a published file, fetched once. Raises `DataError` without network or if it differs."""
-    from datasets import DownloadConfig, DownloadManager
-
-    try:
-        # use_etag=False: a pinned file never changes, so a copy that is here is used without asking the network.
-        settings = DownloadConfig(use_etag=False, max_retries=1, disable_tqdm=True)
-        path = Path(DownloadManager(download_config=settings).download(f"{ORIGIN}{REVISION}/{name}"))
-    except Exception as error:  # the client raises many kinds; all mean that the file cannot be had
-        raise DataError(
-            f"{name} cannot be fetched from {ORIGIN}{REVISION}: {error}. Without a network: data.source=local "
-            "data.dir=FOLDER (layout: docs/data.md) or data.source=sample"
-        ) from None
+    path = pinned_file(f"{ORIGIN}{REVISION}/{name}")
     raw = path.read_bytes()
     found = hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
     windows = hashlib.sha256(raw.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")).hexdigest()
