@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dual_lora.benchmarks import timing
 from dual_lora.config import ConfigError, DecodingConfig, RunConfig
 from dual_lora.config.compose import compose
 from dual_lora.methods import saved
-from dual_lora.records import redaction
 
 PUBLISHED = DecodingConfig(beams=4, max_new_tokens=32)
+GREEDY = DecodingConfig(beams=1, max_new_tokens=32)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def _bench(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "transformers": __import__("transformers").__version__},
         "loops": loops,
         "greedy": _greedy(model, tokenizer, task, many, batch_size) if options.greedy else None,
-        "command": redaction.shareable(" ".join(["python run.py", *sys.argv[1:]])),
+        "command": timing.command(),
     }
 
 
@@ -88,13 +88,8 @@ def _random(config: RunConfig, vocabulary: Path | None, device: str) -> tuple[An
 
     if vocabulary is None or config.model.family != "llama":
         raise ConfigError("weights=random is for LLaMA models and needs vocabulary=FOLDER (with its tokenizer.model)")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(transformers_config(config.model))
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(transformers_config(config.model), dtype=torch.bfloat16)
     return model.eval(), LlamaTokenizer.from_pretrained(vocabulary)
 
 
@@ -102,42 +97,37 @@ def _spread(examples: Sequence[Any], count: int) -> Sequence[Any]:
     return examples[:: max(1, len(examples) // max(1, count))][:count]
 
 
-def _greedy(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
+def _ours(
+    model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int, decoding: DecodingConfig
+) -> Callable[[Sequence[str]], list[str]]:
+    """Return the suite's loop over prompts, which are those of `examples` or its first ones."""
     from dual_lora.evaluation.generation import generate
 
-    started = time.perf_counter()
-    generate(
+    return lambda texts: generate(
         model,
         tokenizer,
-        [task.render(example, training=False).prompt for example in examples],
-        DecodingConfig(beams=1, max_new_tokens=PUBLISHED.max_new_tokens),
-        batch_size=batch_size,
+        texts,
+        decoding,
+        batch_size=max(1, batch_size // decoding.beams),
         complete=lambda index, reply: task.complete(reply, examples[index]),
     )
+
+
+def _greedy(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    prompts = [task.render(example, training=False).prompt for example in examples]
+    _ours(model, tokenizer, task, examples, batch_size, GREEDY)(prompts)
     seconds = time.perf_counter() - started
     return {"items": len(examples), "seconds": round(seconds, 3), "items_per_second": round(len(examples) / seconds, 2)}
 
 
 def compare(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
     """Return seconds, items per second, accuracy and agreement of the published loop and of ours."""
-    from dual_lora.evaluation.generation import generate
-
     prompts = [task.render(example, training=False).prompt for example in examples]
-
-    def ours(decoding: DecodingConfig) -> Callable[[Sequence[str]], list[str]]:
-        return lambda texts: generate(
-            model,
-            tokenizer,
-            texts,
-            decoding,
-            batch_size=max(1, batch_size // decoding.beams),
-            complete=lambda index, reply: task.complete(reply, examples[index]),
-        )
-
     loops = {
         "published": lambda texts: [published_reply(model, tokenizer, text) for text in texts],
-        "ours, beam 4": ours(PUBLISHED),
-        "ours, greedy": ours(DecodingConfig(beams=1, max_new_tokens=PUBLISHED.max_new_tokens)),
+        "ours, beam 4": _ours(model, tokenizer, task, examples, batch_size, PUBLISHED),
+        "ours, greedy": _ours(model, tokenizer, task, examples, batch_size, GREEDY),
     }
     readings: dict[str, list[Any]] = {}
     result: dict[str, Any] = {}

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -161,22 +161,6 @@ def bench_growth(milliseconds: int = 30) -> dict[str, Any]:
     return {"rates": rates, "rows": rows}
 
 
-@contextmanager
-def changed(where: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute or a dictionary entry for a while; an empty name changes nothing."""
-    if not name:
-        yield
-        return
-    read = where.__getitem__ if isinstance(where, dict) else lambda key: getattr(where, key)
-    write = where.__setitem__ if isinstance(where, dict) else lambda key, new: setattr(where, key, new)
-    old = read(name)
-    write(name, value)
-    try:
-        yield
-    finally:
-        write(name, old)
-
-
 def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
     """A handful of tokens (generation without merging) against the base layer and against build + GEMM."""
     from dual_lora.kernels import fused, tiles
@@ -191,7 +175,7 @@ def bench_few_tokens(milliseconds: int = 30) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"layer": name, "shape": [out, in_], "tokens": tokens}
             row["base"] = time_gpu(partial(F.linear, x, weight), milliseconds)
             for kind, limit in (("one_kernel", 64), ("build_and_gemm", 0)):
-                with changed(tiles, "FEW_TOKENS", limit):
+                with mock.patch.object(tiles, "FEW_TOKENS", limit):
                     row[kind] = time_gpu(partial(fused.forward, x, weight, None, update), milliseconds)
             rows.append(row)
     return rows

@@ -62,7 +62,19 @@ def ratio(data: dict[str, Any], part: str, ours: str, other: str, field: str = "
     return above / below if above is not None and below else None
 
 
-def target_rows(data: dict[str, Any]) -> Iterable[tuple[str, float | None, float]]:
+Target = tuple[str, float | None, float]
+
+
+def _both(
+    data: dict[str, Any], part: str, name: str, other: str, target: float, field: str = "median_ms"
+) -> Iterable[Target]:
+    """A target against a method with factors of either dtype."""
+    for dtype in ("fp32", "bf16"):
+        measured = ratio(data, part, "dual_lora", f"{other}_{dtype}_factors", field)
+        yield f"{name}, {dtype} factors", measured, target
+
+
+def target_rows(data: dict[str, Any]) -> Iterable[Target]:
     """(quantity, measured, target) for every target, for each baseline that it may be read against."""
     for part, name, targets in (
         ("short", "LLaMA-7B step, 16 × 112 tokens", (1.00, 0.55, 1.08, 0.95)),
@@ -71,30 +83,17 @@ def target_rows(data: dict[str, Any]) -> Iterable[tuple[str, float | None, float
     ):
         if part == "short" and part not in data:
             continue  # the committed files of before do not have it
-        for dtype in ("fp32", "bf16"):
-            other = f"lora_{dtype}_factors"
-            yield f"{name} / LoRA, {dtype} factors", ratio(data, part, "dual_lora", other), targets[0]
-        for dtype in ("fp32", "bf16"):
-            other = f"dora_{dtype}_factors"
-            yield f"{name} / DoRA, {dtype} factors", ratio(data, part, "dual_lora", other), targets[1]
+        yield from _both(data, part, f"{name} / LoRA", "lora", targets[0])
+        yield from _both(data, part, f"{name} / DoRA", "dora", targets[1])
         yield f"{name} / three-GEMM floor", ratio(data, part, "dual_lora", "floor"), targets[2]
-        for dtype in ("fp32", "bf16"):
-            other = f"lora_{dtype}_factors"
-            measured = ratio(data, part, "dual_lora", other, "peak_GiB")
-            yield f"{name}, peak memory / LoRA, {dtype} factors", measured, targets[3]
+        yield from _both(data, part, f"{name}, peak memory / LoRA", "lora", targets[3], "peak_GiB")
     up: dict[str, Any] = next((p for p in data.get("parts", []) if p["shape"] == [11008, 4096]), {})
     yield "building W₀ + ΔW, 11008 × 4096 / copy of W₀", value(up, "build_over_copy"), 1.3
     yield "reducing G, 11008 × 4096 / reading G", value(up, "reduce_over_read"), 3.0
     yield "… or weight-gradient GEMM and reduction / that GEMM", value(up, "gemm_and_reduce_over_gemm"), 1.12
-    for dtype in ("fp32", "bf16"):
-        other = f"lora_{dtype}_factors"
-        yield f"SmolLM2-135M step / LoRA, {dtype} factors", ratio(data, "small", "dual_lora", other), 0.9
-    for dtype in ("fp32", "bf16"):
-        other = f"lora_{dtype}_factors"
-        yield f"… as one CUDA graph / LoRA, {dtype} factors", ratio(data, "small_cuda_graph", "dual_lora", other), 0.9
-    for dtype in ("fp32", "bf16"):
-        other = f"lora_{dtype}_factors"
-        yield f"LLaMA-7B step, dropout 0.05 / LoRA, {dtype} factors", ratio(data, "dropout", "dual_lora", other), 1.35
+    yield from _both(data, "small", "SmolLM2-135M step / LoRA", "lora", 0.9)
+    yield from _both(data, "small_cuda_graph", "… as one CUDA graph / LoRA", "lora", 0.9)
+    yield from _both(data, "dropout", "LLaMA-7B step, dropout 0.05 / LoRA", "lora", 1.35)
     for batch in (1, 16):
         for kind, name in (("generate", "`generate`"), ("cuda_graph", "CUDA graph")):
             base = value(data, "generation", f"base_batch_{batch}", kind, "median_ms")

@@ -30,7 +30,6 @@ import argparse
 import json
 import queue
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +51,6 @@ from dual_lora.benchmarks.scaling_runs import (
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.models.random_checkpoint import write
-from dual_lora.records import redaction
 
 METHODS = ("lora", "dual_lora", "dora")
 STAGES = (2, 3, 0)  # in this order: what has a target first
@@ -274,7 +272,6 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     every = timing.read(args.output, "scaling")
     results = every.setdefault(str(args.gpus), {})
-    command = redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]]))
     bench = Bench(args)
     for together in PARTS:
         # SmolLM2 takes 13 GiB of a card in a group of two, 8 in one of four.
@@ -286,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
             measured = job.result()
             machine = timing.environment("cpu" if args.smoke else "cuda", timing.LIBRARIES)
             results["environment"] = machine | {"gpus": args.gpus}
-            results[part] = {"command": command, "seconds": round(time.perf_counter() - begun, 1), **measured}
+            results[part] = {"command": timing.command(), "seconds": round(time.perf_counter() - begun, 1), **measured}
             timing.write(args.output, "scaling", every)
             print(f"{part}: {json.dumps(measured)}", flush=True)
 

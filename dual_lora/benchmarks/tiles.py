@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 
 from dual_lora.benchmarks import timing
-from dual_lora.benchmarks.kernels import LAYERS, MANY, SMOKE, UP, changed, frozen, make_layer, time_gpu
+from dual_lora.benchmarks.kernels import LAYERS, MANY, SMOKE, UP, frozen, make_layer, time_gpu
 from dual_lora.kernels.tiles import Tile
 
 
@@ -59,7 +61,8 @@ def sweep_part(part: int, parts: int, milliseconds: int) -> list[tuple[str, dict
     rows = []
     for name, key, programs, run, tile, count in points[part::parts]:
         row: dict[str, Any] = {"tile": vars(tile), "programs_per_multiprocessor": count}
-        with changed(tiles.TILES, key, tile), changed(tiles, programs, count):
+        number = mock.patch.object(tiles, programs, count) if programs else nullcontext()
+        with mock.patch.dict(tiles.TILES, {key: tile}), number:
             try:
                 run()
                 if not SMOKE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from dual_lora.records import redaction
 
 LIBRARIES = ("deepspeed", "transformers", "accelerate", "peft")
 
@@ -24,6 +27,11 @@ def environment(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
     else:
         info |= {"card": platform.processor() or platform.machine(), "threads": str(torch.get_num_threads())}
     return info | {name: version(name) for name in libraries}
+
+
+def command() -> str:
+    """Return the command that this process was given, as a result file keeps it."""
+    return redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]]))
 
 
 def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:

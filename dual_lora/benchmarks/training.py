@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dual_lora.benchmarks import timing
 from dual_lora.tuner import DualLoraConfig
@@ -48,14 +48,9 @@ VARIANTS = {
 def make_model(shape: dict[str, Any], device: str) -> LlamaForCausalLM:
     """A LLaMA of random bf16 weights, made on the device."""
     torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = LlamaForCausalLM(LlamaConfig(**shape, attn_implementation="sdpa"))
-    finally:
-        torch.set_default_dtype(default)
-    return model.requires_grad_(False)
+    with torch.device(device):
+        config = LlamaConfig(**shape, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
 
 
 def adapter_config(kind: str, dropout: float) -> PeftConfig:

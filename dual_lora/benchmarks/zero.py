@@ -18,7 +18,6 @@ import argparse
 import multiprocessing
 import os
 import socket
-import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -32,7 +31,6 @@ from dual_lora.benchmarks import timing
 from dual_lora.benchmarks.suite_steps import make_config, make_model, train
 from dual_lora.config import ConfigError
 from dual_lora.distributed import deepspeed, processes
-from dual_lora.records import redaction
 
 METHODS = ("lora", "dual_lora")
 LAUNCHERS = {"plain": ("launch=local",), "zero2": ("launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2")}
@@ -197,10 +195,9 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("torch finds no CUDA device and a CPU would take hours; use --smoke for a tiny model")
     measured = bench(options.methods or list(METHODS), size, device)
     seconds = round(time.perf_counter() - begun, 1)
-    command = redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]]))
     results = {
         "environment": timing.environment(device, timing.LIBRARIES),
-        "zero": {"command": command, "seconds": seconds, "smoke": options.smoke, "size": size, **measured},
+        "zero": {"command": timing.command(), "seconds": seconds, "smoke": options.smoke, "size": size, **measured},
     }
     for method, found in measured.items():
         plain, zero2 = found["plain"]["median_ms"], found["zero2"]["median_ms"]
