@@ -21,7 +21,7 @@ from typing import Any
 
 from dual_lora.commands.parser import Parser, one_of
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.config.compose import compose
+from dual_lora.config.compose import compose_one
 from dual_lora.methods import saved
 
 
@@ -40,11 +40,9 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("method= has no meaning here: the adapter's own config says what it is; use adapter=FOLDER")
     if not options.settings:
         raise ConfigError("give at least model= and task=; --help explains")
-    cells = compose(["method=none", *options.settings])
-    if len(cells) != 1:
-        raise ConfigError("one model is scored at a time; give one value per setting and no -m")
+    config = compose_one(["method=none", *options.settings])
     adapter = None if options.adapter is None else (options.adapter, saved.adapter_hash(options.adapter))
-    _evaluate(cells[0], adapter, options)
+    _evaluate(config, adapter, options)
     return 0
 
 

@@ -23,8 +23,7 @@ import argparse
 from pathlib import Path
 
 from dual_lora.commands.parser import Parser
-from dual_lora.config import ConfigError
-from dual_lora.config.compose import compose
+from dual_lora.config.compose import compose_one
 
 
 def options(parser: Parser) -> None:
@@ -38,12 +37,9 @@ def options(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0. Raises `ConfigError`, or `OSError` for a folder that exists or a full disk."""
-    cells = compose(["task=glue/sst2", "method=none", "data.source=sample", *options.settings])
-    if len(cells) != 1:
-        raise ConfigError("one model at a time: give one value per setting and no -m")
+    model = compose_one(["task=glue/sst2", "method=none", "data.source=sample", *options.settings]).model
     from dual_lora.models import random_checkpoint
 
-    model = cells[0].model
     if model.source == "random":
         size = random_checkpoint.write_start(model, options.out, options.tokenizers)
     else:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,13 +59,7 @@ def help_text() -> str:
     ]
     for group, meaning in GROUPS.items():
         lines += ["", f"  {group}: {meaning}"]
-        row = "   "
-        for name in options(group):
-            if len(row) + len(name) > 116:
-                lines.append(row)
-                row = "   "
-            row += f" {name}"
-        lines.append(row)
+        lines += textwrap.wrap(" ".join(options(group)), 116, initial_indent=" " * 4, subsequent_indent=" " * 4)
     lines += ["", "Settings (KEY=VALUE):", ""]
     lines += [f"  {key:<24} {meaning}" for key, meaning in SETTINGS.items()]
     lines += ["", "--cfg job shows the composed settings of a run without starting it (--resolve fills references in)."]
@@ -130,6 +125,14 @@ def compose(arguments: list[str]) -> list[RunConfig]:
     finally:
         sys.argv = previous
     return cells
+
+
+def compose_one(arguments: list[str]) -> RunConfig:
+    """Return the config of a command line for one run. Raises `ConfigError`, also for a sweep."""
+    cells = compose(arguments)
+    if len(cells) != 1:
+        raise ConfigError("one model at a time: give one value per setting and no -m")
+    return cells[0]
 
 
 def _plain(composed: Any) -> dict[str, Any]:

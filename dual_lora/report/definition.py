@@ -8,7 +8,6 @@ table; its `blocks` are names of experiment files (its own among them, in the or
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping
 from dataclasses import field
@@ -21,6 +20,7 @@ from hydra.errors import HydraException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from dual_lora.config import legal_values
 from dual_lora.config.choices import sweep_values
 
 _STRICT = ConfigDict(extra="forbid")
@@ -160,7 +160,7 @@ def read_all(folder: Path) -> dict[str, Experiment]:
         for block in experiment.block.blocks:
             if block not in experiments:
                 raise DefinitionError(
-                    f"{folder / name}.yaml: block {block!r} does not exist{_nearest(block, list(experiments))}"
+                    f"{folder / name}.yaml: block {block!r} does not exist{legal_values(block, list(experiments))}"
                 )
     return experiments
 
@@ -168,7 +168,7 @@ def read_all(folder: Path) -> dict[str, Experiment]:
 def named(experiments: Mapping[str, Experiment], name: str) -> Experiment:
     """Return the experiment of that name. Raises `DefinitionError`."""
     if name not in experiments:
-        raise DefinitionError(f"experiment {name!r} does not exist{_nearest(name, list(experiments))}")
+        raise DefinitionError(f"experiment {name!r} does not exist{legal_values(name, list(experiments))}")
     return experiments[name]
 
 
@@ -214,15 +214,10 @@ def _check(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block) -> No
         if column.task is not None and column.task not in sweep["task"]:
             legal = list(sweep["task"])
             raise DefinitionError(
-                f"{path}: column {column.label!r}: task {column.task!r}{_nearest(column.task, legal)}"
+                f"{path}: column {column.label!r}: task {column.task!r}{legal_values(column.task, legal)}"
             )
     if block.reference is not None and block.reference not in sweep["method"]:
         legal = list(sweep["method"])
-        raise DefinitionError(f"{path}: table.reference={block.reference!r}{_nearest(block.reference, legal)}")
+        raise DefinitionError(f"{path}: table.reference={block.reference!r}{legal_values(block.reference, legal)}")
     if block.figure is not None and (block.figure.x not in sweep or block.figure.column not in labels):
         raise DefinitionError(f"{path}: table.figure: x must be a setting of the sweep, column one of {labels}")
-
-
-def _nearest(word: str, legal: list[str]) -> str:
-    close = difflib.get_close_matches(word, legal, n=1)
-    return f"{f'; did you mean {close[0]!r}?' if close else ''} Legal: {', '.join(legal)}"
