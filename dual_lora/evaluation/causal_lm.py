@@ -66,8 +66,8 @@ class CausalLMPipeline:
 
     def _encoded(self, examples: Sequence[Example]) -> tuple[Rows, dict[str, int]]:
         prompts = [self.task.render(example, training=True) for example in examples]
-        encoded = encode_all(prompts, self.tokenizer, self.config.protocol, self.config.recipe.max_length_tokens)
-        return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in encoded.rows], encoded.counts
+        rows, counts = encode_all(prompts, self.tokenizer, self.config.protocol, self.config.recipe.max_length_tokens)
+        return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows], counts
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
         if self.tokenizer.pad_token_id is None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dual_lora.distributed import processes
-from dual_lora.tasks.base import ClassificationTask, Example, Progress, Reading
+from dual_lora.tasks.base import ClassificationTask, Example, Reading
 
 
 def encode(
@@ -83,7 +83,6 @@ def predict(
     collator: Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]],
     rows: Sequence[dict[str, Any]],
     batch_size: int = 64,
-    progress: Progress | None = None,
     autocast: torch.dtype | None = None,
 ) -> np.ndarray:
     """Return the logits of all rows in their order: float32, shape (items, labels).
@@ -109,8 +108,6 @@ def predict(
                     name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "labels"
                 }
                 parts.append(callable_model(**inputs).logits.float())
-                if progress is not None:
-                    progress(min(start + batch_size, len(order)), len(order))
     finally:
         model.train(was_training)
     shares = processes.gather((order, torch.cat(parts).cpu().numpy() if parts else None))

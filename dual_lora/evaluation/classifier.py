@@ -34,14 +34,14 @@ class ClassificationPipeline:
 
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
         rows, counts = classification.encode(
-            self.task, examples, self.tokenizer, self.config.protocol.max_length_tokens or self._max_length()
+            self.task,
+            examples,
+            self.tokenizer,
+            self.config.protocol.max_length_tokens or self.config.recipe.max_length_tokens,
         )
         if counts["truncated"]:
             self.notes.append(f"{what}: {counts['truncated']} of {counts['examples']} examples cut to the length limit")
         return rows
-
-    def _max_length(self) -> int:
-        return self.config.recipe.max_length_tokens
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
         return classification.Collator(self.tokenizer)

@@ -87,7 +87,6 @@ class Evaluator:
                     [candidates for _, candidates in asked],
                     batch_size=batch_size,
                     on_batch=kept.add,
-                    progress=kept.progress,
                 )
                 return kept
             from dual_lora.evaluation import generation
@@ -100,7 +99,6 @@ class Evaluator:
                 batch_size=batch_size,
                 complete=self._complete([examples[index] for index in mine]),
                 on_batch=kept.add,
-                progress=kept.progress,
             )
         return kept
 
@@ -177,9 +175,7 @@ class _Kept:
             self.values[index] = value
             self._file.write(json.dumps({"index": index, "value": value}, ensure_ascii=False) + "\n")
         self._file.flush()
-
-    def progress(self, done: int, total: int) -> None:
-        self._bar.update(done - self._bar.n)
+        self._bar.update(len(places))
 
     def write_whole(self, values: Sequence[Any]) -> None:
         """Leave one file with the value of every item, in order."""

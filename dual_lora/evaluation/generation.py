@@ -1,6 +1,6 @@
 """Replies of a causal model: batched, left-padded with a mask, sorted by length; the order of the prompts comes back.
 
-    generate(model, tokenizer, prompts, decoding, *, batch_size, complete=None, on_batch=None, progress=None)
+    generate(model, tokenizer, prompts, decoding, *, batch_size, complete=None, on_batch=None)
         -> list[str]      # the new text of each prompt, special tokens removed, not stripped
 
     complete(index, reply) -> bool       greedy only: this reply needs no further token (its reading is settled)
@@ -31,7 +31,6 @@ from transformers import (
 )
 
 from dual_lora.config import DecodingConfig
-from dual_lora.tasks.base import Progress
 from dual_lora.tasks.encoding import prompt_ids
 
 Complete = Callable[[int, str], bool]
@@ -74,7 +73,6 @@ def generate(
     batch_size: int,
     complete: Complete | None = None,
     on_batch: OnBatch | None = None,
-    progress: Progress | None = None,
 ) -> list[str]:
     """Return the reply to each prompt, in the prompts' order. Puts the model into eval mode while it works.
 
@@ -84,7 +82,7 @@ def generate(
     rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     _check_fits(model, rows, decoding.max_new_tokens)
     # The longest first: memory runs out at once or never, and the time left is over- rather than underestimated.
-    order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     was_training = model.training
     model.eval()
     try:
@@ -94,8 +92,6 @@ def generate(
             replies.update(zip(indices, texts, strict=True))
             if on_batch is not None:
                 on_batch(indices, texts)
-            if progress is not None:
-                progress(len(replies), len(prompts))
     finally:
         model.train(was_training)
     return [replies[index] for index in range(len(prompts))]

@@ -1,6 +1,6 @@
 """Log-likelihoods of candidate answers given a prompt: the prompt is computed once, the candidates continue its cache.
 
-    rank(model, tokenizer, prompts, candidates, *, batch_size, on_batch=None, progress=None)
+    rank(model, tokenizer, prompts, candidates, *, batch_size, on_batch=None)
         -> list[list[float]]      # per prompt, per candidate: log P(candidate | prompt), natural logarithm
 
 `batch_size` counts sequences (candidates), not prompts. What a candidate's tokens are is decided on the whole text, as
@@ -20,7 +20,6 @@ from transformers import DynamicCache
 
 from dual_lora.evaluation.generation import pad_id, pad_left, positions
 from dual_lora.models.output_positions import logits_at
-from dual_lora.tasks.base import Progress
 from dual_lora.tasks.encoding import prompt_ids
 
 OnBatch = Callable[[list[int], list[list[float]]], None]
@@ -42,7 +41,6 @@ def rank(
     *,
     batch_size: int,
     on_batch: OnBatch | None = None,
-    progress: Progress | None = None,
 ) -> list[list[float]]:
     """Return log-likelihoods in the order of prompts and candidates. The model works in eval mode meanwhile.
 
@@ -64,8 +62,6 @@ def rank(
             results.update(zip(indices, values, strict=True))
             if on_batch is not None:
                 on_batch(indices, values)
-            if progress is not None:
-                progress(len(results), len(prompts))
     finally:
         model.train(was_training)
     return [results[index] for index in range(len(prompts))]

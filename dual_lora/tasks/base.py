@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dual_lora.config import ConfigError
 
 Split = Literal["train", "validation", "test"]
-# Called with (finished items, all items) while something long goes on.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

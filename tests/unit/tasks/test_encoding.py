@@ -5,13 +5,18 @@ import dataclasses
 import pytest
 
 from dual_lora.config import DataError, ProtocolConfig
+from dual_lora.tasks import encoding
 from dual_lora.tasks.base import Prompt
-from dual_lora.tasks.encoding import IGNORED, encode, encode_all, prompt_ids
+from dual_lora.tasks.encoding import IGNORED, encode_all, prompt_ids
 from tests.unit.tiny_text_model import build_tokenizer
 
 PAPER = ProtocolConfig(name="paper", task="commonsense", loss_on="all")
 STRICT = ProtocolConfig(name="strict", task="commonsense", loss_on="answer")
 PROMPT = Prompt("### Instruction:\nwhy does ice float?\n\n### Response:\n", "it is lighter")
+
+
+def encode(*arguments):
+    return encoding.encode(*arguments)[0]
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +73,20 @@ def test_strict_leaves_out_what_would_cut_an_answer_and_counts_it(tokenizer):
     assert encode(PROMPT, tokenizer, STRICT, length) is not None
     assert encode(PROMPT, tokenizer, STRICT, length - 1) is None
     longer = Prompt(PROMPT.prompt, PROMPT.answer + " than water" * 5)
-    encoded = encode_all([longer, PROMPT, longer], tokenizer, STRICT, length)
-    assert encoded.indices == [1]
-    assert encoded.counts == {"examples": 3, "over_length": 2, "answer_cut": 0, "left_out": 2}
+    rows, counts = encode_all([longer, PROMPT, longer], tokenizer, STRICT, length)
+    assert rows == [encode(PROMPT, tokenizer, STRICT, length)]
+    assert counts == {"examples": 3, "over_length": 2, "answer_cut": 0, "left_out": 2}
 
 
 def test_paper_truncates_as_published_and_counts_it(tokenizer):
     ids = tokenizer(PROMPT.text)["input_ids"]
-    cut = encode_all([PROMPT], tokenizer, PAPER, len(ids) - 2)
-    assert cut.rows[0]["input_ids"] == ids[:-2]
-    assert cut.counts == {"examples": 1, "over_length": 1, "answer_cut": 1, "left_out": 0}
+    cut, counts = encode_all([PROMPT], tokenizer, PAPER, len(ids) - 2)
+    assert cut[0]["input_ids"] == ids[:-2]
+    assert counts == {"examples": 1, "over_length": 1, "answer_cut": 1, "left_out": 0}
     # Exactly at the cut-off the published code keeps the text and has no room for the end token.
-    full = encode_all([PROMPT], tokenizer, PAPER, len(ids))
-    assert full.rows[0]["input_ids"] == ids
-    assert full.counts["over_length"] == 0
+    full, counts = encode_all([PROMPT], tokenizer, PAPER, len(ids))
+    assert full[0]["input_ids"] == ids
+    assert counts["over_length"] == 0
     assert encode(PROMPT, tokenizer, PAPER, len(ids) + 1)["input_ids"] == [*ids, tokenizer.eos_token_id]
 
 

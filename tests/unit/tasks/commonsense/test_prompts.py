@@ -102,7 +102,7 @@ def assert_clean_boundary(tokenizer, task, examples):
     for example in examples:
         text = task.render(example, training=True)
         head, whole = prompt_ids(text.prompt, tokenizer), prompt_ids(text.text, tokenizer)
-        row = encode(text, tokenizer, STRICT, 4096)
+        row, _ = encode(text, tokenizer, STRICT, 4096)
         assert whole[: len(head)] == head
         assert len(whole) > len(head)
         assert row["input_ids"] == [*whole, tokenizer.eos_token_id]
