@@ -80,7 +80,8 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
     started = time.perf_counter()
     measurements = [entry for entry in work.measure(model, items, None) if entry["split"] == "test"]
     seconds = time.perf_counter() - started
-    scored = sum(_items(measurements, scoring) for scoring in _scorings(measurements))
+    # The last measurement of a scoring is of all its items.
+    scored = sum({entry["scoring"]: entry["items"] for entry in measurements}.values())
     for entry in measurements:
         entry["checkpoint"] = "base" if adapter is None else "adapter"
     result = {
@@ -135,12 +136,3 @@ def _name(config: RunConfig, dtype: str, adapter: tuple[Path, str] | None, data:
     settings = replace(config, launch=replace(config.launch, eval_batch=None), results="").to_dict()
     content = [settings, dtype, None if adapter is None else adapter[1], data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _scorings(measurements: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(entry["scoring"] for entry in measurements))
-
-
-def _items(measurements: list[dict[str, Any]], scoring: str) -> int:
-    """Return how many items were scored: the last measurement of a scoring is of the whole."""
-    return int([entry["items"] for entry in measurements if entry["scoring"] == scoring][-1])

@@ -85,11 +85,8 @@ def _local(space: Workspace, only: list[str], console: Console) -> None:
         return
     tables = space.blocks(only)
     loose = workspace.in_no_table(added, tables)
-    inside = {record.run_id for record in added} - {record.run_id for record in loose}
     for name, blocks in tables.items():
-        if not any(
-            workspace.in_no_table([record], {name: blocks}) == [] for record in added if record.run_id in inside
-        ):
+        if len(workspace.in_no_table(added, {name: blocks})) == len(added):
             continue
         view = space.view(name, blocks, held)
         workspace.save(workspace.table_files({name: view}, space.local_tables))

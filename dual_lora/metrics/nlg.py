@@ -26,7 +26,6 @@ from dual_lora.metrics.ter import ter, unordered_distance
 
 Form = Literal["lora", "raw"]
 METRICS = ("BLEU", "METEOR", "TER")
-LOWER_IS_BETTER = ("TER",)
 RELEASE_REFERENCES = 6
 
 
