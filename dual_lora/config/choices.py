@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from dual_lora import shipped
 
@@ -22,6 +24,19 @@ def options(group: str, root: Path = CONFIGS) -> list[str]:
     if group == "protocol":
         names = [name for name in names if "/" not in name]
     return [name for name in names if not Path(name).name.startswith("_")]
+
+
+def method_values(name: str) -> dict[str, Any]:
+    """Return the settings of a method's YAML, without Hydra: a `defaults` list may name methods that it builds on."""
+    text = (CONFIGS / "method" / f"{name}.yaml").read_text(encoding="utf-8")
+    own = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    values: dict[str, Any] = {}
+    for parent in own.pop("defaults", []):
+        values |= {} if parent == "_self_" else method_values(parent)
+    for key, value in own.items():
+        nested = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = values[key] | value if nested else value
+    return values
 
 
 def sweep_values(override: Override) -> tuple[str, ...]:

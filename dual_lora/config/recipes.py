@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dual_lora.config import ConfigError, ModelConfig, RecipeConfig, legal_values
-from dual_lora.config.choices import CONFIGS, options
+from dual_lora.config.choices import CONFIGS, method_values, options
 
 RECIPES = CONFIGS / "recipe"
 DEFAULT = "default"
@@ -208,11 +208,7 @@ class _Table:
 @functools.cache
 def _settings_of(method: str) -> list[str]:
     """Return the dotted names of a method's settings, as its file and those that it builds on state them."""
-    values = yaml.load((CONFIGS / "method" / f"{method}.yaml").read_text(encoding="utf-8"), Loader=_Loader)
-    found = dict.fromkeys(_dotted(values))
-    for parent in values.get("defaults", []):
-        found |= {} if parent == "_self_" else dict.fromkeys(_settings_of(parent))
-    return list(found)
+    return _dotted(method_values(method))
 
 
 def _dotted(values: Mapping[str, Any]) -> list[str]:

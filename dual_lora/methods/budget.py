@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from dual_lora import shipped
 from dual_lora.config import ConfigError, MethodConfig, legal_values
+from dual_lora.config.choices import method_values, options
 from dual_lora.methods.counts import LayerShape, adapter_parameters, planned_parameters, rank_names
 
-CONFIGS = shipped.folder("configs") / "method"
 # Settings that move with the rank, so that the scale of the update (α/r) stays the method's, and AdaLoRA's final rank.
 _FOLLOWERS = ("lora_alpha", "alpha", "randlora_alpha", "target_r")
 
@@ -93,31 +90,15 @@ def _wanted(budget: str | int, shapes: list[LayerShape]) -> int:
     return planned_parameters(dataclasses.replace(reference, settings=settings), shapes)
 
 
-def read_method(name: str, folder: Path = CONFIGS) -> MethodConfig:
-    """Read a shipped method's YAML, without Hydra: a `defaults` list may name another method of the same folder.
-
-    Raises `ConfigError` for an unknown name.
-    """
+def read_method(name: str) -> MethodConfig:
+    """Read a shipped method's YAML, without Hydra. Raises `ConfigError` for an unknown name."""
+    if name not in options("method"):
+        raise ConfigError(f"unknown method {name!r}{legal_values(name, options('method'))}")
     fields = {field.name for field in dataclasses.fields(MethodConfig)}
-    values = _read(name, folder)
+    values = method_values(name)
     known = {key: value for key, value in values.items() if key in fields}
     known["settings"] = {key: value for key, value in values.items() if key not in fields}
     return MethodConfig(**known)
-
-
-def _read(name: str, folder: Path) -> dict[str, Any]:
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        legal = sorted(other.stem for other in folder.glob("*.yaml"))
-        raise ConfigError(f"unknown method {name!r}{legal_values(name, legal)}")
-    own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    values: dict[str, Any] = {}
-    for parent in own.pop("defaults", []):
-        values |= {} if parent == "_self_" else _read(parent, folder)
-    for key, value in own.items():
-        nested = isinstance(value, dict) and isinstance(values.get(key), dict)
-        values[key] = values[key] | value if nested else value
-    return values
 
 
 def _followers(method: MethodConfig, base: dict[str, int], ranks: dict[str, int]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from transformers import (
 
 from dual_lora import methods
 from dual_lora.config import Dimensions, MethodConfig, ModelConfig, RecipeConfig
-from dual_lora.methods.budget import CONFIGS, read_method
+from dual_lora.config.choices import CONFIGS
+from dual_lora.methods.budget import read_method
 from dual_lora.tasks.base import Head
 
 WIDTH, INNER, LAYERS, VOCABULARY = 32, 48, 2, 40
@@ -43,7 +44,7 @@ TARGETS = {
     "llama": ("q_proj", "v_proj", "up_proj"),
 }
 FAMILIES = tuple(TARGETS)
-METHODS = tuple(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+METHODS = tuple(sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml")))
 
 
 def head(family: str) -> Head:
@@ -240,7 +241,7 @@ def own_settings(name: str) -> list[str]:
     """Return the settings that a YAML itself states (not those of the YAML it builds on)."""
     import yaml
 
-    values = yaml.safe_load(Path(CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load(Path(CONFIGS / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
     own = {"defaults", "name", "label", "trains", "config_class", "parameters", "contract", "budget"}
     names = [key for key in values if key not in own | {"optimizer"}]
     return names + [f"optimizer.{key}" for key in values.get("optimizer", {}).get("settings", {})]

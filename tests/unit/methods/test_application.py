@@ -23,11 +23,12 @@ from transformers import (
 
 from dual_lora import methods
 from dual_lora.config import ConfigError, Dimensions, MethodConfig, ModelConfig, OptimizerConfig, RecipeConfig
-from dual_lora.methods.budget import CONFIGS, read_method
+from dual_lora.config.choices import options
+from dual_lora.methods.budget import read_method
 from dual_lora.tasks.base import Head
 from tests import ROOT
 
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+NAMES = options("method")
 MODEL = ModelConfig(
     "unit_llama", "llama", "llama", "random", Dimensions(32, 48, 2, 2, 2, 40), target_modules=("q_proj", "up_proj")
 )

@@ -9,12 +9,13 @@ import sys
 import pytest
 
 from dual_lora.config import ConfigError
-from dual_lora.methods.budget import CONFIGS, read_method, with_budget
+from dual_lora.config.choices import options
+from dual_lora.methods.budget import read_method, with_budget
 from dual_lora.methods.counts import evaluate, planned_parameters
 
 # Query, key, value, up and down projection of LLaMA-7B.
 LLAMA_7B = [("q", 4096, 4096), ("k", 4096, 4096), ("v", 4096, 4096), ("up", 4096, 11008), ("down", 11008, 4096)] * 32
-ADAPTERS = [name for path in sorted(CONFIGS.glob("*.yaml")) if read_method(name := path.stem).trains == "adapter"]
+ADAPTERS = [name for name in options("method") if read_method(name).trains == "adapter"]
 
 
 def solved(name: str, budget: str | int, shapes=LLAMA_7B):
