@@ -1,11 +1,11 @@
 """Workers forked from a process that has loaded torch and this package, and has computed nothing.
 
-Imports take a worker seconds, more than a short run trains; a study of hundreds of runs pays them once here. A fork is
-still a process of its own: nothing leaks from one cell to the next, and one that crashes takes no other with it.
+Imports take a worker several seconds, longer than a short run trains; a study of hundreds of runs pays for them once
+here. A fork is still a separate process: nothing leaks from one run to the next, and a crash affects no other run.
 
-    serve(cells)                        # early: the server loads while this process checks the cells
+    serve(configs)                      # early: the server loads while this process checks the configs
     worker = Fork(file, log, environment)
-    worker.poll(), worker.terminate(), worker.wait()      # as of subprocess.Popen
+    worker.poll(), worker.terminate(), worker.wait()      # as in subprocess.Popen
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ _EVERY = [
     "dual_lora.methods.application",
     "dual_lora.models.loading",
 ]
-_HEADS = {"glue": "dual_lora.evaluation.classifier"}
+_PIPELINES = {"glue": "dual_lora.evaluation.classifier"}
 
 
-def serve(cells: Sequence[RunConfig]) -> None:
-    """Start the process that workers are forked from, without waiting for it. One that runs already is kept."""
-    # torch must not touch a driver to say whether there is a GPU: processes forked after that could not use it.
+def serve(configs: Sequence[RunConfig]) -> None:
+    """Start the process that workers are forked from, without waiting for it. One that is already running is kept."""
+    # torch must not initialize the driver to say whether there is a GPU: processes forked after that could not use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    tasks = {cell.task.module for cell in cells}
-    heads = {_HEADS.get(module, "dual_lora.evaluation.causal_lm") for module in tasks}
-    _CONTEXT.set_forkserver_preload([*_EVERY, *sorted(heads), *(f"dual_lora.tasks.{name}" for name in sorted(tasks))])
+    tasks = {config.task.module for config in configs}
+    pipelines = {_PIPELINES.get(module, "dual_lora.evaluation.causal_lm") for module in tasks}
+    preloaded = [*_EVERY, *sorted(pipelines), *(f"dual_lora.tasks.{name}" for name in sorted(tasks))]
+    _CONTEXT.set_forkserver_preload(preloaded)
     multiprocessing.forkserver.ensure_running()
 
 
 class Fork:
-    """One worker that does what `run.py --worker FILE` does; it writes to `log` and has `environment` alone.
+    """One worker that does what `run.py --worker FILE` does. It writes to `log` and has only `environment`.
 
-    side_by_side: how many share this machine's cores, unless `OMP_NUM_THREADS` divides them.
+    side_by_side: how many workers share this machine's cores, unless `OMP_NUM_THREADS` divides them.
     """
 
     def __init__(self, file: Path, log: Path, environment: Mapping[str, str], side_by_side: int) -> None:
@@ -54,7 +55,7 @@ class Fork:
         self._process.start()
 
     def poll(self) -> int | None:
-        """Return the exit code, or None while it runs; the negative signal number of one that a signal ended."""
+        """Return the exit code, or None while it runs; minus the signal number if a signal ended it."""
         return self._process.exitcode
 
     @property
@@ -77,7 +78,7 @@ def _work(file: str, log: str, environment: dict[str, str], threads: int | None)
         os.dup2(stream.fileno(), 2)
     import torch
 
-    # A package that was loaded may have touched the driver all the same (private: torch offers no other way to ask).
+    # A loaded package may have initialized the driver anyway (private: torch has no public way to ask).
     if torch.cuda._is_in_bad_fork():
         os.execv(sys.executable, [*shipped.command(), "--worker", file])
     if threads is not None:

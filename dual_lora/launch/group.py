@@ -1,7 +1,7 @@
 """A group of processes that work on one run, and the parent that watches it: torchrun's agent inside this process.
 
-If a process of the group dies, the others are ended (SIGTERM, after 30 s SIGKILL) and the error of the first one is
-shown first and goes into the record. A signal to stop is passed on, and the group has time to write a checkpoint.
+If a process of the group dies, the others are ended (SIGTERM, SIGKILL after 30 s). The error of the first one is shown
+first and goes into the record. A signal to stop is passed on, and the group gets time to write a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from dual_lora import shipped
 from dual_lora.launch.worker import FAILURES
 
 logger = logging.getLogger(__name__)
-# A checkpoint of a large run is written in this time; then the group is killed.
+# Enough to write a checkpoint of a large run; after that the group is killed.
 GRACE_SECONDS = 15 * 60.0
-# What a process says whose partner in a collective operation is gone.
+# The message of a process whose partner in a collective operation has died.
 _FOLLOWS = re.compile(
     r"[Cc]onnection (?:closed|reset|refused)|[Bb]roken pipe|NCCL|remote process exited|was ended by SIGTERM|gloo"
 )
@@ -38,7 +38,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the nodes of a run meet: `host:port` of the first node, and a name that only this start has."""
+    """Where the nodes of a run meet: `host:port` of the first node, and a name that is unique to this start."""
 
     endpoint: str = "localhost:0"
     name: str = ""
@@ -54,7 +54,7 @@ class Group:
         self._errors: list[BaseException] = []
 
     def run(self, handle_signals: bool = True) -> None:
-        """Start the group and wait for its end. What went wrong is left for `first_failure`."""
+        """Start the group and wait for its end. `first_failure` then returns what went wrong."""
         thread = threading.Thread(target=self._agent, daemon=True)
         handled = _STOPPING if handle_signals and threading.current_thread() is threading.main_thread() else ()
         previous = {number: signal.signal(number, self._note) for number in handled}
@@ -72,7 +72,7 @@ class Group:
             self._kill()
             return
         self.stopped_by = signal.Signals(number).name
-        logger.error("%s: finishing the step and writing a checkpoint; once more stops at once", self.stopped_by)
+        logger.error("%s: finishing the step and writing a checkpoint; a second signal stops at once", self.stopped_by)
         self._signal(signal.SIGTERM)
         timer = threading.Timer(GRACE_SECONDS, self._kill)
         timer.daemon = True
@@ -110,11 +110,11 @@ class Group:
         return found
 
     def _agent(self) -> None:
-        """Run torchrun's agent. In a thread, where it installs no signal handlers: it would give a group 30 s."""
+        """Run torchrun's agent. In a thread it installs no signal handlers; they would allow a group only 30 s."""
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the cause is shown by `settle`
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `settle` shows the cause
         folder = self.file.with_suffix(".ranks")
         folder.mkdir(parents=True, exist_ok=True)
         processes = self.launch.processes_per_node
@@ -136,7 +136,7 @@ class Group:
         )
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
         if alone and sys.platform == "linux":
-            # A machine without a network may not be able to resolve its own name, by which these two would meet.
+            # Without a network a machine may be unable to resolve its own name, which these two use to connect.
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
         try:
@@ -146,15 +146,15 @@ class Group:
             self._errors.append(error)
 
     def first_failure(self) -> dict[str, Any] | None:
-        """Return {rank, status, message, trace} of the process that failed first, or None if none said or shows why."""
+        """Return {rank, status, message, trace} of the process that failed first, or None if no cause is known."""
         folder = self.file.with_suffix(f".{FAILURES}")
         said = [json.loads(path.read_text()) for path in folder.glob("rank-*.json")] if folder.is_dir() else []
         said += self._silent_deaths({entry["rank"] for entry in said})
-        # A process notices within milliseconds that another is gone, often before the agent does: that is no cause.
+        # A process notices within milliseconds that another has died, often before the agent: that is not the cause.
         return min(said, key=lambda entry: (bool(_FOLLOWS.search(entry["message"])), entry["time"]), default=None)
 
     def _silent_deaths(self, spoke: set[int]) -> list[dict[str, Any]]:
-        """Processes that a signal ended, or that could not be started. Whoever ends in Python says why, or stopped."""
+        """Processes that a signal ended or that could not be started. Those that end in Python leave an error."""
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         found: list[dict[str, Any]] = []
@@ -171,7 +171,7 @@ class Group:
         return found
 
     def clean(self) -> None:
-        """Remove what only this start needed; logs of a start that failed stay."""
+        """Remove the files that only this start needed; the logs of a failed start stay."""
         if not self._errors:
             for suffix in (".ranks", f".{FAILURES}"):
                 shutil.rmtree(self.file.with_suffix(suffix), ignore_errors=True)
@@ -187,14 +187,14 @@ def death(rank: int, number: int) -> dict[str, Any]:
 
 
 def run(item: Any, file: Path, rendezvous: Rendezvous | None = None) -> str:
-    """Run one cell as a group and return the status of its record, which is made here if no process could."""
+    """Do one run as a group and return the status of its record, which is written here if no process could."""
     group = Group(file, item.config.launch, rendezvous)
     group.run()
     return settle(item, group)
 
 
 def settle(item: Any, group: Group) -> str:
-    """See that the record says what happened, show the first error, and return the record's status."""
+    """Make sure that the record says what happened, show the first error, and return the record's status."""
     from dual_lora import records
     from dual_lora.runs.lifecycle import write_failure
 
@@ -207,7 +207,8 @@ def settle(item: Any, group: Group) -> str:
         logger.error("%s: %s", known["status"], known.get("message"))
         return str(known["status"])
     if failure is None:
-        message = f"stopped by {group.stopped_by}" if group.stopped_by else "the processes ended without a word"
+        why = group.stopped_by
+        message = f"stopped by {why}" if why else "the processes ended without leaving an error"
         failure = {"rank": None, "status": "interrupted", "message": message, "trace": ""}
     where = "" if failure["rank"] is None else f" (first failed: rank {failure['rank']}; logs: {group.file.parent})"
     logger.error("%s: %s%s", failure["status"], failure["message"], where)
@@ -219,7 +220,7 @@ def settle(item: Any, group: Group) -> str:
 
 
 def work(file: str) -> int:
-    """`run.py --group FILE`: be the parent of one group, for several cells side by side."""
+    """`run.py --group FILE`: be the parent of one group, for several runs at a time."""
     from dual_lora.runs import lifecycle as running
     from dual_lora.runs.resolve import resolve
 

@@ -1,4 +1,4 @@
-"""Runs on this machine: in this process, or as workers and groups of workers, N cells at a time."""
+"""Runs on this machine: in this process, or as workers and groups of workers, N runs at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Worker = forks.Fork | subprocess.Popen[bytes]
 
 
 def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
-    """Run every cell in this process. An interruption ends the sweep; another run's failure does not."""
+    """Do every run in this process. An interruption ends the sweep; a failure does not."""
     from dual_lora.runs import lifecycle
 
     records: list[dict[str, Any] | None] = []
@@ -52,11 +52,11 @@ def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
 def write_config(item: Any) -> Path:
     """Write the resolved config of a run for its workers and return the file.
 
-    Every start has a file of its own: two shells that start the same run must not change each other's settings.
+    Every start has its own file: two shells that start the same run must not change each other's settings.
     """
     from dual_lora import records
 
-    # Workers on a compute node must not resolve "auto" otherwise than this process named the run.
+    # Workers on a compute node must resolve "auto" as this process did when it named the run.
     launch = dataclasses.replace(item.config.launch, device=item.device)
     config = dataclasses.replace(item.config, launch=launch)
     file = item.folder / "starts" / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
@@ -65,9 +65,9 @@ def write_config(item: Any) -> Path:
 
 
 def side_by_side(prepared: list[Any]) -> list[dict[str, Any] | None]:
-    """Start each cell as a worker process or a group of them, `launch.parallel` cells at a time.
+    """Start each run as a worker process or a group of them, `launch.parallel` runs at a time.
 
-    With one cell at a time its output is shown; several write to the `log.txt` of their run's folder.
+    With one run at a time its output is shown; several write to the `log.txt` in their run's folder.
     """
     from dual_lora import records
     from dual_lora.runs import lifecycle
@@ -91,8 +91,8 @@ def _groups_one_by_one(waiting: list[Any]) -> None:
 
 
 def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
-    """A cell that runs out of memory beside others is tried again after the rest, with fewer at a time from then on."""
-    running: list[tuple[Any, Worker, int]] = []  # with the place among those side by side
+    """A run that runs out of memory next to others is tried again after the rest, with fewer at a time from then on."""
+    running: list[tuple[Any, Worker, int]] = []  # with its place among the runs at work
     total, begun = len(waiting), time.perf_counter()
     try:
         while waiting or running:
@@ -105,20 +105,20 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
                 if process.poll() is not None:
                     running.remove((item, process, place))
                     _record_crash(item, process)
-                    beside = _beside(item, place, running)
-                    if beside and process.returncode == 1 and _out_of_memory(item):
+                    others = _sharing(item, place, running)
+                    if others and process.returncode == 1 and _out_of_memory(item):
                         parallel = min(parallel, len(running))
                         again = dataclasses.replace(item.config, retry=True)
                         waiting.append(dataclasses.replace(item, config=again))
                         logger.warning(
-                            "out of memory beside %d other(s): tried again at the end, from now on %d at a time: %s",
-                            beside, parallel, title(item.config),
+                            "out of memory next to %d other run(s): tried again last, from now on %d at a time: %s",
+                            others, parallel, title(item.config),
                         )  # fmt: skip
                         continue
                     done = total - len(waiting) - len(running)
                     left = (time.perf_counter() - begun) / done * (total - done)
                     logger.info(
-                        "[%d/%d] exit code %d, about %.0f s to go: %s",
+                        "[%d/%d] exit code %d, about %.0f s left: %s",
                         done, total, process.returncode, left, title(item.config),
                     )  # fmt: skip
             time.sleep(0.2)
@@ -130,8 +130,8 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
         logger.error("stopped; the same command continues")
 
 
-def _beside(item: Any, place: int, running: list[tuple[Any, Worker, int]]) -> int:
-    """Return how many running cells share a card with this one; without cards all share the host's memory."""
+def _sharing(item: Any, place: int, running: list[tuple[Any, Worker, int]]) -> int:
+    """Return how many runs at work share a card with this one; without cards all share the host's memory."""
     cards = set(_cards(place, item.config.launch.num_gpus))
     shares = [set(_cards(taken, other.config.launch.num_gpus)) for other, _, taken in running]
     return sum(1 for share in shares if not cards or share & cards)
@@ -145,7 +145,7 @@ def _out_of_memory(item: Any) -> bool:
 
 
 def _start(item: Any, place: int) -> Worker:
-    """Start a process that runs one cell: a forked worker, or for a group the parent of it."""
+    """Start a process that does one run: a forked worker, or the parent of a group."""
     file = write_config(item)
     cards = _cards(place, item.config.launch.num_gpus)
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {})}
@@ -162,13 +162,13 @@ def _start(item: Any, place: int) -> Worker:
 
 
 def _record_crash(item: Any, worker: Worker) -> None:
-    """Record a worker that a signal ended before it could say why; a group's parent does so itself."""
+    """Record a worker that a signal ended before it could leave an error; a group's parent does so itself."""
     from dual_lora.launch.group import death
     from dual_lora.runs import lifecycle
 
     if isinstance(worker, forks.Fork) and worker.returncode is not None and worker.returncode < 0:
         if item.record_path.exists() and item.record_path.stat().st_mtime >= worker.began:
-            return  # it was leaving: how its run ended stands in the record
+            return  # it was exiting: the record says how its run ended
         said = death(0, -worker.returncode)
         try:
             lifecycle.write_failure(item, said["status"], said["message"], "")
@@ -178,7 +178,7 @@ def _record_crash(item: Any, worker: Worker) -> None:
 
 
 def _cards(place: int, wanted: int) -> list[str]:
-    """Return the GPUs of the cell in one of the places side by side; cells share them where there are too few."""
+    """Return the GPUs of the run at a place; runs share them if there are too few."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")

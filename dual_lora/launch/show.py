@@ -1,4 +1,4 @@
-"""What a person sees after a command: samples, the comparison, where records are, what to try next."""
+"""What a command prints at the end: samples, the comparison, where the records are, what to try next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dual_lora.config import RunConfig
 
 
 def title(config: RunConfig) -> str:
-    """Return one line that says which cell this is."""
+    """Return one line that says which run this is."""
     return (
         f"model={config.model.name} task={config.task.name} method={config.method.name} "
         f"protocol={config.protocol.name} profile={config.profile.name} seed={config.seed}"

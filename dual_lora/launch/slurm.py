@@ -1,10 +1,10 @@
-"""Runs as SLURM jobs, through submitit: one job per cell of a sweep, in arrays; on several nodes torchrun meets.
+"""Runs as SLURM jobs, through submitit: one job per run of a sweep, in arrays; several nodes meet through torchrun.
 
 A job is the parent of its run's processes, as on one machine. Before the time limit SLURM signals it; it lets the
 processes write a checkpoint, requeues itself, and continues its own run. Submitting again submits only what is missing.
 
-What a user writes into `#SBATCH` lines is checked and quoted: no value can start a line or a command of its own.
-`launch.setup` is the exception by purpose: lines of shell that the user wants to run.
+What a user puts into `#SBATCH` lines is checked and quoted: no value can start a new line or a command.
+`launch.setup` is the deliberate exception: lines of shell that the user wants to run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_REQUEUES = 1000
 _WORD = re.compile(r"[\w.,:+@%=/-]+", re.ASCII)
 _CONSTRAINT = re.compile(r"[\w.,:+@%=/&|*()\[\]!-]+", re.ASCII)
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
-# Options that this module sets itself, or that would run or write something else than the run.
+# Options that this module sets itself, or that would run or write something other than the run.
 _RESERVED = frozenset(
     ("array", "batch", "bcast", "chdir", "error", "export", "export-file", "get-user-env", "gid", "input", "job-name")
     + ("nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "uid")
@@ -37,21 +37,21 @@ _RESERVED = frozenset(
 )
 
 
-def launch(cells: list[RunConfig]) -> int:
-    """Submit the cells that are neither finished nor queued; with `plan=true` print the jobs. Returns the exit code.
+def launch(configs: list[RunConfig]) -> int:
+    """Submit the runs that are neither finished nor queued; with `plan=true` print the jobs. Returns the exit code.
 
     Raises `ConfigError`: an option that SLURM must not be given, or a machine without SLURM.
     """
     from dual_lora.launch import describe, prepare
 
-    for cell in cells:
-        check_options(cell)
-    if cells[0].plan:
-        describe(cells)
-        for settings, group in _by_settings(cells):
+    for config in configs:
+        check_options(config)
+    if configs[0].plan:
+        describe(configs)
+        for settings, group in _by_settings(configs):
             print(f"\n# {len(group)} job(s), {settings.parallel} at a time\n{script(group[0], len(group))}")
         return 0
-    prepared = prepare(cells)
+    prepared = prepare(configs)
     waiting = _missing(prepared)
     for settings, group in _by_settings([item.config for item in waiting]):
         _submit([item for item in waiting if item.config in group], settings)
@@ -74,21 +74,21 @@ def _missing(prepared: list[Any]) -> list[Any]:
     return waiting
 
 
-def _by_settings(cells: list[RunConfig]) -> list[tuple[LaunchConfig, list[RunConfig]]]:
-    """Cells that ask for the same resources form one array."""
+def _by_settings(configs: list[RunConfig]) -> list[tuple[LaunchConfig, list[RunConfig]]]:
+    """Runs that ask for the same resources form one array."""
     groups: list[tuple[LaunchConfig, list[RunConfig]]] = []
-    for cell in cells:
+    for config in configs:
         for settings, group in groups:
-            if settings == cell.launch:
-                group.append(cell)
+            if settings == config.launch:
+                group.append(config)
                 break
         else:
-            groups.append((cell.launch, [cell]))
+            groups.append((config.launch, [config]))
     return groups
 
 
 def check_options(config: RunConfig) -> None:
-    """Refuse what could leave its line of the job script, or its folder. Raises `ConfigError`."""
+    """Refuse a value that could escape its line of the job script, or its folder. Raises `ConfigError`."""
     launch = config.launch
     for name, legal in (("partition", _WORD), ("account", _WORD), ("qos", _WORD), ("constraint", _CONSTRAINT)):
         value = getattr(launch, name)
@@ -97,8 +97,8 @@ def check_options(config: RunConfig) -> None:
     for key, value in launch.sbatch.items():
         if not _OPTION.fullmatch(key) or key in _RESERVED:
             raise ConfigError(
-                f"launch.sbatch: option {key!r} cannot be given; legal are sbatch's long options without dashes before "
-                f"them, except {', '.join(sorted(_RESERVED))}"
+                f"launch.sbatch: option {key!r} is not allowed; legal are sbatch's long options without their leading "
+                f"dashes, except {', '.join(sorted(_RESERVED))}"
             )
         if value is False or not (isinstance(value, (str, int, float)) and str(value).isprintable()):
             raise ConfigError(f"launch.sbatch.{key}={value!r}: a number, true, or a text on one line")
@@ -109,13 +109,13 @@ def check_options(config: RunConfig) -> None:
         try:
             shlex.split(launch.container)
         except ValueError as error:
-            raise ConfigError(f"launch.container={launch.container!r} is no command ({error})") from None
+            raise ConfigError(f"launch.container={launch.container!r} is not a valid command ({error})") from None
     if not config.results.isprintable() or "%" in config.results:
         raise ConfigError(f"results={config.results!r}: SLURM cannot use a folder with % or control characters")
     if launch.time_limit_minutes < 1 or launch.signal_seconds >= launch.time_limit_minutes * 60:
         raise ConfigError(
             f"launch.time_limit_minutes={launch.time_limit_minutes}, launch.signal_seconds={launch.signal_seconds}: "
-            "the signal has to come after the start and before the limit"
+            "the signal must come after the start and before the limit"
         )
 
 
@@ -145,7 +145,7 @@ def parameters(launch: LaunchConfig) -> dict[str, Any]:
         ],
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True, **launch.sbatch},
-        "srun_args": ["--kill-on-bad-exit=1"],  # a node that fails takes the others along
+        "srun_args": ["--kill-on-bad-exit=1"],  # a node that fails ends the others
         **{name: value for name, value in optional.items() if value is not None},
     }
 
@@ -187,11 +187,11 @@ def _submit(items: list[Any], launch: LaunchConfig) -> None:
     for item, job in zip(items, jobs, strict=True):
         records.write_json(item.folder / "slurm.json", {"job": job.job_id})
         logger.info("job %s: %s", job.job_id, title(item.config))
-    logger.info("logs: %s; the same command again submits what is missing then", folder)
+    logger.info("logs: %s; the same command submits what is still missing", folder)
 
 
 def _queued(item: Any) -> str | None:
-    """Return the job that is to run, or runs, this cell."""
+    """Return the job that is queued or running for this run."""
     try:
         job = str(json.loads((item.folder / "slurm.json").read_text())["job"])
     except (OSError, ValueError, KeyError):
@@ -207,12 +207,15 @@ def _queued(item: Any) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # A job that squeue no longer knows is an error there, and over here.
+    # For a job that it no longer knows, squeue exits with an error: the job is over.
     return job if asked.returncode == 0 and asked.stdout.strip() else None
 
 
 class SlurmCell:
-    """What a job calls: the parent of one run's processes on this node."""
+    """What a job calls: the parent of one run's processes on this node.
+
+    The name stays: submitit's pickles of queued and requeued jobs hold it.
+    """
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -239,7 +242,7 @@ class SlurmCell:
         return status
 
     def checkpoint(self) -> Any:
-        """Called before the time limit: end the processes in good order; the job is then requeued by submitit."""
+        """Called before the time limit: let the processes save and end; submitit then requeues the job."""
         from submitit.helpers import DelayedSubmission
 
         if self._group is not None:

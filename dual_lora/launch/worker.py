@@ -18,7 +18,7 @@ from dual_lora.records import redaction
 from dual_lora.records.lock import RunIsBusy
 
 logger = logging.getLogger(__name__)
-FAILURES = "failures"  # folder of a run in which the processes of a group say what stopped them
+FAILURES = "failures"  # folder in which the processes of a group write what stopped them
 
 
 def work(file: str) -> int:
@@ -39,15 +39,15 @@ def work(file: str) -> int:
         prepared = resolve(config)
         made = lifecycle.run(prepared)
     except (ConfigError, DataError, RunIsBusy) as error:
-        _leave_word(file, "refused", str(error), "")
+        _leave_error(file, "refused", str(error), "")
         logger.error("error: %s", error)
         return _end(2)
     except lifecycle.ProcessFailed as error:
-        _leave_word(file, error.status, error.message, error.trace)
+        _leave_error(file, error.status, error.message, error.trace)
         logger.error("rank %d: %s", processes.rank(), error.message)
         return _end(1)
     except BaseException as error:
-        _leave_word(file, "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+        _leave_error(file, "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
         logger.exception("rank %d", processes.rank())
         return _end(1)
     logger.info("%s %s", made["status"], made.get("message", ""))
@@ -56,7 +56,7 @@ def work(file: str) -> int:
 
 
 def _end(code: int) -> int:
-    """End a process of a group at once: leaving in good order would wait for processes that may hang."""
+    """End a process of a group at once: a regular exit would wait for processes that may hang."""
     from dual_lora.distributed import processes
 
     if processes.world_size() > 1:
@@ -66,8 +66,8 @@ def _end(code: int) -> int:
     return code
 
 
-def _leave_word(file: str, status: str, message: str, trace: str) -> None:
-    """Write what stopped this process, for the parent: the first of a group is the cause, the others follow from it."""
+def _leave_error(file: str, status: str, message: str, trace: str) -> None:
+    """Write what stopped this process, for the parent: the first failure in a group is the cause, the others follow."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     rank = int(os.environ.get("RANK", "0"))
@@ -85,7 +85,7 @@ def _clean(value: Any) -> Any:
 
 
 def _end_with_parent() -> None:
-    """Stop like on SIGTERM (a checkpoint is written) when the command that started this process is gone."""
+    """Stop as on SIGTERM (a checkpoint is written) when the command that started this process has ended."""
     parent = os.getppid()
 
     def watch() -> None:

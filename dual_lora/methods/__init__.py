@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dual_lora.methods.application import apply, callbacks, peft_config, resolved_init_std
     from dual_lora.methods.budget import Budget, with_budget
-    from dual_lora.methods.checks import check, check_task
+    from dual_lora.methods.checks import check, check_task, check_zero_stage
     from dual_lora.methods.counts import planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
     from dual_lora.methods.optimizers import create_optimizer
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "application": ("apply", "callbacks", "peft_config", "resolved_init_std"),
     "budget": ("Budget", "with_budget"),
-    "checks": ("check", "check_task"),
+    "checks": ("check", "check_task", "check_zero_stage"),
     "counts": ("planned_parameters", "trainable_parameters"),
     "merging": ("export_merged", "merged"),
     "optimizers": ("create_optimizer",),
@@ -35,6 +35,7 @@ __all__ = [
     "callbacks",
     "check",
     "check_task",
+    "check_zero_stage",
     "create_optimizer",
     "export_merged",
     "merged",

@@ -23,6 +23,9 @@ _OURS = (
     "auto_mapping",
 )
 _RANKS = ("r", "init_r", "target_r")
+# PEFT configs and optimizers that read whole gradients in training, and the ZeRO stage from which there are none:
+# AdaLoRA reads `grad` after the step, GaLore projects the gradient of a whole matrix within it.
+_WHOLE_GRADIENTS = {"peft.AdaLoraConfig": 0, "galore_adamw": 1}
 OPTIMIZER_SETTINGS: dict[str, dict[str, Any]] = {
     "adamw_torch": {},
     # ratio: λ = learning rate of B / learning rate of A (arXiv 2402.12354); embedding_lr: PEFT's default.
@@ -58,6 +61,16 @@ def check_task(method: MethodConfig, head: Head) -> None:
             f"method={method.name} trains the classification head alone, and a task that generates has none; use a "
             "classification task (task=glue/rte and the like), or another method (method=none is the base as it is)"
         )
+
+
+def check_zero_stage(method: MethodConfig, stage: int) -> None:
+    """Refuse a method that reads whole gradients at a ZeRO stage of DeepSpeed that has none. Raises `ConfigError`."""
+    for what in (method.config_class, method.optimizer.name):
+        if stage >= _WHOLE_GRADIENTS.get(what or "", 4):
+            raise ConfigError(
+                f"method={method.name} ({what}) reads whole gradients, which DeepSpeed at launch.zero_stage={stage} "
+                "does not keep; use launch=torchrun"
+            )
 
 
 def config_class(method: MethodConfig) -> type:

@@ -35,7 +35,7 @@ BELOW: dict[str, set[str]] = {
         *("shipped", "tasks", "training"),
     },
     "report": {"config", "records", "shipped"},
-    "launch": {"config", "distributed", "evaluation", "records", "report", "runs", "shipped"},
+    "launch": {"config", "distributed", "evaluation", "methods", "records", "report", "runs", "shipped"},
     "benchmarks": {
         *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "shipped", "tasks"),
         *("training", "tuner"),

@@ -85,6 +85,17 @@ def test_what_no_model_can_use_is_refused_before_one_is_loaded(method, message):
         methods.check(method)
 
 
+@pytest.mark.parametrize(("name", "legal"), [("adalora", 0), ("galore", 1), ("lora", 4)])
+def test_zero_stages_without_whole_gradients_are_refused_to_what_reads_them(name, legal):
+    method = read_method(name)
+    for stage in range(4):
+        if stage < legal:
+            methods.check_zero_stage(method, stage)
+        else:
+            with pytest.raises(ConfigError, match=rf"method={name} .*launch.zero_stage={stage} .*use launch=torchrun"):
+                methods.check_zero_stage(method, stage)
+
+
 def test_galore_without_its_package_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "galore_torch" else find(name))
