@@ -1,11 +1,12 @@
 """The settings of a run: composed from `configs/` by Hydra (`compose`), checked and frozen (`schema`).
 
-Nothing here loads torch; the errors that a user can mend are in `errors`.
+Nothing here loads torch; the errors that a user can fix are in `errors`.
 """
 
 from dual_lora.config.errors import ConfigError, DataError, ModelError, legal_values, nearest
 from dual_lora.config.launch_settings import LaunchConfig
 from dual_lora.config.schema import (
+    MNLI_STARTED,
     DataConfig,
     DecodingConfig,
     Dimensions,
@@ -20,6 +21,7 @@ from dual_lora.config.schema import (
 )
 
 __all__ = [
+    "MNLI_STARTED",
     "ConfigError",
     "DataConfig",
     "DataError",

@@ -1,4 +1,4 @@
-"""The errors a user can mend, and the words that help: what is wrong, what is legal, what is nearest."""
+"""The errors a user can fix, and the words that help: what is wrong, what is legal, what is nearest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class ConfigError(ValueError):
 
 
 class ModelError(ConfigError):
-    """A base model that cannot be used; the message names what is wrong and the ways on."""
+    """A base model that cannot be used; the message names what is wrong and what to do."""
 
 
 class DataError(ValueError):
@@ -24,5 +24,5 @@ def nearest(word: str, legal: list[str]) -> str:
 
 
 def legal_values(word: str, legal: list[str]) -> str:
-    """Return the end of an error message: "; did you mean 'X'. Legal: X, Y, Z"."""
-    return f"{nearest(word, legal).rstrip('?')}. Legal: {', '.join(legal)}"
+    """Return the end of an error message: "; did you mean 'X'? Legal: X, Y, Z", or ". Legal: X, Y, Z"."""
+    return f"{nearest(word, legal) or '.'} Legal: {', '.join(legal)}"

@@ -19,6 +19,8 @@ from dual_lora.config.errors import ConfigError, legal_values
 from dual_lora.config.launch_settings import LaunchConfig
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+# The tasks whose published GLUE rows start from the weights of an MNLI run (LoRA paper, appendix D).
+MNLI_STARTED = ("glue/mrpc", "glue/rte", "glue/stsb")
 
 
 @dataclass(frozen=True, config=_STRICT)

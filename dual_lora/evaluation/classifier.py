@@ -78,7 +78,7 @@ class ClassificationPipeline:
             following.measure(model, 0)
             return self._scores(following.chosen()["last"].logits, items, "base")
         if self._epochs is None:  # training was finished by an earlier process
-            following.forget_after(10**12)
+            following.forget_after(None)
             self._epochs = following
         wanted = dict.fromkeys(["last", self.config.protocol.checkpoint, *self.config.protocol.also_report])
         chosen = following.chosen()

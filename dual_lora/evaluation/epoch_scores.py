@@ -81,16 +81,16 @@ class EpochScores(TrainerCallback):
         self._keep_weights, self._weights_of = keep_weights or {}, weights_of
         self._scores: dict[int, dict[str, float | None]] = {}
 
-    def forget_after(self, step: int) -> None:
-        """Keep what was measured up to this optimizer step (0: nothing) and remove the rest."""
+    def forget_after(self, step: int | None) -> None:
+        """Keep what was measured up to this optimizer step (0: nothing, None: everything) and remove the rest."""
         self._scores = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._scores = processes.from_main(lambda: self._kept_until(step))
 
-    def _kept_until(self, step: int) -> dict[int, dict[str, float | None]]:
+    def _kept_until(self, step: int | None) -> dict[int, dict[str, float | None]]:
         scores = {}
         for path in sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem)):
-            if int(path.stem) <= step and path.with_suffix(".npz").exists():
+            if (step is None or int(path.stem) <= step) and path.with_suffix(".npz").exists():
                 scores[int(path.stem)] = json.loads(path.read_text())
             else:
                 path.unlink()

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dual_lora import records, shipped
-from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config import MNLI_STARTED, ConfigError, RunConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-STARTING_TASKS = ("glue/mrpc", "glue/rte", "glue/stsb")
 _SOURCE_TASK = "glue/mnli"
 # Adapters that mean nothing without frozen random tensors, which come from the run's seed and are not in the file.
 _SEEDED_CONFIGS = ("peft.VeraConfig", "peft.RandLoraConfig")
@@ -55,7 +54,7 @@ def resolve(config: RunConfig) -> WarmStart | None:
     method or recipe, weights that are not on this machine. The message for "auto" holds the command that makes it.
     """
     # A sweep over all of GLUE gives init_from=auto once; the tasks that are published without a start have none.
-    if config.init_from == "none" or (config.init_from == "auto" and config.task.name not in STARTING_TASKS):
+    if config.init_from == "none" or (config.init_from == "auto" and config.task.name not in MNLI_STARTED):
         return None
     _check_allowed(config)
     if config.init_from == "auto":
@@ -81,9 +80,9 @@ def _is_name(word: str) -> bool:
 
 
 def _check_allowed(config: RunConfig) -> None:
-    if config.task.name not in STARTING_TASKS:
+    if config.task.name not in MNLI_STARTED:
         raise ConfigError(
-            f"init_from={config.init_from} with task={config.task.name}: only {', '.join(STARTING_TASKS)} start "
+            f"init_from={config.init_from} with task={config.task.name}: only {', '.join(MNLI_STARTED)} start "
             "from an MNLI run; use init_from=none"
         )
     if not config.protocol.mnli_start_allowed:

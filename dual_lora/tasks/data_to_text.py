@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config import ConfigError, DataError, RunConfig, nearest
+from dual_lora.config import ConfigError, DataError, RunConfig, legal_values
 from dual_lora.metrics import java
 from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split, Task
 
@@ -212,9 +212,7 @@ def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]
     chosen = config.task.metrics or tuple(metrics)
     for metric in chosen:
         if metric not in metrics:
-            raise ConfigError(
-                f"task.metrics: unknown metric {metric!r}{nearest(metric, list(metrics))} Legal: {', '.join(metrics)}"
-            )
+            raise ConfigError(f"task.metrics: unknown metric {metric!r}{legal_values(metric, list(metrics))}")
     if "METEOR" in chosen and not java.available():
         rest = ",".join(metric for metric in chosen if metric != "METEOR")
         raise ConfigError(

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dual_lora.config import ConfigError, RunConfig, nearest
+from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.metrics import e2e, java
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
@@ -66,8 +66,7 @@ def build(config: RunConfig) -> DataToText:
     """Return the task. Raises `ConfigError` for an unknown form or metric, and for METEOR without Java."""
     form = config.protocol.reference_form
     if form not in FORMS:
-        close = nearest(str(form), list(FORMS))
-        raise ConfigError(f"protocol.reference_form={form!r}: legal are {', '.join(FORMS)}{close}")
+        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(str(form), list(FORMS))}")
     source = config.data.source
     root = data_root(config)
     notes = []
@@ -185,8 +184,7 @@ def linearise(mr: str) -> str:
             raise ValueError(f"malformed MR {mr!r:.100}: {attribute!r} is not attribute[value]")
         key, value = found[1].strip(), found[2].strip()
         if key not in _ATTRIBUTES:
-            close = nearest(key, list(_ATTRIBUTES))
-            raise ValueError(f"malformed MR: unknown attribute {key!r}{close}; E2E has {', '.join(_ATTRIBUTES)}")
+            raise ValueError(f"malformed MR: unknown attribute {key!r}{legal_values(key, list(_ATTRIBUTES))}")
         value = re.sub(r"£(?=\d)", "£ ", value)
         parts.append(f"{_ATTRIBUTES[key]} : {re.sub(r'(?<=[0-9])-(?=[0-9])', ' - ', value)}")
     return " | ".join(parts)

@@ -92,7 +92,7 @@ def encode_all(
         if row is None:
             counts["left_out"] += 1
         else:
-            counts["answer_cut"] += over  # the answer stands last, so what is cut is the answer
+            counts["answer_cut"] += over  # the answer is last, so the answer is cut
             rows.append(row)
     if not rows:
         raise DataError(

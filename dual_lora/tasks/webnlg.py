@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from dual_lora.config import ConfigError, RunConfig, nearest
+from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.metrics import nlg
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
@@ -60,8 +60,7 @@ def checked_form(config: RunConfig) -> nlg.Form:
         raise ConfigError(f"data.source=sample: {config.task.name} has no sample; use hub or local, or task=e2e")
     form = config.protocol.reference_form
     if form not in FORMS:
-        close = nearest(str(form), list(FORMS))
-        raise ConfigError(f"protocol.reference_form={form!r}: legal are {', '.join(FORMS)}{close}")
+        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(str(form), list(FORMS))}")
     return cast(nlg.Form, form)
 
 

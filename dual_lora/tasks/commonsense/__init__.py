@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from dual_lora.config import ConfigError, DataConfig, ProtocolConfig, RunConfig, TaskConfig, nearest
+from dual_lora.config import ConfigError, DataConfig, ProtocolConfig, RunConfig, TaskConfig, legal_values
 from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split, Task
 from dual_lora.tasks.commonsense.data import ORIGIN, PUBLISHED, REVISION, load_split
 from dual_lora.tasks.commonsense.data import Split as LoadedSplit
@@ -54,9 +54,7 @@ class Commonsense(Task):
         for kind, values, legal in (("subsets", task.subsets, SUBSETS), ("scorings", self.scorings, SCORINGS)):
             for value in values:
                 if value not in legal:
-                    raise ConfigError(
-                        f"task.{kind}={value!r}: no such one{nearest(value, list(legal))} Legal: {', '.join(legal)}"
-                    )
+                    raise ConfigError(f"task.{kind}={value!r} does not exist{legal_values(value, list(legal))}")
             if not values:
                 raise ConfigError(f"task.{kind} is empty; name at least one of {', '.join(legal)}")
         self.target, self.subsets, self.protocol, self.data = task.target, task.subsets, protocol, data

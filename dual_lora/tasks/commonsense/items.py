@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dual_lora.config import DataError, nearest
+from dual_lora.config import DataError, legal_values
 
 # The published alternatives (LLM-Adapters commonsense_evaluate.py). The leftmost match counts, case-sensitive, with no
 # word boundary: "untrue" reads as true, "answer12" as answer1.
@@ -63,7 +63,7 @@ def read(task: str, reply: str) -> str | None:
     Raises `ValueError` for a task that is not one of the eight.
     """
     if task not in PATTERNS:
-        raise ValueError(f"unknown task {task!r}{nearest(task, list(PATTERNS))} Legal: {', '.join(PATTERNS)}")
+        raise ValueError(f"unknown task {task!r}{legal_values(task, list(PATTERNS))}")
     found = re.search(PATTERNS[task], reply)
     return found[0] if found else None
 

@@ -8,7 +8,7 @@ Source: NVlabs/DoRA commonsense_reasoning/finetune.py and commonsense_evaluate.p
 
 from __future__ import annotations
 
-from dual_lora.config import ConfigError, nearest
+from dual_lora.config import ConfigError, legal_values
 
 INDENT = " " * 16
 _REQUEST = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -35,10 +35,7 @@ PROMPTS = {
 
 
 def prompt(name: str, instruction: str, *, training: bool) -> str:
-    """Return what stands before the answer."""
+    """Return the text before the answer."""
     if name not in PROMPTS:
-        raise ConfigError(
-            f"protocol.prompt={name!r}: no such commonsense prompt{nearest(name, list(PROMPTS))} "
-            f"Legal: {', '.join(PROMPTS)}"
-        )
+        raise ConfigError(f"protocol.prompt={name!r} is not a commonsense prompt{legal_values(name, list(PROMPTS))}")
     return PROMPTS[name][0 if training else 1](instruction)

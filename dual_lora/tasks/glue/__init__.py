@@ -29,19 +29,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dual_lora.config import ConfigError, DataError, RunConfig, nearest
+from dual_lora.config import MNLI_STARTED, ConfigError, DataError, RunConfig, nearest
 from dual_lora.metrics import glue as metrics
 from dual_lora.tasks import files
 from dual_lora.tasks.base import ClassificationTask, Example, Head, Prompt, Reading, Score, Split
 from dual_lora.tasks.glue.reading import read_hub, read_tsv
-from dual_lora.tasks.glue.specs import (
-    HUB_REPOSITORY,
-    HUB_REVISION,
-    MNLI_STARTED,
-    NO_MNLI_START,
-    SPECS,
-    Spec,
-)
+from dual_lora.tasks.glue.specs import HUB_REPOSITORY, HUB_REVISION, NO_MNLI_START, SPECS, Spec
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample" / "glue"
 SCORING = "classify"
@@ -58,8 +51,8 @@ def build(config: RunConfig) -> Glue:
         folder = SAMPLE / SPECS[name].folder
     elif config.data.source == "local":
         folder = _local_folder(Path(str(config.data.dir)), SPECS[name])
-    unstarted = name in MNLI_STARTED and config.init_from == "none" and config.protocol.name != "restricted"
-    return Glue(SPECS[name], config.data.source, folder, (NO_MNLI_START,) if unstarted else ())
+    cold = config.task.name in MNLI_STARTED and config.init_from == "none" and config.protocol.name != "restricted"
+    return Glue(SPECS[name], config.data.source, folder, (NO_MNLI_START,) if cold else ())
 
 
 def _local_folder(root: Path, spec: Spec) -> Path:

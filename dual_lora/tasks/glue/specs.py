@@ -9,8 +9,6 @@ from dual_lora.metrics.glue import HEADLINES, LABELS
 
 HUB_REPOSITORY = "nyu-mll/glue"
 HUB_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # 2024-01-30, the parquet files
-# MRPC, RTE and STS-B are published from the weights of an MNLI run (LoRA paper, appendix D).
-MNLI_STARTED = ("mrpc", "rte", "stsb")
 NO_MNLI_START = "no MNLI start"
 
 

@@ -42,9 +42,9 @@ def test_run_settings_are_kept_apart_and_in_order():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--otu", "F"], "unknown word '--otu'; did you mean '--out'. Legal: --all, --gate, --help, --out"),
+        (["--otu", "F"], "unknown word '--otu'; did you mean '--out'? Legal: --all, --gate, --help, --out"),
         (["model=llama"], "unknown word 'model=llama'"),
-        (["gate=offf"], "'offf'; did you mean 'off'. Legal: on, off"),
+        (["gate=offf"], "'offf'; did you mean 'off'? Legal: on, off"),
         (["--al"], "unknown word '--al'; did you mean '--all'"),
         (["here"], "unknown word 'here'"),
     ],

@@ -122,7 +122,7 @@ def test_bad_lora_files_are_refused_with_their_line(tmp_path, text, message):
 
 
 def test_an_unknown_form_or_metric_is_refused():
-    with pytest.raises(ConfigError, match="legal are lora, official"):
+    with pytest.raises(ConfigError, match="Legal: lora, official"):
         task("data.source=sample", "protocol.reference_form=loar")
     with pytest.raises(ConfigError, match="did you mean 'BLEU'"):
         e2e.build(compose(["task=e2e", "data.source=sample", "task.metrics=[BLEUU]"])[0])

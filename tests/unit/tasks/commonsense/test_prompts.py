@@ -94,7 +94,7 @@ def test_text_target_teaches_the_answer_in_words_without_naming_labels():
 
 
 def test_an_unknown_prompt_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match="'alpacca': no such commonsense prompt; did you mean 'alpaca'"):
+    with pytest.raises(ConfigError, match="'alpacca' is not a commonsense prompt; did you mean 'alpaca'"):
         build(ProtocolConfig(name="strict", task="commonsense", prompt="alpacca"))
 
 
