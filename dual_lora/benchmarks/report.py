@@ -1,10 +1,10 @@
 """Write the performance tables and the figure from results/benchmarks/*.json.
 
-    python run.py bench report            # what stands between the marks of README.md and docs; the figure
+    python run.py bench report            # the parts <!-- benchmarks:NAME --> of README.md and docs; the figure
     python run.py bench report --check    # fail if they are not what the committed files give
 
-README.md gets the targets; docs/kernels.md also gets the steps, the alternatives and the growth of cost;
-docs/launching.md gets what several GPUs gave. Nothing is typed by hand: a number that was not measured says so.
+README.md has the part `targets`; docs/kernels.md has `one_gpu`, with steps, alternatives and growth of cost;
+docs/launching.md has `several_gpus`. Nothing is typed by hand: a number that was not measured says so.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 from dual_lora import shipped
 from dual_lora.benchmarks import scaling_tables
-from dual_lora.config import ConfigError
+from dual_lora.config import ConfigError, legal_values
+from dual_lora.report import documents
 
 ROOT = shipped.home()
 RESULTS = ROOT / "results" / "benchmarks"
 FIGURE = ROOT / "results" / "figures" / "kernels_growth.svg"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 LABELS = {
     "dual_lora": "Dual LoRA, fp32 factors",
     "dual_lora_autocast": "Dual LoRA, fp32 factors, autocast",
@@ -82,7 +82,7 @@ def target_rows(data: dict[str, Any]) -> Iterable[Target]:
         ("checkpointing", "LLaMA-7B step, checkpointing", (1.00, 0.52, 1.15, 1.00)),
     ):
         if part == "short" and part not in data:
-            continue  # the committed files of before do not have it
+            continue  # the committed files are older and do not have it
         yield from _both(data, part, f"{name} / LoRA", "lora", targets[0])
         yield from _both(data, part, f"{name} / DoRA", "dora", targets[1])
         yield f"{name} / three-GEMM floor", ratio(data, part, "dual_lora", "floor"), targets[2]
@@ -218,7 +218,7 @@ def draw_growth(data: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def readme_section(data: dict[str, Any]) -> str:
+def targets_section(data: dict[str, Any]) -> str:
     """The targets and where they were measured."""
     return f"{machines(data)}; medians, one process. Details: `docs/kernels.md`.\n\n{targets_table(data)}"
 
@@ -235,12 +235,12 @@ def machines(data: dict[str, Any]) -> str:
     return "; ".join(f"{where} ({', '.join(names)})" for where, names in files.items())
 
 
-def full_section(data: dict[str, Any]) -> str:
-    """Everything that was measured."""
+def one_gpu_section(data: dict[str, Any]) -> str:
+    """Everything that was measured on one GPU."""
     eager = "" if "growth" in data else " (eager: below about 1.5 ms it is the time of the launches)"
     return "\n\n".join(
         (
-            readme_section(data),
+            targets_section(data),
             f"### Steps\n\n{steps_table(data)}",
             f"### Where the GPU's time goes in a Dual LoRA step\n\n{profile_table(data)}",
             f"### A few tokens\n\n{few_tokens_table(data)}",
@@ -251,29 +251,28 @@ def full_section(data: dict[str, Any]) -> str:
     )
 
 
-def replace_section(text: str, section: str) -> str:
-    """`text` with what stands between the marks replaced."""
-    head, rest = text.split(BEGIN, 1)
-    _, tail = rest.split(END, 1)
-    return f"{head}{BEGIN}\n{section}\n{END}{tail}"
-
-
-def scaling_section(_: dict[str, Any]) -> str:
-    """What several GPUs gave, and processes without; files of their own, as their parts are named as others are."""
+def several_gpus_section(_: dict[str, Any]) -> str:
+    """What was measured on several GPUs, and on processes without one. Its files have parts named as in the others."""
     paths = (RESULTS / "scaling.json", RESULTS / "group_steps_cpu.json")
     return scaling_tables.section(*(json.loads(path.read_text()) if path.exists() else {} for path in paths))
+
+
+SECTIONS = {"targets": targets_section, "one_gpu": one_gpu_section, "several_gpus": several_gpus_section}
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the pages and the figure. Raises `ConfigError` with --check if a page is out of date."""
     data = load()
+
+    def render(name: str, columns: str | None) -> str:
+        if name not in SECTIONS:
+            raise ValueError(f"benchmarks {name!r} do not exist{legal_values(name, list(SECTIONS))}")
+        return SECTIONS[name](data)
+
     stale = []
-    pages = {"README.md": readme_section, "docs/kernels.md": full_section, "docs/launching.md": scaling_section}
-    for path, section in ((ROOT / name, section) for name, section in pages.items()):
+    for path in documents.documents(ROOT):
         text = path.read_text()
-        if BEGIN not in text:
-            continue
-        new = replace_section(text, section(data))
+        new = documents.fill(text, "benchmarks", render, str(path.relative_to(ROOT)))
         if new != text:
             stale.append(path.name)
             if not options.check:

@@ -13,7 +13,7 @@ from typing import Any
 COMMANDS = {
     "run": "run a cell, or a sweep of cells; the word may be left out",
     "tables": "write the tables that experiments define from the records",
-    "status": "what is done, running, failed or missing of an experiment",
+    "status": "show which runs of an experiment are done, running, failed or missing",
     "tune": "choose learning rates by validation, from the records of trials",
     "evaluate": "score a saved adapter, or a base model",
     "rescore": "score finished runs again from their kept predictions",

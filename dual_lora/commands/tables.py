@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         return _check(space.stale(files, complete=not options.only))
     changed = workspace.save(files)
     for name, view in views.items():
-        done = f"{sum(b.cells_done for b in view.blocks)} of {sum(b.cells_all for b in view.blocks)} cells"
+        done = f"{sum(b.runs_done for b in view.blocks)} of {sum(b.runs_all for b in view.blocks)} runs"
         state = "written" if space.tables / f"{name}.md" in changed else "unchanged"
         print(f"results/tables/{name}.md .tex .csv: {done}, {state}")
     space.draw(space.committed_records())

@@ -1,7 +1,7 @@
 """What a table shows, read from `experiments/NAME.yaml`: the same file that drives the sweep.
 
 Such a file is a Hydra config of the group `experiment`. `hydra.sweeper.params` names every choice of the sweep, fixed
-ones too, so `python run.py -m experiment=NAME` runs exactly the cells that the table selects; the key `table`, which a
+ones too, so `python run.py -m experiment=NAME` does exactly the runs that the table selects; the key `table`, which a
 run ignores, says how they are shown. One file is one block: one protocol, one profile. A file with a `title` is a
 table; its `blocks` are names of experiment files (its own among them, in the order shown).
 """
@@ -34,10 +34,10 @@ class DefinitionError(ValueError):
 
 @dataclass(frozen=True, config=_STRICT)
 class Column:
-    """Which measurement of a record a column shows. What is left out is the record's headline's."""
+    """Which measurement of a record a column shows. What is not stated is taken from the record's headline."""
 
     label: str
-    panel: str | None = None  # columns of one panel stand in one grid; a block may have several below each other
+    panel: str | None = None  # columns of one panel form one grid; a block may have several, one below the other
     task: str | None = None  # needed where the sweep has several tasks
     subset: str | None = None
     metric: str | None = None
@@ -55,7 +55,7 @@ class Column:
 
 @dataclass(frozen=True, config=_STRICT)
 class PublishedRows:
-    """Rows of results/published that stand beside ours."""
+    """Rows of results/published that are shown with ours."""
 
     file: str
     table: str
@@ -117,13 +117,13 @@ class Experiment:
     def seeds(self) -> tuple[int, ...]:
         return tuple(int(seed) for seed in self.sweep["seed"])
 
-    def cells(self) -> list[dict[str, str]]:
-        """Return every cell of the sweep as setting -> value, in the order Hydra runs them."""
+    def runs(self) -> list[dict[str, str]]:
+        """Return every run of the sweep as setting -> value, in the order Hydra starts them."""
         return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the table's rows: the cells without task (a column's) and seed (averaged over)."""
-        rows = [{key: value for key, value in cell.items() if key not in ("task", "seed")} for cell in self.cells()]
+        """Return the table's rows: the runs without task (a column's) and seed (averaged over)."""
+        rows = [{key: value for key, value in run.items() if key not in ("task", "seed")} for run in self.runs()]
         return [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]
 
 
@@ -139,7 +139,7 @@ def read(path: Path) -> Experiment:
     missing = [key for key in REQUIRED_CHOICES if key not in sweep]
     if missing:
         raise DefinitionError(
-            f"{path}: hydra.sweeper.params lacks {', '.join(missing)}: state it, also where it is fixed"
+            f"{path}: hydra.sweeper.params lacks {', '.join(missing)}; state every one, also if it has one value"
         )
     for key in ("protocol", "profile"):
         if len(sweep[key]) > 1:

@@ -1,4 +1,4 @@
-"""Generated parts of README.md and docs/*.md: the numbers there come from records, like those of the tables.
+"""Generated parts of README.md and docs/*.md: the numbers there come from records and measurements.
 
 <!-- table:NAME -->
 (measured rows of the table, written by `run.py tables`)
@@ -7,51 +7,63 @@
 <!-- table:NAME columns=BLEU,val. loss,n,train s -->
 (only these columns, without notes)
 <!-- /table -->
+
+<!-- benchmarks:NAME -->
+(written by `run.py bench report`)
+<!-- /benchmarks -->
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from dual_lora.config import legal_values
 from dual_lora.report import formats
 from dual_lora.report.layout import TableView
-
-_PART = re.compile(
-    r"^<!-- table:(?P<name>\S+)(?P<columns> columns=[^>\n]+)? -->\n(?P<body>.*?)^<!-- /table -->$",
-    re.MULTILINE | re.DOTALL,
-)
-_OPENING = re.compile(r"^<!-- table:\S.* -->$", re.MULTILINE)
 
 
 class DocumentError(ValueError):
     """A document with a marker that cannot be filled; the message names the file and the legal names."""
 
 
-def fill(text: str, tables: Mapping[str, TableView], where: str) -> str:
-    """Return the document with every marked part made anew. Raises `DocumentError`."""
+def fill(text: str, kind: str, render: Callable[[str, str | None], str], where: str) -> str:
+    """Return the document with every part of one kind (`table`, `benchmarks`) replaced.
 
-    def part(match: re.Match[str]) -> str:
-        name = match["name"]
+    Args:
+        render: gives the Markdown of a part from its NAME and its columns (None: not stated). Its `ValueError` becomes
+            a `DocumentError`, which is also raised for a part that is not closed.
+    """
+    opening = rf"^<!-- {kind}:(?P<name>\S+)(?: columns=(?P<columns>[^>\n]+))? -->"
+    part = re.compile(rf"{opening}\n.*?^<!-- /{kind} -->$", re.MULTILINE | re.DOTALL)
+
+    def filled(match: re.Match[str]) -> str:
+        try:
+            body = render(match["name"], match["columns"])
+        except ValueError as error:
+            raise DocumentError(f"{where}: {error}") from error
+        return f"{match[0].partition(chr(10))[0]}\n\n{body.strip()}\n\n<!-- /{kind} -->"
+
+    if len(re.findall(rf"^<!-- {kind}:\S.* -->$", text, re.MULTILINE)) != len(part.findall(text)):
+        raise DocumentError(f"{where}: a part opened by <!-- {kind}:NAME --> is not closed by <!-- /{kind} -->")
+    return part.sub(filled, text)
+
+
+def fill_tables(text: str, tables: Mapping[str, TableView], where: str) -> str:
+    """Return the document with every table replaced. Raises `DocumentError`, also for a table that does not exist."""
+
+    def render(name: str, columns: str | None) -> str:
         if name not in tables:
-            raise DocumentError(f"{where}: table {name!r} does not exist. Legal: {', '.join(tables)}")
-        if match["columns"]:
-            columns = [word.strip() for word in match["columns"].removeprefix(" columns=").split(",")]
-            try:
-                body = formats.excerpt(tables[name], columns)
-            except ValueError as error:
-                raise DocumentError(f"{where}: {error}") from error
-            return f"<!-- table:{name}{match['columns']} -->\n\n{body}\n<!-- /table -->"
-        body = formats.markdown(tables[name], measured_only=True, heading=False).replace("\n## ", "\n### ")
-        body = re.sub(r"\A## ", "### ", body)
-        return f"<!-- table:{name} -->\n\n{body}\n<!-- /table -->"
+            raise ValueError(f"table {name!r} does not exist{legal_values(name, list(tables))}")
+        if columns:
+            return formats.excerpt(tables[name], [word.strip() for word in columns.split(",")])
+        body = formats.markdown(tables[name], measured_only=True, heading=False)
+        return re.sub("^## ", "### ", body, flags=re.MULTILINE)
 
-    if len(_OPENING.findall(text)) != len(_PART.findall(text)):
-        raise DocumentError(f"{where}: a part opened by <!-- table:NAME --> is not closed by <!-- /table -->")
-    return _PART.sub(part, text)
+    return fill(text, "table", render, where)
 
 
 def documents(root: Path) -> list[Path]:
-    """Return the documents that may hold generated parts."""
+    """Return the documents that may have generated parts."""
     return [path for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))) if path.exists()]

@@ -71,7 +71,7 @@ def markdown(table: TableView, *, measured_only: bool = False, heading: bool = T
 
 
 def excerpt(table: TableView, columns: Sequence[str]) -> str:
-    """Return the measured rows with some columns, costs and "n" among them, as Markdown without notes.
+    """Return the measured rows with some of the columns, which include costs and "n", as Markdown without notes.
 
     Blocks without one of the columns are left out. Raises `ValueError` for a column that no measured block has.
     """
@@ -150,7 +150,7 @@ def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     rule = ["---"] * 3 + ["---:"] * (len(heads) - 3)
     lines = [f"## {block.heading}", "", _pipes(heads), _pipes(rule)]
     lines += [_pipes(_texts(line, block, _MARKDOWN)) for line in block.lines]
-    lines += ["", f"{block.legend} Run: {block.cells_done} of {block.cells_all} cells.", ""]
+    lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs.", ""]
     lines += [*(f"- {_plain(note)}" for note in block.notes), ""] if block.notes else []
     for number, sample in enumerate(block.samples if commands else (), start=1):
         lines += ["Samples, from the first seed of each row:", ""] if number == 1 else []

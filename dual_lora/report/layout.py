@@ -20,7 +20,7 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One number with its spread, already scaled; or a word that says why there is none."""
+    """One number with its spread, already scaled, or a word that says why there is none."""
 
     value: float | None = None
     sd: float | None = None
@@ -78,13 +78,13 @@ class BlockView:
     notes: tuple[str, ...] = ()
     samples: tuple[Samples, ...] = ()
     commands: tuple[str, ...] = ()
-    cells_done: int = 0
-    cells_all: int = 0
+    runs_done: int = 0
+    runs_all: int = 0
 
 
 @dataclass(frozen=True)
 class TableView:
-    """A whole table. `sources[k - 1]` is what the footnote number k stands for."""
+    """A whole table. `sources[k - 1]` is the source with footnote number k."""
 
     name: str
     title: str

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dual_lora.config import MNLI_STARTED
 from dual_lora.records.schema import Measurement, Record
 from dual_lora.report import selection, stats
 from dual_lora.report.definition import Column, Experiment
@@ -104,7 +105,7 @@ def trainable(records: Sequence[Record]) -> str:
 
 
 def seeds(row: Row, columns: Sequence[Column]) -> str:
-    """Return how many seeds stand behind a row's cells: "3", or "2–3" where the columns differ."""
+    """Return how many seeds a row's cells are of: "3", or "2–3" if the columns differ."""
     counts = {len(row.columns[column.label].by_seed) for column in columns} - {0}
     return "–".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
@@ -134,10 +135,7 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
         items[record.seed] = measurement.items
         marks |= {"c"} if measurement.at_chance else set()
         marks |= {"u"} if measurement.unreadable > UNREADABLE_SHARE * measurement.items else set()
-        if (
-            record.name("task") in selection.STARTED_FROM_MNLI
-            and (record.identity.get("init_from") or "none") == "none"
-        ):
+        if record.name("task") in MNLI_STARTED and (record.identity.get("init_from") or "none") == "none":
             marks.add("m")
     return Scores(by_seed, items, "".join(sorted(marks)), failed, undefined)
 
@@ -145,8 +143,8 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
 def find(column: Column, record: Record) -> Measurement | None:
     """Return the measurement a column shows of a finished record, None if it was not taken.
 
-    Scoring, checkpoint and subset are the headline's unless the column says; the untrained base row has the one
-    checkpoint "base", which stands in every checkpoint's column.
+    Scoring, checkpoint and subset are the headline's unless the column states them; the untrained base row has the one
+    checkpoint "base", which is shown in every checkpoint's column.
     """
     headline = record.scores.headline
     assert headline is not None

@@ -1,4 +1,4 @@
-"""The comparison a run prints when it ends: one row per record, scores and cost beside each other."""
+"""The comparison a run prints when it ends: one row per record, scores next to costs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOWER_IS_BETTER = frozenset({"TER", "loss", "full_sequence_loss"})  # TER counts
 def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]] | None = None) -> Table:
     """Return a table with one row per record: scores, seconds, peak memory, trainable parameters.
 
-    `records` are record dictionaries as `results/records/*.json` hold them; where the first is the untrained base row
-    (method `none`), the rows below show their distance to it. `columns` are (subset, metric) pairs; by default every
+    `records` are record dictionaries as `results/records/*.json` hold them; if the first is the untrained base (method
+    `none`), the rows below show their difference from it. `columns` are (subset, metric) pairs; by default every
     metric of the headline's subset, or the headline's metric of every subset where there are several.
     Raises `RecordError` for a record that cannot be read.
     """

@@ -1,9 +1,9 @@
-"""Which records fill which cell of a block.
+"""Which records belong to which run of a sweep, and so to which cell of a block.
 
-A record belongs to a cell when it agrees with every choice of the sweep. Records that agree in all choices and still
-differ (another learning rate, another rank, other data) are variants: the one with the most finished seeds is shown, of
-equals the one that runs as its recipe says now, then the latest, and the others are named below the table. The choice
-never looks at a score.
+A record belongs to a run if it agrees with every choice of the sweep. Records that agree in all choices and still
+differ (another learning rate, another rank, other data) are variants. The one with the most finished seeds is shown;
+among equals the one whose settings are those of the current recipe, then the latest. The others are named below the
+table. The choice never looks at a score.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dual_lora import shipped
-from dual_lora.config import recipes
+from dual_lora.config import MNLI_STARTED, recipes
 from dual_lora.records.schema import Record
 from dual_lora.report.definition import Experiment
 
-# Settings that cannot change a number; they are no part of a record's identity.
+# Settings that cannot change a number; they are not part of a record's identity.
 _WITHOUT_INFLUENCE = (
     "launch",
     "launch.",
@@ -32,8 +32,6 @@ _WITHOUT_INFLUENCE = (
     "recipe.trials",
 )
 _GROUPS = ("model", "task", "method", "protocol", "profile")
-# The published GLUE rows of these tasks start from the MNLI adapter; `init_from=auto` acts on them only.
-STARTED_FROM_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
 
 
 class MixedBlockError(ValueError):
@@ -41,17 +39,17 @@ class MixedBlockError(ValueError):
 
 
 def is_local_play(record: Record) -> bool:
-    """Whether a record can never stand in a committed table: the demo's, or one on the sample data."""
+    """Whether a record can never be in a committed table: the demo's, or one on the sample data."""
     return record.name("profile") == "demo" or record.identity.get("data", {}).get("source") == "sample"
 
 
-def belongs(record: Record, cell: Mapping[str, str]) -> bool:
-    """Whether a record agrees with every choice of a cell (setting -> value as on the command line)."""
-    return all(_agrees(record, key.lstrip("+"), value) for key, value in cell.items())
+def belongs(record: Record, choices: Mapping[str, str]) -> bool:
+    """Whether a record agrees with every choice (setting -> value as on the command line)."""
+    return all(_agrees(record, key.lstrip("+"), value) for key, value in choices.items())
 
 
 def in_sweep(record: Record, experiment: Experiment) -> bool:
-    """Whether a record belongs to some cell of the experiment's sweep."""
+    """Whether a record belongs to a run of the experiment's sweep."""
     return all(any(belongs(record, {key: value}) for value in values) for key, values in experiment.sweep.items())
 
 
@@ -77,13 +75,13 @@ def of_row(records: Sequence[Record], row: Mapping[str, str], task: str) -> tupl
 
 
 def missing(experiment: Experiment, records: Sequence[Record]) -> list[dict[str, str]]:
-    """Return the cells no record belongs to, also none of a failed run."""
-    return [cell for cell in experiment.cells() if not any(belongs(record, cell) for record in records)]
+    """Return the runs that no record belongs to, not even one of a failed run."""
+    return [run for run in experiment.runs() if not any(belongs(record, run) for record in records)]
 
 
-def commands(experiment: Experiment, cells: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the fewest sweeps found that run exactly these cells."""
-    products: list[dict[str, tuple[str, ...]]] = [{key: (value,) for key, value in cell.items()} for cell in cells]
+def commands(experiment: Experiment, runs: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return few sweeps that together do exactly these runs."""
+    products: list[dict[str, tuple[str, ...]]] = [{key: (value,) for key, value in run.items()} for run in runs]
     order = [key for key in ("seed", "method", "task") if key in experiment.sweep]
     for key in [*order, *(key for key in experiment.sweep if key not in order)]:
         merged: dict[tuple[Any, ...], dict[str, tuple[str, ...]]] = {}
@@ -113,14 +111,14 @@ def _agrees(record: Record, key: str, value: str) -> bool:
     if key.startswith(_WITHOUT_INFLUENCE):
         return True
     if record.untrained and (key == "seed" or key.startswith("recipe.")):
-        return True  # an untrained run has no seed and no recipe in its identity: one record stands for all
+        return True  # an untrained run has no seed and no recipe in its identity: one record serves all
     if key == "seed":
         return record.seed == int(value)
     if key == "init_from":
         if identity.get("init_from") == value:
             return True
         started = str(identity.get("init_from") or "none") != "none"
-        return started == (value != "none" and record.name("task") in STARTED_FROM_MNLI)
+        return started == (value != "none" and record.name("task") in MNLI_STARTED)  # `auto` acts on them only
     held: Any = identity
     parts = key.split(".")
     if parts[0] == "method" and parts[1] in identity["method"].get("settings", {}):
@@ -133,7 +131,7 @@ def _agrees(record: Record, key: str, value: str) -> bool:
 
 
 def _same(held: Any, value: str) -> bool:
-    """Whether a value in a record is what these words on a command line mean."""
+    """Whether a value in a record is the one given on a command line."""
     if isinstance(held, list | tuple):
         words = [word.strip() for word in value.strip().removeprefix("[").removesuffix("]").split(",") if word.strip()]
         return len(words) == len(held) and all(_same(*pair) for pair in zip(held, words, strict=True))
@@ -148,7 +146,7 @@ def _same(held: Any, value: str) -> bool:
 
 
 def _variant(record: Record) -> str:
-    """Return what tells variants of a cell apart: everything that can change a number, but for the seed."""
+    """Return what tells variants apart: everything that can change a number, except the seed."""
     identity = record.identity
     parts = {
         "model": identity["model"],
@@ -184,7 +182,7 @@ def _weight(records: Sequence[Record]) -> tuple[int, bool, int, str]:
 
 
 def _as_its_recipe(record: Record) -> bool:
-    """Whether a run took what its recipe says now: of trials, the one that was chosen."""
+    """Whether a run has the settings of the current recipe: of trials, the one that was chosen."""
     held = record.identity.get("recipe") or {}
     stated = recipes.find(str(held.get("name")))
     if stated is None or stated.name.startswith(recipes.DEFAULT):
@@ -217,5 +215,5 @@ def _one_of_each(experiment: Experiment, records: Sequence[Record]) -> None:
                 raise MixedBlockError(
                     f"experiments/{experiment.name}.yaml: one block holds two {part}s of {family} ({fields}): "
                     f"records {first.run_id} and {record.run_id}. Their numbers do not compare: keep one of them, "
-                    f"or give the other an experiment file of its own that states the {part}"
+                    f"or write an experiment file for the other that states the {part}"
                 )

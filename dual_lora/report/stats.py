@@ -1,6 +1,6 @@
 """Means, intervals and paired differences over seeds.
 
-Seeds are the unit: whatever is averaged over subsets is averaged within a seed first, and every spread is the sample
+Seeds are the unit: an average over subsets is taken within each seed first, and every spread is the sample
 standard deviation (n - 1) over seeds. Two methods are compared on the seeds both have, pair by pair, because a seed
 fixes data order and initialisation for both.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-MIN_SEEDS = 3  # no cell is called better on fewer
+MIN_SEEDS = 3  # with fewer no cell is marked as better
 
 
 @dataclass(frozen=True)
@@ -66,28 +66,6 @@ def paired_difference(
     differences = _finite([ours[seed] - reference[seed] for seed in seeds])
     low, high = _interval(differences, confidence)
     return Difference(len(seeds), float(differences.mean()), low, high)
-
-
-def paired_item_difference(
-    ours: Mapping[int, Sequence[float]], reference: Mapping[int, Sequence[float]], *, confidence: float = 0.95
-) -> Difference | None:
-    """Return the mean difference over items (seed -> score per item, same items and order), or None without pairs.
-
-    Each item's difference is averaged over the shared seeds first; the interval is over items and says how far
-    another test set could move the difference. It does not cover the spread of training runs: `n` counts items.
-    """
-    seeds = sorted(ours.keys() & reference.keys())
-    if not seeds:
-        return None
-    for seed in seeds:
-        if len(ours[seed]) != len(reference[seed]):
-            raise ValueError(f"seed {seed}: {len(ours[seed])} items against {len(reference[seed])}: not the same items")
-    per_seed = [np.asarray(ours[seed], dtype=float) - np.asarray(reference[seed], dtype=float) for seed in seeds]
-    if len({len(row) for row in per_seed}) > 1:
-        raise ValueError("the seeds have different numbers of items: not the same items")
-    differences = _finite(np.mean(per_seed, axis=0))
-    low, high = _interval(differences, confidence)
-    return Difference(len(differences), float(differences.mean()), low, high)
 
 
 def average_per_seed(subsets: Sequence[Mapping[int, float]]) -> dict[int, float]:

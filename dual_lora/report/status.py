@@ -1,4 +1,4 @@
-"""How far a sweep is: each cell's state, from records and from the folders of runs that have none yet."""
+"""How far a sweep is: each run's state, from records and from the folders of runs that have none yet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPEN = ("missing", "stopped", "interrupted", "timed_out")  # what the same comma
 
 @dataclass(frozen=True)
 class Progress:
-    """A cell of a sweep: done, running, missing, stopped, or the status of a record that is not finished."""
+    """A run of a sweep: done, running, missing, stopped, or the status of a record that is not finished."""
 
     choices: Mapping[str, str]
     state: str
@@ -26,24 +26,24 @@ class Progress:
 
 
 def progress(experiment: Experiment, records: Sequence[Record], runs: Path) -> list[Progress]:
-    """Return the state of every cell, in the order of the sweep."""
+    """Return the state of every run, in the order of the sweep."""
     known = [record for record in records if selection.in_sweep(record, experiment)]
     begun = [(record, state) for record, state in _begun(runs) if selection.in_sweep(record, experiment)]
-    return [_state(cell, known, begun) for cell in experiment.cells()]
+    return [_state(choices, known, begun) for choices in experiment.runs()]
 
 
-def _state(cell: Mapping[str, str], records: Sequence[Record], begun: Sequence[tuple[Record, str]]) -> Progress:
-    held = [record for record in records if selection.belongs(record, cell)]
+def _state(choices: Mapping[str, str], records: Sequence[Record], begun: Sequence[tuple[Record, str]]) -> Progress:
+    held = [record for record in records if selection.belongs(record, choices)]
     finished = next((record for record in held if record.status == "finished"), None)
     if finished is not None:
-        return Progress(cell, "done", finished.run_id)
-    runs = [(record, state) for record, state in begun if selection.belongs(record, cell)]
+        return Progress(choices, "done", finished.run_id)
+    runs = [(record, state) for record, state in begun if selection.belongs(record, choices)]
     running = next((record for record, state in runs if state == "running"), None)
     if running is not None:
-        return Progress(cell, "running", running.run_id)
+        return Progress(choices, "running", running.run_id)
     if held:
-        return Progress(cell, held[0].status, held[0].run_id)
-    return Progress(cell, "stopped", runs[0][0].run_id) if runs else Progress(cell, "missing")
+        return Progress(choices, held[0].status, held[0].run_id)
+    return Progress(choices, "stopped", runs[0][0].run_id) if runs else Progress(choices, "missing")
 
 
 def _begun(runs: Path) -> list[tuple[Record, str]]:
@@ -55,7 +55,7 @@ def _begun(runs: Path) -> list[tuple[Record, str]]:
             lock = path.with_name("lock.json")
             fresh = lock.exists() and time.time() - lock.stat().st_mtime < STALE_SECONDS
         except (OSError, ValueError):
-            continue  # a run being made or removed this moment
+            continue  # a run that is being made or removed right now
         record = Record(status="interrupted", identity={**identity, "run_id": path.parent.name})
         found.append((record, "running" if fresh else "stopped"))
     return found

@@ -27,7 +27,7 @@ _COST_HEADS = {
 
 @dataclass
 class Builder:
-    """Builds one table; numbers its sources in the order they appear."""
+    """Builds one table; numbers its sources in the order of their appearance."""
 
     published_folder: Path
     configs: Path
@@ -41,11 +41,11 @@ class Builder:
         return TableView(name, named.block.title or name, named.block.about.strip(), tuple(views), tuple(self.sources))
 
     def _block(self, experiment: Experiment, records: Sequence[Record]) -> list[BlockView]:
-        """Return a block's grids, one per panel; notes and commands stand below the last."""
+        """Return a block's grids, one per panel; notes and commands are below the last."""
         chosen = selection.select(experiment, records)
         rows = [measured.measure(experiment, chosen, choices) for choices in experiment.rows()]
         missing = selection.missing(experiment, chosen)
-        every = len(experiment.cells())
+        every = len(experiment.runs())
         printed = self._printed(experiment)
         used: set[Published] = set()
         views = [
@@ -55,8 +55,8 @@ class Builder:
                 cost_columns=tuple(_COST_HEADS[name] for name in experiment.block.cost),
                 lines=tuple(self._lines(experiment, columns, rows, printed, used)),
                 legend=_legend(experiment),
-                cells_done=every - len(missing),
-                cells_all=every,
+                runs_done=every - len(missing),
+                runs_all=every,
             )
             for panel, columns in experiment.panels().items()
         ]
@@ -153,7 +153,7 @@ class Builder:
         method: str | None,
         used: set[Published],
     ) -> list[Line]:
-        """Return the printed rows of a model that stand beside one of our methods, or (None) beside none of them."""
+        """Return the printed rows of a model that belong to one of our methods, or (None) to none of them."""
         lines = []
         for rows, values in printed:
             ours = {
@@ -225,8 +225,8 @@ class Builder:
         devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
         if devices:
             most = max(record.parallel for record in records)
-            beside = f"; up to {most} runs beside each other, so compare seconds with care" if most > 1 else ""
-            notes.append(f"cost measured on: {', '.join(devices)}{beside}")
+            several = f"; up to {most} runs at the same time, so compare seconds with care" if most > 1 else ""
+            notes.append(f"cost measured on: {', '.join(devices)}{several}")
         for file in experiment.block.published_notes:
             for value in published.read(self.published_folder, file):
                 about = any(value.task in column.published for column in experiment.block.columns)

@@ -1,7 +1,7 @@
 """Which of the tried settings each method gets: the best on validation, from the records of trial experiments.
 
 A trial experiment sweeps a setting (a learning rate) at one seed. Test scores are never looked at: only measurements of
-the split `validation`, after the last step. Every method is given what it was tried with, and how often.
+the split `validation`, after the last step. The result says for every method which settings were tried, and how many.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _GROUPS = ("model", "task", "method")
 _LOSS = "loss"  # the measurement of a language model on validation; lower is better
 
 
-class ChoiceError(ValueError):
-    """Trials from which nothing can be chosen; the message names them and the command that makes them."""
+class TuningError(ValueError):
+    """Trials from which nothing can be chosen; the message names them and the command that runs them."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Choice:
 
     @property
     def at_an_end(self) -> bool:
-        """Whether the best value lies at an end of what was tried: a better one may lie outside."""
+        """Whether the best value is the smallest or largest of those tried: a better one may be outside that range."""
         try:
             ordered = sorted(self.trials, key=lambda trial: [float(value) for value in trial.settings.values()])
-        except ValueError:  # words have no ends
+        except ValueError:  # values that are words have no order
             return False
         return len(ordered) > 2 and self.chosen in (ordered[0], ordered[-1])
 
@@ -54,57 +54,57 @@ class Choice:
 def choose(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[Choice]:
     """Return the choice of every model, task and method of the experiments.
 
-    A trial that diverged has lost. Raises `ChoiceError` where an experiment sweeps no setting, a trial has no record or
-    ended otherwise (out of memory, interrupted), which says nothing about its setting, or none of them finished.
+    A trial that diverged has lost. Raises `TuningError` if an experiment sweeps no setting, if a trial has no record or
+    did not end (out of memory, interrupted), which says nothing about its setting, or if no trial finished.
     """
     choices = []
     for experiment in experiments:
         swept = [key for key, values in experiment.sweep.items() if len(values) > 1 and key not in (*_GROUPS, "seed")]
         if not swept or len(experiment.seeds) > 1:
-            raise ChoiceError(
+            raise TuningError(
                 f"experiments/{experiment.name}.yaml: trials sweep a setting (such as recipe.learning_rate) at one seed"
             )
         missing = selection.missing(experiment, records)
         if missing:
-            raise ChoiceError(
-                f"{experiment.name}: {len(missing)} of {len(experiment.cells())} trials have no record; run "
+            raise TuningError(
+                f"{experiment.name}: {len(missing)} of {len(experiment.runs())} trials have no record; run "
                 + "; ".join(selection.commands(experiment, missing))
             )
         groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-        for cell in experiment.cells():
-            groups.setdefault(tuple(cell[key] for key in _GROUPS), []).append(cell)
-        choices += [_choice(experiment, key, cells, swept, records) for key, cells in groups.items()]
+        for run in experiment.runs():
+            groups.setdefault(tuple(run[key] for key in _GROUPS), []).append(run)
+        choices += [_choice(experiment, key, runs, swept, records) for key, runs in groups.items()]
     return choices
 
 
 def _choice(
     experiment: Experiment,
     key: tuple[str, ...],
-    cells: Sequence[Mapping[str, str]],
+    runs: Sequence[Mapping[str, str]],
     swept: Sequence[str],
     records: Sequence[Record],
 ) -> Choice:
     metric, trials = "", []
-    for cell in cells:
-        found = [record for record in records if selection.belongs(record, cell)]
+    for run in runs:
+        found = [record for record in records if selection.belongs(record, run)]
         unsettled = [f"{r.run_id} ({r.status})" for r in found if r.status not in ("finished", "diverged")]
         if unsettled and len(unsettled) == len(found):
-            raise ChoiceError(
-                f"{experiment.name}: the trial {dict(cell)} did not end: {', '.join(unsettled)}; run the same command "
-                "again, with retry=true where a run failed"
+            raise TuningError(
+                f"{experiment.name}: the trial {dict(run)} did not end: {', '.join(unsettled)}; give the same command "
+                "again, with retry=true if a run failed"
             )
         measured = [values for record in found if (values := _validation(record)) is not None]
         if len(measured) > 1:
-            raise ChoiceError(
-                f"{experiment.name}: {len(measured)} records stand for the trial {dict(cell)}: "
+            raise TuningError(
+                f"{experiment.name}: {len(measured)} records belong to the trial {dict(run)}: "
                 f"{', '.join(record.run_id for record in found)}; keep one"
             )
         if measured:
             metric = measured[0][0]
-        trials.append(Trial({name: cell[name] for name in swept}, measured[0][1] if measured else None))
+        trials.append(Trial({name: run[name] for name in swept}, measured[0][1] if measured else None))
     finished = [trial for trial in trials if trial.value is not None]
     if not finished:
-        raise ChoiceError(f"{experiment.name}: no trial of {' '.join(key)} finished with a score on validation")
+        raise TuningError(f"{experiment.name}: no trial of {' '.join(key)} finished with a score on validation")
     sign = 1 if metric == _LOSS else -1
     best = min(finished, key=lambda trial: sign * (trial.value or 0.0))
     model, task, method = key
@@ -126,9 +126,9 @@ def _validation(record: Record) -> tuple[str, float] | None:
 
 
 def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
-    """Return the sweeps that run `study` with the chosen settings; its cells without trials run on their recipes.
+    """Return the sweeps that run `study` with the chosen settings; its runs without trials use their recipes.
 
-    Methods of one task that got the same settings share a sweep. Raises `ChoiceError` if no choice is of the study.
+    Methods of one task that got the same settings share a sweep. Raises `TuningError` if no choice is of the study.
     """
     several_models = len(study.sweep["model"]) > 1
     grouped: dict[tuple[str, ...], list[str]] = {}
@@ -141,10 +141,10 @@ def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
             grouped.setdefault((*where, *words, f"recipe.trials={len(choice.trials)}"), []).append(choice.method)
             tried.add(group)
     if not tried:
-        raise ChoiceError(f"{study.name} has no cell of a model, task and method that the trials are of")
+        raise TuningError(f"{study.name} has no run with a model, task and method of the trials")
     lines = [
         " ".join([shipped.PROGRAM, "-m", f"experiment={study.name}", f"method={','.join(methods)}", *key])
         for key, methods in grouped.items()
     ]
-    rest = [cell for cell in study.cells() if tuple(cell[key] for key in _GROUPS) not in tried]
+    rest = [run for run in study.runs() if tuple(run[key] for key in _GROUPS) not in tried]
     return [*lines, *selection.commands(study, rest)]

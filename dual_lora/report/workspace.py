@@ -1,7 +1,7 @@
-"""Where experiments, records, published numbers and tables lie, and what belongs to the repository.
+"""Where experiments, records, published numbers and tables are, and what belongs to the repository.
 
 Committed tables (`results/tables`) depend on committed records only. Records that are only on this machine make tables
-of their own in `results/local/tables`, beside the committed ones they build on.
+of their own in `results/local/tables`, together with the committed ones.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dual_lora import shipped
+from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
 from dual_lora.report import definition, documents, figures, formats, records, selection
 from dual_lora.report.definition import Experiment
@@ -60,7 +61,7 @@ class Workspace:
         tables = definition.tables(self.experiments())
         for name in only:
             if name not in tables:
-                raise definition.DefinitionError(f"table {name!r} does not exist. Legal: {', '.join(tables)}")
+                raise definition.DefinitionError(f"table {name!r} does not exist{legal_values(name, list(tables))}")
         return {name: blocks for name, blocks in tables.items() if not only or name in only}
 
     def committed_records(self) -> list[Record]:
@@ -86,7 +87,7 @@ class Workspace:
         files = table_files(views, self.tables)
         for path in documents.documents(self.root) if with_documents else []:
             text = path.read_text(encoding="utf-8")
-            filled = documents.fill(text, views, str(path.relative_to(self.root)))
+            filled = documents.fill_tables(text, views, str(path.relative_to(self.root)))
             if "<!-- table:" in text:
                 files[path] = filled
         return files

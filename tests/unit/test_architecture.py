@@ -37,8 +37,8 @@ BELOW: dict[str, set[str]] = {
     "report": {"config", "records", "shipped"},
     "launch": {"config", "distributed", "evaluation", "methods", "records", "report", "runs", "shipped"},
     "benchmarks": {
-        *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "shipped", "tasks"),
-        *("training", "tuner"),
+        *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "report", "shipped"),
+        *("tasks", "training", "tuner"),
     },
     "commands": {
         *("config", "diagnostics", "evaluation", "launch", "methods", "metrics", "models", "records", "report"),

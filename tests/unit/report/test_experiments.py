@@ -21,7 +21,7 @@ def test_the_cells_of_the_table_are_the_cells_that_hydra_runs(name):
     overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     swept = {tuple(sorted(job)) for job in batch}
-    shown = {tuple(sorted(f"{key}={value}" for key, value in cell.items())) for cell in EXPERIMENTS[name].cells()}
+    shown = {tuple(sorted(f"{key}={value}" for key, value in cell.items())) for cell in EXPERIMENTS[name].runs()}
     assert shown == swept
 
 
@@ -35,7 +35,7 @@ def test_every_choice_of_the_sweep_exists(name):
 def test_an_experiment_composes_to_the_cell_that_its_command_names(name, monkeypatch):
     monkeypatch.setenv("DUAL_LORA_DATA", "/data")
     experiment = EXPERIMENTS[name]
-    last = experiment.cells()[-1]
+    last = experiment.runs()[-1]
     (command,) = selection.commands(experiment, [last])
     (config,) = compose(command.removeprefix("python run.py ").split())
     chosen = {group: getattr(config, group).name for group in ("model", "task", "method", "protocol", "profile")}
@@ -51,14 +51,14 @@ def test_commands_cover_exactly_the_cells_they_are_for():
     experiment = EXPERIMENTS["table_glue"]
     wanted = [
         cell
-        for cell in experiment.cells()
+        for cell in experiment.runs()
         if (cell["method"] == "lora" and cell["seed"] != "2") or (cell["task"] == "glue/rte" and cell["seed"] == "4")
     ]
     covered = []
     for command in selection.commands(experiment, wanted):
         narrowed = dict(word.split("=", 1) for word in command.split()[4:])
         keep = {key: narrowed.get(key, ",".join(values)).split(",") for key, values in experiment.sweep.items()}
-        covered += [cell for cell in experiment.cells() if all(cell[key] in keep[key] for key in cell)]
+        covered += [cell for cell in experiment.runs() if all(cell[key] in keep[key] for key in cell)]
     assert sorted(map(str, covered)) == sorted(map(str, wanted))  # each once, none else
 
 
@@ -92,7 +92,7 @@ def test_every_published_number_has_a_source_and_second_hand_ones_say_so():
 def test_every_method_gets_the_same_number_of_trials(name):
     trials = {}
     for block in EXPERIMENTS[name].block.blocks:
-        for cell in EXPERIMENTS[block].cells():
+        for cell in EXPERIMENTS[block].runs():
             key = (cell["method"], cell["model"], cell["task"])
             trials.setdefault(key, set()).add(cell["recipe.learning_rate"])
             assert cell["seed"] == "0"

@@ -65,25 +65,6 @@ def test_subsets_are_averaged_within_a_seed_first():
     assert stats.summarize(list(average.values())).sd == 0
 
 
-def test_items_are_paired_in_order_and_averaged_over_seeds():
-    ours = {0: [1, 1, 0, 1], 1: [1, 1, 1, 1]}
-    reference = {0: [1, 0, 0, 1], 1: [1, 0, 0, 1]}
-    difference = stats.paired_item_difference(ours, reference)
-    assert (difference.n, difference.mean) == (4, pytest.approx((0 + 1 + 0.5 + 0) / 4))
-    with pytest.raises(ValueError, match="not the same items"):
-        stats.paired_item_difference({0: [1, 1]}, {0: [1]})
-
-
-def test_the_item_interval_covers_the_true_difference():
-    generator = np.random.default_rng(3)
-    covered = []
-    for _ in range(1000):
-        ours, reference = generator.random(400) < 0.72, generator.random(400) < 0.70
-        interval = stats.paired_item_difference({0: ours.astype(float)}, {0: reference.astype(float)})
-        covered.append(interval.low <= 0.02 <= interval.high)
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.025)
-
-
 @pytest.mark.parametrize("values", [[], [float("nan"), 1.0]])
 def test_undefined_values_are_refused(values):
     with pytest.raises(ValueError, match="finite"):

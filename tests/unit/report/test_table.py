@@ -195,12 +195,12 @@ def test_seconds_taken_beside_other_runs_are_marked(build):
     def notes(changed):
         return " ".join(build(record("lora"), changed).blocks[0].notes)
 
-    assert "beside each other" not in notes(record("dual_lora"))
+    assert "at the same time" not in notes(record("dual_lora"))
     told, by_command = record("dual_lora"), record("dual_lora")
     told["execution"]["parallel"] = 3
-    assert "up to 3 runs beside each other" in notes(told)
+    assert "up to 3 runs at the same time" in notes(told)
     by_command["origin"]["command"] = "python run.py -m experiment=x launch.parallel=5"
-    assert "up to 5 runs beside each other" in notes(by_command)
+    assert "up to 5 runs at the same time" in notes(by_command)
 
 
 def test_latex_is_escaped_and_uses_booktabs(build):

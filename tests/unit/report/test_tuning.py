@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dual_lora.report.definition import Block, Column, Experiment
-from dual_lora.report.tuning import Choice, ChoiceError, Trial, commands
+from dual_lora.report.tuning import Choice, Trial, TuningError, commands
 
 RATE = "recipe.learning_rate"
 
@@ -36,7 +36,7 @@ def test_a_choice_is_for_its_own_model() -> None:
         f"python run.py -m experiment=study method=lora model=roberta_base task=glue/rte {RATE}=3e-4 recipe.trials=2",
         "python run.py -m experiment=study model=minilm",
     ]
-    with pytest.raises(ChoiceError, match="study has no cell of a model, task and method that the trials are of"):
+    with pytest.raises(TuningError, match="study has no run with a model, task and method of the trials"):
         commands([chosen("glue/rte", "lora", "3e-4", model="gpt2")], two)
 
 

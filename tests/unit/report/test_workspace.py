@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dual_lora.commands import main
+from dual_lora.report import documents
 from tests import ROOT
 from tests.unit.report.report_builder import record, write
 from tests.unit.report.test_table import EXPERIMENT, PUBLISHED
@@ -139,9 +140,9 @@ def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, caps
         (run / "config.json").write_text(json.dumps(record("dual_lora", seed)["identity"]))
         if running:
             (run / "lock.json").write_text(json.dumps({"since": time.time()}))
-    assert command("status", checkout, "table_x", "--cells") == 1
+    assert command("status", checkout, "table_x", "--runs") == 1
     shown = capsys.readouterr().out
-    assert "9 cells: 4 done, 2 missing, 1 out_of_memory, 1 running, 1 stopped" in shown
+    assert "9 runs: 4 done, 2 missing, 1 out_of_memory, 1 running, 1 stopped" in shown
     assert "python run.py -m experiment=table_x method=lora seed=1,2" in shown
     assert "python run.py -m experiment=table_x method=dual_lora seed=0 retry=true" in shown
     assert command("status", checkout, "table_z") == 2
@@ -149,3 +150,20 @@ def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, caps
 
 def test_the_shipped_tables_are_what_the_committed_records_give():
     assert command("tables", ROOT, "--check") == 0
+
+
+PARTS = "a\n<!-- table:x -->\nold\n<!-- /table -->\n<!-- benchmarks:targets -->\nold\n<!-- /benchmarks -->\nb\n"
+
+
+def test_each_generator_fills_the_parts_of_its_own_kind():
+    filled = documents.fill(PARTS, "benchmarks", lambda name, columns: f"{name}, {columns}\n", "README.md")
+    assert filled == PARTS.replace(
+        "<!-- benchmarks:targets -->\nold\n", "<!-- benchmarks:targets -->\n\ntargets, None\n\n"
+    )
+    assert documents.fill(filled, "benchmarks", lambda name, columns: "targets, None", "README.md") == filled
+
+
+@pytest.mark.parametrize(("old", "new"), [(":targets -->", ":targets column=a -->"), ("<!-- /benchmarks -->\n", "")])
+def test_a_part_that_cannot_be_filled_is_named(old, new):
+    with pytest.raises(documents.DocumentError, match=r"README.md: a part opened by <!-- benchmarks:NAME --> is not"):
+        documents.fill(PARTS.replace(old, new), "benchmarks", lambda name, columns: "", "README.md")
