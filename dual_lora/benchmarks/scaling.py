@@ -5,23 +5,22 @@
     python run.py bench scaling --smoke --output FOLDER               # two CPU processes, tiny models
 
   same    SmolLM2 on one GPU and on N, under DDP and ZeRO 0, 2 and 3: the same curve, and the same record identity?
-          Beside them one GPU that takes the batch at once, whose sums alone have another order
-  killed  SmolLM2 on N GPUs under ZeRO-2; one process is killed: how soon is the group gone, and does the same command
-          continue to the same numbers?
+          Also one GPU that takes the batch at once, which only changes the order of its sums
+  killed  SmolLM2 on N GPUs under ZeRO-2; one process is killed: how soon does the group end, and does the same
+          command continue to the same numbers?
   speed   LLaMA-7B's dimensions with random weights, LoRA, DoRA and Dual LoRA: one GPU, and N under ZeRO 0, 2 and 3;
-          tokens a second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
+          tokens per second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
   large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
 
-`same` and `killed` share the cards: nothing is timed there but the end of a group. Groups of `speed` and `large` have
-the host to themselves while they make steps; the next one starts when the last step is done, as its processes load
-libraries for longer than the others take to end. What one GPU does is measured on each of the cards, side by side,
-before the groups and, for LoRA and Dual LoRA, once more after them; groups are compared with the mean, and each
-measurement is kept beside it. Sequences of these parts are all of one length, so no process waits for another's
-padding, and every process takes one micro-batch of 32 a step, alone or in a group. Rates are medians over the steps
-after the first quarter.
+`same` and `killed` share the cards: only the end of a group is timed there. Groups of `speed` and `large` have the host
+to themselves while they train. The next one starts when the last step is done, as its processes load libraries for
+longer than the others take to end. One GPU is measured on each of the cards at the same time, before the groups and,
+for LoRA and Dual LoRA, once more after them. Groups are compared with the mean, and each measurement is kept too.
+Sequences of these parts all have the same length, so no process waits for another's padding, and every process takes
+one micro-batch of 32 per step, alone or in a group. Rates are medians over the steps after the first quarter.
 
-Runs lie in --scratch; what is finished there is not made again, so a stopped command goes on. Every run has a
-row in OUTPUT/scaling.jsonl, what they show is in OUTPUT/scaling.json by N; parts that are not run keep what is there.
+Runs are in --scratch; a finished one is not repeated, so a stopped command continues. Every run has a row in
+OUTPUT/scaling.jsonl; the results are in OUTPUT/scaling.json by N, which keeps those of parts that are not run.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ from dual_lora.benchmarks.scaling_runs import (
 )
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
-from dual_lora.models.random_checkpoint import write
+from dual_lora.models.random_checkpoint import write_llama
 
 METHODS = ("lora", "dual_lora", "dora")
 STAGES = (2, 3, 0)  # in this order: what has a target first
-PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; what stands together runs together
+PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; those in one tuple run at the same time
 NAMES = [name for together in PARTS for name in together]
 # Relative, of the losses of the first ten steps: docs/launching.md. Later on rounding grows, as in any training.
 BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}
@@ -112,7 +111,7 @@ class Bench:
     ) -> Run:
         """Make one run when there is room for it, and keep its row.
 
-        one_of: take only one of the cards at hand, this one of them round after round.
+        one_of: take only this one of the free cards, modulo their number.
         free: where to wait for cards, by default those that are shared.
         steps: leave the cards to the next run after so many, by default at the end.
         """
@@ -139,17 +138,17 @@ class Bench:
         """Curves of N processes against those of one, for each method and dtype."""
         groups: dict[str, int | None] = {"ddp": None, **{f"zero{stage}": stage for stage in STAGES}}
         sharded: dict[str, int | None] = {"zero2": 2, "zero3": 3}
-        cells: list[tuple[str, str, dict[str, int | None]]] = [
+        cases: list[tuple[str, str, dict[str, int | None]]] = [
             ("dual_lora", "float32", groups),
             ("dual_lora", "bfloat16", sharded),
             ("lora", "float32", {"zero2": 2}),
         ]
         if self.smoke:
-            cells = [("dual_lora", "float32", {"zero2": 2})]
+            cases = [("dual_lora", "float32", {"zero2": 2})]
         words = [*self.studied, *self.short()]
         with ThreadPoolExecutor(16) as pool:
             jobs: dict[tuple[str, str, str], Any] = {}
-            for number, (method, dtype, chosen) in enumerate(cells):
+            for number, (method, dtype, chosen) in enumerate(cases):
                 own, title = [*words, f"method={method}", f"model.dtype={dtype}"], f"{self.gpus}/same-{method}-{dtype}"
                 jobs[method, dtype, "one"] = pool.submit(self.run, f"{title}-one", *own, one_of=number)
                 # What another order of the same sums does, without any other process.
@@ -216,15 +215,15 @@ class Bench:
             return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own, steps=steps)
 
         def alone_on_each_card(which: Sequence[str], when: str) -> dict[str, list[Run]]:
-            cells = [(card, method, when) for method in which for card in range(self.gpus)]
-            made = iter(list(pool.map(one, *zip(*cells, strict=True))))
+            cases = [(card, method, when) for method in which for card in range(self.gpus)]
+            made = iter(list(pool.map(one, *zip(*cases, strict=True))))
             return {method: [next(made) for _ in range(self.gpus)] for method in which}
 
         self.share(self.lanes[:1], 1)  # side by side groups slow each other
-        cells = [(method, stage) for stage in stages for method in methods]
+        cases = [(method, stage) for stage in stages for method in methods]
         with ThreadPoolExecutor(16) as pool:
             before = alone_on_each_card(methods, "before")
-            groups = dict(zip(cells, pool.map(several, *zip(*cells, strict=True)), strict=True))
+            groups = dict(zip(cases, pool.map(several, *zip(*cases, strict=True)), strict=True))
             after = alone_on_each_card([method for method in methods if method in COMPARED], "after")
         found: dict[str, Any] = {}
         for method in methods:
@@ -258,7 +257,7 @@ class Bench:
         else:
             self.written.add(folder)
             [config] = compose([*model, "task=commonsense", "method=none", "data.source=sample"])
-            write(config.model, folder, workers=2 if self.smoke else 16)
+            write_llama(config.model, folder, workers=2 if self.smoke else 16)
         return [*model, f"model.path={folder}"]
 
     def drop(self) -> None:

@@ -7,9 +7,9 @@
     python run.py random-checkpoint model=llama3_70b model.dimensions.num_layers=40 out=/dev/shm/part_of_70b
     python run.py model=llama model.path=/dev/shm/llama task=commonsense data.source=sample method=dual_lora
 
-A model whose YAML says `source: random` is made to be trained: float32 weights as transformers initialises them, on the
-CPU from a fixed seed (a language model's with the standard deviation 1/√hidden_size, docs/known_answers.md), and the
-family's real tokenizer (a tiny model has the small one, and needs no tokenizers=).
+A model whose YAML says `source: random` is meant to be trained: float32 weights as transformers initialises them, on
+the CPU from a fixed seed (a language model's with the standard deviation 1/√hidden_size, docs/known_answers.md), and
+the family's real tokenizer (a tiny model has the small one, and needs no tokenizers=).
 
 Any other LLaMA has that model's speed and memory without its licence. Weights are bfloat16, normal with the standard
 deviation of LLaMA's initialisation (0.02), norms are 1; each tensor is drawn from a seed of its own name, so the files
@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     from dual_lora.models import random_checkpoint
 
     if model.source == "random":
-        size = random_checkpoint.write_start(model, options.out, options.tokenizers)
+        size = random_checkpoint.write_small(model, options.out, options.tokenizers)
     else:
-        size = random_checkpoint.write(model, options.out, options.workers)
+        size = random_checkpoint.write_llama(model, options.out, options.workers)
     print(f"{options.out}: {size / 1e9:.3g} GB")
     return 0

@@ -21,7 +21,7 @@ from dual_lora import shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
-from dual_lora.report.status import OPEN, Progress, progress
+from dual_lora.report.progress import OPEN, Progress, progress
 from dual_lora.report.workspace import Workspace
 
 

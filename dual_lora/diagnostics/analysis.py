@@ -14,19 +14,19 @@ from dual_lora.tuner import DualLoraLinear
 
 
 def analyze(model: nn.Module, *, rank_layers: int | None = None, reference: Path | None = None) -> dict[str, Any]:
-    """Return, per adapted layer, the size and the ranks of its update, and for Dual LoRA what its products look like.
+    """Return, per adapted layer, the size and the ranks of its update, and for Dual LoRA measures of its products.
 
     Args:
         model: a PEFT model with its adapter loaded.
         rank_layers: compute ranks and agreement for that many layers, evenly spread; None for all.
-        reference: safetensors file with the weights of a full fine-tuning of the same cell.
+        reference: safetensors file with the weights of the same run under full fine-tuning.
 
     Raises:
-        ValueError: the model has no adapted layer whose weight is at hand.
+        ValueError: the model has no adapted layer whose weight is available.
     """
     layers = adapted_layers(model)
     if not layers:
-        raise ValueError("no adapted linear layer whose weight is at hand: load an adapter on a plain base")
+        raise ValueError("no adapted linear layer has an available weight; load the adapter on a plain base")
     found: dict[str, Any] = {}
     for name, layer in layers.items():
         weight, update = layer.get_base_layer().weight.float(), whole_update(layer)

@@ -1,4 +1,4 @@
-"""Diagnostics of a training, for the record. A handful of steps is looked at; all others pay nothing."""
+"""Diagnostics of a training, for the record. A few steps are measured; all others cost nothing extra."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dual_lora.diagnostics.updates import adapted_layers, oriented, whole_update
 from dual_lora.records import replacing
 from dual_lora.tuner import DualLoraLinear
 
-_POINTS = 12  # steps that are looked at, evenly spread, the first and the last among them
+_POINTS = 12  # measured steps, evenly spread, including the first and the last
 _RANK_LAYERS = 24  # singular values cost seconds for a layer of a 7B model: that many layers, evenly spread
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
-    """Return the report that a training left in its folder, also one that ended in an earlier process; None: none."""
+    """Return the report of a training in its folder, perhaps by an earlier process; None if there is none."""
     return _with_verdict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
@@ -44,12 +44,12 @@ class DiagnosticsCallback(TrainerCallback):
 
     Once: ‖W₀‖, ‖ΔW(0)‖/‖W₀‖ at w = 1, the resolved σ. At about 12 steps: ‖ΔW‖/‖W₀‖ (w = 1), rms gradient of each
     factor, and for Dual LoRA zeros in ReLU(B A), +1 signs, max |P|, sign flips in that step, how often the
-    straight-through clip acts. At the end: numerical and stable rank, beside those of an untrained update of the same
+    straight-through clip acts. At the end: numerical and stable rank, with those of an untrained update of the same
     parametrisation, and the agreement with full fine-tuning if its weights are given.
 
     Args:
         path: JSON file in the run's folder, written with every checkpoint, so that a resumed run has the whole series.
-        reference: safetensors file with the weights of a full fine-tuning of the cell, names as in the base model.
+        reference: safetensors file with the weights of the same run under full fine-tuning, names as in the base model.
 
     Only the first process measures. Layers whose weight is quantized or partitioned are left out.
     """
@@ -64,7 +64,7 @@ class DiagnosticsCallback(TrainerCallback):
         self._gradients: dict[str, dict[str, float]] = {}
 
     def report(self) -> dict[str, Any]:
-        """Return what was measured: `steps`, `clip_acted`, and per layer its numbers and `series` (a value a step)."""
+        """Return what was measured: `steps`, `clip_acted`, and per layer its numbers and `series` (by step)."""
         return _with_verdict(self._report)
 
     def on_train_begin(
@@ -158,7 +158,7 @@ def final_measures(layer: BaseTunerLayer) -> dict[str, float]:
 def compare_with_full(
     layers: dict[str, BaseTunerLayer], weights: Path, names: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Return `agreement` of each layer's update with that of a full fine-tuning whose weights `weights` holds."""
+    """Return `agreement` of each layer's update with that of full fine-tuning, whose weights are `weights`."""
     found = {}
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
@@ -181,7 +181,7 @@ def _ranks(update: Tensor, prefix: str) -> dict[str, float]:
 
 
 def _at_full_update(layer: BaseTunerLayer) -> float:
-    """Return ‖ΔW‖ at w = 1, whatever the warm-up stands at."""
+    """Return ‖ΔW‖ at w = 1, whatever the current warm-up."""
     if not isinstance(layer, DualLoraLinear):
         return float(whole_update(layer).norm())
     factor, layer.delta_warmup = layer.delta_warmup, 1.0

@@ -19,7 +19,7 @@ def numerical_rank(values: Tensor, shape: tuple[int, int]) -> int:
 
 
 def stable_rank(values: Tensor) -> float:
-    """Return ‖M‖²_F / ‖M‖²₂: the rank if all directions weigh alike, near 1 if one dominates; 0 for a zero matrix."""
+    """Return ‖M‖²_F / ‖M‖²₂: the rank if all directions are equal, near 1 if one dominates; 0 for a zero matrix."""
     squares = values.double() ** 2
     return float(squares.sum() / squares[0]) if values.numel() and squares[0] > 0 else 0.0
 
@@ -29,7 +29,7 @@ def agreement(update: Tensor, reference: Tensor, directions: int = 16) -> dict[s
 
     Args:
         update, reference: (out, in) each, on one device.
-        directions: how many leading singular directions the subspace overlap looks at.
+        directions: how many leading singular directions the subspace overlap is of.
 
     Returns:
         `cosine` of the two as vectors; `sign_agreement`, the share of entries with the same sign, weighted by the

@@ -72,7 +72,7 @@ class ClipWatch:
     """Counts how often the straight-through clip would act, for one training step.
 
     It forms G = ∂L/∂W from a layer's input and output gradient and from it Q = s · G ⊙ U, per backward call, as the
-    layer does. Only references to tensors that autograd keeps anyway are held between forward and backward.
+    layer does. Between forward and backward it only holds references to tensors that autograd keeps anyway.
     """
 
     def __init__(self, layer: DualLoraLinear, adapter: str = ADAPTER) -> None:
@@ -106,7 +106,7 @@ class ClipWatch:
         self.largest = max(self.largest, float(q.max()))
 
     def remove(self) -> dict[str, float]:
-        """Take the hooks off and return the share of clipped entries and the largest |Q|."""
+        """Remove the hooks and return the share of clipped entries and the largest |Q|."""
         for handle in self._handles:
             handle.remove()
         return {"clipped_share": self.clipped / self.entries if self.entries else 0.0, "max_abs_q": self.largest}

@@ -1,4 +1,4 @@
-"""The update an adapter makes to a weight, whatever PEFT's method reports as its own part of it."""
+"""The whole update that an adapter makes to a weight, of which PEFT's methods may report only a part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
     """Return the adapted linear layers by their name in the base model.
 
-    Layers whose weight is not at hand (quantized, or partitioned by ZeRO-3) are left out.
+    Layers whose weight is not available (quantized, or partitioned by ZeRO-3) are left out.
     """
     found = {}
     for name, module in model.named_modules():
@@ -29,9 +29,9 @@ def oriented(layer: BaseTunerLayer, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole_update(layer: BaseTunerLayer) -> Tensor:
-    """Return merged − frozen weight as float32 (out, in): all of what the adapter does, DoRA's magnitude included.
+    """Return merged − frozen weight as float32 (out, in): everything the adapter does, including DoRA's magnitude.
 
-    The frozen weight is widened to float64 meanwhile, so that no rounding of the sum raises the update's rank. It is
+    The frozen weight is float64 during the computation, so that no rounding of the sum raises the update's rank. It is
     the same tensor as before afterwards. For PiSSA the frozen weight is the residual, not the pretrained weight.
     """
     base = layer.get_base_layer()

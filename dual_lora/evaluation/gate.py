@@ -1,16 +1,16 @@
-"""A check of a minute's worth of faults before hours of evaluation: prompts, padding, mask, weights.
+"""A check of prompts, padding, mask and weights that takes a minute, before hours of evaluation.
 
     check(model, tokenizer, task, examples, protocol, pretrained=True, dtype=torch.float32) -> dict[str, float]
         raises `GateError` naming the fault; returns what was measured, for the log
 
-Everything is judged on a handful of items by what the model does, not by what the code says it does:
+Everything is judged on a few items by what the model does, not by what the code is meant to do:
 
 - prompt: the evaluation prompt is the beginning of the training text, token for token (published protocol: the same
   words, since its two templates differ in blanks by design).
 - padding and mask: items are generated in one batch of unequal lengths; every token must also be the model's (nearly)
   best choice when that item is computed alone, without padding. A padding side or mask that is wrong fails this.
-- weights: a pretrained model predicts the prompts' own English far better than a model of random weights, whose loss is
-  the logarithm of the vocabulary's size. Judged with the adapter switched off: training on answers alone may lose the
+- weights: a pretrained model predicts the prompts' English far better than a model of random weights, whose loss is the
+  logarithm of the vocabulary's size. It is judged with the adapter disabled: training on answers alone may unlearn the
   prompts (SmolLM2-135M after 150 steps at 2e-3: 7.6 nats against 3.2 before).
 """
 
@@ -30,7 +30,7 @@ from dual_lora.tasks.encoding import prompt_ids
 
 ITEMS = 6
 NEW_TOKENS = 4
-# How much less likely (nats) a batched choice may be than the best one computed alone: the rounding of a whole forward.
+# How much less likely (nats) a batched choice may be than the best one computed alone: the rounding of a forward pass.
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.5}
 # A pretrained model's loss on its prompts, as a share of log(vocabulary). SmolLM2-135M: 0.30; random weights: 1.0.
 PRETRAINED_SHARE = 0.7
@@ -57,8 +57,8 @@ def check(
     Args:
         model: the base, or a PeftModel around it, not merged.
         pretrained: whether the base weights are a language model's. False for the random test models, and where the
-            weights themselves were trained on (full fine-tuning), since these may have lost the prompts.
-        dtype: what the model computes in, whatever its weights and outputs are held in: it decides what is rounding.
+            weights themselves were trained (full fine-tuning), since these may have unlearned the prompts.
+        dtype: what the model computes in, whatever the dtype of weights and outputs: it decides how much is rounding.
         generate: the function that the evaluation will use.
     """
     chosen = _spread(examples, tokenizer, task)
@@ -78,7 +78,7 @@ def check(
 
 
 def _spread(examples: Sequence[Example], tokenizer: Any, task: Task) -> list[Example]:
-    """Return items from all over the data, the shortest and the longest of a sample among them."""
+    """Return items from all over the data, including the shortest and the longest of a sample."""
     step = max(1, len(examples) // 60)
     by_length = sorted(examples[::step], key=lambda one: len(task.render(one, training=False).prompt))
     places = {round(place * (len(by_length) - 1) / (ITEMS - 1)) for place in range(ITEMS)}
@@ -90,15 +90,15 @@ def _check_prompts(tokenizer: Any, task: Task, examples: Sequence[Example], prot
         trained = task.render(example, training=True)
         asked = task.render(example, training=False)
         if protocol.loss_on == "answer":
-            head, whole = prompt_ids(asked.prompt, tokenizer), prompt_ids(trained.text, tokenizer)
-            same = whole[: len(head)] == head
+            opening, whole = prompt_ids(asked.prompt, tokenizer), prompt_ids(trained.text, tokenizer)
+            same = whole[: len(opening)] == opening
         else:
             same = trained.prompt.split() == asked.prompt.split()
         if not same:
             raise GateError(
                 f"{example.identifier}: the evaluation prompt is not what was trained on.\n"
                 f"  trained:   ...{trained.prompt[-60:]!r}\n  evaluated: ...{asked.prompt[-60:]!r}\n"
-                "Use the protocol and task.target that the adapter was trained with, or mend the prompt"
+                "Use the protocol and task.target that the adapter was trained with, or fix the prompt"
             )
 
 
@@ -123,7 +123,7 @@ def _check_weights(loss: float, model: Any) -> None:
         raise GateError(
             f"the model's loss on plain prompts is {loss:.2f} nats a token; random weights give "
             f"{math.log(model.config.vocab_size):.2f}, a pretrained model stays below {limit:.2f}. The base weights "
-            "are not loaded, or not all of them"
+            "are not loaded, or only some of them"
         )
 
 
@@ -149,8 +149,8 @@ def _check_padding(
         largest = max(largest, gap)
         if not gap <= tolerance:
             raise GateError(
-                f"an item gives another reply in a batch than alone (its choice is {gap:.2f} nats below the best, at "
-                f"most {tolerance} is rounding): padding is on the wrong side, or the attention mask is missing"
+                f"an item's reply in a batch differs from that alone (its choice is {gap:.2f} nats below the best; "
+                f"at most {tolerance} is rounding): padding is on the wrong side, or the attention mask is missing"
             )
     return largest
 

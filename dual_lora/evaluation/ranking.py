@@ -3,9 +3,9 @@
     rank(model, tokenizer, prompts, candidates, *, batch_size, on_batch=None)
         -> list[list[float]]      # per prompt, per candidate: log P(candidate | prompt), natural logarithm
 
-`batch_size` counts sequences (candidates), not prompts. What a candidate's tokens are is decided on the whole text, as
-in training; where a token joins the prompt's end to the candidate's start, the comparison begins before that token, so
-all candidates are compared from the same point on.
+`batch_size` counts sequences (candidates), not prompts. A candidate's tokens are those of the whole text, as in
+training. Where a token joins the prompt's end to the candidate's start, the comparison begins before that token, so all
+candidates are compared from the same point on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TOKENS_AT_ONCE = 1024  # 4 × vocabulary bytes each
 class _Question:
     index: int
     shared: list[int]  # what all candidates begin with
-    rest: list[list[int]]  # what each candidate goes on with; at least one token
+    rest: list[list[int]]  # how each candidate continues; at least one token
 
 
 def rank(
@@ -42,7 +42,7 @@ def rank(
     batch_size: int,
     on_batch: OnBatch | None = None,
 ) -> list[list[float]]:
-    """Return log-likelihoods in the order of prompts and candidates. The model works in eval mode meanwhile.
+    """Return log-likelihoods in the order of prompts and candidates. Puts the model into eval mode while it works.
 
     Raises `ValueError` for an empty candidate, or where prompt and candidate cannot fit the model's positions.
     """
@@ -68,20 +68,20 @@ def rank(
 
 
 def _question(index: int, prompt: str, candidates: Sequence[str], tokenizer: Any) -> _Question:
-    head = prompt_ids(prompt, tokenizer)
+    opening = prompt_ids(prompt, tokenizer)
     wholes = []
     for text in candidates:
         if not text:
             raise ValueError(f"item {index}: an empty candidate has no likelihood")
         wholes.append(prompt_ids(prompt + text, tokenizer))
     shared = 0
-    # One token at least stays outside: the last shared token's logits predict each candidate's first own token.
-    limit = min(len(head), *(len(whole) - 1 for whole in wholes))
-    while shared < limit and all(whole[shared] == head[shared] for whole in wholes):
+    # At least one token stays outside: the last shared token's logits predict each candidate's first own token.
+    limit = min(len(opening), *(len(whole) - 1 for whole in wholes))
+    while shared < limit and all(whole[shared] == opening[shared] for whole in wholes):
         shared += 1
     if shared == 0:
-        raise ValueError(f"item {index}: prompt and candidates share no token to begin with: {prompt[:40]!r}")
-    return _Question(index, head[:shared], [whole[shared:] for whole in wholes])
+        raise ValueError(f"item {index}: prompt and candidates do not begin with the same token: {prompt[:40]!r}")
+    return _Question(index, opening[:shared], [whole[shared:] for whole in wholes])
 
 
 def _check_fits(model: Any, questions: Sequence[_Question]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights: small models to train from there, large LLaMAs to measure speed with."""
+"""Checkpoints of random weights: small models to be trained, large LLaMAs to measure speed with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SPREAD = 0.02
 INDEX = "model.safetensors.index.json"
 
 
-def write_start(model: ModelConfig, folder: Path, tokenizers: Path | None) -> int:
-    """Write what a small model starts its training from; return the bytes of the weights.
+def write_small(model: ModelConfig, folder: Path, tokenizers: Path | None) -> int:
+    """Write the random checkpoint that a small model is trained from; return the bytes of the weights.
 
     Weights: float32, transformers' own initialisation on the CPU at a fixed seed (the last digits may differ between
     processors and releases of torch; a run's fingerprint is of the files). An encoder is written without a head. The
-    folder appears once it is whole. Raises `ConfigError` if `tokenizers` is missing, `ModelError` for a missing file,
-    `FileExistsError` if the folder exists.
+    folder appears once it is complete. Raises `ConfigError` if `tokenizers` is missing, `ModelError` for a missing
+    file, `FileExistsError` if the folder exists.
     """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
@@ -51,8 +51,8 @@ def write_start(model: ModelConfig, folder: Path, tokenizers: Path | None) -> in
         f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")
     }
     if model.family in CAUSAL_FAMILIES:
-        # 0.02 is for wide models: here it leaves the output embedding of a token that training never saw so short that
-        # no hidden state (of norm √width after the last norm) makes it likely, and no adapter can lengthen it.
+        # 0.02 is for wide models. Here it would make the output embedding of a token that training never saw so short
+        # that no hidden state (of norm √width after the last norm) makes it likely, and no adapter can lengthen it.
         settings["initializer_range"] = model.dimensions.hidden_size**-0.5
     kind = AutoModelForCausalLM if model.family in CAUSAL_FAMILIES else AutoModel
     torch.manual_seed(RANDOM_WEIGHTS_SEED)
@@ -64,10 +64,10 @@ def write_start(model: ModelConfig, folder: Path, tokenizers: Path | None) -> in
     return 4 * sum(parameter.numel() for parameter in net.parameters())
 
 
-def write(model: ModelConfig, folder: Path, workers: int = 8) -> int:
-    """Write config, tokenizer and one safetensors file a layer; return the bytes of the weights.
+def write_llama(model: ModelConfig, folder: Path, workers: int = 8) -> int:
+    """Write config, tokenizer and one safetensors file per layer; return the bytes of the weights.
 
-    The folder appears once it is whole. Raises `ConfigError` for another family than llama or if there is no room,
+    The folder appears once it is complete. Raises `ConfigError` for a family other than llama or too little space,
     `FileExistsError` if the folder exists.
     """
     import torch
@@ -77,7 +77,7 @@ def write(model: ModelConfig, folder: Path, workers: int = 8) -> int:
     from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 
     if model.family != "llama":
-        raise ConfigError(f"model={model.name} is of the family {model.family}; only llama can be drawn here")
+        raise ConfigError(f"model={model.name} is of the family {model.family}; only llama can be made here")
     if folder.exists():
         raise FileExistsError(f"{folder} exists; give another out=, or remove it")
     tokenizer = tiny_tokenizer("llama", max_length=512)
@@ -96,7 +96,7 @@ def write(model: ModelConfig, folder: Path, workers: int = 8) -> int:
     try:
         free = shutil.disk_usage(part).free
         if free < size:
-            raise ConfigError(f"out={folder}: {size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free there")
+            raise ConfigError(f"out={folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         context = multiprocessing.get_context("spawn")  # each draws on the GPU
         with ProcessPoolExecutor(min(workers, len(files)), mp_context=context) as pool:
             list(pool.map(_write_file, [part / name for name in files], files.values()))

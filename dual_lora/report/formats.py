@@ -76,12 +76,12 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
     Blocks without one of the columns are left out. Raises `ValueError` for a column that no measured block has.
     """
     blocks = [block for block in map(_measured, table.blocks) if block.lines]
-    heads = [[*block.columns, "n", "rates tried", *block.cost_columns] for block in blocks]
-    wanted = [(block, names) for block, names in zip(blocks, heads, strict=True) if set(columns) <= set(names)]
+    headings = [[*block.columns, "n", "rates tried", *block.cost_columns] for block in blocks]
+    wanted = [(block, names) for block, names in zip(blocks, headings, strict=True) if set(columns) <= set(names)]
     if blocks and not wanted:
         raise ValueError(
             f"no measured block of table {table.name!r} has the columns {', '.join(columns)}. Legal: "
-            + "; ".join(", ".join(names) for names in heads)
+            + "; ".join(", ".join(names) for names in headings)
         )
     lines: list[str] = [] if wanted else ["Nothing measured yet.", ""]
     marks: set[str] = set()
@@ -109,10 +109,10 @@ def latex(table: TableView) -> str:
     lines.append(rf"\caption{{{text(table.title)}}}")
     lines.append(rf"\label{{tab:{re.sub('[^a-zA-Z0-9]+', '-', table.name)}}}")
     for block in table.blocks:
-        heads = ["model", "method", "from", *block.columns, "n", "rates", *block.cost_columns]
-        lines += [rf"\begin{{tabular}}{{lll{'r' * (len(heads) - 3)}}}", r"\toprule"]
-        lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\textit{{{text(block.heading)}}}}} \\")
-        lines += [r"\midrule", " & ".join(text(head) for head in heads) + r" \\", r"\midrule"]
+        headings = ["model", "method", "from", *block.columns, "n", "rates", *block.cost_columns]
+        lines += [rf"\begin{{tabular}}{{lll{'r' * (len(headings) - 3)}}}", r"\toprule"]
+        lines.append(rf"\multicolumn{{{len(headings)}}}{{l}}{{\textit{{{text(block.heading)}}}}} \\")
+        lines += [r"\midrule", " & ".join(text(column) for column in headings) + r" \\", r"\midrule"]
         lines += [" & ".join(_texts(line, block, _LATEX_MARKUP)) + r" \\" for line in block.lines]
         lines += [r"\bottomrule", r"\end{tabular}", "", rf"{{\footnotesize {text(block.legend)}}}", ""]
     below = [f"{mark}: {MARKS[mark]}" for mark in table.marks()]
@@ -146,9 +146,9 @@ def tidy_csv(table: TableView) -> str:
 
 
 def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
-    heads = ["model", "method", "from", *block.columns, "n", "rates tried", *block.cost_columns]
-    rule = ["---"] * 3 + ["---:"] * (len(heads) - 3)
-    lines = [f"## {block.heading}", "", _pipes(heads), _pipes(rule)]
+    headings = ["model", "method", "from", *block.columns, "n", "rates tried", *block.cost_columns]
+    rule = ["---"] * 3 + ["---:"] * (len(headings) - 3)
+    lines = [f"## {block.heading}", "", _pipes(headings), _pipes(rule)]
     lines += [_pipes(_texts(line, block, _MARKDOWN)) for line in block.lines]
     lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs.", ""]
     lines += [*(f"- {_plain(note)}" for note in block.notes), ""] if block.notes else []

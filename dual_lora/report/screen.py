@@ -31,10 +31,10 @@ def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str
     table = Table(title=_title(rows), title_justify="left")
     table.add_column("method")
     for subset, metric in columns:
-        head = metric if len(subsets) == 1 else subset
-        table.add_column(head if metric in UNBOUNDED else f"{head} %", justify="right")
-    for head in ("train s", "eval s", "peak GiB", "trainable"):
-        table.add_column(head, justify="right")
+        heading = metric if len(subsets) == 1 else subset
+        table.add_column(heading if metric in UNBOUNDED else f"{heading} %", justify="right")
+    for heading in ("train s", "eval s", "peak GiB", "trainable"):
+        table.add_column(heading, justify="right")
     base = rows[0] if rows and rows[0].name("method") == "none" else None
     for record in rows:
         cells = [_score(record, subset, metric, None if record is base else base) for subset, metric in columns]

@@ -16,7 +16,7 @@ from dual_lora.report.measured import Row
 from dual_lora.report.published import Published
 
 _FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source", "data.dir")
-_COST_HEADS = {
+_COST_HEADINGS = {
     "train_seconds": "train s",
     "eval_seconds": "eval s",
     "tokens_per_second": "tokens/s",
@@ -52,7 +52,7 @@ class Builder:
             BlockView(
                 heading=": ".join(part for part in (experiment.block.block, panel) if part),
                 columns=tuple(column.label for column in columns),
-                cost_columns=tuple(_COST_HEADS[name] for name in experiment.block.cost),
+                cost_columns=tuple(_COST_HEADINGS[name] for name in experiment.block.cost),
                 lines=tuple(self._lines(experiment, columns, rows, printed, used)),
                 legend=_legend(experiment),
                 runs_done=every - len(missing),

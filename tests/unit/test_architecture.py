@@ -52,13 +52,12 @@ TWINS: dict[str, str] = {
         ["evaluation", "generation", "kernels", "report", "tiles", "training", "walks"],
         "a benchmark is called what it times or writes",
     ),
-    **dict.fromkeys(["random_checkpoint", "status"], "a command's module is called what is typed; it parses arguments"),
+    "random_checkpoint": "a command's module is called what is typed; it parses arguments",
     **dict.fromkeys(["e2e", "glue"], "a task and its public scorer: tasks.e2e, metrics.e2e"),
     "data_to_text": "evaluate.load wants a scorer's file called as its folder",
     "config": "PEFT's layout of a method: tuner/config.py, layer.py, model.py",
     "records": "the room writes records, the report's module reads many for its tables",
     "schema": "of settings, of records",
-    "reference": "kernels.reference is a public name; diagnostics.reference finds the run that is compared with",
 }
 
 PARAMETERS = 8
