@@ -11,14 +11,14 @@ from importlib import import_module
 from typing import Any
 
 COMMANDS = {
-    "run": "run a cell, or a sweep of cells; the word may be left out",
+    "run": "do a run, or a sweep of runs; the word may be omitted",
     "tables": "write the tables that experiments define from the records",
     "status": "show which runs of an experiment are done, running, failed or missing",
-    "tune": "choose learning rates by validation, from the records of trials",
+    "tune": "choose learning rates by validation scores, from the records of trials",
     "evaluate": "score a saved adapter, or a base model",
     "rescore": "score finished runs again from their kept predictions",
     "score": "score generated texts against references",
-    "analyze": "what a trained update is made of",
+    "analyze": "measure a trained update: size, zeros, signs, ranks",
     "export": "write what a run trained as a transformers checkpoint",
     "random-checkpoint": "write a checkpoint of random weights",
     "bench": "measure speed and memory",
@@ -32,7 +32,7 @@ BENCH_LIBRARIES = frozenset((
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code; 2 for words, settings or files that cannot be used."""
+    """Run a command and return its exit code; 2 for arguments, settings or files that cannot be used."""
     words = sys.argv[1:] if arguments is None else arguments
     name, rest = _command(words)
     try:
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(name: str, module: Any, words: list[str]) -> int:
     from dual_lora.config import ConfigError
 
-    # A run and a benchmark work for hours: whatever else goes wrong there has to show its place.
+    # A run or a benchmark works for hours: any other error there has to show its traceback.
     expected = (ConfigError,) if name in ("run", "bench") else (ValueError, RuntimeError, OSError)
     try:
-        if name in ("run", "bench"):  # these have words of their own
+        if name in ("run", "bench"):  # these parse their own arguments
             return module.main(words)
         from dual_lora.commands.parser import Parser
 

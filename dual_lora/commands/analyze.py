@@ -1,12 +1,12 @@
-"""What a trained update is made of: size, zeros, signs, ranks, agreement with full fine-tuning.
+"""Measure a trained update: size, zeros, signs, ranks, agreement with full fine-tuning.
 
     python run.py analyze results/runs/RUN_ID
     python run.py analyze results/runs/RUN_ID --full results/runs/FULL_RUN_ID
     python run.py analyze ADAPTER_FOLDER --base MODEL_FOLDER
 
-Ranks stand beside those of an untrained update of the same form: they say nothing without that control. A run folder
-holds its resolved config, so the right base is loaded. For an adapter from elsewhere `--base` names a folder with the
-base model; without it the adapter's own base_model_name_or_path is used.
+Ranks are shown next to those of an untrained update of the same form: they say nothing without that control. A run
+folder has its resolved config, so the right base is loaded. For an adapter from elsewhere `--base` names a folder with
+the base model; without it the adapter's own base_model_name_or_path is used.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ COLUMNS = (
 
 def options(parser: Parser) -> None:
     parser.add_argument("source", type=Path, help="a run folder, or a folder with adapter_config.json")
-    parser.add_argument("--base", help="folder (or hub name) of the base model, for an adapter that is no run's")
+    parser.add_argument("--base", help="folder (or hub name) of the base model, for an adapter that is not from a run")
     parser.add_argument(
-        "--full", type=Path, help="run folder or weights (safetensors) of a full fine-tuning of the cell"
+        "--full", type=Path, help="run folder or weights (safetensors) of the same run with full fine-tuning"
     )
     parser.add_argument(
         "--layers", type=int, default=24, help="compute ranks for that many layers (default 24); 0 for all"

@@ -1,7 +1,7 @@
 """Measure speed and memory; each NAME writes a file of results/benchmarks.
 
 python run.py bench NAME            # python run.py bench NAME --help: what is measured, and how
-python run.py bench NAME --smoke    # a tiny model on a CPU: shows that it runs; its times say nothing
+python run.py bench NAME --smoke    # a tiny model on a CPU: shows that it runs; its times mean nothing
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NAMES = {
     "kernels": "one Dual LoRA layer against copies, LoRA and three GEMMs",
     "tiles": "tile sizes of the Triton kernels",
     "training": "training steps against LoRA, DoRA and three GEMMs",
-    "loss-positions": "steps whose logits are computed where the loss is",
+    "loss-positions": "steps that compute logits only at positions with a loss",
     "generation": "tokens of the base, of an adapter, merged and not",
     "evaluation": "our evaluation against the published loop",
-    "zero": "one process under DeepSpeed against a plain one",
-    "group-steps": "the host's part of steps under ZeRO, on two CPU processes",
+    "zero": "one process under DeepSpeed against one without it",
+    "group-steps": "host time of steps under ZeRO, on two CPU processes",
     "walks": "steps with and without the Trainer's walks over all modules",
     "scaling": "runs on several GPUs: speed, memory, equal curves, a killed process",
     "report": "write what was measured into README.md, docs and the figure",
@@ -33,7 +33,7 @@ _TEXT = f"{__doc__}\n" + "\n".join(f"  {name:<16} {meaning}" for name, meaning i
 
 
 def main(words: list[str]) -> int:
-    """Run the named benchmark. Raises `ConfigError` for words that cannot be used."""
+    """Run the named benchmark. Raises `ConfigError` for arguments that cannot be used."""
     if not words or words[0] in ("-h", "--help"):
         print(_TEXT)
         return 0

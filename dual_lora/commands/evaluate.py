@@ -3,9 +3,9 @@
     python run.py evaluate adapter=FOLDER model=llama2 task=commonsense protocol=paper
     python run.py evaluate model=smollm2 task=commonsense protocol=strict data.source=local data.dir=FOLDER
 
-All but the options below is as for a run (model, task, protocol, profile, data.*, launch.device, launch.eval_batch).
-The prompt has to be the one the adapter was trained with: protocol and task.target choose it. The same command again,
-also with another launch.eval_batch, goes on where it was stopped.
+All settings but the options below are those of a run (model, task, protocol, profile, data.*, launch.device,
+launch.eval_batch). The prompt has to be the one the adapter was trained with: protocol and task.target choose it. The
+same command continues where it was stopped, also with another launch.eval_batch.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def options(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Return 0. Raises `ConfigError` for settings or an adapter that cannot be used, `GateError` for a failed check."""
     if any(word.startswith("method=") for word in options.settings):
-        raise ConfigError("method= has no meaning here: the adapter's own config says what it is; use adapter=FOLDER")
+        raise ConfigError("method= has no meaning here: the adapter's own config names its method; use adapter=FOLDER")
     if not options.settings:
-        raise ConfigError("give at least model= and task=; --help explains")
+        raise ConfigError("give at least model= and task=; see --help")
     config = compose_one(["method=none", *options.settings])
     adapter = None if options.adapter is None else (options.adapter, saved.adapter_hash(options.adapter))
     _evaluate(config, adapter, options)
@@ -132,7 +132,7 @@ def _table(measurements: list[dict[str, Any]], title: str) -> Any:
 
 
 def _name(config: RunConfig, dtype: str, adapter: tuple[Path, str] | None, data: dict[str, Any]) -> str:
-    """Return a name for all that decides the replies, so that the same command goes on and another one starts anew."""
+    """Return a name for everything that decides the replies: the same command continues, another one starts over."""
     settings = replace(config, launch=replace(config.launch, eval_batch=None), results="").to_dict()
     content = [settings, dtype, None if adapter is None else adapter[1], data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,7 +4,8 @@
     python run.py model=small_gpt2 model.path=FOLDER task=webnlg method=lora
 
 The weights are those of full fine-tuning, or the base with the adapter's update merged in. A GPT-2 whose attention was
-split gets its fused layers back. A classification head is written too, and drawn anew by the run that starts from it.
+split gets its fused layers back. A classification head is written too, but the run that starts from it initializes a
+new one.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
     if not weights.is_file():
         raise ConfigError(
             f"run={run_id}: {weights} is not here (run folders are not committed, a run without training has none, and "
-            "a protocol keeps only the checkpoints it reports); give another checkpoint=, or make the run again here"
+            "a protocol keeps only the checkpoints it reports); give another checkpoint=, or repeat the run here"
         )
     config, _ = at_budget(load_config(folder / "config.json"))
     if models.fingerprint(config.model) != known["identity"]["model"]["fingerprint"]:

@@ -1,7 +1,7 @@
-"""The words of a command: options, and for commands that take them the settings of a run.
+"""The arguments of a command: options, and for commands that take them the settings of a run.
 
-An option is `--out FILE`, `--out=FILE` or, as run settings are written, `out=FILE`. An unknown word is refused with the
-legal ones and the nearest.
+An option is `--out FILE`, `--out=FILE` or, as run settings are written, `out=FILE`. For an unknown
+one the error names the legal ones and the nearest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise what argparse would print."""
-        raise ConfigError(f"{message} (--help explains)")
+        raise ConfigError(f"{message} (see --help)")
 
     def _names(self) -> list[str]:
         return sorted(word for word in self._option_string_actions if word.startswith("--"))

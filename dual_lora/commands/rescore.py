@@ -1,12 +1,12 @@
 """Score finished runs again from the predictions they kept: no model is loaded, no GPU is needed.
 
     python run.py rescore RUN_ID...                  # all of the task's metrics, e.g. METEOR after installing Java
-    python run.py rescore --all                      # every finished run whose predictions lie here
-    python run.py rescore RUN_ID --data-dir FOLDER   # where the run's local data lies on this machine
-    python run.py rescore RUN_ID --metrics BLEU NIST # these only; a metric that the record holds is never dropped
+    python run.py rescore --all                      # every finished run whose predictions are here
+    python run.py rescore RUN_ID --data-dir FOLDER   # where the run's local data is on this machine
+    python run.py rescore RUN_ID --metrics BLEU NIST # only these; a metric that the record has is never dropped
     python run.py rescore RUN_ID --results FOLDER    # instead of results/
 
-The record is replaced by one that says when and by which version it was scored again; all else in it stays.
+The new record says when and by which version it was scored again; everything else in it stays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dual_lora.records.lock import RunLock
 def options(parser: Parser) -> None:
     parser.add_argument("run_ids", nargs="*", metavar="RUN_ID")
     parser.add_argument("--all", action="store_true", help="every finished run whose predictions are here")
-    parser.add_argument("--data-dir", help="the folder of local data, if it is another than during the run")
+    parser.add_argument("--data-dir", help="the folder of local data, if it is not the one used in the run")
     parser.add_argument("--metrics", nargs="+", default=[], help="default: all of the task's")
     parser.add_argument("--results", type=Path, default=shipped.home() / "results")
 
@@ -71,7 +71,7 @@ def _one(run_id: str, options: argparse.Namespace) -> str:
 
 
 def _here(results: Path) -> list[str]:
-    """Return the runs whose record is finished and whose predictions lie here."""
+    """Return the runs whose record is finished and whose predictions are here."""
     found = []
     for path in sorted((results / "records").glob("*.json")):
         known = records.read(path)

@@ -1,4 +1,4 @@
-"""Run the composed cells, or be one of the processes that do.
+"""Do the composed runs, or be one of the processes that do.
 
 A worker (`--worker FILE`, or `--group FILE` for the parent of several) reads the resolved settings in its run folder
 and never composes.
@@ -13,7 +13,7 @@ from dual_lora.config.compose import compose, help_text
 
 
 def main(words: list[str]) -> int:
-    """Return 0 if every cell finished. Raises `ConfigError`."""
+    """Return 0 if every run finished. Raises `ConfigError`."""
     if words[:1] == ["--worker"]:
         from dual_lora.launch import work
 
@@ -28,9 +28,9 @@ def main(words: list[str]) -> int:
         return 0
     if "=" not in words[0] and not words[0].startswith(("-", "~")):
         raise ConfigError(f"unknown command {words[0]!r}{legal_values(words[0], list(COMMANDS))}")
-    cells = compose(words)
-    if not cells:  # --cfg and the like, which print
+    configs = compose(words)
+    if not configs:  # --cfg and the like, which print
         return 0
     from dual_lora.launch import launch
 
-    return launch(cells)
+    return launch(configs)

@@ -1,4 +1,4 @@
-"""Write the tables that experiments/*.yaml define from the records of runs, published numbers beside ours.
+"""Write the tables that experiments/*.yaml define from the records of runs, with published numbers next to ours.
 
     python run.py tables                     # all tables; results/tables from committed records
     python run.py tables --check             # exit 1 with a diff if a committed table or README is stale
@@ -7,8 +7,8 @@
 
 Committed tables (results/tables, and the parts of README.md and docs/*.md between `<!-- table:NAME -->` and
 `<!-- /table -->`) depend only on the records git tracks; `git add results/records/ID.json` makes one count. Records
-that lie only here make tables of their own in results/local/tables and are shown on the screen. The demo's records,
-and others on the sample data, are in no table.
+that are only on this machine make tables of their own in results/local/tables and are shown on the screen. The demo's
+records, and others on the sample data, are in no table.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _check(diffs: list[str]) -> int:
     for diff in diffs:
         print(diff, end="")
     if diffs:
-        print(f"\n{len(diffs)} files are not what the committed records give: run {shipped.PROGRAM} tables")
+        print(f"\n{len(diffs)} files differ from what the committed records give: run {shipped.PROGRAM} tables")
     return 1 if diffs else 0
 
 
@@ -77,7 +77,7 @@ def _other_records(space: Workspace, options: argparse.Namespace, console: Conso
 
 
 def _local(space: Workspace, only: list[str], console: Console) -> None:
-    """Show what the records that lie only on this machine add."""
+    """Show what the records that are only on this machine add."""
     committed = {record.run_id for record in space.committed_records()}
     held = space.all_records()
     added = [record for record in held if record.run_id not in committed]

@@ -1,11 +1,11 @@
-"""Choose the learning rate (or what else was swept) of every method by validation, from the records of trials.
+"""Choose the learning rate (or another swept setting) of every method by validation scores, from the records of trials.
 
     python run.py -m experiment=learning_rates_e2e              # the trials
     python run.py tune learning_rates_e2e                       # what they say
     python run.py tune learning_rates_e2e --then nlg_smollm2    # the study's commands, for a shell
 
-Only scores of the split `validation` after the last step are looked at, never a test score. Records of trials may lie
-uncommitted in results/records.
+Only scores of the split `validation` after the last step are looked at, never a test score. Records of trials need not
+be committed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _table(choices: list[tuning.Choice]) -> Table:
             made.model,
             made.task,
             made.method,
-            f"{chosen}{' (at an end of what was tried)' if made.at_an_end else ''}",
+            f"{chosen}{' (the smallest or largest value tried)' if made.at_an_end else ''}",
             f"{made.metric} {made.chosen.value:.4f}",
             tried,
         )

@@ -40,7 +40,7 @@ def method_values(name: str) -> dict[str, Any]:
 
 
 def sweep_values(override: Override) -> tuple[str, ...]:
-    """Return the values that one word of a command line stands for, as words: `seed=0,1` has two, `seed=0` one.
+    """Return the values in one word of a command line, as strings: `seed=0,1` has two, `seed=0` one.
 
     Raises `HydraException` for a sweep whose values cannot be listed (an interval).
     """
@@ -49,5 +49,5 @@ def sweep_values(override: Override) -> tuple[str, ...]:
     if not override.is_sweep_override():
         return (override.get_value_element_as_str(),)
     if not override.is_discrete_sweep():
-        raise HydraException(f"{override.input_line}: a sweep lists its values: {override.key_or_group}=A,B,C")
+        raise HydraException(f"{override.input_line}: a sweep has to list its values: {override.key_or_group}=A,B,C")
     return tuple(override.sweep_string_iterator())

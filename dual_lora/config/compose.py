@@ -1,7 +1,7 @@
 """Turning a command line into checked `RunConfig`s, with Hydra. Nothing heavy is imported here.
 
-A sweep (`-m`) is composed completely, every cell checked, before the first one starts: a misspelt value in the last
-cell is found at once and not after a night.
+A sweep (`-m`) is composed completely and every run is checked before the first one starts: a misspelt value in the last
+run is found at once and not after a night.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUPS = {
     "task": "what is learned and measured",
     "method": "how the weights are updated",
     "protocol": "what makes numbers comparable (each task has its own file: configs/protocol/<task>/)",
-    "profile": "how much of the real thing is run: only sizes differ",
+    "profile": "how much of the full run is done: only sizes differ",
     "launch": "where processes start",
     "experiment": "the rows and columns of a table, as a sweep (with -m)",
 }
@@ -36,19 +36,19 @@ SETTINGS = {
     "data.source=hub": "hub | local (with data.dir=FOLDER) | sample (ships with the package)",
     "model.path=FOLDER": "load the weights from a local folder",
     "plan=true": "print run id, parameters, memory and steps, and stop",
-    "retry=true": "run again a run that failed",
-    "tracking=wandb": "offline unless a key is set",
+    "retry=true": "repeat a run that failed",
+    "tracking=wandb": "log to Weights & Biases; offline unless a key is set",
     "kernel=auto": "auto | fused | generic | reference",
     "init_from=none": "GLUE: none | auto | RUN_ID | path",
     "recipe.learning_rate=…": "any number of the recipe; method.alpha=… any field of the method's PEFT config",
-    "launch.parallel=N": "N cells of a sweep at a time on this machine",
+    "launch.parallel=N": "N runs of a sweep at a time on this machine",
 }
 
 
 def help_text() -> str:
     """Return what `python run.py --help` prints."""
     lines = [
-        "Run one cell of the Dual LoRA comparison: a model, a task, a method.",
+        "Do one run of the Dual LoRA comparison: a model, a task, a method.",
         "",
         f"  {shipped.PROGRAM} model=llama2 task=commonsense method=dual_lora",
         f"  {shipped.PROGRAM} profile=demo",
@@ -62,7 +62,7 @@ def help_text() -> str:
         lines += textwrap.wrap(" ".join(options(group)), 116, initial_indent=" " * 4, subsequent_indent=" " * 4)
     lines += ["", "Settings (KEY=VALUE):", ""]
     lines += [f"  {key:<24} {meaning}" for key, meaning in SETTINGS.items()]
-    lines += ["", "--cfg job shows the composed settings of a run without starting it (--resolve fills references in)."]
+    lines += ["", "--cfg job shows the composed settings of a run without starting it (--resolve fills in references)."]
     return "\n".join(lines)
 
 
@@ -72,7 +72,7 @@ def _every_setting() -> dict[str, Any]:
     for group, kind in typing.get_type_hints(RunConfig).items():
         if dataclasses.is_dataclass(kind):
             found[group] = _defaults(kind)
-    found["method"].pop("settings")  # a method's PEFT settings stand flat beside its own
+    found["method"].pop("settings")  # a method's PEFT settings are at the same level as its own
     return found
 
 
@@ -90,14 +90,14 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 
 def compose(arguments: list[str]) -> list[RunConfig]:
-    """Return one checked config per cell of the command line (several with `-m`).
+    """Return one checked config for each run of the command line (several with `-m`).
 
     Raises `ConfigError`. For `--cfg`, `--info` and the like Hydra prints and the list is empty.
     """
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(help_text())
         return []
-    # Hydra's own error printing hides the legal values behind a stack-trace hint; raise instead, and explain.
+    # Hydra's own error output hides the legal values behind a stack-trace hint; let it raise, and explain the error.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
     from hydra.core.config_store import ConfigStore
@@ -111,11 +111,11 @@ def compose(arguments: list[str]) -> list[RunConfig]:
     if flags <= {"-m", "--multirun"} and not any(word.startswith("hydra") for word in arguments):
         sweeps = flags or any(word.startswith("experiment=") for word in arguments)
         return _sweep([word for word in arguments if word not in flags]) if sweeps else [_single(arguments)]
-    cells: list[RunConfig] = []
+    configs: list[RunConfig] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
     def collect(composed: DictConfig) -> None:
-        cells.append(RunConfig.from_dict(_plain(composed)))
+        configs.append(RunConfig.from_dict(_plain(composed)))
 
     previous = sys.argv
     sys.argv = [previous[0], *arguments]
@@ -124,7 +124,7 @@ def compose(arguments: list[str]) -> list[RunConfig]:
             collect()
     finally:
         sys.argv = previous
-    return cells
+    return configs
 
 
 def compose_one(arguments: list[str]) -> RunConfig:
@@ -156,7 +156,7 @@ def _explained() -> Iterator[None]:
 
 
 def _single(words: list[str]) -> RunConfig:
-    """Compose one cell once; `hydra.main` composes it twice, the first time to learn whether it is a sweep."""
+    """Compose one run once; `hydra.main` composes it twice, the first time to learn whether it is a sweep."""
     import hydra
 
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -164,10 +164,10 @@ def _single(words: list[str]) -> RunConfig:
 
 
 def _sweep(words: list[str]) -> list[RunConfig]:
-    """Compose the cells of a sweep, each once and on all cores.
+    """Compose the runs of a sweep, each once and on all cores.
 
-    Hydra's basic sweeper composes every cell twice, one after the other, at 0.15 s and more each: a study of 245 runs
-    would wait for minutes. Cells that differ in their seed alone are composed once: no file of `configs/` refers to the
+    Hydra's basic sweeper composes every run twice, one after the other, at 0.15 s and more each: a study of 245 runs
+    would wait for minutes. Runs that differ only in their seed are composed once: no file of `configs/` refers to the
     seed.
     """
     import hydra
@@ -175,15 +175,15 @@ def _sweep(words: list[str]) -> list[RunConfig]:
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         with _explained():
             jobs = _jobs(words)
-        # All but the seed -> one of its seeds, so that a value that is no seed is refused in Hydra's words.
+        # All but the seed -> one of its seeds, so that Hydra refuses a value that is not a seed.
         composed = {_without_seed(job): job for job in reversed(jobs)}
         values = dict(zip(composed, _in_parallel(list(composed.values())), strict=True))
-    cells = []
+    configs = []
     for job in jobs:
         seed = next((word.removeprefix("seed=") for word in job if word.startswith("seed=")), None)
         own = {"seed": int(seed) if seed.isdigit() else seed} if seed is not None else {}
-        cells.append(RunConfig.from_dict(values[_without_seed(job)] | own))
-    return cells
+        configs.append(RunConfig.from_dict(values[_without_seed(job)] | own))
+    return configs
 
 
 def _without_seed(job: tuple[str, ...]) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ def _without_seed(job: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _jobs(words: list[str]) -> list[tuple[str, ...]]:
-    """Return the overrides of each cell: the experiment's choices, where there is one, and over them the given ones.
+    """Return the overrides of each run: the experiment's choices, if there is one, and over them the given ones.
 
     The last setting changes first, as in Hydra's basic sweeper.
     """
@@ -240,15 +240,13 @@ def _explain(error: BaseException) -> str:
             return f"protocol={wrong} does not exist for task={family}{legal_values(wrong, legal)}"
         if group == "recipe":
             task = wrong.removeprefix("default/")
-            return f"task={task} is in no table configs/recipe/default.*.yaml: the task needs a default recipe"
+            return f"task={task} is in no table configs/recipe/default.*.yaml; add a default recipe for it"
         legal = options(group)
         return f"unknown {group} {wrong!r}{legal_values(wrong, legal)}"
     text = str(error)
     absent = re.search(r"Environment variable '(\w+)' not found", text)
     if absent:
-        return (
-            f"a setting is read from the environment variable {absent[1]}, which is not set; export {absent[1]}=VALUE"
-        )
+        return f"a setting needs the environment variable {absent[1]}, which is unset; export {absent[1]}=VALUE"
     key = getattr(cause, "key", None)
     parent: Any = getattr(cause, "parent_node", None)
     if key is not None and hasattr(parent, "keys"):

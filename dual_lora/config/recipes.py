@@ -1,6 +1,6 @@
 """Recipes as tables: `configs/recipe/MODEL.FAMILY.yaml` has the numbers of a model on a family of tasks.
 
-Every value stands next to its source, `setting: [value, "source"]`; docs/recipes.md explains the sections and columns.
+Every value is next to its source, `setting: [value, "source"]`; docs/recipes.md explains the sections and columns.
 A table gives one recipe MODEL/TASK/METHOD for each of its tasks and methods. The tables `default.FAMILY.yaml` give one
 default/TASK for each task. Reading checks a table: what it does not understand is an error that names file and key.
 """
@@ -28,14 +28,14 @@ _MODEL_SETTINGS = [f"model.{field.name}" for field in dataclasses.fields(ModelCo
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The fast loader where PyYAML has it; a key that is there twice is an error."""
+    """The fast loader, if PyYAML has it; a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
         for key, _ in node.value:
             keys.append(self.construct_object(key))
             if keys.count(keys[-1]) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{keys[-1]!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {keys[-1]!r}", key.start_mark)
         return dict(super().construct_mapping(node, deep=deep))
 
 
@@ -67,7 +67,7 @@ class Recipe:
 
 
 def find(name: str, folder: Path = RECIPES) -> Recipe | None:
-    """Return the recipe MODEL/TASK/METHOD or default/TASK, or None where nobody chose numbers for it.
+    """Return the recipe MODEL/TASK/METHOD or default/TASK, or None if no table has it.
 
     Reads the tables of that model alone. Raises `ConfigError` for a table that cannot be used.
     """
@@ -150,13 +150,13 @@ class _Table:
         for cell in self._of_task(where, row, task):
             if not (isinstance(cell, list) and len(cell) == 2 and isinstance(cell[1], str) and cell[1].strip()):
                 raise ConfigError(
-                    f'{self.file}: {where}: {cell!r} is not [value, "source"]: a value, and where it is from in quotes'
+                    f'{self.file}: {where}: {cell!r} is not [value, "source"]: a value, and its source in quotes'
                 )
             given, source = cell
             is_table = isinstance(given, dict) and self._is_by_rank_or_method(where, given)
             for value in [given] if is_table else self._of_task(where, given, task):
                 if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", value, re.IGNORECASE):
-                    raise ConfigError(f"{self.file}: {where}: YAML reads {value} as a word; write 2.0e-4, not 2e-4")
+                    raise ConfigError(f"{self.file}: {where}: YAML reads {value} as a string; write 2.0e-4, not 2e-4")
                 yield value, self._source(where, source, task)
 
     def _is_by_rank_or_method(self, where: str, values: Mapping[str, Any]) -> bool:

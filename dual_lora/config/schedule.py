@@ -28,7 +28,7 @@ class Batches:
 def plan_batches(config: RunConfig, world_size: int = 1) -> Batches:
     """Derive per-device batch and accumulation from the recipe's global batch.
 
-    Raises `ConfigError` if the global batch is no multiple of (per-device batch × processes).
+    Raises `ConfigError` if the global batch is not a multiple of (per-device batch × processes).
     """
     total = config.recipe.global_batch
     asked = config.launch.per_device_batch
@@ -69,7 +69,7 @@ def plan_warmup(config: RunConfig, steps: int) -> int:
 def warmup_steps(recipe: Mapping[str, Any], profile: Mapping[str, Any], steps: int) -> int:
     """Return `plan_warmup` of settings as a record keeps them. A bounded run warms up for a tenth of its steps at most.
 
-    So it keeps the shape of the whole one's.
+    So its schedule has the shape of the full run's.
     """
     asked: int = recipe["warmup_steps"] or math.ceil(recipe["warmup_ratio"] * steps)
     bounded = profile["max_steps"] is not None or profile["train_examples"] is not None

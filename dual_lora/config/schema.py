@@ -1,8 +1,8 @@
 """The typed form of one run: Hydra composes a dictionary, `RunConfig.from_dict` turns it into frozen dataclasses.
 
 Nothing after this file handles raw dictionaries, and nothing here is heavy to import: composing, `--help` and
-`--cfg job` never load torch. Units live in the names. A setting that no dataclass knows is an error that names the
-legal ones and the nearest.
+`--cfg job` never load torch. Units are in the names. A setting that no dataclass has is an error that names the legal
+ones and the nearest.
 """
 
 from __future__ import annotations
@@ -160,14 +160,14 @@ class RecipeConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class ProfileConfig:
-    """How much of the real thing is run. Only sizes differ between profiles; None means all."""
+    """How much of the full run is done. Only sizes differ between profiles; None means all."""
 
     name: str
     train_examples: int | None = None
     max_steps: int | None = None  # bounds the recipe's epochs
     validation_examples: int | None = None
     test_items: int | None = None  # per subset; 0: only validation is scored, to choose settings by
-    base_row: bool = False  # also run the same cell with method=none first
+    base_row: bool = False  # first do the same run with method=none
     samples: int = 0  # generations shown before and after
 
 
@@ -181,7 +181,7 @@ class DataConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class RunConfig:
-    """One cell: everything `dual_lora.runs.lifecycle.run` needs."""
+    """One run: everything `dual_lora.runs.lifecycle.run` needs."""
 
     model: ModelConfig
     task: TaskConfig
@@ -222,7 +222,7 @@ class RunConfig:
 
 
 def _with_settings_apart(method: Mapping[str, Any]) -> dict[str, Any]:
-    """Move a method's PEFT settings, which stand flat in its YAML (`method.alpha`), to `settings`."""
+    """Move a method's PEFT settings, which are at the top level of its YAML (`method.alpha`), to `settings`."""
     own = {field.name for field in dataclasses.fields(MethodConfig)}
     settings = {**method.get("settings", {}), **{key: value for key, value in method.items() if key not in own}}
     return {**{key: value for key, value in method.items() if key in own}, "settings": settings}

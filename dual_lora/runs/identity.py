@@ -1,4 +1,4 @@
-"""Which run this is: all that can change a number, and its hash. Launcher, GPU count, paths and logs stay out."""
+"""Which run this is: everything that can change a number, and its hash. Launcher, GPU count, paths and logs cannot."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from dual_lora.config import RunConfig
 from dual_lora.records import digest
 
-# Words for people: renaming a label must not orphan the records made under the old one.
+# Only for display: renaming a label must not orphan the records made under the old one.
 _LABELS = ("label",)
 _NOT_IDENTITY = {
     # Metrics are computed from the kept predictions, at any time and as often as wanted (`run.py rescore`).
     "task": ("metrics",),
-    "model": ("path", "dimensions", "dtype"),  # the weights' fingerprint and the resolved dtype stand for them
+    "model": ("path", "dimensions", "dtype"),  # the weights' fingerprint and the resolved dtype replace them
     "method": ("contract", "parameters"),
     "recipe": ("sources", "learning_rates", "trials"),
     "profile": ("base_row", "samples"),
 }
-_UNTRAINED = ("recipe", "seed")  # do not reach a run that trains nothing
+_UNTRAINED = ("recipe", "seed")  # without effect on a run that trains nothing
 
 
 def protocol_hash(config: RunConfig) -> str:
-    """Return the hash that decides which numbers may stand in one block of a table."""
+    """Return the hash that decides which numbers may be in one block of a table."""
     return digest(dataclasses.asdict(config.protocol), 12)
 
 

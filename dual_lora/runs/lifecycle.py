@@ -23,12 +23,12 @@ from dual_lora.training import stopping
 from dual_lora.training.trainer import Diverged, Interrupted
 
 logger = logging.getLogger(__name__)
-_NEARLY_NOTHING = 256 * 2**20  # bytes; cuBLAS's workspace takes 32 MiB on an H100, and others free some meanwhile
+_NEARLY_NOTHING = 256 * 2**20  # bytes; cuBLAS's workspace takes 32 MiB on an H100, other processes may free some
 EXIT_CODES = {"finished": 0, "interrupted": 130, "timed_out": 130}  # every other status: 1
 
 
 class ProcessFailed(RuntimeError):
-    """This process of a group failed; what the group's record says is settled by its parent, which sees all."""
+    """This process of a group failed; its parent, which sees all processes, decides what the group's record says."""
 
     def __init__(self, status: records.Status, message: str, trace: str) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class ProcessFailed(RuntimeError):
 
 
 def existing(resolved: Resolved) -> dict[str, Any] | None:
-    """Return the record that makes running unnecessary, or None if there is something to do."""
+    """Return the record that makes the run unnecessary, or None if there is something to do."""
     known = records.read(resolved.record_path)
     if known is None or known["status"] in ("interrupted", "timed_out"):
         return None
@@ -51,7 +51,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
     In a group every process calls this; the first one holds the lock and writes. Raises `RunIsBusy` if another process
     works on this run, `ProcessFailed` in a group.
     """
-    # Checkpoints are plain tensors and numbers: libraries that would unpickle anything (DeepSpeed) must not either.
+    # Checkpoints are plain tensors and numbers; libraries that would unpickle anything (DeepSpeed) must not do so.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     known = processes.from_main(lambda: existing(resolved))
     if known is not None:
@@ -72,37 +72,37 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
 
 def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:
-    """Return the record, and the trace of what stopped this process but maybe not the others of its group."""
+    """Return the record, and the trace of an error that stopped this process (the others of its group may go on)."""
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    cell = Work(resolved)
+    work = Work(resolved)
     status: records.Status = "failed"
     message = trace = None
     try:
-        cell.run()
+        work.run()
         status = "finished"
     except Diverged as error:
         status, message = "diverged", str(error)
     except (Interrupted, KeyboardInterrupt) as error:
-        status, message = _stopped(), str(error) or "stopped by the keyboard"
+        status, message = _stopped(), str(error) or "stopped from the keyboard"
     except ConfigError:
         raise
-    except Exception as error:  # the record of a failed run names its error; the trace goes beside it
+    except Exception as error:  # the record of a failed run names its error; the trace is kept next to it
         message, trace = redaction.hide(f"{type(error).__name__}: {error}"), redaction.hide(traceback.format_exc())
         if _out_of_memory(error):
             detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
-            status, message = "out_of_memory", f"{cell.memory_advice()}{detail}"
-        elif stopping.asked():  # another process of the group was faster to stop, and this one waited for it
+            status, message = "out_of_memory", f"{work.memory_advice()}{detail}"
+        elif stopping.asked():  # another process of the group stopped first, and this one waited for it
             status, message, trace = _stopped(), f"stopped by {stopping.asked()}", None
         else:
             _keep_trace(resolved.folder, message, trace)
     made = records.build(
         status=status,
         identity=resolved.identity,
-        scores=cell.scores(),
-        curves=cell.curves(),
-        cost=cell.cost(),
-        execution=cell.execution(),
-        origin={**cell.origin(), "started": started, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        scores=work.scores(),
+        curves=work.curves(),
+        cost=work.cost(),
+        execution=work.execution(),
+        origin={**work.origin(), "started": started, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
         message=message,
     )
     if resolved.config.tracking == "wandb" and processes.is_main():
@@ -113,9 +113,9 @@ def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; beside other processes of one GPU, libraries and driver say so in their own words."""
+    """Whether memory ran out. On a shared GPU, libraries and driver report it in different words."""
     words = ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
-    if _card_is_full():  # seen on a card with a few MiB left, where cuBLAS found no place for its workspace
+    if _card_is_full():  # seen on a card with a few MiB left, where cuBLAS found no room for its workspace
         words += ["CUBLAS_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_INTERNAL_ERROR"]
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
@@ -123,12 +123,12 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _card_is_full() -> bool:
-    """Whether less is free on the current GPU, for all its processes together, than a library may want at once."""
+    """Whether the current GPU, perhaps shared with other processes, has less free memory than a library may request."""
     if not torch.cuda.is_initialized():
         return False
     try:
         free, _ = torch.cuda.mem_get_info()
-    except RuntimeError:  # the error before left the GPU's context unusable
+    except RuntimeError:  # the first error left the GPU's context unusable
         return False
     return free < _NEARLY_NOTHING
 
@@ -141,14 +141,14 @@ def _keep_trace(folder: Path, message: str, trace: str) -> None:
     path = folder / ("error.txt" if processes.is_main() else f"error-{processes.rank()}.txt")
     try:
         path.write_text(trace)
-    except OSError as error:  # a full disk; the trace is then in the log alone
+    except OSError as error:  # a full disk; then the trace is only in the log
         logger.error("%s\n%s\n(not kept: %s)", message, trace, error)
     else:
         logger.error("%s\n(trace: %s)", message, path)
 
 
 def write_failure(resolved: Resolved, status: records.Status, message: str, trace: str) -> str:
-    """Write the record of a run whose group failed, from what its parent saw. Returns the status now recorded.
+    """Write the record of a run whose group failed, from what its parent saw. Returns the recorded status.
 
     Curves and costs that the first process could still record are kept.
     """

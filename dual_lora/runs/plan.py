@@ -1,4 +1,4 @@
-"""What a run would be, from arithmetic alone: no weights, no data of the hub, a 70B model at once."""
+"""What a run would be, by arithmetic alone: no weights, no data from the hub; instant also for a 70B model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dual_lora.runs.resolve import Resolved, budget_note
 
 GIB = 1024**3
 _BYTES = {"float32": 4, "bfloat16": 2}
-# AdamW keeps two float32 moments beside a float32 weight and its gradient.
+# AdamW keeps two float32 moments in addition to a float32 weight and its gradient.
 _TRAINED_BYTES = 16
 # Activations per token and layer, in units of hidden-size elements of two bytes, for a decoder with flash or SDPA
 # attention: measured between 30 and 40 on LLaMA shapes; 34 is the count of Korthikanti et al. 2022 (arXiv 2205.05198),
@@ -20,8 +20,8 @@ _ACTIVATIONS = 34
 def plan(resolved: Resolved) -> dict[str, Any]:
     """Return parameters and estimated memory of a run.
 
-    Memory is an estimate of one device's peak without sharding: weights, gradients and optimizer, activations. It is of
-    a batch of sequences at the length limit, which a task's texts may never reach.
+    Memory is an estimate of one device's peak without sharding: weights, gradients and optimizer, activations. It
+    assumes a batch of sequences at the length limit, which a task's texts may never reach.
     """
     config = resolved.config
     total = models.count_parameters(config.model, resolved.task.head)
@@ -68,7 +68,7 @@ def describe(resolved: Resolved) -> str:
         f"{batches.per_device} × {batches.accumulation} accumulated, {resolved.train_examples:,} examples",
         f"  memory      about {sum(memory.values()) / GIB:.1f} GiB per device in {resolved.dtype} before sharding ("
         + ", ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
-        + f"), for batches full of {facts['max_length_tokens']}-token sequences, the limit",
+        + f"), for batches of {facts['max_length_tokens']}-token sequences, the limit",
     ]
     if resolved.budget is not None:
         lines.append(f"  budget      {budget_note(resolved.budget)}")

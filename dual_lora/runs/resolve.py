@@ -1,4 +1,4 @@
-"""What a composed config comes to on this machine: derived once, printed by `plan=true`, handed on to its end.
+"""What a composed config resolves to on this machine: derived once, printed by `plan=true`, handed on to the end.
 
 resolved = resolve(config)                    # everything that can be checked in seconds is checked
 resolved = resolve(config, planned=True)      # for a plan: no torch, no file of the hub
@@ -28,7 +28,7 @@ _CPU_BATCH = {"causal_lm": 4, "classification": 16}
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A run that passed every cheap check, with all that follows from its config, this machine and the data.
+    """A run that passed every cheap check, with everything that follows from its config, this machine and the data.
 
     `items` is None and `identity` may be empty in a plan: the data is not read, and a revision that is not pinned is
     not looked up. `steps` counts the items; examples that are left out for their length shorten the training itself.
@@ -36,7 +36,7 @@ class Resolved:
 
     config: RunConfig  # with the ranks of its budget, and on a CPU with a batch that fits
     task: Task
-    device: str  # "cpu" or "cuda"; a plan's as asked for, which may be "auto"
+    device: str  # "cpu" or "cuda"; in a plan as requested, perhaps "auto"
     dtype: str
     batches: Batches
     items: Items | None
@@ -46,8 +46,8 @@ class Resolved:
     warmup_steps: int
     budget: methods.Budget | None  # None: the ranks are given
     start: WarmStart | None  # weights of another run to start from
-    identity: dict[str, Any]  # empty where a plan cannot know it
-    unnamed: str = ""  # why it cannot
+    identity: dict[str, Any]  # empty if a plan cannot know it
+    unnamed: str = ""  # the reason
 
     @property
     def run_id(self) -> str:
@@ -65,7 +65,7 @@ class Resolved:
 def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     """Check everything that can be checked in seconds, derive what follows and name the run.
 
-    Raises `ConfigError` or `DataError`: a setting, a model that is not there, data that cannot be used.
+    Raises `ConfigError` or `DataError`: a bad setting, a missing model, data that cannot be used.
     """
     device = config.launch.device if planned else resolve_device(config)
     plan_batches(config, config.launch.world_size)
@@ -104,7 +104,7 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
 
 
 def _named(config: RunConfig, dtype: str, task: Task, planned: bool) -> tuple[WarmStart | None, dict[str, Any], str]:
-    """Return the start, the identity and, where a plan can know neither, why."""
+    """Return the warm start, the identity and, if a plan can know neither, the reason."""
     try:
         fingerprint = models.fingerprint(config.model)
         start = warm_start.resolve(config)
@@ -114,7 +114,7 @@ def _named(config: RunConfig, dtype: str, task: Task, planned: bool) -> tuple[Wa
         raise
     except ConfigError:
         if planned:
-            return None, {}, f"init_from={config.init_from} is not here"
+            return None, {}, f"init_from={config.init_from} is not on this machine"
         raise
     data = task.fingerprint()
     init_from = start.sha256 if start else "none"
@@ -125,7 +125,7 @@ def _named(config: RunConfig, dtype: str, task: Task, planned: bool) -> tuple[Wa
 def check_smoothing(head: Head, label_smoothing: float) -> None:
     """Refuse a label smoothing that has no meaning. Raises `ConfigError`."""
     if not 0.0 <= label_smoothing < 1.0:
-        raise ConfigError(f"recipe.label_smoothing={label_smoothing}: legal are 0 (none) up to, but not, 1")
+        raise ConfigError(f"recipe.label_smoothing={label_smoothing}: legal are 0 (none) and values below 1")
     if label_smoothing and head.regression:
         raise ConfigError(
             f"recipe.label_smoothing={label_smoothing}: this task is a regression and has no classes to smooth over; "
@@ -134,7 +134,7 @@ def check_smoothing(head: Head, label_smoothing: float) -> None:
 
 
 def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:
-    """Return the config with the method at the rank nearest `method.budget`, and what that came to (None: no budget).
+    """Return the config with the method at the rank nearest `method.budget`, and the budget's result (None: no budget).
 
     Solving again gives the same ranks, so a worker names the run as its parent did. Raises `ConfigError`.
     """
@@ -146,13 +146,13 @@ def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:
 
 
 def budget_note(budget: methods.Budget) -> str:
-    """Return what a budget came to, for the record, the tables and a person."""
+    """Return a budget's result as text, for the record, the tables and the screen."""
     ranks = ", ".join(f"{name}={rank}" for name, rank in budget.ranks.items())
     return f"{budget.wanted:,} wanted, {budget.got:,} trainable at {ranks} ({budget.relative_error:+.2%})"
 
 
 def _bounded_batch(config: RunConfig, device: str, largest: int) -> RunConfig:
-    """Choose a small per-device batch on a CPU, unless one is asked for."""
+    """Choose a small per-device batch on a CPU, unless one is given."""
     share = config.recipe.global_batch // max(1, config.launch.world_size)
     if device != "cpu" or config.launch.per_device_batch is not None or share < 1:
         return config
@@ -161,12 +161,12 @@ def _bounded_batch(config: RunConfig, device: str, largest: int) -> RunConfig:
 
 
 def resolve_device(config: RunConfig) -> str:
-    """Return "cuda" or "cpu". Raises `ConfigError` where CUDA is asked for and absent."""
+    """Return "cuda" or "cpu". Raises `ConfigError` if CUDA is requested and not available."""
     import torch
 
     asked = config.launch.device
     if config.launch.name == "slurm" and "SLURM_JOB_ID" not in os.environ:
-        return "cpu" if asked == "cpu" else "cuda"  # of the compute node: this one only submits
+        return "cpu" if asked == "cpu" else "cuda"  # of the compute node: this machine only submits
     if asked == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "launch.device=cuda, but torch finds no CUDA device; use launch.device=cpu (or auto), or check the driver "

@@ -1,4 +1,4 @@
-"""Weights & Biases, if asked for: offline unless a key is set, so it never blocks and never asks."""
+"""Weights & Biases, on request: offline unless a key is set, so it never blocks and never asks."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def track(record: dict[str, Any], folder: Path) -> None:
                 run.summary[f"{place}/{metric}"] = value
         run.summary["status"] = record["status"]
         run.finish(exit_code=0 if record["status"] == "finished" else 1)
-    except Exception as error:  # no tracking service may end a run
+    except Exception as error:  # a tracking service must not end a run
         logger.warning("tracking=wandb did not work: %s", error)

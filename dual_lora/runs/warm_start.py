@@ -2,12 +2,12 @@
 
     start = resolve(config)          # None for init_from=none; start.sha256 enters the run's identity
     model = methods.apply(...)
-    load(model, start)               # after the adapter is on; the head stays new
+    load(model, start)               # after the adapter is added; the head stays new
 
 LoRA's published MRPC, RTE and STS-B rows start from the adapter of its best MNLI run (appendix D; `--lora_path` in the
 scripts), with a new head, since the classes differ. `init_from` says so explicitly:
 
-    none      no start (the default); the record is labelled "no MNLI start"
+    none      no warm start (the default); the record is labelled "no MNLI start"
     auto      the finished MNLI record of the same model, method, recipe, protocol and data with the best headline score
     RUN_ID    the record of that name
     PATH      a file of trained weights, a run's folder, or a PEFT adapter's folder
@@ -43,17 +43,17 @@ class WarmStart:
     checkpoint: str | None = None
 
     def origin(self) -> dict[str, str | None]:
-        """Return what the record says about it (`sha256` is in the identity as well)."""
+        """Return what the record says about it (`sha256` is also in the identity)."""
         return {"sha256": self.sha256, "run_id": self.run_id, "checkpoint": self.checkpoint}
 
 
 def resolve(config: RunConfig) -> WarmStart | None:
     """Return what `config.init_from` names, hashed; None for "none".
 
-    Raises `ConfigError`: a task or protocol that has no start, no such record or file, a record of another model,
-    method or recipe, weights that are not on this machine. The message for "auto" holds the command that makes it.
+    Raises `ConfigError`: a task or protocol without a warm start, no such record or file, a record of another model,
+    method or recipe, weights that are not on this machine. The message for "auto" has the command that makes them.
     """
-    # A sweep over all of GLUE gives init_from=auto once; the tasks that are published without a start have none.
+    # A sweep over all of GLUE sets init_from=auto for every task; those published without a warm start have none.
     if config.init_from == "none" or (config.init_from == "auto" and config.task.name not in MNLI_STARTED):
         return None
     _check_allowed(config)
@@ -92,8 +92,8 @@ def _check_allowed(config: RunConfig) -> None:
         )
     if config.method.trains in ("nothing", "head"):
         raise ConfigError(
-            f"init_from={config.init_from} with method={config.method.name}, which trains no weights that a start "
-            "could hand on (the head is always new); use init_from=none"
+            f"init_from={config.init_from} with method={config.method.name}, which trains no weights that a warm "
+            "start could provide (the head is always new); use init_from=none"
         )
 
 
@@ -113,9 +113,9 @@ def _best(config: RunConfig) -> WarmStart:
         refused = f" MNLI records that do not fit: {' | '.join(near[:3])}." if near else ""
         raise ConfigError(
             f"init_from=auto: {Path(config.results) / 'records'} has no finished MNLI record of "
-            f"model={config.model.name}, method={config.method.name} and this recipe and protocol.{refused} "
+            f"model={config.model.name}, method={config.method.name}, this recipe and protocol.{refused} "
             f"Make one with\n  {command(config)}\n"
-            "or start without it: init_from=none"
+            "or train without it: init_from=none"
         )
 
     def value(known: dict[str, Any]) -> float:
@@ -177,7 +177,7 @@ def _differences(config: RunConfig, known: dict[str, Any]) -> list[str]:
 
 
 def _method_differences(config: RunConfig, its: dict[str, Any]) -> list[str]:
-    """Settings that differ; the optimizer and the warm-up of the update do not matter to trained weights."""
+    """Return settings that differ; the optimizer and the warm-up of the update do not matter for trained weights."""
     own = json.loads(json.dumps(asdict(config.method)))
     faults = [
         f"its method.{name} is {its[name]!r}, this run's {own[name]!r}"
@@ -203,13 +203,13 @@ def _start_of(config: RunConfig, known: dict[str, Any]) -> WarmStart:
     if not file.is_file():
         raise ConfigError(
             f"the MNLI run {run_id} is recorded, but its weights are not here ({file}; run folders are not committed). "
-            f"Copy that file, or move the record away and make the run again:\n  {command(config)}"
+            f"Copy that file, or move the record away and repeat the run:\n  {command(config)}"
         )
     return WarmStart(file, records.file_sha256(file), run_id, checkpoint)
 
 
 def _weights_in(path: Path) -> Path:
-    """The file of weights a path means."""
+    """Return the file of weights that a path refers to."""
     if path.is_file():
         if path.suffix != ".safetensors":
             raise ConfigError(f"init_from={path}: weights are read from safetensors files only")
@@ -225,7 +225,7 @@ def _weights_in(path: Path) -> Path:
 
 
 def load(model: nn.Module, start: WarmStart) -> int:
-    """Copy the start's weights into what `model` trains, all but the head; return how many tensors were copied.
+    """Copy the warm start's weights into what `model` trains, except the head; return how many tensors were copied.
 
     Raises `ConfigError` if names or shapes differ: weights of another model, method or rank.
     """

@@ -1,4 +1,4 @@
-"""The work of one run: load, adapt, train, evaluate. Each finished part lies in the run folder and is kept."""
+"""The work of one run: load, adapt, train, evaluate. Each finished part is kept in the run folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Work:
-    """One run at work. The record is made from what it gathered, also when it failed halfway."""
+    """The work of one run. The record is made from what it gathered, also if it failed halfway."""
 
     resolved: Resolved
     _training: TrainingResult | None = None
@@ -54,14 +54,14 @@ class Work:
         return self.resolved.folder
 
     def run(self) -> None:
-        """Do what is left to do. Raises whatever stops it; what was gathered until then stays."""
+        """Do what is left to do. Raises any error that stops it; what was gathered until then is kept."""
         resolved, config, task = self.resolved, self.resolved.config, self.resolved.task
         items = resolved.items
         assert items is not None  # only a plan's are not selected
         self._notes = list(task.notes)
         if config.recipe.is_default and config.method.trains != "nothing":
             self._notes.append(f"no recipe of its own: {config.recipe.name}")
-            logger.warning("this combination has no recipe of its own; it runs on %s", config.recipe.name)
+            logger.warning("this combination has no recipe of its own; it uses %s", config.recipe.name)
         if resolved.budget is not None:
             self._notes.append(f"budget: {budget_note(resolved.budget)}")
         if resolved.device == "cuda":
@@ -95,11 +95,11 @@ class Work:
                 self._origin["resolved_init_std"] = methods.resolved_init_std(model)
             deepspeed.ready_to_evaluate(model, config, resolved.batches)
             names = getattr(getattr(model, "base_model", None), "kernel_names", None)
-            self._kernels = names() if names else {}  # ZeRO-3 has told by now which weights come with their block
+            self._kernels = names() if names else {}  # ZeRO-3: only now it is known which weights come with their block
             begun = time.perf_counter()
             self._measurements = work.measure(model, items, self._training.selected if self._training else None)
             seconds = time.perf_counter() - begun
-            self._cost["eval_seconds"] = None if work.known else seconds  # a part of the time is no time
+            self._cost["eval_seconds"] = None if work.known else seconds  # the time of a part says nothing
             self._samples = samples.for_record(task, items.test, resolved.folder / "predictions", self._shown())
         finally:
             self._notes += work.notes
@@ -119,7 +119,7 @@ class Work:
     def _train(self, model: torch.nn.Module, work: Pipeline, tokenizer: Any, items: Items) -> TrainingResult:
         rows = work.rows(items.train, "training")
         self._check_rendered(rendered_sha256(rows))
-        # Before asking whether training is left to do: the notes on the rows belong to every record.
+        # Before checking whether training is left to do: the notes on the rows belong to every record.
         validation = work.rows(items.validation, "validation") if items.validation else []
         result = self._finished_training(model)
         if result is None:
@@ -151,7 +151,7 @@ class Work:
         return [DiagnosticsCallback(path, reference=full_fine_tuning(self.config, self.resolved.dtype))]
 
     def _check_rendered(self, sha256: str) -> None:
-        """A resumed run must go on with the same training text, to the letter."""
+        """A resumed run must continue with exactly the same training text."""
         self._origin["rendered_sha256"] = sha256
         path = self.folder / "rendered.json"
         if path.exists():
@@ -159,7 +159,7 @@ class Work:
             if known != sha256:
                 raise ConfigError(
                     f"the training text differs from when this run began ({known[:12]} then, {sha256[:12]} now): data, "
-                    f"prompt or tokenizer changed; move {self.folder} away to start anew"
+                    f"prompt or tokenizer changed; move {self.folder} away to start over"
                 )
         else:
             write_json(path, {"sha256": sha256})
@@ -172,11 +172,11 @@ class Work:
         values = json.loads(path.read_text())
         for name, sha256 in values.pop("sha256").items():
             if not (self.folder / name).is_file() or file_sha256(self.folder / name) != sha256:
-                logger.warning("%s is damaged; training goes on from its last checkpoint", self.folder / name)
+                logger.warning("%s is damaged; training continues from its last checkpoint", self.folder / name)
                 return None
         values["selected"] = {name: self.folder / file for name, file in values["selected"].items()}
         methods.load_trainable_state(model, load_file(self.folder / "last.safetensors", device="cpu"))
-        logger.info("training was finished before; going on with evaluation")
+        logger.info("training is already finished; continuing with evaluation")
         return TrainingResult(**values)
 
     def _keep_training(self, model: torch.nn.Module, result: TrainingResult) -> None:
@@ -198,7 +198,7 @@ class Work:
         processes.barrier()
 
     def _peak_memory(self) -> int:
-        """Return the largest memory of this process: on its card, or without one in the host."""
+        """Return the peak memory of this process: on its GPU, or on the host if it has none."""
         if self.resolved.device == "cuda":
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -110,7 +110,7 @@ def test_the_page_shows_a_table_that_is_read_as_it_says(tmp_path: Path) -> None:
         ('[8, "Table 8"]', "[8]", ["methods.dora.method.r", "[8]", "source"]),
         ('[8, "Table 8"]', '[8, " "]', ["methods.dora.method.r", "source"]),
         ('[8, "Table 8"]', "[8, Table 8, page 2]", ["methods.dora.method.r", "source"]),
-        ("  warmup_steps:", "  epochs:", ["'epochs' is there twice", "line 10"]),
+        ("  warmup_steps:", "  epochs:", ["duplicate key 'epochs'", "line 10"]),
         ("[1.0e-5,", "[1e-5,", ["methods.lora_plus.learning_rate", "1e-5", "2.0e-4, not 2e-4"]),
         ("learning_rate: [1.0e-5,", "epochs: [1,", ["minilm/glue/rte/lora_plus has no learning_rate"]),
         ("{r4: 2.0e-4, r8:", "{r4: 2.0e-4, r16:", ["minilm/glue/cola/dora", "'r8'", "r4, r16"]),

@@ -130,8 +130,8 @@ def test_recorded_but_absent_weights_are_an_error(tmp_path):
             ("rte", "dual_lora", "init_from=auto", "protocol=restricted"),
             "protocol=restricted: this protocol allows no start",
         ),
-        (("rte", "none", "init_from=auto"), "method=none, which trains no weights that a start could hand on"),
-        (("rte", "head", "init_from=auto"), "method=head, which trains no weights that a start could hand on"),
+        (("rte", "none", "init_from=auto"), "method=none, which trains no weights that a warm start could provide"),
+        (("rte", "head", "init_from=auto"), "method=head, which trains no weights that a warm start could provide"),
         (("rte", "dual_lora", "init_from=0123456789abcdef"), "neither a record in"),
     ],
 )
