@@ -1,10 +1,10 @@
-"""Scoring a model by what it writes, ranks and classifies.
+"""Scoring a model by what it generates, ranks and classifies.
 
 `generation` gives replies, `ranking` the likelihoods of offered answers, `classification` logits, `validation` losses.
 `evaluator` runs them over a task's items and keeps every prediction, `gate` looks for faults before hours of it,
 `epoch_scores` follows a classifier's epochs, `rescoring` scores kept predictions again, `samples` shows some.
 
-`build_pipeline(task, ...)` gives what a run does with them, for a model that writes or one that classifies.
+`build_pipeline(task, ...)` gives what a run does with them, for a language model or a classifier.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def build_pipeline(task: Task, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> Pipeline:
-    """Return the pipeline for the task's head."""
+    """Return the pipeline for the task's type."""
     if isinstance(task, ClassificationTask):
         from dual_lora.evaluation.classifier import ClassificationPipeline
 

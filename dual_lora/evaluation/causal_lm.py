@@ -1,4 +1,4 @@
-"""Models that write: prompt and answer are one text, and checkpoints are scored by what they write."""
+"""Language models: prompt and answer are one text, and checkpoints are scored by what they generate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
 class Collator:
     """Pads a batch to its longest row, rounded up to 8: int64 tensors (rows, length), `shift_labels` among them.
 
-    The Trainer counts `shift_labels` as they are. Of `labels` it decides by the model's name which of them count.
+    The Trainer counts `shift_labels` as they are. For `labels` it decides by the model's name which of them count.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -71,7 +71,7 @@ class CausalLMPipeline:
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
         if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked and has no loss: any id serves
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked and has no loss: any id will do
         return Collator(self.tokenizer)
 
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
@@ -85,10 +85,10 @@ class CausalLMPipeline:
             return self._measure(model, items, selected)
 
     def _computing(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """Compute as training did, also in a process that did not train: the scores of a run have one rounding."""
+        """Compute as training did, also in a process that did not train: all scores of a run have the same rounding."""
         if self._autocast is None:
             return nullcontext()
-        # Not cached: weights change in between, merged or of another checkpoint.
+        # Not cached: weights change in between, by merging or another checkpoint.
         return torch.autocast(next(model.parameters()).device.type, self._autocast, cache_enabled=False)
 
     def _measure(
@@ -112,7 +112,7 @@ class CausalLMPipeline:
         return measurements
 
     def _validate(self, model: torch.nn.Module, items: Items, checkpoint: str) -> list[dict[str, Any]]:
-        """Measure the weights in memory on the validation examples. No text is generated, no item is chosen by it."""
+        """Measure the weights in memory on the validation examples. No text is generated; nothing is chosen by it."""
         if not items.validation:
             return []
         rows, _ = self._encoded(items.validation)
@@ -123,8 +123,8 @@ class CausalLMPipeline:
         return [{"split": "validation", "checkpoint": checkpoint, **dataclasses.asdict(score)}]
 
     def _gate(self, model: torch.nn.Module, items: Items) -> None:
-        """Find a fault that would be measured instead of the model before hours of evaluation, not after them."""
-        if processes.world_size() == 1:  # a partitioned model computes only together; the same code was checked alone
+        """Before hours of evaluation, find a fault that would be measured instead of the model."""
+        if processes.world_size() == 1:  # a partitioned model needs all processes; the same code is checked with one
             gate.check(
                 model,
                 self.tokenizer,
@@ -132,7 +132,7 @@ class CausalLMPipeline:
                 items.test,
                 self.config.protocol,
                 dtype=self._autocast or torch.float32,
-                # Full fine-tuning may lose the prompts' English, and has no adapter to switch off.
+                # Full fine-tuning may unlearn the prompts' English, and has no adapter to disable.
                 pretrained=self.config.model.source != "random" and self.config.method.trains in ("nothing", "adapter"),
             )
 

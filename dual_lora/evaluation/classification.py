@@ -55,7 +55,7 @@ def encode(
 class Collator:
     """Pads a batch to its longest row: long tensors (batch, tokens), labels long or float32 (batch,).
 
-    multiple_of: round the width up to a multiple of it, which tensor cores like; the added columns are masked out.
+    multiple_of: round the width up to a multiple of it, which suits tensor cores; the added columns are masked out.
     """
 
     def __init__(self, tokenizer: Any, multiple_of: int = 8) -> None:
@@ -87,8 +87,8 @@ def predict(
 ) -> np.ndarray:
     """Return the logits of all rows in their order: float32, shape (items, labels).
 
-    Rows of like length share a batch, so little is padded. The model's training mode is restored. Every process of a
-    distributed run must call this: each computes a share of the rows, and all get the same result.
+    Rows of similar length share a batch, so there is little padding. The model's training mode is restored. Every
+    process of a distributed run must call this: each computes a share of the rows, and all get the same result.
     autocast: the dtype training computes in, e.g. torch.bfloat16, where the model is held in float32.
     """
     if not rows:

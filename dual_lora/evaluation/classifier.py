@@ -1,4 +1,4 @@
-"""Models that classify: every epoch is scored, and the one to show is chosen afterwards, as published and honestly."""
+"""Classifiers: every epoch is scored and one is chosen afterwards, both as published and on held-out examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ClassificationPipeline:
     def __init__(self, task: ClassificationTask, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config
         self.notes: list[str] = []
-        self.known = 0  # every epoch's predictions are made within it
+        self.known = 0  # predictions of an epoch are never resumed
         self._run_folder, self._folder = folder, folder / "epochs"
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         self._epochs: EpochScores | None = None
@@ -56,7 +56,7 @@ class ClassificationPipeline:
         if items.held_out:
             parts["heldout"] = Part(items.held_out, self.rows(items.held_out, "held-out"))
         shown: str = self.config.protocol.checkpoint
-        # An MNLI run hands the weights of the epoch it shows on to MRPC, RTE and STS-B (`runs/warm_start.py`).
+        # MRPC, RTE and STS-B start from the weights of an MNLI run's headline epoch (`runs/warm_start.py`).
         keep = {shown: records.weights_file(self._run_folder, shown)} if shown != "last" else {}
         return EpochScores(
             self._folder,
@@ -77,7 +77,7 @@ class ClassificationPipeline:
             following.forget_after(0)
             following.measure(model, 0)
             return self._scores(following.chosen()["last"].logits, items, "base")
-        if self._epochs is None:  # training was finished by an earlier process
+        if self._epochs is None:  # an earlier process finished training
             following.forget_after(None)
             self._epochs = following
         wanted = dict.fromkeys(["last", self.config.protocol.checkpoint, *self.config.protocol.also_report])

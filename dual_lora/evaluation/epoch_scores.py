@@ -1,4 +1,4 @@
-"""Choosing an epoch after training from what every epoch scored: the published way and the honest way in one run.
+"""Choosing an epoch after training from every epoch's scores: the published choice and an honest one in one run.
 
     epochs = EpochScores(folder, task, {"dev": Part(...), "heldout": Part(...)}, collator, batch_size=64)
     epochs.forget_after(step)                   # 0, or the step of the checkpoint that training continues from
@@ -52,11 +52,11 @@ class Epoch:
 class EpochScores(TrainerCallback):
     """Measures the parts whenever the Trainer evaluates, and keeps scores and logits (no weights) in a folder.
 
-    The choice is made from the files, so a resumed run chooses as an uninterrupted one does.
+    The choice is made from the files, so a resumed run makes the same choice as an uninterrupted one.
 
-    parts: "dev" (not in a trial that may not see it), and "heldout" where the protocol holds a part of the training
-        set out.
-    keep_weights: checkpoint ("best_dev", "best_heldout") -> safetensors file, for a checkpoint whose weights are wanted
+    parts: "dev" (not in a trial, which must not see it), and "heldout" if the protocol holds out a part of the training
+        set.
+    keep_weights: checkpoint ("best_dev", "best_heldout") -> safetensors file, for a checkpoint whose weights are kept
         too: the headline's. Written whenever it improves.
     weights_of: gives a model's trained weights (`methods.trainable_state`); called by every process.
     Raises `ValueError` for another part, or none.
@@ -109,7 +109,7 @@ class EpochScores(TrainerCallback):
             self.measure(model, state.global_step, write=state.is_world_process_zero)
 
     def measure(self, model: torch.nn.Module, step: int, *, write: bool = True) -> None:
-        """Measure all parts after `step` optimizer steps. A step measured before is left as it is."""
+        """Measure all parts after `step` optimizer steps. A step that is already measured is left as it is."""
         if step in self._scores:
             return
         before = {name: self._best_step(part) for name, part in self._choices()}
@@ -131,7 +131,7 @@ class EpochScores(TrainerCallback):
                 if write:
                     with replacing(self._keep_weights[name]) as place:
                         save_file(weights, place)
-        processes.barrier()  # what the main process has written may be read now
+        processes.barrier()  # now what the main process has written may be read
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(f"best_{part}", part) for part in PARTS if part in self._parts]

@@ -1,4 +1,4 @@
-"""Scoring a model on a set of items, in every way the task asks for. A kill in the middle loses at most one batch."""
+"""Scoring a model on a set of items with every scoring of the task. A killed process loses at most one batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dual_lora.evaluation.prediction_lines import read_lines
 from dual_lora.records import replacing
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
-# Sequences (beams, candidates) per batch. Decoding a small model is bound by launches: the more the better.
+# Sequences (beams, candidates) per batch. Kernel launches limit the decoding of a small model: the more the better.
 _SEQUENCES = {"cpu": 16, "cuda": 128}
 _SEQUENCES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 512}
 _SMALL = 1e9  # parameters
@@ -43,7 +43,7 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """Return measurements (see the record's `scores.measurements`) for every scoring of the task.
 
-        The update is merged into the weights meanwhile, so an adapted model decodes as fast as its base.
+        The update is merged into the weights while this runs, so an adapted model decodes as fast as its base.
         """
         measurements: list[dict[str, Any]] = []
         with methods.merged(model) as plain:
@@ -62,7 +62,7 @@ class Evaluator:
         return measurements
 
     def take_over(self, made: str, checkpoint: str) -> None:
-        """Use what was predicted with checkpoint `made` for another one of the same weights."""
+        """Use the predictions of checkpoint `made` for another one with the same weights."""
         self._taken_over.add(checkpoint)
         if processes.is_main():
             for path in sorted(self.folder.glob(f"{glob.escape(made)}.*.jsonl")):
@@ -108,7 +108,7 @@ class Evaluator:
         return [self.task.read(reply, example) for reply, example in zip(values, examples, strict=True)]
 
     def _complete(self, examples: Sequence[Example]) -> Callable[[int, str], bool] | None:
-        """Tasks whose reading is settled before the model stops say so: the rest of the reply is not generated."""
+        """Return when a reply needs no further token; None for a task whose reading needs the whole reply."""
         if not self.task.settles_early:
             return None
         return lambda index, reply: self.task.complete(reply, examples[index])
@@ -125,8 +125,8 @@ class Evaluator:
 class _Kept:
     """Replies (or candidate scores) of a set of items by index, appended to a file batch by batch, with a bar.
 
-    In a group each process appends to a file of its own; all are read when an interrupted evaluation goes on, whatever
-    the number of processes then, and one whole file is left in the end.
+    In a group each process appends to its own file. All are read when an interrupted evaluation continues, with any
+    number of processes, and one complete file is left in the end.
     """
 
     def __init__(self, path: Path, items: int, values: dict[int, Any]) -> None:
@@ -135,7 +135,7 @@ class _Kept:
 
     @staticmethod
     def read(path: Path, items: int) -> _Kept:
-        """Read what is there and bring it into one file."""
+        """Read what is there and write it to one file."""
         values: dict[int, Any] = {}
         for file in [path, *_parts(path)]:
             if file.exists():
@@ -146,7 +146,7 @@ class _Kept:
         return kept
 
     def share(self, rank: int, processes: int) -> list[int]:
-        """Return the items that this process has to make: every n-th of those that are missing."""
+        """Return the items that this process has to do: every n-th of those that are missing."""
         missing = [index for index in range(self.items) if index not in self.values]
         self._mine = missing[rank::processes]
         return self._mine
@@ -169,7 +169,7 @@ class _Kept:
         self._file.close()
 
     def add(self, places: Sequence[int], values: Sequence[Any]) -> None:
-        """Keep the values of items, named by their place in this process's share."""
+        """Keep the values of items, which are given by their place in this process's share."""
         for place, value in zip(places, values, strict=True):
             index = self._mine[place]
             self.values[index] = value
@@ -178,7 +178,7 @@ class _Kept:
         self._bar.update(len(places))
 
     def write_whole(self, values: Sequence[Any]) -> None:
-        """Leave one file with the value of every item, in order."""
+        """Write one file with the value of every item, in order."""
         self._write(dict(enumerate(values)))
 
     def _write(self, values: dict[int, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Replies of a causal model: batched, left-padded with a mask, sorted by length; the order of the prompts comes back.
+"""Replies of a causal model: batched, left-padded with a mask, sorted by length; returned in the order of the prompts.
 
     generate(model, tokenizer, prompts, decoding, *, batch_size, complete=None, on_batch=None)
         -> list[str]      # the new text of each prompt, special tokens removed, not stripped
@@ -10,7 +10,7 @@
     pad_id(tokenizer) -> int             # also for tokenizers without a padding token
 
 A reply does not depend on its batch: padding is masked and positions count from the first real token. In float32 the
-text is the same for every batch size (tested); in bfloat16 sums are ordered differently and a close call can tip.
+text is the same for every batch size (tested); in bfloat16 the order of sums differs and can change a close choice.
 Beams share the prompt: it is computed once and its cache is repeated.
 """
 
@@ -38,7 +38,7 @@ OnBatch = Callable[[list[int], list[str]], None]
 
 
 def pad_id(tokenizer: Any) -> int:
-    """Return an id to pad with. Which one never matters: padding is masked."""
+    """Return an id to pad with. Which one does not matter: padding is masked."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
@@ -81,7 +81,7 @@ def generate(
     replies: dict[int, str] = {}
     rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     _check_fits(model, rows, decoding.max_new_tokens)
-    # The longest first: memory runs out at once or never, and the time left is over- rather than underestimated.
+    # Longest first: memory runs out at once or never, and the time left is overestimated rather than underestimated.
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     was_training = model.training
     model.eval()
@@ -157,7 +157,7 @@ def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> Generat
         use_cache=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        # Fills rows that have ended; the end token, so that decoding cuts there also where padding is a plain token.
+        # Fills rows that have ended. The end token, so that decoding cuts there even if padding is an ordinary token.
         pad_token_id=padding if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
     )
 
@@ -187,8 +187,8 @@ def _shared_prompt(model: Any, ids: torch.Tensor, mask: torch.Tensor, beams: int
 class NoRepeatInReply(LogitsProcessor):
     """Bans a repeated n-gram within the reply, as the LoRA release's beam search does.
 
-    transformers' own processor looks at prompt and reply together, so a name of n tokens could not be copied out of
-    the prompt.
+    transformers' own processor looks at prompt and reply together, so a name of n tokens could not be copied from the
+    prompt.
     """
 
     def __init__(self, size: int, prompt_length: int) -> None:
@@ -203,7 +203,8 @@ class NoRepeatInReply(LogitsProcessor):
 class _Complete(StoppingCriteria):
     """Stops each row of a greedy batch one token after its reading is settled.
 
-    The one token more tells "the correct answer is answer1" from the same words with a continuation, which is counted.
+    The additional token tells "the correct answer is answer1" from the same words with a continuation, which is
+    counted.
     """
 
     def __init__(self, tokenizer: Any, prompt_length: int, indices: Sequence[int], complete: Complete) -> None:

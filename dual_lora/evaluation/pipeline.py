@@ -1,4 +1,4 @@
-"""What differs between a model that writes and one that classifies: its rows, what is followed, how it is scored."""
+"""What differs between a language model and a classifier: its rows, what is followed in training, how it is scored."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Rows = list[dict[str, Any]]
 
 
 class Pipeline(Protocol):
-    """The part of a run that depends on the model's head."""
+    """The part of a run that depends on the task's type."""
 
     notes: list[str]
 
     @property
     def known(self) -> int:
-        """How many predictions an interrupted evaluation had left: the seconds of this one do not hold theirs."""
+        """How many predictions an interrupted evaluation had left; the seconds of this one do not include theirs."""
         ...
 
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
-        """Encode examples for training; what the cut-off did goes into `notes`."""
+        """Encode examples for training; the effect of the cut-off goes into `notes`."""
         ...
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]: ...
 
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
-        """Return what follows the training beyond its loss."""
+        """Return what follows training in addition to the loss."""
         ...
 
     def measure(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a predictions file, an unfinished last one too. Raises `OSError`.
+    """Return the lines of a predictions file, including an unfinished last one. Raises `OSError`.
 
     `str.splitlines` would also split where a reply holds U+0085, U+2028 or U+2029, which JSON leaves as they are.
     """

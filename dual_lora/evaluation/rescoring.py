@@ -1,7 +1,7 @@
 """Scoring a finished run again from the predictions it kept: no model, no GPU.
 
-For a machine without Java (METEOR), a scorer that was mended, a metric that is new. What was predicted is checked
-against the hashes in the record, so the new scores are of the same run.
+For a machine without Java (METEOR), a scorer that was fixed, a new metric. The predictions are checked against the
+hashes in the record, so the new scores are of the same run.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dual_lora.tasks.base import Example, Reading, Task
 
 
 def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Return the record with its test measurements computed anew.
+    """Return the record with its test measurements computed again.
 
     Args:
-        known: the record of a finished run of a model that writes.
+        known: the record of a finished run of a language model.
         config: the run's own (`config.json` in its folder), with `task.metrics` and `data.dir` of this machine.
         folder: the run's, with `predictions/CHECKPOINT.test.SCORING.jsonl`.
 
     Raises:
-        ConfigError: another run's config, data that changed since, predictions that are missing or not those of the
+        ConfigError: another run's config, data that has changed, predictions that are missing or not those of the
             record, metrics that the record would lose.
     """
     if known["status"] != "finished":
@@ -39,9 +39,9 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
         raise ConfigError("the run scored no test item (profile.test_items=0): there are no predictions to score")
     task = tasks.load(config)
     if task.head.kind != "causal_lm":
-        raise ConfigError(f"task={task.name}: only generated and ranked answers are kept to be scored again")
+        raise ConfigError(f"task={task.name}: only generated and ranked answers can be scored again")
     if task.fingerprint() != known["identity"]["data"]["fingerprint"]:
-        raise ConfigError(f"data.dir={config.data.dir} does not hold the data that this run was scored on")
+        raise ConfigError(f"data.dir={config.data.dir} does not have the data that this run was scored on")
     items = splits.select(task, config).test
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in known["scores"]["measurements"]:
@@ -71,10 +71,10 @@ def _readings(
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); evaluate the run again instead") from None
     if hashlib.sha256("\n".join(lines).encode()).hexdigest() != known["origin"]["predictions_sha256"].get(name):
-        raise ConfigError(f"{path} does not hold the predictions that the record was made from")
+        raise ConfigError(f"{path} does not have the predictions that the record was made from")
     values = [json.loads(line)["value"] for line in lines]
     if len(values) != len(items):
-        raise ConfigError(f"{path} holds {len(values)} predictions of {len(items)} items")
+        raise ConfigError(f"{path} has {len(values)} predictions of {len(items)} items")
     if scoring == "generate":
         return [task.read(value, item) for value, item in zip(values, items, strict=True)]
     return [task.choose(item, scoring, value) for value, item in zip(values, items, strict=True)]
@@ -85,7 +85,7 @@ def _check_nothing_lost(known: Mapping[str, Any], found: Mapping[tuple[str, str]
     made = {name for entries in found.values() for entry in entries for name in entry["metrics"]}
     if held - made:
         raise ConfigError(
-            f"the record would lose {', '.join(sorted(held - made))}, which it holds; score these again too (--metrics)"
+            f"the record would lose {', '.join(sorted(held - made))}, which it has; score these again too (--metrics)"
         )
 
 

@@ -19,7 +19,7 @@ KEPT = 5
 def for_record(task: Task, items: Sequence[Example], predictions: Path, checkpoint: str) -> list[dict[str, str]]:
     """Return input, reply and first reference of five test items: the same ones for every run on the same items.
 
-    Empty for tasks whose replies are read (answers of a few words say nothing), and where nothing was generated.
+    Empty for tasks with short answers, whose texts say little, and if nothing was generated.
     """
     replies = _replies(predictions / f"{checkpoint}.test.generate.jsonl")
     if not task.free_text or not replies:

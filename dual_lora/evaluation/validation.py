@@ -1,9 +1,9 @@
-"""What a language model loses on validation examples, in nats per token: on the answers, and on the whole texts.
+"""A language model's loss on validation examples, in nats per token: on the answers, and on the whole texts.
 
     losses(model, rows, collator, batch_tokens=4096) -> {"loss": 1.2, "full_sequence_loss": 2.3}
 
-Unlike the curve that the Trainer follows, which is the trained objective, these are plain likelihoods: unsmoothed, and
-the same two numbers for every method and the base model. Where a protocol trains on whole texts (`loss_on=all`), no
+Unlike the Trainer's curve, which is of the trained objective, these are plain likelihoods: unsmoothed, and the same two
+numbers for every method and the base model. Where a protocol trains on whole texts (`loss_on=all`), no
 prompt is marked and both numbers are of the whole text.
 """
 

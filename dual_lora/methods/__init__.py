@@ -1,7 +1,7 @@
 """Methods: from a `MethodConfig` to a model that trains what the method trains, its optimizer and its callbacks.
 
-Counting (`planned_parameters`, `with_budget`) imports no torch, so that a plan of a 70B model is printed at once; the
-rest is imported when it is first used.
+Counting (`planned_parameters`, `with_budget`) imports no torch, so that a plan is printed at once; the rest is imported
+when it is first used.
 """
 
 from __future__ import annotations

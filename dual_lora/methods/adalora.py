@@ -32,7 +32,7 @@ def allocation_schedule(total_steps: int, tinit: int | None, tfinal: int | None)
     if first >= total_steps - last:
         raise ConfigError(
             f"method.tinit={first} and method.tfinal={last} leave no step of {total_steps} in which AdaLoRA's budget "
-            "falls: lower them, or leave them null"
+            "falls; lower them, or leave them null"
         )
     return first, last
 
@@ -40,9 +40,10 @@ def allocation_schedule(total_steps: int, tinit: int | None, tfinal: int | None)
 class RankAllocationCallback(TrainerCallback):
     """Prunes AdaLoRA's singular values down to the target rank, on the schedule tinit → total steps − tfinal.
 
-    The rank pattern is kept here and not in the PEFT config between steps: with a pattern PEFT saves cut tensors, which
-    a resumed training of the full size cannot load. A saved adapter has its pruned singular values at zero instead. The
-    importance scores are saved beside each checkpoint, so that a resumed training prunes as an uninterrupted one.
+    The rank pattern is kept here and not in the PEFT config between steps: with a pattern PEFT saves truncated tensors,
+    which a resumed training of the full size cannot load. A saved adapter has its pruned singular values at zero
+    instead. The importance scores are saved with each checkpoint, so that a resumed training prunes as an uninterrupted
+    one.
 
     PEFT adds the orthogonality term to every loss the model returns. It is on during a training step only, so that a
     validation loss is the task's and can be compared with other methods'.

@@ -1,4 +1,4 @@
-"""Applying a method: what of a loaded model is trained, through PEFT where an adapter is."""
+"""Applying a method: which part of a loaded model is trained, through PEFT if it is an adapter."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def apply(
 
     Args:
         model: a loaded transformers model; it is changed in place.
-        seed: of the adapter's start. The global random state is left as it was.
-        kernel: how Dual LoRA computes (`RunConfig.kernel`); no part of the method, other methods ignore it.
+        seed: of the adapter's initial values. The global random state is left unchanged.
+        kernel: how Dual LoRA computes (`RunConfig.kernel`); not part of the method, other methods ignore it.
 
     Returns:
         The model itself, or the `peft.PeftModel` around it.
@@ -79,12 +79,12 @@ def _apply_adapter(model: nn.Module, config: PeftConfig, model_config: ModelConf
     if hasattr(config, "modules_to_save") and head_modules(model):
         heads = [name.rpartition(".")[2] for name in head_modules(model)]
         config.modules_to_save = [*saved, *(name for name in heads if name not in saved)]
-    # PEFT leaves this out where there is a task type; an adapter of the split GPT-2 has to say what it stands on.
+    # PEFT omits this if there is a task type; an adapter of the split GPT-2 has to name its base.
     config.auto_mapping = models.adapter_base_class(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
-    # PEFT adds "classifier" and "score" whatever the model has; keep what exists, once: equal runs save equal files.
+    # PEFT adds "classifier" and "score" to any model; keep what exists, once: equal runs save equal files.
     if getattr(config, "modules_to_save", None):
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         config.modules_to_save = sorted(set(config.modules_to_save) & names)
@@ -97,7 +97,7 @@ def peft_config(
     """Build the PEFT config of an adapter method. A setting of null means PEFT's own default.
 
     `target_modules` defaults to the model's. Frozen random projections (VeRA, RandLoRA) come from the run's seed,
-    because a sweep over seeds should vary all that is random.
+    because a sweep over seeds should vary everything random.
     """
     cls = config_class(method)
     known = inspect.signature(cls).parameters
@@ -119,7 +119,7 @@ def peft_config(
 
 
 def _check_targets(model: nn.Module, config: PeftConfig, model_config: ModelConfig) -> None:
-    """Refuse target modules that match nothing. PEFT only complains when none of them matches."""
+    """Refuse target modules that match nothing. PEFT only complains if none of them matches."""
     targets = config.target_modules
     layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     endings = sorted({name.rpartition(".")[2] for name in layers} - set(head_modules(model)))
@@ -139,7 +139,7 @@ def _check_targets(model: nn.Module, config: PeftConfig, model_config: ModelConf
 
 
 def resolved_init_std(model: nn.Module) -> dict[str, float]:
-    """Return the σ of each Dual LoRA layer, which `init_std=relative:x` settles per layer; empty for other methods."""
+    """Return the σ of each Dual LoRA layer, which `init_std=relative:x` resolves per layer; empty for other methods."""
     return {
         name.removeprefix("base_model.model."): sigma
         for name, layer in model.named_modules()
@@ -152,7 +152,7 @@ def resolved_init_std(model: nn.Module) -> dict[str, float]:
 def callbacks(method: MethodConfig, total_steps: int | None = None) -> list[TrainerCallback]:
     """Return what the method does at optimizer steps, for `transformers.Trainer(callbacks=...)`.
 
-    The callbacks read the number of steps when training begins; a given `total_steps` is checked against them now.
+    The callbacks read the number of steps when training begins; a given `total_steps` is checked now.
     """
     found: list[TrainerCallback] = []
     if method.delta_warmup:

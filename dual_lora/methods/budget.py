@@ -1,4 +1,4 @@
-"""Equal budgets: the rank at which a method trains the number of parameters asked for."""
+"""Equal budgets: the rank at which a method trains a requested number of parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLLOWERS = ("lora_alpha", "alpha", "randlora_alpha", "target_r")
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a budget came to."""
+    """A budget and the ranks that meet it best."""
 
     wanted: int  # trainable parameters without head
     got: int
@@ -32,16 +32,16 @@ class Budget:
 
 
 def with_budget(method: MethodConfig, layer_shapes: Iterable[LayerShape]) -> tuple[MethodConfig, Budget | None]:
-    """Return the method at the rank nearest `method.budget` and what that came to; without a budget it and None.
+    """Return the method at the rank nearest `method.budget`, and the resulting budget; without one the method and None.
 
     Several ranks (r_magnitude, r_direction) keep their proportion. α moves with the rank, except under rank-stabilised
-    scaling (`use_rslora`), where a fixed α is the method's point. Between two ranks equally near the smaller is taken.
+    scaling (`use_rslora`), where a fixed α is the method's point. Of two ranks equally near, the smaller is taken.
 
     Args:
         layer_shapes: name, in and out features of each adapted layer. `like:METHOD@RANK` counts METHOD on the same.
 
     Raises:
-        ConfigError: a budget that is no number and names no method, or a method without ranks.
+        ConfigError: a budget that is neither a number nor names a method, or a method without ranks.
     """
     if method.budget is None:
         return method, None
@@ -65,7 +65,7 @@ def _nearest(method: MethodConfig, base: dict[str, int], wanted: int, shapes: li
     leading = np.arange(1, largest + 1)
     candidates = {name: np.maximum(1, np.rint(rank / lead * leading)).astype(np.int64) for name, rank in base.items()}
     counts = adapter_parameters(method, shapes, candidates)
-    best = int(np.argmin(np.abs(counts - wanted)))  # the first of equals: the smaller rank
+    best = int(np.argmin(np.abs(counts - wanted)))  # the first among equals: the smaller rank
     return {name: int(values[best]) for name, values in candidates.items()}
 
 

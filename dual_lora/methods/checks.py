@@ -1,4 +1,4 @@
-"""What can be found wrong with a method before any weights are loaded."""
+"""Checks of a method that need no weights."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def config_class(method: MethodConfig) -> type:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"method.config_class={path} cannot be imported ({error}); install the package that holds it, or put its "
+            f"method.config_class={path} cannot be imported ({error}); install the package that defines it, or put its "
             "folder on PYTHONPATH"
         ) from error
     found = getattr(module, name, None)
@@ -94,7 +94,7 @@ def config_class(method: MethodConfig) -> type:
         legal = [other for other in dir(module) if other.endswith("Config")]
         raise ConfigError(f"method.config_class={path}: {module_name} has no {name}{legal_values(name, legal)}")
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ConfigError(f"method.config_class={path} is no PEFT config (a dataclass derived from peft.PeftConfig)")
+        raise ConfigError(f"method.config_class={path} is not a PEFT config (a dataclass derived from peft.PeftConfig)")
     return found
 
 

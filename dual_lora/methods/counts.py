@@ -61,13 +61,13 @@ def _evaluate(node: ast.AST, values: Mapping[str, Any]) -> Any:
 
 
 def rank_names(method: MethodConfig) -> list[str]:
-    """Return the settings that the formula counts with: what sets the size of the adapter, e.g. `["r"]`."""
+    """Return the settings in the formula, which set the size of the adapter, e.g. `["r"]`."""
     if method.parameters is None:
         return []
     try:
         tree = ast.parse(method.parameters, mode="eval")
     except SyntaxError as error:
-        raise ConfigError(f"method.parameters={method.parameters!r} is no formula: {error.msg}") from error
+        raise ConfigError(f"method.parameters={method.parameters!r} is not a formula: {error.msg}") from error
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return sorted(names - set(_FUNCTIONS) - set(_SHAPE_NAMES))
 
@@ -89,7 +89,7 @@ def planned_parameters(
         return 0
     if method.parameters is None:
         raise ConfigError(
-            f"method={method.name} states no formula of its trainable parameters: add `parameters:` to its YAML, in i, "
+            f"method={method.name} has no formula for its trainable parameters; add `parameters:` to its YAML, in i, "
             'o (a layer\'s in and out features) and its settings, e.g. parameters: "r*(i+o)"'
         )
     if method.trains != "adapter":
@@ -111,7 +111,7 @@ def adapter_parameters(method: MethodConfig, layer_shapes: Iterable[LayerShape],
 def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """Return the trainable parameters of a model with and without its task head.
 
-    The head is what lies outside the base model (`base_model_prefix`): a classifier, a pooler.
+    The head is what is outside the base model (`base_model_prefix`): a classifier, a pooler.
     The output embedding of a language model belongs to the base.
     """
     from dual_lora.models.head import is_head_parameter

@@ -28,7 +28,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     weights partitioned by ZeRO-3, an output layer tied to the embeddings, an update that is not finite): it computes
     base + update, which the log says.
     PEFT's own unmerge subtracts the update, which in bfloat16 does not restore the base, so the adapted weights are
-    kept on the host meanwhile. Dual LoRA keeps them itself.
+    kept on the host until then. Dual LoRA keeps them itself.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not isinstance(model, PeftModel) or not layers:
@@ -77,7 +77,7 @@ def _cannot_merge(model: nn.Module, layers: list[BaseTunerLayer]) -> str | None:
     for layer in layers:
         weight = layer.get_base_layer().weight
         if holders[id(weight)] > 1:
-            return "an adapted weight is tied to another layer (embeddings and output), which a merge would change too"
+            return "an adapted weight is tied to another layer (embeddings and output), which a merge would also change"
         if hasattr(weight, "ds_id"):
             return "ZeRO-3 has partitioned the weights"
         if not weight.dtype.is_floating_point or hasattr(weight, "quant_state"):
@@ -98,4 +98,4 @@ def _restore(model: PeftModel, kept: list[tuple[nn.Parameter, torch.Tensor]]) ->
     if any(getattr(module, "merged", False) for module in model.modules() if isinstance(module, BaseTunerLayer)):
         model.unmerge_adapter()
     for parameter, copy in kept:
-        parameter.data.copy_(copy)  # of the parameter as it is now: a safe merge puts another tensor in it
+        parameter.data.copy_(copy)  # into the current parameter: a safe merge replaces its tensor

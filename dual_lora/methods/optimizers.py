@@ -18,8 +18,8 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer over the trainable parameters of `model`: AdamW, LoRA+'s or GaLore's.
 
-    Biases and norms do not decay (the Trainer's rule). No group is empty, as one of the Trainer's own would be
-    for most adapters.
+    Biases and norms do not decay (the Trainer's rule). No group is empty, unlike one of the Trainer's own for most
+    adapters.
 
     Args:
         target_modules: the model's, which GaLore projects unless its settings name others.
@@ -47,7 +47,7 @@ def _adam(recipe: RecipeConfig) -> dict[str, Any]:
 
 def _grouped(model: nn.Module, projected: set[str]) -> dict[tuple[bool, bool], list[nn.Parameter]]:
     """Group the trainable parameters by (named in `projected`, decays)."""
-    decayed = set(Trainer.get_decay_parameter_names(None, model))  # it reads nothing of the trainer
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # it does not use the trainer
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -19,13 +19,13 @@ def adapter_hash(folder: Path) -> str:
         if not path.is_file():
             other = folder / "adapter_model.bin"
             hint = "; a pickled adapter_model.bin is not loaded: save it as safetensors" if other.is_file() else ""
-            raise ConfigError(f"adapter={folder}: {name} is missing, save_pretrained writes it{hint}")
+            raise ConfigError(f"adapter={folder}: {name} is missing; save_pretrained writes it{hint}")
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
-    """Return the model with the adapter in evaluation mode. Raises `ConfigError` if the two do not belong together."""
+    """Return the model with the adapter, in evaluation mode. Raises `ConfigError` if the two do not fit."""
     from peft import PeftModel
 
     with warnings.catch_warnings():

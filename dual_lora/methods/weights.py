@@ -1,4 +1,4 @@
-"""The trained part of a model as plain tensors: kept for the selected checkpoint, put back for its evaluation."""
+"""The trained part of a model as plain tensors: saved for the selected checkpoint, restored for its evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_trainable_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `trainable_state` returned.
+    """Restore what `trainable_state` returned.
 
     Raises:
         ValueError: the names or shapes are not those of the model's trainable parameters.

@@ -1,11 +1,11 @@
-"""ROUGE-L, CIDEr and METEOR as the E2E scorer takes them from the COCO caption evaluation (pycocoevalcap).
+"""ROUGE-L, CIDEr and METEOR of the COCO caption evaluation (pycocoevalcap), as in the E2E scorer.
 
     tokenize(predictions, references) -> (predictions, references)      # PTB tokens without punctuation, lower-cased
     rouge_l(...), cider(...), meteor(...) -> float                      # of tokenized texts
 
-The tokenizer is the Stanford one (Java). Without Java, which is only allowed with METEOR left out, nltk's takes its
-place, with the differences mended that E2E texts show; 99.9 % of the E2E references then have the same tokens (42 of
-49,777 differ), and the record's notes say so.
+The tokenizer is the Stanford one (Java). Without Java, which is only allowed if METEOR is left out, nltk's replaces it,
+with corrections for the differences in E2E texts. 99.9 % of the E2E references then have the same tokens (42 of 49,777
+differ), and the record's notes say so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def tokenize(predictions: Sequence[str], references: Groups) -> tuple[list[str],
     """Return both as tokens joined by blanks, one-line texts in and out."""
     flat = [reference for group in references for reference in group]
     ptb = java.ptb_tokenize if java.available() else ptb_tokenize_without_java
-    # Two calls, as in the official scorer: the tokenizer looks beyond the end of a line.
+    # Two calls, as in the official scorer: the tokenizer reads beyond the end of a line.
     tokenized = iter([_without_punctuation(line) for line in ptb(flat)])
     groups = [[next(tokenized) for _ in group] for group in references]
     return [_without_punctuation(line) for line in ptb(predictions)], groups

@@ -27,7 +27,7 @@ def score(
 
     `references[i]` are the texts for `predictions[i]`. An empty prediction is scored. Raises `ScoreInputError` for
     lengths that differ or an empty group, `ValueError` for an unknown metric or (BLEU and NIST by "mteval") a group
-    without a token, `JavaError` if METEOR is asked for and no Java runs.
+    without a token, `JavaError` if METEOR is requested and Java does not work.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:

@@ -8,8 +8,8 @@ names of `evaluate`'s module "glue", each a fraction in [-1, 1]:
     mrpc, qqp                            accuracy, f1 (of class 1: a paraphrase, a duplicate)
     sst2, qnli, rte, wnli, mnli          accuracy
 
-What has no value is None, never 0 and never an exception: a correlation with a constant, F1 where neither predictions
-nor labels hold the positive class. Matthews' coefficient of a constant prediction is 0 by definition.
+An undefined value is None, never 0 and never an exception: a correlation with a constant, F1 if neither predictions nor
+labels have the positive class. Matthews' coefficient of a constant prediction is 0 by definition.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
-# The order is the hub's (nyu-mll/glue) and so of the published checkpoints; the words are those of the tsv files.
+# The order is the hub's (nyu-mll/glue) and thus that of published checkpoints; the words are those of the tsv files.
 LABELS: dict[str, tuple[str, ...]] = {
     "cola": ("0", "1"),  # unacceptable, acceptable
     "sst2": ("0", "1"),  # negative, positive
@@ -41,7 +41,7 @@ HEADLINES: dict[str, str] = {
     "stsb": "pearson",
 }
 UNREADABLE = -1  # class of a prediction that is None: always wrong
-SIGNIFICANCE = 0.05  # one-sided: above it a score cannot be told from chance
+SIGNIFICANCE = 0.05  # one-sided: with a larger p-value a score cannot be told from chance
 
 Value = str | int | float | None
 
@@ -74,7 +74,7 @@ def score(task: str, predictions: Sequence[Value], labels: Sequence[Value]) -> d
 
 
 def chance(task: str, labels: Sequence[Value]) -> float:
-    """Return what answering without reading gives in the headline metric: the majority class' share, or 0."""
+    """Return the headline metric of answering without reading: the majority class' share, or 0."""
     task = _known(task)
     if HEADLINES[task] != "accuracy":
         return 0.0

@@ -15,12 +15,12 @@ HOW_TO_INSTALL = "install a Java runtime (Debian: apt-get install default-jre-he
 
 
 class JavaError(RuntimeError):
-    """Java is missing, or one of its programs failed; the message has its last words and the fix."""
+    """Java is missing, or one of its programs failed; the message has the end of its output and the fix."""
 
 
 @functools.cache
 def available() -> bool:
-    """Whether a `java` that starts is on the path."""
+    """Whether a working `java` is on the path."""
     if shutil.which("java") is None:
         return False
     return subprocess.run(["java", "-version"], capture_output=True, check=False).returncode == 0

@@ -2,26 +2,27 @@
 
     bleu_and_nist(predictions, references, variant="mteval" | "python") -> (BLEU 0-1, NIST)
 
-Own code, because no library gives these numbers: sacrebleu's tokenizer "13a" lower-cases all letters where the script
-lower-cases ASCII only, its BLEU is 0 when nothing matches and drops the smoothing of an order without n-grams; nltk's
-NIST takes the length of the *closest* reference, the script the average over the references. Details that are easy to
-take for mistakes, each of which changes a score:
+Implemented here, because no library gives these numbers: sacrebleu's tokenizer "13a" lower-cases all letters where the
+script lower-cases ASCII only, its BLEU is 0 when nothing matches and drops the smoothing of an order without n-grams;
+nltk's NIST takes the length of the *closest* reference, the script the average over the references. Details that are
+easily taken for mistakes, each of which changes a score:
 
 - References are in files, one per position in the group; a group with fewer references than the largest has empty
   lines. The E2E scorer's edition of the script divides the references' total length by the mean number of *non-empty*
   references of a segment (7.4 on the E2E test set), and compares the outputs' total length with that. The plain
-  mteval-v13a.pl divides by the number of files (45 there), so that NIST's length penalty hardly ever acts: not what the
-  E2E scorer gives. Its comment on "variable number of references" is on another difference: the Python option takes the
-  mean length within each group and sums these, so that a group with many references weighs no more than another.
+  mteval-v13a.pl divides by the number of files (45 there), so that NIST's length penalty hardly ever acts. That is not
+  what the E2E scorer gives. Its comment on "variable number of references" is about another difference: the Python
+  option takes the mean length within each group and sums these, so that a group with many references has no more weight
+  than another.
 - An output that is as long as the references or longer has no penalty, in NIST and in BLEU.
-- BLEU of an order without a match counts 1/2^k matches (k the how manieth such order); an order without n-grams counts
-  as precision 1.
+- BLEU of an order without a match counts 1/2^k matches (k: its ordinal among such orders); an order without n-grams
+  counts as precision 1.
 - A context that reads "0" is false in Perl: the information of "0 x" is taken against all words.
-- An empty reference counts for BLEU's closest length where it is the first of its group, for NIST never. The script
-  stops with a division by zero where all references of a segment are without a token; so does this, with a message.
+- An empty reference counts for BLEU's closest length if it is the first of its group, for NIST never. The script stops
+  with a division by zero if no reference of a segment has a token; this code raises an error with a message.
 - The Python option tokenizes an empty text to one empty token, and lets counts of n-grams go below zero.
 
-Checked against the whole script, run with Perl on files as the scorer lays them out: docs/protocols_nlg.md.
+Checked against the whole script, run with Perl on files in the scorer's layout: docs/protocols_nlg.md.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _mean_length_mteval(groups: Sequence[Sequence[Sequence[str]]]) -> float:
     """Return the length of the references (tokens) by their mean number per group; empty ones are not counted."""
     numbers = [sum(map(bool, group)) for group in groups]
     if 0 in numbers:
-        raise ValueError(f"item {numbers.index(0) + 1}: no reference has a token, NIST has no value; give one that has")
+        raise ValueError(f"item {numbers.index(0) + 1}: no reference has a token: NIST is undefined; give one that has")
     return sum(len(reference) for group in groups for reference in group) / (sum(numbers) / len(groups))
 
 

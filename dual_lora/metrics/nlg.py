@@ -1,13 +1,13 @@
-"""BLEU, METEOR and TER of data-to-text sets (WebNLG, DART), as the LoRA release takes them from GenerationEval.
+"""BLEU, METEOR and TER of data-to-text sets (WebNLG, DART), as in GenerationEval, which the LoRA release uses.
 
     score(predictions, references) -> {"BLEU", "METEOR", "TER"}        # TER: lower is better
 
 `form="lora"`: texts are lower-cased and split at every non-word character, and only the first six references count, as
 the release's decoding script writes them. `form="raw"`: texts as they are, all references.
 
-- BLEU: multi-bleu-detok.perl is sacrebleu's "13a" without smoothing, which is used.
+- BLEU: sacrebleu's "13a" without smoothing, which equals multi-bleu-detok.perl.
 - METEOR 1.5 with `-norm`, of texts tokenized by nltk, as there, but not split into sentences first, which only changes
-  the raw form (docs/protocols_nlg.md says by how much). Its Java program is the one pycocoevalcap carries.
+  the raw form (docs/protocols_nlg.md says by how much). Its Java program is the one in pycocoevalcap.
 - TER: mean over items of the lowest TER against one reference (`ter.py`).
 """
 
@@ -39,7 +39,7 @@ def score(
     """Return corpus scores: BLEU and METEOR in 0-1, TER from 0 (may exceed 1).
 
     An empty prediction is scored. Raises `ScoreInputError` for lengths that differ or an empty group, `ValueError` for
-    an unknown metric or form, `JavaError` if METEOR is asked for and no Java runs.
+    an unknown metric or form, `JavaError` if METEOR is requested and Java does not work.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:

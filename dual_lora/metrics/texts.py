@@ -1,12 +1,12 @@
-"""What every scorer of generated text takes: predictions, and a group of references for each."""
+"""The input of every scorer of generated text: predictions, and a group of references for each."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# Everything that some reader along the way (Python's codecs, Java) takes for the end of a line. The official scorers
-# read one text a line, so none of these can be inside a text they score.
+# Everything that a reader on the way (Python's codecs, Java) takes for the end of a line. The official scorers read one
+# text per line, so none of these can be inside a text they score.
 _LINE_ENDS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 

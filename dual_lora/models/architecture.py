@@ -42,7 +42,7 @@ def transformers_config(model: ModelConfig, **settings: Any) -> PretrainedConfig
 
 
 def _deberta_settings(model: ModelConfig) -> dict[str, Any]:
-    """Return what DeBERTa v2 and v3 checkpoints set beside their sizes (config.json of microsoft/deberta-v3-base)."""
+    """Return what DeBERTa v2 and v3 checkpoints set besides their sizes (config.json of microsoft/deberta-v3-base)."""
     buckets = model.dimensions.max_positions // 2  # one row for each direction
     settings = {
         "relative_attention": True,
@@ -64,13 +64,13 @@ def _deberta_settings(model: ModelConfig) -> dict[str, Any]:
 def check_dimensions(model: ModelConfig, config: PretrainedConfig) -> None:
     """Refuse a checkpoint that is not what the YAML says. Raises `ModelError` naming every difference and the override.
 
-    A local folder may hold another model than the one named on the command line; everything counted for `plan=true`
-    and every recipe would then belong to something else.
+    A local folder may have another model than the one named on the command line; the counts of `plan=true` and the
+    recipe would then be wrong.
     """
     where = model.path or model.repository
     if config.model_type != model_type(model):
         raise ModelError(
-            f"model={model.name} is of family {model.family}, but {where} holds a {config.model_type!r} model; "
+            f"model={model.name} is of family {model.family}, but {where} has a {config.model_type!r} model; "
             f"choose a model of that family, with model.path={where}"
         )
     found, expected = _dimensions(config), model.dimensions
@@ -82,7 +82,7 @@ def check_dimensions(model: ModelConfig, config: PretrainedConfig) -> None:
     if different:
         wanted = ", ".join(f"{name} {getattr(expected, name)}" for name in different)
         raise ModelError(
-            f"{where} is not model={model.name}: expected {wanted}. If it is the model you mean, say so: "
+            f"{where} is not model={model.name}: expected {wanted}. To use it anyway, give "
             f"{' '.join(f'model.dimensions.{name}={value}' for name, value in different.items())}"
         )
 

@@ -25,7 +25,7 @@ def cache_folder() -> Path:
             pass
     except OSError as error:
         raise ModelError(
-            f"the cache folder {folder} cannot be written ({error.strerror}); set DUAL_LORA_CACHE to one that can be"
+            f"the cache folder {folder} cannot be written ({error.strerror}); set DUAL_LORA_CACHE to a writable one"
         ) from None
     return folder
 
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 def remembered_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, computed once as long as its size and modification time stay the same.
 
-    A checkpoint's header and size would not do: two fine-tuned models of one architecture share both. Reading 13 GB
+    A checkpoint's header and size are not enough: two fine-tuned models of one architecture share both. Reading 13 GB
     takes about ten seconds, so the result is kept in `cache_folder()/hashes/`; a file that is rewritten gets a new
     modification time (in nanoseconds) and is read again. Where the cache cannot be written, the file is always read.
     """

@@ -24,17 +24,17 @@ from dual_lora.records import file_sha256
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-_FORMAT = 2  # raise when the conversion changes, so that older folders are not used
+_FORMAT = 2  # increase it when the conversion changes, so that older folders are not used
 _MANIFEST = "manifest.json"
 _CONTROL = 3  # the token type of special tokens (gguf.TokenType.CONTROL)
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 def dequantized_folder(gguf: Path, *, name: str) -> Path:
-    """Return the cached safetensors folder of a GGUF file of the LLaMA architecture, making it if need be.
+    """Return the cached safetensors folder of a GGUF file of the LLaMA architecture, making it if needed.
 
-    The folder's name holds the GGUF's hash; its manifest holds the SHA-256 of every file in it, which is checked at
-    each call. A damaged folder is made anew. Safe from several processes at once. The first call takes about 20 s and
+    The folder's name has the GGUF's hash; its manifest has the SHA-256 of every file in it, which is checked at each
+    call. A damaged folder is made again. Safe for several processes at once. The first call takes about 20 s and
     says so on stderr; memory stays under 2 GiB for a model of 135M parameters.
     Raises `ModelError` if the GGUF cannot be read or is of another architecture.
     """
@@ -43,7 +43,7 @@ def dequantized_folder(gguf: Path, *, name: str) -> Path:
         if not folder.exists():
             _announce(f"converting {gguf.name} to bfloat16 safetensors, once, about 20 s: {folder}")
         elif problem := damage(folder):
-            _announce(f"the cached copy of {gguf.name} is damaged ({problem}); making it anew: {folder}")
+            _announce(f"the cached copy of {gguf.name} is damaged ({problem}); making it again: {folder}")
         else:
             return folder
         _replace_atomically(folder, lambda target: _convert(gguf, target))
@@ -69,7 +69,7 @@ def _announce(text: str) -> None:
 
 
 def _replace_atomically(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder beside its place and rename it: a reader sees a whole one or none."""
+    """Make a folder next to its final path and rename it: a reader sees a complete one or none."""
     workplace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         made = workplace / "new"
@@ -90,10 +90,10 @@ def _convert(gguf: Path, target: Path) -> None:
     try:
         reader = GGUFReader(gguf)
         architecture = _field(reader, "general.architecture")
-    except Exception as error:  # the reader raises ValueError, KeyError, IndexError or OSError, whatever it stumbles on
+    except Exception as error:  # the reader raises ValueError, KeyError, IndexError or OSError
         raise ModelError(f"{gguf} cannot be read as GGUF ({error}); it may be truncated: fetch it again") from None
     if architecture != "llama":
-        raise ModelError(f"{gguf} holds architecture {architecture!r}; only llama is converted from GGUF")
+        raise ModelError(f"{gguf} has architecture {architecture!r}; only llama is converted from GGUF")
     ids = {role: _field(reader, f"tokenizer.ggml.{name}_token_id") for role, name in _IDS.items()}
     _save_model(gguf, target, ids, tensors=len(reader.tensors))
     _save_tokenizer(gguf, reader, target)

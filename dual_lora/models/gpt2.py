@@ -3,7 +3,7 @@
 GPT-2 computes the three with one layer, `c_attn`, of three times the width. The papers adapt query and value only
 (393,216 parameters for LoRA of rank 4 on GPT-2 Medium), and most methods adapt whole layers. Here `c_attn` becomes a
 module with three ordinary linear layers `c_attn.q_proj`, `c_attn.k_proj`, `c_attn.v_proj`, which every PEFT method can
-name.
+target.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class SplitAttentionProjection(nn.Module):
-    """Stands where `c_attn` stood: three linear layers whose outputs, side by side, are what `c_attn` returned.
+    """Replaces `c_attn`: three linear layers whose concatenated outputs are what `c_attn` returned.
 
     Shapes: input (..., hidden), output (..., 3 · hidden). Each part is an `nn.Linear` (out, in) holding the transposed
     third of the fused `Conv1D` (in, 3 · out); its sums run over the same products, in an order that the matrix library
@@ -60,7 +60,7 @@ class SplitAttentionProjection(nn.Module):
 
 
 class _SplitAttention:
-    """What the two split classes have in common: they read a stock GPT-2 checkpoint."""
+    """What the two split classes share: they read a stock GPT-2 checkpoint."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +87,7 @@ _SPLIT: dict[type, type] = {
 
 
 def split_attention(model: GPT2PreTrainedModel) -> GPT2PreTrainedModel:
-    """Split every fused attention projection, in place, and give the model the class that says so. Returns the model.
+    """Split every fused attention projection, in place, and set the model's class accordingly. Returns the model.
 
     PEFT writes that class into `auto_mapping` of an adapter's config, see `adapter_base_class`.
     """
@@ -109,7 +109,7 @@ def fuse_attention(model: GPT2PreTrainedModel) -> GPT2PreTrainedModel:
         return model
     fused = [
         block.attn.c_attn.fused() for block in model.transformer.h
-    ]  # all or none: an adapter raises before a change
+    ]  # all or none: an adapter raises before any change
     for block, layer in zip(model.transformer.h, fused, strict=True):
         block.attn.c_attn = layer
     model.__class__ = stock

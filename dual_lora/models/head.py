@@ -1,4 +1,4 @@
-"""The head of a model: its modules outside the pretrained base, drawn anew from the run's seed, trained in float32."""
+"""The head of a model: its modules outside the pretrained base, initialized from the run's seed, trained in float32."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 
 # Modules that a classification head adds to the base. Poolers too: DeBERTa's is in no pretrained checkpoint, and BERT's
-# was trained for another purpose or for none (sentence encoders average tokens instead: all-MiniLM's is left over).
-# Frozen between adapters and classifier it holds them back; RoBERTa's head has the same layer, trained.
+# was trained for another purpose or for none (sentence encoders average tokens instead: all-MiniLM's is unused). A
+# frozen one between adapters and classifier hinders them; RoBERTa's head has the same layer, trained.
 HEADS = {
     "gpt2": ("score",),
     "llama": ("score",),
@@ -27,8 +27,8 @@ HEADS = {
 class Float32Linear(nn.Linear):
     """A linear layer that computes in float32, whatever dtype its input has and whatever autocast says.
 
-    A head is trained, and small steps of a weight do not survive bfloat16. Its output in bfloat16 would be a grid:
-    STS-B's similarities from 2 to 4 would lie 1/64 apart, so items tie that the model tells apart.
+    A head is trained, and small steps of a weight do not survive bfloat16. Its output in bfloat16 would be on a
+    grid: STS-B's similarities from 2 to 4 would be 1/64 apart, so items that the model tells apart would tie.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def draw_head(net: PreTrainedModel, modules: tuple[str, ...], seed: int) -> None
     """Replace the linear layers of the head by new ones in float32: weights N(0, initializer_range²), biases 0.
 
     That is how transformers draws them; here the result is the same on every device and for every dtype of the base.
-    Under ZeRO-3 the new layers are whole until DeepSpeed shards them with the rest when training begins.
+    Under ZeRO-3 the new layers stay whole until DeepSpeed shards them with the rest when training begins.
     """
     generator = torch.Generator().manual_seed(seed)
     std = net.config.initializer_range
@@ -65,9 +65,9 @@ def unwrapped(model: nn.Module) -> Any:
 def head_modules(model: nn.Module) -> list[str]:
     """Return the head's modules: `classifier`, `score`, `pooler` (BERT's: `bert.pooler`); none for a language model.
 
-    The LoRA repository's GLUE runs train the same ones: all that lies outside the encoder (`run_glue.py`). BERT's
-    pooler lies inside transformers' encoder, but is the layer that RoBERTa and DeBERTa have outside (`models.head`).
-    What a model is shows in its parts, not in the name of its class: one that writes has an output embedding.
+    The LoRA repository's GLUE runs train the same ones: all that is outside the encoder (`run_glue.py`). BERT's pooler
+    is inside transformers' encoder, but is the layer that RoBERTa and DeBERTa have outside (`HEADS`). The kind of a
+    model is found in its parts, not in the name of its class: a language model has an output embedding.
     """
     inner = unwrapped(model)
     if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is not None:

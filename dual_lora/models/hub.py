@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what is cached, what can be reached, and an answer within 5 s either way."""
+"""The Hugging Face hub: what is cached and what can be reached, with an answer within 5 s in either case."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class _Remote(NamedTuple):
 
 
 def check(model: ModelConfig) -> None:
-    """Make sure that the model is cached whole or can be fetched. Raises `ModelError` within 5 s."""
+    """Make sure that the model is cached completely or can be fetched. Raises `ModelError` within 5 s."""
     if cached(model) is None:
         _reach(model)
 
 
 def commit(model: ModelConfig) -> str:
-    """Return the commit that the revision names: itself, what the cache holds for it, or what the hub answers.
+    """Return the commit that the revision names: itself, the cached one, or the hub's answer.
 
     Raises `ModelError` within 5 s if neither knows.
     """
@@ -55,12 +55,12 @@ def download(model: ModelConfig) -> Path:
             str(model.repository), revision=remote.commit, allow_patterns=_FILES, ignore_patterns=_NOT_THESE
         )
     except Exception as error:  # HTTP, disk and cache errors share no class
-        raise ModelError(_ways_on(model, f"the download failed ({error})")) from error
+        raise ModelError(_unavailable(model, f"the download failed ({error})")) from error
     return Path(path)
 
 
 def cached(model: ModelConfig) -> Path | None:
-    """Return the folder of a whole copy in the local cache (HF_HOME, HF_HUB_CACHE), or None."""
+    """Return the folder of a complete copy in the local cache (HF_HOME, HF_HUB_CACHE), or None."""
     from huggingface_hub import try_to_load_from_cache
 
     from dual_lora.models.checkpoint_files import weight_files
@@ -78,24 +78,24 @@ def cached(model: ModelConfig) -> Path | None:
 
 
 def _reach(model: ModelConfig) -> _Remote:
-    """Ask the hub about the revision, once. Raises `ModelError` that says what is wrong and what to do."""
+    """Ask the hub about the revision, once. Raises `ModelError`, which says what is wrong and what to do."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise ModelError(_ways_on(model, "it is not in the local cache, and HF_HUB_OFFLINE is set"))
+        raise ModelError(_unavailable(model, "it is not in the local cache, and HF_HUB_OFFLINE is set"))
     answer = _with_deadline(lambda: _ask(model))
     if isinstance(answer, BaseException):
         raise ModelError(_explain(model, answer)) from answer
     if answer is None:
         raise ModelError(
-            _ways_on(
+            _unavailable(
                 model, f"it is not in the local cache, and {constants.ENDPOINT} did not answer in {_ANSWER_SECONDS:g} s"
             )
         )
     if not any(name.endswith(".safetensors") and "/" not in name for name in answer.files):
         raise ModelError(
             f"model={model.name}: {model.repository} at revision {model.revision} has no safetensors files, and pickle "
-            f"files are not read. Ways on: the conversion that the hub's bot offers as a pull request, "
+            f"files are not read. Use the conversion that the hub's bot offers as a pull request, "
             f"model.revision=refs/pr/N (N: {constants.ENDPOINT}/{model.repository}/discussions), or a converted local "
             "copy, model.path=FOLDER"
         )
@@ -106,7 +106,7 @@ def _ask(model: ModelConfig) -> _Remote:
     from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 
     repository, revision = str(model.repository), model.revision or "main"
-    # Only asking for a file shows whether a gated repository lets us in; the list of files is public either way.
+    # Only a request for a file shows whether a gated repository grants access; the list of files is always public.
     url = hf_hub_url(repository, "config.json", revision=revision, endpoint=constants.ENDPOINT)
     metadata = get_hf_file_metadata(url, timeout=_REQUEST_SECONDS)
     info = HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision, timeout=_REQUEST_SECONDS)
@@ -135,21 +135,21 @@ def _explain(model: ModelConfig, error: BaseException) -> str:
 
     page = f"{constants.ENDPOINT}/{model.repository}"
     if isinstance(error, GatedRepoError):
-        return _ways_on(model, f"it is gated: accept its terms at {page} and set HF_TOKEN to a token of that account")
+        return _unavailable(model, f"it is gated: accept its terms at {page} and set HF_TOKEN to that account's token")
     if isinstance(error, RevisionNotFoundError):
-        return _ways_on(
+        return _unavailable(
             model, f"{model.repository} has no revision {model.revision!r}; the ones it has: {page}/tree/main"
         )
     if isinstance(error, RepositoryNotFoundError):
-        return _ways_on(model, f"{page} does not exist, or is private and needs HF_TOKEN")
+        return _unavailable(model, f"{page} does not exist, or is private and needs HF_TOKEN")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return _ways_on(model, f"it is not in the local cache, and {constants.ENDPOINT} cannot be reached ({reason})")
+    return _unavailable(model, f"it is not in the local cache, and {constants.ENDPOINT} cannot be reached ({reason})")
 
 
-def _ways_on(model: ModelConfig, problem: str) -> str:
+def _unavailable(model: ModelConfig, problem: str) -> str:
     revision = f" --revision {model.revision}" if model.revision else ""
     return (
-        f"model={model.name} ({model.repository}) cannot be loaded: {problem}. Ways on:\n"
+        f"model={model.name} ({model.repository}) cannot be loaded: {problem}. Alternatives:\n"
         f"  model.path=FOLDER           a local copy (config.json, *.safetensors, tokenizer)\n"
         f"  hf download {model.repository}{revision}   on a machine with a network; then copy the cache (HF_HOME)\n"
         f"  HF_TOKEN=...                for repositories that need an account (LLaMA)\n"

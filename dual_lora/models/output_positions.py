@@ -1,12 +1,12 @@
-"""Logits only where they are needed: they are rows × length × vocabulary numbers, most of them never looked at.
+"""Logits only where they are needed: they are rows × length × vocabulary numbers, most of which are never used.
 
     with logits_at(model.get_output_embeddings(), kept, ids.shape):
         logits = model(input_ids=ids).logits        # (1, len(kept), vocabulary)
 
 Training keeps the positions with a loss (`training.loss`), ranking those of the answers.
 
-transformers' own `logits_to_keep` is not enough: before 5.23 it takes the same columns of every row, and answers end at
-different places; from 5.23 on it takes a mask, whose count the host has to wait for, so no CUDA graph can hold it.
+transformers' own `logits_to_keep` is not enough. Before 5.23 it takes the same columns of every row, and answers end at
+different places. From 5.23 on it takes a mask; the host has to wait for its count, so it cannot be in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 @contextmanager
 def logits_at(output_layer: torch.nn.Module, kept: torch.Tensor, shape: Sequence[int]) -> Iterator[None]:
-    """Let `output_layer` see only some positions, as one row. The model's other layers see all of them.
+    """Pass only some positions to `output_layer`, as one row. The model's other layers see all of them.
 
     Args:
         output_layer: maps hidden states (rows, length, width) to logits; `get_output_embeddings()` of any causal model.

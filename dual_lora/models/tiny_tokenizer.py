@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer for the random models: any text goes in and comes back, in the family's manner."""
+"""A small byte-level BPE tokenizer for the random models: lossless for any text, with the family's special tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 VOCAB_SIZE = 512  # 256 bytes, the special tokens, and merges
 
-# Trained on this text alone, so that the ids stay the same whatever becomes of the sample data. It holds the words and
-# forms that the tasks' prompts are made of.
+# Trained only on this text, so that the ids stay the same if the sample data changes. It has the words and forms of the
+# tasks' prompts.
 _TEXT = """
 Please answer the following question with true or false, question: is the moon made of stone?
 Answer format: true/false. the correct answer is true. the correct answer is false.

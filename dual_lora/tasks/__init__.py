@@ -16,7 +16,7 @@ _BUILT: dict[tuple[object, ...], Task] = {}
 def load(config: RunConfig) -> Task:
     """Return the task that `config.task.module` names. Data is read when it is first asked for.
 
-    Cells of a sweep that differ in method, model or seed share the task, and so its data.
+    Runs of a sweep that differ in method, model or seed share the task, and so its data.
     """
     key = (config.task, config.protocol, config.data, config.init_from, config.model.family)
     if key not in _BUILT:

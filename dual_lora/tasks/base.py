@@ -14,7 +14,7 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Head:
-    """What the model must end in."""
+    """The head that the model must have."""
 
     kind: Literal["causal_lm", "classification"]
     num_labels: int = 0
@@ -26,7 +26,7 @@ class Example:
     """One item of a split. At test time, one model input: inputs with several references are grouped."""
 
     identifier: str  # stable within a data source: "boolq/test/12"
-    subset: str  # whose scores are reported apart: "boolq", "seen", "e2e", "matched"
+    subset: str  # scores are reported for each subset: "boolq", "seen", "e2e", "matched"
     fields: Mapping[str, Any]  # what the file holds
     references: tuple[str, ...]  # the right label, or every reference text
 
@@ -66,13 +66,13 @@ class Task(ABC):
     name: str
     head: Head
     scorings: tuple[str, ...]
-    free_text = False  # replies are worth looking at: some go into the record
+    free_text = False  # replies are texts worth reading: some go into the record
     settles_early = False  # `complete` can tell before the model stops
 
     @property
     @abstractmethod
     def notes(self) -> tuple[str, ...]:
-        """What is short or different about this data (kept in the record and shown by tables)."""
+        """What is missing or different in this data (kept in the record and shown by tables)."""
 
     @abstractmethod
     def examples(self, split: Split) -> list[Example]:
@@ -92,14 +92,14 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, reply: str, example: Example) -> Reading:
-        """Read an answer out of a reply; None if there is none."""
+        """Read the answer in a reply; None if there is none."""
 
     @abstractmethod
     def score(self, readings: Sequence[Reading], examples: Sequence[Example], scoring: str) -> list[Score]:
         """Score readings, one `Score` per subset and one for the whole ("average" or the task's name)."""
 
     def complete(self, reply: str, example: Example) -> bool:
-        """Whether more text cannot change the reading, so that generation may stop. Asked where `settles_early`."""
+        """Whether more text cannot change the reading, so that generation may stop. Called if `settles_early`."""
         return False
 
     def ranking(self, example: Example, scoring: str) -> tuple[str, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """DART v1.1.1 (Nan et al. 2021): texts for sets of triples from tables, WebNLG and E2E.
 
-Local files: `dev.json`, `test.xml` and, if it is there, `train.json`. Where the local folder has no training split, it
-comes from the hub's copy and the notes say so. Properties are lower-cased as in the LoRA release.
+Local files: `dev.json`, `test.xml` and, optionally, `train.json`. If the local folder has no training split, that of
+the hub's copy is used and the notes say so. Properties are lower-cased as in the LoRA release.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _train_from_hub() -> Loaded:
         return _read_hub("train")
     except DataError as error:
         raise DataError(
-            f"DART's local data has no training split (train.json), and the hub's cannot be had. {error}"
+            f"DART's local data has no training split (train.json), and the hub's is not available. {error}"
         ) from None
 
 
@@ -93,7 +93,7 @@ def read_test(folder: Path) -> Loaded:
     except ElementTree.ParseError as error:
         line, column = error.position
         raise files.fail(
-            folder / name, f"not valid XML at column {column} ({error.msg}); the file may be cut short", line=line
+            folder / name, f"not valid XML at column {column} ({error.msg}); the file may be truncated", line=line
         ) from None
     items = []
     for number, entry in enumerate(entries, start=1):
@@ -107,7 +107,7 @@ def _item(triples: Iterable[Any], texts: Sequence[Any], place: Path | str, numbe
         source = linearise(_lowered(triple) for triple in triples)
     except ValueError as error:
         raise files.fail(place, str(error), item=number, field="tripleset") from None
-    # The published test file has one empty text, beside another of the same entry: it is left out, the count says so.
+    # The published test file has one empty text, next to another of the same entry: it is left out, as the count shows.
     given = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
     if not given:
         raise files.fail(place, "no text", item=number, field="annotations")

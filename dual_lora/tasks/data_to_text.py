@@ -1,9 +1,9 @@
 """What E2E, WebNLG and DART share: linearised input, one or more reference texts, grouped references at test.
 
-A task file supplies `Source.read(split) -> Loaded` (pairs of input and references in the data's order); this module
-makes them a `Task`. Input and reference are joined as in the LoRA release: for GPT-2 its end-of-text token, which that
-code puts between the two; for other models, whose release form does not exist, the " ||" of its text files. Either way
-the reference follows after a blank, where every tokenizer used here starts a new token.
+A task file supplies `read(split) -> Loaded` (pairs of input and references in the data's order); this module makes them
+a `Task`. Input and reference are joined as in the LoRA release: for GPT-2 its end-of-text token, which that code puts
+between the two; for other models, whose release form does not exist, the " ||" of its text files. Either way the
+reference follows after a blank, where every tokenizer used here starts a new token.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class DataToText(Task):
         self.name = config.task.name
         self.scorings = config.task.scorings or ("generate",)
         if set(self.scorings) != {"generate"}:
-            raise ConfigError(f"task.scorings={list(self.scorings)}: {self.name} knows only [generate]")
+            raise ConfigError(f"task.scorings={list(self.scorings)}: {self.name} supports only [generate]")
         self.metrics = chosen_metrics(config, metrics)
         self._separator = _SEPARATORS.get(config.model.family, _OTHER_SEPARATOR)
         self._source, self._origin = config.data.source, origin
@@ -94,7 +94,7 @@ class DataToText(Task):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is short or different about this data; complete once a split has been read."""
+        """What is missing or different in this data; complete once every split has been read."""
         notes = [*self._notes]
         for split, loaded in self._loaded.items():
             if loaded.note:
@@ -144,7 +144,7 @@ class DataToText(Task):
     def grouped(examples: Sequence[Example]) -> list[Example]:
         """Return one example per distinct input, with all its references, in the order of the first occurrence.
 
-        Also for scoring generated text on the validation split, which `examples` gives pair by pair for its loss.
+        Also for scoring generated text on the validation split, for which `examples` returns pairs because of its loss.
         """
         groups: dict[tuple[str, str], list[Example]] = {}
         for example in examples:
@@ -159,8 +159,8 @@ class DataToText(Task):
     def fingerprint(self) -> dict[str, Any]:
         """Return source and reference form, and what identifies the content.
 
-        On the hub that is the pinned revision, so that a run has its id before anything is fetched; else each split's
-        file hash and counts.
+        For the hub that is the pinned revision, so that a run has its id before any download; else each split's file
+        hash and counts.
         """
         if self._source == "hub":
             return {"source": "hub", "form": self._origin.form, **self._origin.hub}
@@ -185,7 +185,7 @@ class DataToText(Task):
     def score(self, readings: Sequence[Reading], examples: Sequence[Example], scoring: str) -> list[Score]:
         """Score each subset, and all together if there are several. A missing reading counts as an empty text."""
         if scoring != "generate":
-            raise ConfigError(f"scoring={scoring!r}: {self.name} knows only generate")
+            raise ConfigError(f"scoring={scoring!r}: {self.name} supports only generate")
         if len(readings) != len(examples):
             raise ValueError(f"{len(readings)} readings for {len(examples)} examples")
         subsets = list(dict.fromkeys(example.subset for example in examples))
@@ -207,7 +207,7 @@ class DataToText(Task):
 def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics to compute. Raises `ConfigError` for an unknown one, and for METEOR without Java.
 
-    Called when the task is built, so that a missing Java is found before training and not after it.
+    Called when the task is built, so that a missing Java is found before training.
     """
     chosen = config.task.metrics or tuple(metrics)
     for metric in chosen:
@@ -216,14 +216,14 @@ def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]
     if "METEOR" in chosen and not java.available():
         rest = ",".join(metric for metric in chosen if metric != "METEOR")
         raise ConfigError(
-            f"METEOR needs Java, and no `java` on the path starts. Either {java.HOW_TO_INSTALL}, or leave METEOR out "
+            f"METEOR needs Java, and the path has no working `java`. Either {java.HOW_TO_INSTALL}, or leave METEOR out "
             f"with 'task.metrics=[{rest}]'; the record and the tables then say that it was left out"
         )
     return tuple(metric for metric in metrics if metric in chosen)
 
 
 def data_root(config: RunConfig) -> Path:
-    """Return the folder that local files or the shipped sample lie in; both have one layout."""
+    """Return the folder of the local files or of the shipped sample; both have the same layout."""
     return Path(__file__).parent / "sample" if config.data.source == "sample" else Path(config.data.dir or ".")
 
 
@@ -232,7 +232,7 @@ def _size(items: Sequence[Item]) -> Published:
 
 
 def content_sha256(items: Sequence[Item]) -> str:
-    """Return a hash of inputs and references in any order, for a source whose files' bytes do not identify them."""
+    """Return a hash of inputs and references in any order, for a source that has no file hash."""
     digests = sorted(hashlib.sha256("\x1f".join((item.input, *item.references)).encode()).hexdigest() for item in items)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 

@@ -1,7 +1,7 @@
 """Published data at pinned commits: Parquet files of the Hugging Face hub, and the files of the LoRA release.
 
-The release's texts are on no hub, so `data.source=hub` takes them from its own repository on GitHub, each held to its
-sha256. Only data is read: no loading script runs.
+The release's texts are on no hub, so `data.source=hub` takes them from its own repository on GitHub and checks each
+against its sha256. Only data is read: no loading script runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RELEASE_SHA256 = {
     "webnlg_challenge_2017/dev.json": "50f5a2c24d760bc84ba3e852707cd3b43b0cf2da035b425f87945a2440880488",
     "webnlg_challenge_2017/test.json": "2574896b23b5959d1a0cd4bb501ffbeff1a11790a9996c4cb8efed289149ff4f",
 }
-_WAYS_ON = (
+_ALTERNATIVES = (
     "Without a network: data.source=local data.dir=FOLDER (layout: docs/data.md), or data.source=sample where the task "
     "has a sample"
 )
@@ -59,7 +59,7 @@ def release_file(name: str) -> tuple[Path, str]:
 def parquet_rows(repository: str, revision: str, file: str) -> list[dict[str, Any]]:
     """Return the rows of one Parquet file of a data set at a pinned commit.
 
-    Raises `DataError` that names the ways on when the file cannot be had (no network, no such file).
+    Raises `DataError`, which names the alternatives, if the file is not available (no network, no such file).
     """
     import pyarrow.parquet
     from huggingface_hub import hf_hub_download
@@ -69,7 +69,7 @@ def parquet_rows(repository: str, revision: str, file: str) -> list[dict[str, An
     except Exception as error:  # as above
         raise DataError(
             f"{repository}/{file} at {revision} cannot be fetched from the hub ({type(error).__name__}: {error}). "
-            f"{_WAYS_ON}"
+            f"{_ALTERNATIVES}"
         ) from None
     return pyarrow.parquet.read_table(path).to_pylist()
 

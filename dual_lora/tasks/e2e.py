@@ -9,7 +9,7 @@ Inputs are the LoRA form's contexts in both; `linearise` makes them from an MR, 
 release. From the hub, `lora` is the release's own repository, `official` the hub's copy of the CSV files. The sample is
 in the official form; under `lora` its references are tokenized by `tokenize_reference`, which gives the release's own
 text for 98 % of its lines (it splits "isn't" as the release does in its test file; the release's own training file
-splits it otherwise), and the notes say so.
+splits it differently), and the notes say so.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def linearise(mr: str) -> str:
 
 
 def tokenize_reference(text: str) -> str:
-    """Return a raw reference with its tokens apart, nearly as in the LoRA release's files."""
+    """Return a raw reference with its tokens separated, nearly as in the LoRA release's files."""
     text = re.sub(r"-(?=£)", "- ", text)
     text = re.sub(r"£(?=\d)", "£ ", text)
     text = re.sub(r"(?<=\w)-(?=\w)", " - ", text)

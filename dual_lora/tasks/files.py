@@ -26,7 +26,7 @@ from dual_lora.config import DataError
 def fail(
     path: Path | str, message: str, *, line: int | None = None, item: int | None = None, field: str | None = None
 ) -> DataError:
-    """Return the error to raise for a place in a file; `line` and `item` count from 1."""
+    """Return the error to raise about a place in a file; `line` and `item` count from 1."""
     place = str(path)
     if line is not None:
         place += f", line {line}"
@@ -45,7 +45,7 @@ def _locate(folder: Path, name: str) -> Path | None:
 
 
 def exists(folder: str | Path, name: str) -> bool:
-    """Whether NAME or NAME.gz lies in the folder."""
+    """Whether NAME or NAME.gz is in the folder."""
     return _locate(Path(folder), name) is not None
 
 
@@ -67,7 +67,7 @@ def read_text(folder: str | Path, name: str) -> tuple[str, str]:
         try:
             raw = gzip.decompress(raw)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise fail(path, f"the gzip stream is damaged or cut short ({error}); fetch the file again") from None
+            raise fail(path, f"the gzip stream is damaged or truncated ({error}); fetch the file again") from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,7 +98,7 @@ def read_json(folder: str | Path, name: str) -> tuple[Any, str]:
     except json.JSONDecodeError as error:
         raise fail(
             Path(folder) / name,
-            f"not valid JSON at column {error.colno} ({error.msg}); the file may be cut short: fetch it again",
+            f"not valid JSON at column {error.colno} ({error.msg}); the file may be truncated: fetch it again",
             line=error.lineno,
         ) from None
 
@@ -136,7 +136,7 @@ def check_fields(
 def read_csv(folder: str | Path, name: str, columns: Sequence[str]) -> tuple[list[dict[str, str]], str]:
     """Return the rows of a CSV with a header as dictionaries, and the file's sha256.
 
-    Raises `DataError` if a column is missing or a row has another number of cells than the header.
+    Raises `DataError` if a column is missing or a row and the header have different numbers of cells.
     """
     text, digest = read_text(folder, name)
     path = Path(folder) / name
@@ -154,7 +154,7 @@ def read_csv(folder: str | Path, name: str, columns: Sequence[str]) -> tuple[lis
                 raise fail(path, f"{len(cells)} cells, but the header has {len(header)}", line=reader.line_num)
             rows.append(dict(zip(header, cells, strict=True)))
     except csv.Error as error:
-        raise fail(path, f"not valid CSV ({error}); the file may be cut short", line=reader.line_num) from None
+        raise fail(path, f"not valid CSV ({error}); the file may be truncated", line=reader.line_num) from None
     if not rows:
         raise fail(path, "no rows after the header; a split needs at least one example")
     return rows, digest

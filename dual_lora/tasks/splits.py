@@ -1,4 +1,4 @@
-"""Which items a run trains on and is scored on: the task's splits, bounded by the profile, held out where asked."""
+"""Which items a run trains on and is scored on: the task's splits, bounded by the profile, held out by the protocol."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dual_lora.config import ConfigError, DataError, RunConfig
 from dual_lora.tasks.base import Example, Task
 
-_SUBSET_SEED = 20251203  # the same items for every method and seed, so that their differences are paired
+_SUBSET_SEED = 20251203  # the same items for every method and seed, so that differences are paired
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def select(task: Task, config: RunConfig) -> Items:
     profile, protocol = config.profile, config.protocol
     trains = config.method.trains != "nothing"
     train = task.examples("train") if trains else []
-    # A classifier without training has no meaning on validation; a language model's loss does.
+    # The validation loss of a language model means something without training, a classifier's score does not.
     validation = task.examples("validation") if trains or task.head.kind == "causal_lm" else []
     test = task.examples("test")
     if trains and not train:
@@ -45,7 +45,7 @@ def select(task: Task, config: RunConfig) -> Items:
     if profile.test_items == 0 and not (held_out if task.head.kind == "classification" else validation):
         raise ConfigError(
             f"profile={profile.name} scores no test item (profile.test_items=0), and protocol={protocol.name} of "
-            f"task={task.name} holds no validation examples out: nothing would be measured; use protocol=strict"
+            f"task={task.name} holds out no validation examples: nothing would be measured; use protocol=strict"
         )
     return Items(
         train=_bounded(train, profile.train_examples),

@@ -96,7 +96,7 @@ def _objects(value: Mapping[str, Any], path: Path, number: int) -> list[Mapping[
 def _item(
     category: str, triples: Iterable[Sequence[Any]], texts: Iterable[tuple[Any, Any]], place: Path | str, number: int
 ) -> list[Item]:
-    """Return the entry as an item, or nothing if none of its texts is good."""
+    """Return the entry as an item, or nothing if none of its texts is marked good."""
     try:
         source = linearise(triples)
     except ValueError as error:

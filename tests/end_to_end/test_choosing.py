@@ -38,7 +38,7 @@ def test_a_trial_of_a_classifier_looks_at_the_held_out_tenth_only(tmp_path: Path
     record = cell(tmp_path, "model=tiny_roberta", "task=glue/rte", "method=lora", "profile=trial")
     assert {entry["split"] for entry in record["scores"]["measurements"]} == {"validation"}
     assert record["scores"]["headline"]["metric"] == "accuracy"
-    with pytest.raises(ConfigError, match="holds no validation examples out"):
+    with pytest.raises(ConfigError, match="holds out no validation examples"):
         cell(tmp_path, "model=tiny_roberta", "task=glue/rte", "method=lora", "profile=trial", "protocol=paper")
 
 
@@ -128,7 +128,7 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     [predictions] = (tmp_path / "runs" / run_id / "predictions").glob("last.test.generate.jsonl")
     predictions.write_text(predictions.read_text().replace('"index": 0, "value": "', '"index": 0, "value": "better '))
     assert main(["rescore", run_id, *again]) == 1
-    assert "does not hold the predictions" in capsys.readouterr().err
+    assert "does not have the predictions" in capsys.readouterr().err
     assert json.loads((tmp_path / "records" / f"{run_id}.json").read_text()) == made
 
 

@@ -6,8 +6,8 @@
     .ranking(example, scoring) -> (prompt, candidates) for scoring "likelihood" and "cloze"; candidate i is option i
     .choose(example, scoring, log_probabilities) -> Answer      the likeliest candidate's label
 
-Readings are `Answer`s: the label, and beside it what only the reply shows (whether it is exactly the taught sentence)
-or what cloze scoring chooses after dividing by length: `score` reports accuracy and accuracy_normalised from one list.
+Readings are `Answer`s: the label, and also whether the reply is exactly the taught sentence, or which label cloze
+scoring chooses after dividing by length. So `score` reports accuracy and accuracy_normalised from one list.
 
 `examples("train")` is in the order of the files (tasks one after the other, or the published mixture's order): sample
 from it with a seed, never from its start. `examples("validation")` is split off it as `datasets` does with
@@ -38,12 +38,12 @@ _PUBLISHED_VALIDATION = 120  # items of the published validation split (docs/pro
 
 
 def build(config: RunConfig) -> Commonsense:
-    """Return the task that a run's settings describe. Raises `ConfigError` for a subset or scoring that is none."""
+    """Return the task that a run's settings describe. Raises `ConfigError` for an unknown subset or scoring."""
     return Commonsense(config.task, config.protocol, config.data)
 
 
 class Commonsense(Task):
-    """See the module. Nothing is read from disk before it is asked for."""
+    """See the module. Nothing is read from disk before it is needed."""
 
     head = Head("causal_lm")
     settles_early = True
@@ -65,7 +65,7 @@ class Commonsense(Task):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is short or different about the data, for the record and the tables. Reads it."""
+        """What is missing or different in the data, for the record and the tables. Reads it."""
         return tuple(note for split in ("train", "test") for note in self._split(cast(Split, split)).notes)
 
     def examples(self, split: Split) -> list[Example]:
@@ -84,7 +84,7 @@ class Commonsense(Task):
         }
 
     def published_train_examples(self) -> int:
-        """Return the size of the published mixture less the validation examples, repeated ones counted."""
+        """Return the size of the published mixture without the validation examples, repeated examples counted."""
         return sum(PUBLISHED[subset][0] for subset in self.subsets) - self._wanted_validation()
 
     def _wanted_validation(self) -> int:
@@ -132,7 +132,7 @@ class Commonsense(Task):
         return item.question
 
     def read(self, reply: str, example: Example) -> Reading:
-        """Return the answer's label as an `Answer`, or None where the reply names none."""
+        """Return the answer's label as an `Answer`, or None if the reply has none."""
         item = parse(example.fields["instruction"])
         label = read_text(reply, item) if self.target == "text" else read(example.subset, reply)
         return None if label is None else Answer(label, exact=reply.strip() == self._taught(item, label))

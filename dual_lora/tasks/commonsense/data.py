@@ -3,8 +3,8 @@
 Layout of a folder: `commonsense/<task>/{train,test}.json` (or .gz), LLM-Adapters' JSON lists; HellaSwag's test may be
 `test_detagged.json` (markup removed), its train file may be absent; `commonsense/commonsense_170k.json`, where present,
 is the training mixture as published and is used instead of the train files.
-`hub` means the publisher's own repository at one commit. It is on GitHub: the copies on the Hugging Face hub hold the
-training file alone. Every download is compared with the id it must have.
+`hub` means the publisher's own repository at one commit. It is on GitHub: the copies on the Hugging Face hub have only
+the training file. Every download is compared with the id it must have.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MIXTURE = "commonsense_170k"
 SAMPLE = Path(__file__).resolve().parent.parent / "sample"
 ORIGIN = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/"
 REVISION = "816657208af4db747803f87ba40a4c71383fed7a"
-# What each file at REVISION must be: its git blob id, or the sha256 of its text with "\r\n" line ends, which is how a
-# public manifest of that revision gives them. The seven test files without HellaSwag were compared with both.
+# What identifies each file at REVISION: its git blob id, or the sha256 of its text with "\r\n" line ends, as a public
+# manifest of that revision has it. The seven test files without HellaSwag were compared with both.
 IDS: dict[str, tuple[str, ...]] = {
     f"ft-training_set/{MIXTURE}.json": ("529e426b33d4cdb1d0c4a275a1a7245ad081fd91", "687b018be6b46655"),
     "dataset/boolq/test.json": ("6d7edb0a8e8a6566b546ccf0d98d24e48db3fdf3",),
@@ -156,15 +156,15 @@ def _check_item(value: dict[str, Any], path: Path, number: int, owner: str) -> s
         raise fail(path, f"{value['answer']!r} is not one of the options {legal}", item=number, field="answer")
     subset = owner if owner != MIXTURE else _subset_of(value["instruction"], value["answer"])
     if read(subset, value["answer"]) != value["answer"]:
-        raise fail(path, f"{value['answer']!r} is no answer of {subset}", item=number, field="answer")
+        raise fail(path, f"{value['answer']!r} is not an answer of {subset}", item=number, field="answer")
     return subset
 
 
 def _subset_of(instruction: str, answer: str) -> str:
     """Return the subset of an item of the mixture, which does not name it. Its reading depends on the answer's word.
 
-    Three answers are Social IQa's form (and of eleven ARC items); ARC and OpenBookQA, whose items look the same, stand
-    together as ARC-Easy. Only the training split is sorted so; nothing is scored by it.
+    Three answers are the form of Social IQa (and of eleven ARC items). ARC and OpenBookQA, whose items look the same,
+    are both called ARC-Easy. Only the training split is assigned this way; no score depends on it.
     """
     for subset in ("boolq", "piqa", "hellaswag", "winogrande"):
         if read(subset, answer) == answer:
@@ -173,7 +173,7 @@ def _subset_of(instruction: str, answer: str) -> str:
 
 
 def _keep_subsets(result: Split, subsets: tuple[str, ...]) -> None:
-    """Narrow a mixture to the chosen subsets, where somebody chose some."""
+    """Narrow a mixture to the chosen subsets, if not all are chosen."""
     if set(subsets) == set(SUBSETS):
         return
     kept = [example for example in result.examples if example.subset in subsets]

@@ -34,14 +34,14 @@ _FORMAT = "Answer format: "
 
 @dataclass(frozen=True)
 class Item:
-    """An instruction taken apart: `question`, then the options, then the format line."""
+    """A parsed instruction: `question`, then the options, then the format line."""
 
     question: str
     options: Mapping[str, str]  # label -> text, in order: {"solution1": "Pour it onto a plate", ...}
 
 
 class Answer(str):
-    """A label that was read out of a reply or chosen by ranking, with what else was seen there."""
+    """A label that was read in a reply or chosen by ranking, with further facts about that reply."""
 
     exact: bool  # the reply is exactly what training teaches, nothing before or after
     normalised: str | None  # cloze: the label chosen after dividing by the texts' lengths
@@ -58,7 +58,7 @@ def sentence(label: str) -> str:
 
 
 def read(task: str, reply: str) -> str | None:
-    """Return the answer that the published evaluation reads out of a reply, or None where it finds none.
+    """Return the answer that the published evaluation reads in a reply, or None if it finds none.
 
     Raises `ValueError` for a task that is not one of the eight.
     """
@@ -70,10 +70,10 @@ def read(task: str, reply: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def parse(instruction: str) -> Item:
-    """Take an instruction apart. Raises `DataError` if it is not in the form of LLM-Adapters.
+    """Parse an instruction. Raises `DataError` if it does not have the form of LLM-Adapters.
 
     That form is "{question}\\n\\nAnswer1: {text} Answer2: {text}\\n\\nAnswer format: answer1/answer2"; BoolQ has no
-    options, PIQA and WinoGrande set other blanks between the parts.
+    options; PIQA and WinoGrande have other blanks between the parts.
     """
     body, separator, form = instruction.rpartition(_FORMAT)
     labels = form.strip().split("/")
@@ -81,14 +81,14 @@ def parse(instruction: str) -> Item:
         raise DataError(f"the instruction does not end in 'Answer format: a/b': {instruction[-60:]!r}")
     if labels == ["true", "false"]:
         return Item(body.strip(), {label: label for label in labels})
-    # The options stand in order, so each is looked for after the one before: a text may itself contain "Answer2:".
+    # The options are in order, so each is searched for after the one before: a text may itself contain "Answer2:".
     starts: list[tuple[int, int]] = []
     position = 0
     for label in labels:
         heading = f"{label.capitalize()}:"
         at = body.find(heading, position)
         if at < 0:
-            raise DataError(f"the instruction has no {heading!r}, which its format line promises: {instruction[:80]!r}")
+            raise DataError(f"the instruction has no {heading!r}, which its format line names: {instruction[:80]!r}")
         position = at + len(heading)
         starts.append((at, position))
     ends = [at for at, _ in starts[1:]] + [len(body)]
@@ -99,15 +99,15 @@ def parse(instruction: str) -> Item:
 def read_text(reply: str, item: Item) -> str | None:
     """Return the label of the option that a reply gives in words, or None.
 
-    The whole reply, case, outer blanks and a final full stop aside; else the only option that the reply contains as
-    whole words. None if no option or several different ones fit.
+    That is the option which equals the reply (without case, outer blanks and a final full stop), else the only option
+    that the reply contains as whole words. None if no option or several different ones fit.
     """
     wanted = _plain(reply)
     same = [label for label, text in item.options.items() if _plain(text) == wanted]
     if same:
         return same[0]
     inside = [label for label, text in item.options.items() if _contains(wanted, _plain(text))]
-    # "a cat" also fits wherever "a cat on a mat" does: the longest stands for those it contains.
+    # "a cat" also fits wherever "a cat on a mat" does: the longest replaces those it contains.
     longest = max(inside, key=lambda label: len(item.options[label]), default=None)
     if longest is None:
         return None

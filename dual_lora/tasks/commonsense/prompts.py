@@ -23,7 +23,7 @@ def _published_evaluation(instruction: str) -> str:
 
 
 def _clean(instruction: str) -> str:
-    """One prompt for both. It ends in a newline, after which every tokenizer here starts a new token."""
+    """Return the prompt of both. It ends in a newline, after which every tokenizer here starts a new token."""
     return f"{_REQUEST}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 
 

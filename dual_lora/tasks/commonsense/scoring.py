@@ -1,4 +1,4 @@
-"""Accuracy per task, what went wrong, and whether a score is distinguishable from guessing."""
+"""Accuracy per task, counts of faults, and whether a score can be told from guessing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SIGNIFICANCE = 0.01
 
 
 def chance_level(examples: Sequence[Example]) -> float:
-    """Return the accuracy to beat without reading: the better of uniform guessing and always the most frequent answer.
+    """Return the accuracy without reading: the better of uniform guessing and always giving the most frequent answer.
 
-    BoolQ's test set is 62 % true, so a model that has learned nothing but that reaches 0.62 and not 0.5.
+    BoolQ's test set is 62 % true, so a model that has only learned that reaches 0.62 and not 0.5.
     """
     uniform = sum(1 / len(parse(example.fields["instruction"]).options) for example in examples) / len(examples)
     answers = [example.references[0] for example in examples]
@@ -65,7 +65,7 @@ def score_subset(subset: str, examples: Sequence[Example], readings: Sequence[Re
 
 
 def average(scores: Sequence[Score], scoring: str) -> Score:
-    """Return the plain mean over the tasks, as published, each counted once whatever its size.
+    """Return the plain mean over the tasks, as published, each counted once regardless of its size.
 
     At chance: a one-sided z-test of the mean against the mean chance level, 1 %, with the tasks' binomial variances.
     """

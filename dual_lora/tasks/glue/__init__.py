@@ -3,7 +3,7 @@
 Splits: `train` is the training set; `validation` and `test` are both the development set, because the labels of GLUE's
 test sets are hidden and every published row is a development-set score. Label order is the hub's.
 
-What the training loop does with it, so that the published and the honest way are both in one record:
+What the training loop does with it, so that one record has both the published and an honest choice of the epoch:
 
 1. If `protocol.validation_fraction` is set (strict, restricted: 0.1), split the training set once
    (`dual_lora.tasks.splits.hold_out`): train on the first part, the second is the held-out part. Otherwise (paper)
@@ -20,7 +20,7 @@ What the training loop does with it, so that the published and the honest way ar
 4. A study chooses learning rates by the held-out part's own score (measurements with split "validation", checkpoint
    `best_heldout`), never by the development set.
 5. Keep the trainable weights of the headline's epoch (`EpochScores(keep_weights=..., weights_of=...)`, or those of the
-   last step), at `records.weights_file(folder, checkpoint)`: an MNLI run hands them on (`dual_lora.runs.warm_start`).
+   last step), at `records.weights_file(folder, checkpoint)`: other runs start from those of MNLI (`runs.warm_start`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Glue(ClassificationTask):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is short or different: fewer or more items than published, rows left out, no MNLI start."""
+        """What is missing or different: fewer or more items than published, rows left out, no MNLI start."""
         notes = list(self._own_notes)
         if self._source == "sample":
             return (*notes, "sample data written for this project, not GLUE")
@@ -117,7 +117,7 @@ class Glue(ClassificationTask):
         if not counts:
             raise DataError(
                 f"{self._folder}: no {self.spec.folder} files (train.tsv, dev.tsv or .gz) here; "
-                "data.dir has to hold glue/ with a folder per task, as docs/data.md says"
+                "data.dir needs glue/ with a folder per task (docs/data.md)"
             )
         return {"source": self._source, "files": counts}
 
@@ -135,11 +135,11 @@ class Glue(ClassificationTask):
         return self.labels.index(word) if self.labels else float(word)
 
     def render(self, example: Example, *, training: bool) -> Prompt:
-        """Return the item as text, for fingerprints and people; the encoder reads `texts` as a pair."""
+        """Return the item as text, for fingerprints and display; the encoder reads `texts` as a pair."""
         return Prompt("\n".join(self.texts(example)), f"\n{example.references[0]}")
 
     def read(self, reply: str, example: Example) -> Reading:
-        """Read a label word (STS-B: a number) from text; None if it is neither. A head's answer needs no reading."""
+        """Read a label word (STS-B: a number) from text; None if it is neither. A head's output needs no reading."""
         word = reply.strip()
         if self.labels:
             return word if word in self.labels else None

@@ -1,6 +1,6 @@
 """Reading GLUE: the tsv files of the GLUE download (also the shipped sample) and the hub's copy.
 
-The tsv files as they really are: UTF-8, some with a byte-order mark, tab between fields, **no quoting** (a field may
+The tsv files are: UTF-8, some with a byte-order mark, tab between fields, **no quoting** (a field may
 begin with a quotation mark that is never closed), a header line except in CoLA, columns found by name since MNLI's
 train and dev files differ in theirs, blanks at the ends of fields kept, U+2028 and the like inside texts.
 """
@@ -23,7 +23,7 @@ def read_tsv(folder: Path, spec: Spec, file: str, subset: str) -> tuple[list[Exa
     Raises `DataError` with file and line for a row with another number of fields than the header, an unknown label, or
     a regression target that is not a number from 0 to 5; with file and field for a missing column.
 
-    QQP alone: its published train file holds rows that line breaks inside questions tore apart; the hub's copy leaves
+    Only in QQP: its published train file has rows that are split by line breaks inside questions; the hub's copy leaves
     them out. They are left out here too if exactly the published number of items remains, and refused otherwise.
     """
     name = f"{file}.tsv"
@@ -37,7 +37,7 @@ def read_tsv(folder: Path, spec: Spec, file: str, subset: str) -> tuple[list[Exa
         raise files.fail(
             path,
             f"{len(rows[torn[0]])} tab-separated fields, expected {len(header)} ({', '.join(header)}); "
-            "fields are not quoted, so a text can hold neither a tab nor a line break",
+            "fields are not quoted, so a text can have neither a tab nor a line break",
             line=torn[0] + first_line,
         )
     skipped = set(torn)
@@ -79,7 +79,7 @@ def check_target(spec: Spec, word: str, path: Path | str, *, line: int | None = 
     except ValueError:
         number = math.nan
     if not 0 <= number <= 5:
-        message = f"{word!r} is not a number from 0 to 5, which this regression target has to be"
+        message = f"{word!r} is not a number from 0 to 5, as this regression target has to be"
         raise files.fail(path, message, line=line, item=item, field=spec.target)
     return repr(number)
 

@@ -1,4 +1,4 @@
-"""The nine GLUE tasks: where each file holds its texts and its target, and how many items were published."""
+"""The nine GLUE tasks: which columns have the texts and the target, and how many items were published."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_weights_that_know_the_text_pass_and_a_broken_layer_does_not(tokenizer):
             module.scaling["default"] = 50.0
     assert gate.check(adapted, tokenizer, task, examples, STRICT)["base_prompt_loss"] < 4
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
-    with pytest.raises(GateError, match="not all of them"):
+    with pytest.raises(GateError, match="only some of them"):
         gate.check(adapted, tokenizer, task, examples, STRICT)
 
 

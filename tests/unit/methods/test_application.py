@@ -68,7 +68,7 @@ def test_every_shipped_method_passes_its_check(name):
         (dataclasses.replace(read_method("lora"), config_class="peft.LorraConfig"), "did you mean 'LoraConfig'"),
         (dataclasses.replace(read_method("lora"), config_class="nopackage.Config"), "cannot be imported.*PYTHONPATH"),
         (dataclasses.replace(read_method("lora"), config_class=None), "names the import path of a PEFT config"),
-        (dataclasses.replace(read_method("lora"), config_class="peft.PeftModel"), "is no PEFT config"),
+        (dataclasses.replace(read_method("lora"), config_class="peft.PeftModel"), "is not a PEFT config"),
         (
             dataclasses.replace(read_method("lora"), optimizer=OptimizerConfig("lora_plus", {"ration": 2})),
             "no setting method.optimizer.settings.ration; did you mean 'ratio'",

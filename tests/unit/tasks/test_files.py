@@ -34,7 +34,7 @@ def test_missing_file_names_it_and_the_way_on(tmp_path):
 
 def test_truncated_gzip_is_refused(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"hello world" * 1000)[:-20])
-    with pytest.raises(DataError, match=r"a\.txt\.gz.*damaged or cut short"):
+    with pytest.raises(DataError, match=r"a\.txt\.gz.*damaged or truncated"):
         read_text(tmp_path, "a.txt")
 
 
