@@ -7,7 +7,7 @@ The published loop (NVlabs/DoRA commonsense_evaluate.py): one item at a time, be
 attention mask, adapter merged. Ours: batched, masked, with the same beams and greedily. Reported: items per second,
 accuracy, and on how many items the reading agrees with the published loop's.
 
-All but the options below is as for a run.
+All settings but the options below are those of a run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Time the host's part of steps under ZeRO: two CPU processes, as DeepSpeed makes steps and as the suite does.
+"""Time the host's part of steps under ZeRO on two CPU processes: DeepSpeed's own steps and the suite's.
 
     python run.py bench group-steps          # about 15 minutes: results/benchmarks/group_steps_cpu.json
 
-An adapter has hundreds of small tensors. What a step costs the host for each of them is the same on a CPU and beside a
+An adapter has hundreds of small tensors. What a step costs the host for each of them is the same on a CPU and with a
 GPU, which waits for the host if that takes longer than its own work; layers are so narrow here that a step is little
 else. Steps are those of `dual_lora.training.trainer` on random tokens. "deepspeed" has none of what
 `dual_lora.distributed.deepspeed_engine` changes. Both ways train in turn, several times; times are medians of the clock

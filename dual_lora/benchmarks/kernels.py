@@ -25,7 +25,7 @@ from dual_lora.kernels import dual_lora_linear, reference
 UP = (11008, 4096)  # LLaMA-7B's up projection: the layer of the targets
 LLAMA_7B = {"q": (4096, 4096), "up": UP, "down": (4096, 11008)}
 MICRO_BATCHES = (16 * 112, 16 * 256)  # tokens of 16 examples; the targets are for the longer ones
-# In Triton's interpreter the kernels run on the CPU: its times say nothing, so everything is as small as it can be.
+# In Triton's interpreter the kernels run on the CPU: its times mean nothing, so everything is as small as it can be.
 SMOKE = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE, DTYPE = ("cpu", torch.float32) if SMOKE else ("cuda", torch.bfloat16)
 LAYERS = {"tiny": (64, 96)} if SMOKE else LLAMA_7B
@@ -133,7 +133,7 @@ def growth_model(out: int, in_: int, rank: int, tokens: int, rates: dict[str, fl
 def bench_growth(milliseconds: int = 30) -> dict[str, Any]:
     """Forward and backward over tokens, rank and layer size, against LoRA of equal budget and the three-GEMM floor.
 
-    GPU time of a CUDA graph, and beside it eager time, which at few tokens is the time of the launches.
+    GPU time of a CUDA graph, and eager time, which at few tokens is the time of the launches.
     """
     rows = []
     points = [("LLaMA-7B's layers", *shape, 16, t) for t in MICRO_BATCHES for shape in LLAMA_7B.values()]

@@ -11,9 +11,9 @@ EFFICIENCY = 0.90
 
 
 def section(data: dict[str, Any], host: dict[str, Any] | None = None) -> str:
-    """Return all that was measured on several GPUs; what was not says so.
+    """Return all that was measured on several GPUs; rows without a measurement say so.
 
-    data: results/benchmarks/scaling.json; host: group_steps_cpu.json beside it.
+    data: results/benchmarks/scaling.json; host: group_steps_cpu.json in the same folder.
     """
     parts = [_machine(data[gpus]) for gpus in sorted(data, key=int)]
     parts = parts or ["Not measured yet: `python run.py bench scaling`."]
@@ -107,11 +107,11 @@ def _same(part: dict[str, Any]) -> str:
         "| SmolLM2, against one GPU | largest difference of a loss | of the first ten | validation loss | bound | |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    for cell, groups in part.items():
+    for case, groups in part.items():
         for name in [name for name in GROUPS if isinstance(groups, dict) and name in groups]:
-            row, (method, dtype) = groups[name], cell.split(", ")
+            row, (method, dtype) = groups[name], case.split(", ")
             held = "held" if row["within_bound"] else "**not held**"
-            # No group: it shows what another order of the same sums does, and the bound is not made for it.
+            # Not a group: it shows the effect of another order of the same sums, and the bound does not apply to it.
             bound, held = ("", "for comparison") if name == "whole" else (f"{row['bound']:.0e}", held)
             identity = "same identity" if row["same_identity"] else "**another identity**"
             numbers = " | ".join(f"{row[key]:.1e}" for key in ("largest", "largest_of_first_ten", "validation"))

@@ -20,7 +20,7 @@ from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
 from dual_lora.training import trainer
 
-# Layers so narrow that a step is host time almost alone, as a small model's is on a fast GPU.
+# Layers so narrow that a step is almost only host time, as for a small model on a fast GPU.
 NARROW: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_layers": 30, "num_heads": 4, "num_key_value_heads": 4,
     "vocab_size": 512, "batch": 2, "length": 16, "steps": 40, "rounds": 3,
@@ -29,7 +29,7 @@ UNCOUNTED = 3  # a training's first steps
 
 
 def make_config(method: str, size: dict[str, Any], device: str, folder: Path, *launcher: str) -> RunConfig:
-    """Compose the run as `python run.py` does; only the sizes of the model are others."""
+    """Compose the run as `python run.py` does; only the sizes of the model differ."""
     dimensions = [f"model.dimensions.{name}={size[name]}" for name in list(size)[:6]]
     words = ["model=tiny_llama", "model.dtype=bfloat16", "task=commonsense", "data.source=sample", *dimensions]
     words += [f"method={method}", f"recipe.global_batch={size['batch']}", f"launch.per_device_batch={size['batch']}"]

@@ -1,7 +1,7 @@
 """Time whole training steps, memory and generation of Dual LoRA against PEFT's LoRA and DoRA and the GEMM floor.
 
     python run.py bench training                       # one GPU: results/benchmarks/training.json
-    python run.py bench training --parts steps dropout # some of the parts, kept beside the others
+    python run.py bench training --parts steps dropout # some of the parts; the file keeps the others
 
 The models have LLaMA-7B's and SmolLM2-135M's shapes and random weights, in bf16. A step is forward, backward and fused
 AdamW (the floor has no optimizer: it trains the target weights themselves, only to show what its three GEMMs per layer
@@ -71,7 +71,7 @@ def adapted(
         if not autocast:
             return nullcontext()
         cuda = torch.cuda.is_available()
-        cache = not (cuda and torch.cuda.is_current_stream_capturing())  # a graph must cast anew at each replay
+        cache = not (cuda and torch.cuda.is_current_stream_capturing())  # a graph must cast again at each replay
         return torch.autocast(model.device.type, dtype=torch.bfloat16, cache_enabled=cache)
 
     if kind == "floor":

@@ -1,14 +1,14 @@
 """Time training steps of one process under `launch=deepspeed launch.zero_stage=2` against plain ones.
 
-With one process there is nothing to split: the suite then uses stage 0 (`deepspeed.zero_stage`), so this is what
-DeepSpeed itself costs. Before the suite did so, it was what the hooks of stage 2 cost.
+With one process there is nothing to split: the suite then uses stage 0 (`deepspeed.zero_stage`), so this measures the
+cost of DeepSpeed itself. Before that it measured the cost of stage 2's hooks.
 
     python run.py bench zero         # one GPU, about a minute: results/benchmarks/zero.json
 
-The model has the shape of TinyLlama (1.1 billion parameters) and random bf16 weights, made on the device; a step is
-8 x 512 random tokens through the suite's own training path (`dual_lora.training.trainer`: Trainer, autocast, clipping,
-AdamW, the loss curve). Every variant trains in a process of its own and all of them stay alive; one at a time runs a
-block of steps, in turn, back and forth, so that a drift of the machine hits all alike. The first step of a block is not
+The model has the shape of TinyLlama (1.1 billion parameters) and random bf16 weights, made on the device; a step is 8 x
+512 random tokens through the suite's own training path (`dual_lora.training.trainer`: Trainer, autocast, clipping,
+AdamW, the loss curve). Every variant trains in its own process and all of them stay alive. They run blocks of steps in
+turn, back and forth, one at a time, so that a drift of the machine affects all alike. The first step of a block is not
 counted. Times are medians with 20 and 80 per cent quantiles of GPU time from step to step (CPU: of the clock).
 """
 

@@ -1,4 +1,4 @@
-"""The one place that decides how a layer is computed, and the calls of what was decided.
+"""The one place that decides how a layer is computed, and the calls of the chosen path.
 
 Names: *fused* runs the Triton kernels, *generic* plain PyTorch in row tiles, *reference* the definition by autograd.
 A layer whose weight is available in full computes ``x @ (W0 + dW)^T`` with one GEMM; a quantized or partitioned weight,
@@ -168,7 +168,7 @@ def _implementation(requested: str, x: Tensor) -> ModuleType:
 
 @cache
 def _fused() -> ModuleType:
-    """Triton is imported only when it is asked for."""
+    """Triton is imported only when it is needed."""
     from dual_lora.kernels import fused
 
     return fused

@@ -1,4 +1,4 @@
-"""Packed factors, kept for the one time span in which somebody promises that no factor changes."""
+"""Packed factors, kept while the caller promises that no factor changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dual_lora.kernels.spec import Factors
 
-# By the layer's A: its factors' addresses, and what was made of them. A context variable, so that a thread which trains
-# has no part in another thread's promise.
+# By the layer's A: its factors' addresses, and what was packed from them. A context variable, so that another thread's
+# promise does not affect a thread that trains.
 _entries: ContextVar[MutableMapping[Tensor, tuple[tuple[int, ...], Any]] | None] = ContextVar("entries", default=None)
 
 
@@ -28,7 +28,7 @@ def packed_once() -> Iterator[None]:
             for _ in range(tokens):
                 logits = model(...).logits
 
-    What is kept takes 1.5 times the factors' memory and is freed at the end. W0 + dW is formed anew in every call.
+    What is kept takes 1.5 times the factors' memory and is freed at the end. W0 + dW is formed in every call.
     """
     if _entries.get() is not None:  # the outer promise holds for longer
         yield
@@ -51,7 +51,7 @@ def disabled() -> Iterator[None]:
 
 
 def get(factors: Factors) -> Any:
-    """Return what was kept of these factors inside `packed_once`, or None."""
+    """Return what is kept for these factors inside `packed_once`, or None."""
     entries = _entries.get()
     if entries is None or _captures(factors[0]):
         return None
@@ -60,7 +60,7 @@ def get(factors: Factors) -> Any:
 
 
 def put(factors: Factors, made: Any) -> None:
-    """Keep what was made of these factors, if inside `packed_once`."""
+    """Keep what was packed from these factors, if inside `packed_once`."""
     entries = _entries.get()
     if entries is not None and not _captures(factors[0]):
         entries[factors[0]] = (_where(factors), made)

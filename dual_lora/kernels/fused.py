@@ -2,7 +2,7 @@
 
 Forward: build W0 + dW into a transient buffer, one GEMM; a few tokens take one kernel instead, which never writes
 W0 + dW. Backward: G = dY^T X by GEMM, one pass over G that reduces it to the factor gradients and, in place, turns it
-into W0 + dW, then dX = dY (W0 + dW) by GEMM. One buffer of out x in lives during a call, none after it; besides,
+into W0 + dW, then dX = dY (W0 + dW) by GEMM. One buffer of out x in exists during a call, none after it; in addition,
 backward holds the reduction's partial sums (`plans.Reduction`) and, above rank 32, Gp.
 """
 

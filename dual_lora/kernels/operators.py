@@ -1,6 +1,6 @@
 """The layer as `torch.library` operators: torch.compile sees one node forward and one backward, without a break.
 
-A schema holds tensors, numbers and strings, so an `Update` is taken apart here and put together again inside.
+A schema holds tensors, numbers and strings, so an `Update` is taken apart here and rebuilt inside.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def linear(
 ) -> Tensor:
     """`dual_lora_linear` and, without `weight`, `dual_lora_delta_linear` as one operator.
 
-    `scaling` is a float64 scalar on the CPU: reading it waits for no device, and a compiled model, which would be
-    compiled anew for every other Python float, takes any.
+    `scaling` is a float64 scalar on the CPU: reading it waits for no device, and a compiled model accepts any value,
+    while it would be compiled again for every other Python float.
     """
     options = (ste, magnitude_activation, direction_activation, transposed, kernel)
     with factor_cache.disabled():

@@ -31,11 +31,11 @@ class Operands(NamedTuple):
 
 
 def prepare(update: Update) -> Operands:
-    """The operands of one call, their factors packed anew in every call, or once inside `factor_cache.packed_once`.
+    """The operands of one call, their factors packed in every call, or once inside `factor_cache.packed_once`.
 
-    Nothing else is kept between calls, not even while no gradient is recorded: no cheap sign tells that a factor
-    changed. `torch.optim.AdamW(fused=True)`, the Trainer's default, changes parameters without counting up their
-    `_version`, as does every write through `.data` (averages of weights, DeepSpeed).
+    Nothing else is kept between calls, not even while no gradient is recorded: there is no cheap way to tell that a
+    factor changed. `torch.optim.AdamW(fused=True)`, the Trainer's default, changes parameters without incrementing
+    their `_version`, as does every write through `.data` (averages of weights, DeepSpeed).
     """
     a, b, c, _ = update.factors
     rows, columns, ranks = b.shape[0], a.shape[1], (a.shape[0], c.shape[0])

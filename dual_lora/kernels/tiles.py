@@ -71,10 +71,10 @@ def _pipelines(device: int) -> bool:
 def lacks_fence(device: int) -> bool:
     """Whether kernels for CUDA device `device` must order reads of tensor cores after copies into shared memory.
 
-    Hopper's tensor cores read shared memory through a proxy of its own (PTX ISA, "Proxies"), and asynchronous copies
-    write it through another. Triton before 3.7 puts no fence between the two, so operands could be read before they are
-    there. Only packed factors are copied so: other operands pass through registers, where it does put one. On Blackwell
-    Triton 3.6 cannot pipeline a loop that holds a fence of ours.
+    Hopper's tensor cores read shared memory through one proxy (PTX ISA, "Proxies"), and asynchronous copies write it
+    through another. Triton before 3.7 puts no fence between the two, so operands could be read before they are there.
+    Only packed factors are copied this way: other operands pass through registers, where Triton does put one. On
+    Blackwell Triton 3.6 cannot pipeline a loop with a fence of ours.
     """
     if device < 0 or torch.version.cuda is None or torch.cuda.get_device_capability(device)[0] != 9:
         return False

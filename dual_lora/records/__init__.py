@@ -1,4 +1,4 @@
-"""Records and their files: what one holds (`schema`), who writes it (`writing`), how files are kept whole (`storage`).
+"""Records and their files: what one holds (`schema`), who writes it (`writing`), how files stay whole (`storage`).
 
 `lock` lets one process at a time work on a run, `redaction` keeps secrets out. Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""The learning rate of each step, which follows from a record's recipe and steps and is therefore not kept in it."""
+"""The learning rate of each step, which follows from a record's recipe and steps and is therefore not stored in it."""
 
 from __future__ import annotations
 

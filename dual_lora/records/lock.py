@@ -1,8 +1,8 @@
 """One process works on a run at a time, also on a network file system.
 
-The lock is a file made with `os.link`, which is atomic on NFS too (flock is not relied on). It names who holds it.
-A lock is stale when its process is gone (same host) or when its heartbeat, the file's modification time, is old
-(another host). Process ids are re-used, so the start time of the process is compared as well.
+The lock is a file made with `os.link`, which is atomic on NFS too (flock is not relied on). It names its holder.
+A lock is stale if its process has ended (same host) or if its heartbeat, the file's modification time, is old (another
+host). Process ids are re-used, so the start time of the process is compared as well.
 
 filelock's `SoftFileLease` (4.2.12) fails two of tests/faults/test_locks.py: it takes over another host's lock only
 after it has itself watched it stay silent for all of `STALE_SECONDS`, and an empty lock file never.
@@ -22,14 +22,14 @@ from types import TracebackType
 import psutil
 
 HEARTBEAT_SECONDS = 20.0
-# Another host's lock counts as left behind after this long without a heartbeat. Clocks of hosts may differ by minutes.
+# Another host's lock is abandoned after this long without a heartbeat. Clocks of hosts may differ by minutes.
 STALE_SECONDS = 600.0
 _TAKEOVER_SECONDS = 120.0
 _TRIES = 100
 
 
 class RunIsBusy(RuntimeError):
-    """Another process is running this run now; the message says which, where and since when."""
+    """Another process works on this run; the message says which, where and since when."""
 
 
 class RunLock:
@@ -54,14 +54,14 @@ class RunLock:
             )
         )
         try:
-            for _ in range(_TRIES):  # a stale lock may be removed by another process between our look and our try
+            for _ in range(_TRIES):  # another process may remove a stale lock between our check and our attempt
                 try:
                     os.link(mine, self.path)
                     break
                 except FileExistsError:
                     self._remove_if_stale(mine)
             else:
-                raise RunIsBusy(f"{self.path} changes hands; try again in a moment")
+                raise RunIsBusy(f"several processes are taking over {self.path}; try again in a moment")
         finally:
             mine.unlink(missing_ok=True)
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
@@ -91,15 +91,15 @@ class RunLock:
             pid, host, started = int(holder["pid"]), str(holder["host"]), float(holder["process_started"])
         except (ValueError, KeyError, TypeError):
             holder, pid, host, started = {}, -1, "", 0.0
-        # A lock appears whole under its name, so one that cannot be read is what a crash of the machine left.
+        # A lock file appears complete, so one that cannot be read was left by a crash of the machine.
         local = host in (socket.gethostname(), "")
         alive = _is_running(pid, started) if local else age < STALE_SECONDS
         if alive:
             raise RunIsBusy(
-                f"this run is being worked on by process {pid} on {host} since {holder.get('since')}; "
+                f"process {pid} on {host} has been working on this run since {holder.get('since')}; "
                 f"wait for it, or stop it and run the same command again ({self.path})"
             )
-        # One of several finders removes it, and only what it has looked at: never the fresh lock of a faster one.
+        # One of several finders removes it, and only the lock it has read: never the fresh lock of a faster one.
         guard = self.path.with_name("lock.takeover")
         try:
             os.link(mine, guard)

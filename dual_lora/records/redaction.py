@@ -1,4 +1,4 @@
-"""What stays out of records and logs: tokens and keys, and in a kept command the folders of this machine."""
+"""What is kept out of records and logs: tokens and keys, and in the recorded command the folders of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORMS = re.compile(
 _ASSIGNED = re.compile(
     r"((?:[\w.+-]*(?:token|secret|password|passwd|api_?key|access_?key)[\w-]*)\s*[=:]\s*)([^\s,;'\"]+)", re.IGNORECASE
 )
-# Words of this project that the pattern above would take for secrets.
+# Names in this project that the pattern above would take for secrets.
 _HARMLESS = re.compile(r"tokens?_?(?:per|share|s\b)|max_(?:new|length)_tokens|_token(?:s|izer|_id)", re.IGNORECASE)
 
 

@@ -25,7 +25,7 @@ def _without_learning_rates(values: dict[str, Any]) -> dict[str, Any]:
 # Schema version -> the function that turns a record of it into one of the next version.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_learning_rates}
 Status = Literal["finished", "diverged", "out_of_memory", "timed_out", "interrupted", "failed"]
-# A record may hold more than a table reads; what a table reads has to have its type.
+# A record may hold more than a table reads; the fields that a table reads are type-checked.
 _TYPED = ConfigDict(extra="ignore")
 
 
@@ -123,7 +123,7 @@ class Record:
 
     @property
     def parallel(self) -> int:
-        """Return how many runs its machine was given at a time, which its seconds depend on. Older: by its command."""
+        """Return how many runs its machine did at a time, which its seconds depend on. If older: by the command."""
         told = re.search(r"\blaunch\.parallel=(\d+)", str(self.origin.get("command", "")))
         return int(self.execution.get("parallel") or (told[1] if told else 1))
 
@@ -157,7 +157,7 @@ def upgraded(values: Mapping[str, Any], path: str = "the record") -> dict[str, A
         )
     while version < SCHEMA:
         if version not in UPGRADES:
-            raise RecordError(f"{path}: schema={version}: no upgrade from it to {SCHEMA} is known")
+            raise RecordError(f"{path}: schema={version}: there is no upgrade from it to {SCHEMA}")
         values = UPGRADES[version](values)
         version += 1
     return {**values, "schema": SCHEMA}

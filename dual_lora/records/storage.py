@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what names their content: hashes, and a JSON that people can read."""
+"""Files that are complete or absent, hashes of their content, and JSON that is easy to read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def file_sha256(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a place next to `path` to write a file to; it takes the name `path` once the block ends without an error.
 
-    A reader sees the old file or the new one, whole. For one writer at a time: the next one writes over what a
+    A reader sees either the old file or the complete new one. For one writer at a time: the next one overwrites what a
     killed one leaves.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def dumps(values: Any) -> str:
-    """Return JSON with an entry a line; curves, measurements and whatever fits take one: to be read, and compared.
+    """Return JSON with one entry per line; a curve, a measurement or anything that fits takes one line.
 
     Raises `ValueError` for a number that is not finite.
     """

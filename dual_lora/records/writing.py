@@ -1,7 +1,7 @@
 """The record of a run: one JSON file, also of a run that failed. The only writer; `dual_lora.report` reads.
 
 `identity` is everything that can change a number, and its hash is the run id. `scores` holds only what the identity
-determines. Times, memory and machines are in `cost` and `execution`, where from and how in `origin`.
+determines. Times, memory and machines are in `cost` and `execution`, commit, versions and command in `origin`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RecordError(f"{path} is damaged ({error}); move it away and run the same command again") from None
+        raise RecordError(f"{path} is damaged ({error}); move it away and give the same command again") from None
     if not isinstance(values, dict):
-        raise RecordError(f"{path} is damaged (not a JSON object); move it away and run the same command again")
+        raise RecordError(f"{path} is damaged (not a JSON object); move it away and give the same command again")
     return upgraded(values, str(path))
 
 
@@ -70,7 +70,7 @@ def build(
     record["cost"] = cost or {}
     record["execution"] = execution or {}
     record["origin"] = {**origin_of_this_process(), **(origin or {})}
-    # What is returned is what a reader of the file gets: lists, not tuples.
+    # The same as a reader of the file gets: lists, not tuples.
     return dict(json.loads(json.dumps(record, allow_nan=False)))
 
 

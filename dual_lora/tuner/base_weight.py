@@ -1,4 +1,4 @@
-"""The frozen weight under an adapter: quantized, partitioned or whole, and its size, which sets the start's σ."""
+"""The frozen weight under an adapter: quantized, partitioned or whole, and its norm, which sets the initial σ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def is_quantized(base: nn.Module) -> bool:
-    """Return whether the weight is stored as something else than plain floating point (bitsandbytes, GPTQ, float8)."""
+    """Return whether the weight is stored as something other than plain floating point (bitsandbytes, GPTQ, float8)."""
     weight = getattr(base, "weight", None)
     return weight is None or weight.dtype not in MERGEABLE_DTYPES or type(weight).__name__ == "Params4bit"
 
@@ -32,7 +32,8 @@ def is_available(base: nn.Module) -> bool:
     """Return whether a call of the adapted layer, and its backward pass, may read the full weight.
 
     A partitioned weight cannot be read unless its whole transformer block is fetched and freed as one (DeepSpeed's leaf
-    modules, `dual_lora.distributed.deepspeed_engine.fetch_whole_blocks`): that is for the length of the block's passes.
+    modules, `dual_lora.distributed.deepspeed_engine.fetch_whole_blocks`): then it can be read during the block's
+    passes.
     """
     return not is_partitioned(base) or hasattr(base.weight, "ds_z3_leaf_module")
 

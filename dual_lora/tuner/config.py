@@ -94,7 +94,7 @@ class DualLoraConfig(PeftConfig):
             rank = getattr(self, name)
             if not isinstance(rank, int) or isinstance(rank, bool) or rank <= 0:
                 raise ValueError(
-                    f"{name} = {rank!r} is no rank: give a whole number of at least 1 "
+                    f"{name} = {rank!r} is not a rank: give a whole number of at least 1 "
                     "(r_magnitude = r_direction = r/2 has the parameters of LoRA at rank r)."
                 )
         if isinstance(self.alpha, (str, bool)) or not self.alpha > 0:

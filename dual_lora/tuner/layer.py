@@ -6,9 +6,9 @@ of two ways computes a call is decided by `dual_lora.kernels.select_kernel`, and
 - one GEMM: W₀ + ΔW is built for the length of the product, and nothing of that size is kept for backward;
 - separate update: `base_layer(x) + x ΔWᵀ`, which never reads the base weight.
 
-Merging: W₀ + ΔW rounded to the base's dtype cannot be undone by subtracting ΔW: in float32 already the last bits
-differ. So a merged layer keeps W₀, in host memory where the weight is on an accelerator (a merged 7B model then costs
-its adapted weights once more in host memory, and nothing on the card). `merge_and_unload` drops that copy by layer.
+Merging: W₀ + ΔW rounded to the base's dtype cannot be undone by subtracting ΔW: even in float32 the last bits differ.
+So a merged layer keeps W₀, in host memory if the weight is on an accelerator (a merged 7B model then takes its adapted
+weights once more in host memory, and nothing on the card). `merge_and_unload` drops that copy by layer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     """A frozen linear layer plus Dual LoRA adapters, each W₀ → W₀ + w · s₀ · ReLU(B A) ⊙ Sign(D C).
 
     Per adapter name: `dual_lora_A` (r₁×in), `dual_lora_B` (out×r₁), `dual_lora_C` (r₂×in), `dual_lora_D` (out×r₂),
-    float32 unless `autocast_adapter_dtype=False` was asked for. `init_std[name]` is the resolved σ (None for factors
+    float32 unless `autocast_adapter_dtype=False` was given. `init_std[name]` is the resolved σ (None for factors
     that were made on the meta device and then loaded). `scaling[name]` is s₀, `spec[name]` the options of the kernels.
 
     `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
@@ -70,7 +70,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     # ---------------------------------------------------------------- adapters
 
     def update_layer(self, adapter_name: str, config: DualLoraConfig, inference_mode: bool = False) -> None:
-        """Add (or make anew) the adapter `adapter_name`, its factors drawn on CPU so that a seed means one start."""
+        """Add (or replace) the adapter `adapter_name`. Its factors are drawn on CPU, so a seed fixes them."""
         sigma = resolve_init_std(config, self.get_base_layer())
         device = "meta" if sigma is None else "cpu"
         factors = [nn.Parameter(torch.empty(shape, device=device)) for shape in self._factor_shapes(config)]
@@ -134,7 +134,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     # ---------------------------------------------------------------- computation
 
     def update(self, adapter_name: str) -> Update:
-        """Return what one adapter adds to the frozen weight, at the present warm-up, as the kernels take it."""
+        """Return what one adapter adds to the frozen weight, at the current warm-up, as the kernels take it."""
         scaling = self.delta_warmup * self.scaling[adapter_name]
         return Update(self.factors(adapter_name), self.start_factors(adapter_name), scaling, self.spec[adapter_name])
 
@@ -154,7 +154,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         return delta.T if self.transposed else delta
 
     def base_weight_is_plain(self) -> bool:
-        """Return whether the base layer is nothing but a matrix product with a weight that is available in full.
+        """Return whether the base layer is only a matrix product with a weight that is available in full.
 
         Not so for quantized and partitioned weights, subclasses with a forward of their own, another adapter in
         between, and base layers with hooks (offloading), which only a call of the base layer runs.
@@ -171,7 +171,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         """Return how a call with these active adapters is computed on `device`, in the current train or eval mode.
 
         Raises:
-            ValueError: `kernel='fused'` was asked for and cannot be met.
+            ValueError: `kernel='fused'` was requested and is not possible.
         """
         dropouts = [self.dual_lora_dropout[name] for name in adapters]
         return select_kernel(
@@ -198,7 +198,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         return result
 
     def _fits_base_dtype(self, x: Tensor) -> bool:
-        # Where dtypes do not fit, the base layer is called and says so, as it would without an adapter.
+        # If dtypes do not match, the base layer is called and raises the error that it raises without an adapter.
         return x.dtype == self.base_layer.weight.dtype or torch.is_autocast_enabled(x.device.type)
 
     # ---------------------------------------------------------------- merging
@@ -255,7 +255,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         )
         if is_quantized(base):
             raise NotImplementedError(
-                f"cannot merge into a quantized {type(base).__name__}: the result would have to be quantized anew. "
+                f"cannot merge into a quantized {type(base).__name__}: the result would have to be quantized again. "
                 f"{fix}."
             )
         if not is_whole(base):

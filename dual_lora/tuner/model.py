@@ -79,7 +79,7 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
         return [module for module in self.model.modules() if isinstance(module, DualLoraLinear)]
 
     def resolved_init_std(self, adapter_name: str = "default") -> dict[str, float | None]:
-        """Return σ by module name, as `init_std` resolved to when the adapter was made (None: loaded, not drawn)."""
+        """Return σ by module name, as `init_std` was resolved at the adapter's creation (None: loaded, not drawn)."""
         return {
             name: module.init_std[adapter_name]
             for name, module in self.model.named_modules()
@@ -87,7 +87,7 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
         }
 
     def kernel_names(self) -> dict[str, int]:
-        """Return how many layers run each kernel with the active adapters, on their device and in their present mode.
+        """Return how many layers run each kernel with the active adapters, on their device and in their current mode.
 
         For the record of a run: the names are those of `dual_lora.kernels.KernelChoice.name`.
         """

@@ -1,11 +1,11 @@
-"""Everything that reaches around PEFT, and why.
+"""Everything that works around PEFT, and why.
 
 1. `peft.utils.register_peft_method` accepts only names that are members of the closed enum `PeftType`. Plain strings in
    the mappings get through PEFT but not through transformers' `load_adapter`, which asks for `peft_type.value`. So a
    member is added to the enum at run time.
 2. `BaseTuner._replace_module` assigns `new_module.weight = child.weight` whenever a module is put back in place of its
    wrapper. For a wrapped classification head (`modules_to_save`), which has no `weight`, `merge_and_unload` then fails
-   with an AttributeError (huggingface/peft issue 3114, still so in 0.21.2).
+   with an AttributeError (huggingface/peft issue 3114, still present in 0.21.2).
 
 `tests/unit/tuner/test_registration.py` asserts that both reasons still hold and fails when a PEFT release changes them.
 """

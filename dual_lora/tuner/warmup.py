@@ -29,7 +29,7 @@ def warmup_factor(completed_steps: int, warmup_steps: int) -> float:
 
 
 def set_delta_warmup(model: nn.Module, factor: float) -> None:
-    """Set w on every Dual LoRA layer of `model`. Plain Python state: no tensor is touched, no device waits.
+    """Set w on every Dual LoRA layer of `model`. Plain Python state: no tensor changes, no device waits.
 
     Raises:
         ValueError: `factor` is outside [0, 1], or `model` has no Dual LoRA layer.
