@@ -179,6 +179,6 @@ def _keep_subsets(result: Split, subsets: tuple[str, ...]) -> None:
     kept = [example for example in result.examples if example.subset in subsets]
     result.notes.append(
         f"{MIXTURE}: {len(kept)} of {len(result.examples)} items kept for {', '.join(subsets)} (the file does not name "
-        "an item's task: ARC and OpenBookQA stand together as ARC-Easy)"
+        "an item's task: ARC and OpenBookQA are both called ARC-Easy)"
     )
     result.examples = kept
