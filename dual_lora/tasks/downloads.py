@@ -38,7 +38,7 @@ def pinned_file(address: str) -> Path:
         settings = DownloadConfig(use_etag=False, max_retries=1, disable_tqdm=True)
         return Path(str(DownloadManager(download_config=settings).download(address)))
     except Exception as error:  # the client raises many kinds; all mean that the file cannot be had
-        raise DataError(f"{address} cannot be fetched ({type(error).__name__}: {error}). {_WAYS_ON}") from None
+        raise DataError(f"{address} cannot be fetched ({type(error).__name__}: {error}). {_ALTERNATIVES}") from None
 
 
 def release_file(name: str) -> tuple[Path, str]:
