@@ -27,7 +27,7 @@ def max_length(protocol: ProtocolConfig, max_length_tokens: int) -> int:
 
 
 def prompt_ids(text: str, tokenizer: Any) -> list[int]:
-    """Return the ids of text to be continued: with the tokenizer's start token, if any, without an end token."""
+    """Return the ids of text that goes on: with the tokenizer's start token if it has one, without an end token."""
     ids = list(tokenizer(text)["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
         ids.pop()
@@ -65,18 +65,16 @@ def encode(
 
 
 def _answer_start(prompt: Prompt, ids: Sequence[int], tokenizer: Any) -> int:
-    opening = prompt_ids(prompt.prompt, tokenizer)
-    if list(ids[: len(opening)]) != opening:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(opening, ids, strict=False)) if a != b), min(len(opening), len(ids))
-        )
+    head = prompt_ids(prompt.prompt, tokenizer)
+    if list(ids[: len(head)]) != head:
+        at = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), min(len(head), len(ids)))
         joined = tokenizer.decode(ids[at : at + 3])
         raise DataError(
             f"prompt and answer share a token: the prompt ends in {prompt.prompt[-20:]!r}, the answer starts with "
             f"{prompt.answer[:20]!r}, and together they read {joined!r} at token {at}. End the prompt where this "
             "tokenizer starts a new token (after a newline, or before a blank), or use protocol.loss_on=all"
         )
-    return len(opening)
+    return len(head)
 
 
 def encode_all(
@@ -84,7 +82,7 @@ def encode_all(
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Encode a split in its order; return the rows that are not left out, and the counts.
 
-    Raises `DataError` if no example is left.
+    Raises `DataError` if nothing is left.
     """
     rows: list[dict[str, list[int]]] = []
     counts = {"examples": len(prompts), "over_length": 0, "answer_cut": 0, "left_out": 0}
@@ -94,7 +92,7 @@ def encode_all(
         if row is None:
             counts["left_out"] += 1
         else:
-            counts["answer_cut"] += over  # the answer is last, so the answer is cut
+            counts["answer_cut"] += over  # the answer stands last, so what is cut is the answer
             rows.append(row)
     if not rows:
         raise DataError(

@@ -25,7 +25,7 @@ def tokenizer():
 
 
 def test_strict_loss_is_on_the_answer_and_the_end_alone(tokenizer):
-    row, _ = encode(PROMPT, tokenizer, STRICT, 128)
+    row = encode(PROMPT, tokenizer, STRICT, 128)
     prompt = tokenizer(PROMPT.prompt)["input_ids"]
     answer = tokenizer(PROMPT.answer)["input_ids"]
     assert row["input_ids"] == [*prompt, *answer, tokenizer.eos_token_id]
@@ -34,7 +34,7 @@ def test_strict_loss_is_on_the_answer_and_the_end_alone(tokenizer):
 
 
 def test_paper_loss_is_on_everything(tokenizer):
-    row, _ = encode(PROMPT, tokenizer, PAPER, 128)
+    row = encode(PROMPT, tokenizer, PAPER, 128)
     assert row["labels"] == row["input_ids"]
     assert row["input_ids"][-1] == tokenizer.eos_token_id
 
@@ -46,7 +46,7 @@ def test_start_token_is_read_in_training_and_evaluation_alike():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<start> $A", special_tokens=[("<start>", tokenizer.bos_token_id)]
     )
-    row, _ = encode(PROMPT, tokenizer, STRICT, 128)
+    row = encode(PROMPT, tokenizer, STRICT, 128)
     assert row["input_ids"][0] == tokenizer.bos_token_id
     head = prompt_ids(PROMPT.prompt, tokenizer)
     assert row["input_ids"][: len(head)] == head
@@ -54,7 +54,7 @@ def test_start_token_is_read_in_training_and_evaluation_alike():
 
 
 def test_end_token_is_left_off_on_request(tokenizer):
-    row, _ = encode(PROMPT, tokenizer, dataclasses.replace(STRICT, append_end=False), 128)
+    row = encode(PROMPT, tokenizer, dataclasses.replace(STRICT, append_end=False), 128)
     assert row["input_ids"] == tokenizer(PROMPT.text)["input_ids"]
 
 
@@ -65,13 +65,13 @@ def test_a_token_across_the_boundary_is_refused_under_answer_loss(tokenizer):
     )
     with pytest.raises(DataError, match="share a token.*'wer is true'.*loss_on=all"):
         encode(joined, tokenizer, STRICT, 128)
-    assert encode(joined, tokenizer, PAPER, 128)[0] is not None
+    assert encode(joined, tokenizer, PAPER, 128) is not None
 
 
 def test_strict_leaves_out_what_would_cut_an_answer_and_counts_it(tokenizer):
-    length = len(encode(PROMPT, tokenizer, STRICT, 128)[0]["input_ids"])
-    assert encode(PROMPT, tokenizer, STRICT, length)[0] is not None
-    assert encode(PROMPT, tokenizer, STRICT, length - 1) == (None, True)
+    length = len(encode(PROMPT, tokenizer, STRICT, 128)["input_ids"])
+    assert encode(PROMPT, tokenizer, STRICT, length) is not None
+    assert encode(PROMPT, tokenizer, STRICT, length - 1) is None
     longer = Prompt(PROMPT.prompt, PROMPT.answer + " than water" * 5)
     rows, counts = encode_all([longer, PROMPT, longer], tokenizer, STRICT, length)
     assert rows == [encode(PROMPT, tokenizer, STRICT, length)]
@@ -92,7 +92,7 @@ def test_paper_truncates_as_published_and_counts_it(tokenizer):
 
 def test_the_protocols_cut_off_wins_over_the_recipes(tokenizer):
     protocol = dataclasses.replace(PAPER, max_length_tokens=5)
-    assert len(encode(PROMPT, tokenizer, protocol, 128)[0]["input_ids"]) == 5
+    assert len(encode(PROMPT, tokenizer, protocol, 128)["input_ids"]) == 5
 
 
 def test_nothing_left_is_an_error(tokenizer):
