@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 class LaunchConfig:
     """Where and how the run's processes start. Never part of the run's identity."""
 
-    name: Literal["local", "torchrun", "deepspeed", "slurm"]
-    engine: Literal["single", "torchrun", "deepspeed"] = "single"  # one process, DDP, or DeepSpeed's ZeRO
+    name: Literal["local", "torchrun", "fsdp", "deepspeed", "slurm"]
+    engine: Literal["single", "torchrun", "fsdp", "deepspeed"] = "single"  # one process, DDP, torch's FSDP2, or ZeRO
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_gpus: int = 1  # processes per node, one on each GPU
     nodes: int = 1
@@ -49,3 +49,8 @@ class LaunchConfig:
     def world_size(self) -> int:
         """Processes of one run, over all nodes."""
         return self.processes_per_node * self.nodes
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether torch's `fully_shard` splits the weights; one process has nothing to split."""
+        return self.engine == "fsdp" and self.world_size > 1

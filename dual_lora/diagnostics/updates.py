@@ -11,13 +11,15 @@ from transformers.pytorch_utils import Conv1D
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
     """Return the adapted linear layers by their name in the base model.
 
-    Layers whose weight is not available (quantized, or partitioned by ZeRO-3) are left out.
+    Layers whose weight is not available (quantized, or split over processes) are left out.
     """
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             weight = getattr(module.get_base_layer(), "weight", None)
-            if weight is not None and weight.ndim == 2 and weight.is_floating_point() and not hasattr(weight, "ds_id"):
+            if weight is None or hasattr(weight, "ds_id") or hasattr(weight, "placements"):
+                continue
+            if weight.ndim == 2 and weight.is_floating_point():
                 found[name.removeprefix("base_model.model.")] = module
     return found
 

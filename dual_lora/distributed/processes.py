@@ -130,8 +130,9 @@ def held_by_main(resource: AbstractContextManager[Any]) -> Iterator[None]:
 def computing_together(model: torch.nn.Module) -> Iterator[Any]:
     """Yield the model in a form that processes may call different numbers of times.
 
-    Under ZeRO-3 a forward pass is a collective: every process gathers the weights with the others. Work that is spread
-    over the processes (evaluation) ends at different times, so whoever is done keeps up with empty calls until all are.
+    Where weights are split a forward pass is a collective: every process gathers them with the others. Work that is
+    spread over the processes (evaluation) ends at different times, so whoever is done keeps up with empty calls until
+    all are.
     Models that are whole in every process are yielded as they are.
     """
     if world_size() == 1 or not is_partitioned(model):
@@ -162,8 +163,8 @@ def computing_together(model: torch.nn.Module) -> Iterator[Any]:
 
 
 def is_partitioned(model: torch.nn.Module) -> bool:
-    """Return whether ZeRO-3 has partitioned the weights: a forward pass then needs every process."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    """Return whether weights are split (FSDP2, ZeRO-3): a forward pass then needs every process."""
+    return any(hasattr(parameter, "ds_id") or hasattr(parameter, "placements") for parameter in model.parameters())
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

@@ -110,7 +110,7 @@ def check(config: RunConfig) -> None:
     if launch.engine == "single" and launch.world_size > 1:
         raise ConfigError(
             f"launch.engine=single is one process, but {launch.world_size} are requested; use launch.engine=torchrun "
-            "(if the model fits one device) or launch.engine=deepspeed launch.zero_stage=2|3 (if it does not)"
+            "(if the model fits one device) or launch.engine=fsdp (if it does not)"
         )
     if launch.nodes > 1 and launch.name != "slurm":
         raise ConfigError(f"launch.nodes={launch.nodes}: only launch=slurm starts several nodes")
@@ -124,3 +124,5 @@ def check(config: RunConfig) -> None:
         )
     if launch.engine == "deepspeed":
         methods.check_zero_stage(config.method, launch.zero_stage)
+    if launch.engine == "fsdp":
+        methods.check_sharded(config.method)

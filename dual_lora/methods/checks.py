@@ -73,6 +73,15 @@ def check_zero_stage(method: MethodConfig, stage: int) -> None:
             )
 
 
+def check_sharded(method: MethodConfig) -> None:
+    """Refuse a method whose optimizer needs whole matrices where processes hold some rows. Raises `ConfigError`."""
+    if method.optimizer.name == "galore_adamw":
+        raise ConfigError(
+            f"method={method.name} (galore_adamw) projects the gradients of whole matrices, of which launch=fsdp leaves "
+            "every process some rows; use launch=torchrun"
+        )
+
+
 def config_class(method: MethodConfig) -> type:
     """Import the class that `config_class` names, e.g. `peft.LoraConfig`. Raises `ConfigError`."""
     path = method.config_class

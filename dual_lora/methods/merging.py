@@ -78,8 +78,8 @@ def _cannot_merge(model: nn.Module, layers: list[BaseTunerLayer]) -> str | None:
         weight = layer.get_base_layer().weight
         if holders[id(weight)] > 1:
             return "an adapted weight is tied to another layer (embeddings and output), which a merge would also change"
-        if hasattr(weight, "ds_id"):
-            return "ZeRO-3 has partitioned the weights"
+        if hasattr(weight, "ds_id") or hasattr(weight, "placements"):
+            return "the weights are split over the processes"
         if not weight.dtype.is_floating_point or hasattr(weight, "quant_state"):
             return "the base weights are quantized"
     return None

@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 
 from dual_lora.config import ConfigError, MethodConfig, RecipeConfig
+from dual_lora.distributed import sharding
 from dual_lora.methods.checks import OPTIMIZER_SETTINGS
 
 
@@ -32,7 +33,10 @@ def create_optimizer(
         return _lora_plus(model, recipe, settings)
     if method.optimizer.name == "galore_adamw":
         return _galore(model, recipe, settings, tuple(settings.pop("target_modules") or target_modules))
-    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    kinds = {
+        (parameter.is_cuda, sharding.is_shard(parameter)) for parameter in model.parameters() if parameter.requires_grad
+    }
+    on_gpu = kinds in ({(True, False)}, {(True, True)})  # one launch updates whole tensors or shards, not both
     groups = [
         {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
         for (_, decays), parameters in _grouped(model, set()).items()

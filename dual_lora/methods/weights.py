@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dual_lora.distributed import sharding
+
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return host copies of all trainable parameters by name. Under ZeRO-3 every rank has to call it."""
+    """Return host copies of all trainable parameters by name. Where weights are split every rank has to call it."""
     state = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             with _whole(parameter):
-                state[name] = parameter.detach().to("cpu", copy=True).contiguous()
+                state[name] = sharding.whole(parameter.detach()).to("cpu", copy=True).contiguous()
     return state
 
 
@@ -34,7 +36,7 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, torch.Tensor]) ->
         with _whole(parameter), torch.no_grad():
             if parameter.shape != state[name].shape:
                 raise ValueError(f"{name} has shape {tuple(parameter.shape)}, the file {tuple(state[name].shape)}")
-            parameter.copy_(state[name])
+            sharding.write(parameter, state[name])
 
 
 def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:

@@ -24,7 +24,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from dual_lora.config import ModelConfig, ModelError
-from dual_lora.models import gpt2
+from dual_lora.distributed import sharding
+from dual_lora.models import gpt2, shards
 from dual_lora.models.architecture import check_dimensions, transformers_config
 from dual_lora.models.head import HEADS, draw_head
 from dual_lora.models.sentence_pieces import merge_by_score
@@ -48,12 +49,21 @@ class Loaded:
     fingerprint: dict[str, Any]
 
 
-def load(model: ModelConfig, head: Head, *, dtype: str, seed: int, device: str | torch.device = "cpu") -> Loaded:
+def load(
+    model: ModelConfig,
+    head: Head,
+    *,
+    dtype: str,
+    seed: int,
+    device: str | torch.device = "cpu",
+    sharded: bool = False,
+) -> Loaded:
     """Load the base model with the head that a task needs.
 
     `dtype`: "float32" or "bfloat16", see `resolve_dtype`. `seed`: draws the classification head, which is always new,
     and nothing else; the base is the same for every seed, also that of a random model. `device`: where the weights end
-    up; under DeepSpeed ZeRO-3 they stay where it partitioned them. Only safetensors (or GGUF) files are read and no
+    up; under DeepSpeed ZeRO-3 they stay where it partitioned them. `sharded`: split the weights over the processes, see
+    `distributed.sharding`; every process calls this. Only safetensors (or GGUF) files are read and no
     code of a repository is run. Raises `ConfigError` for a head the family cannot have, `ModelError` for anything
     missing.
     """
@@ -68,12 +78,14 @@ def load(model: ModelConfig, head: Head, *, dtype: str, seed: int, device: str |
     else:
         folder = weights_folder(model)
         tokenizer = _tokenizer(folder)
-        net = _from_folder(model, head, folder, settings, getattr(torch, dtype), device)
+        net = _from_folder(model, head, folder, settings, getattr(torch, dtype), torch.device(device), sharded)
     if head.kind == "classification":
         draw_head(net, HEADS[model.family], seed)
     if model.split_fused_attention:
         net = gpt2.split_attention(net)
     _set_padding(net, tokenizer, head)
+    if sharded and not sharding.is_sharded(net):
+        sharding.shard(net, torch.device(device).type)
     if not is_deepspeed_zero3_enabled():
         net.to(device)
     return Loaded(net.eval(), tokenizer, fingerprint(model))
@@ -125,12 +137,21 @@ def _from_folder(
     folder: Path,
     settings: dict[str, Any],
     dtype: torch.dtype,
-    device: str | torch.device,
+    device: torch.device,
+    sharded: bool,
 ) -> PreTrainedModel:
     config: PretrainedConfig = AutoConfig.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True, **settings
     )
     check_dimensions(model, config)
+    new = tuple(f"{name}." for name in HEADS[model.family]) if head.kind == "classification" else ()
+    if sharded:
+        found = shards.read(_auto_class(head), folder, config, new, dtype, device)
+        if found is not None:
+            net, surplus = found
+            _check_complete(model, new, folder, {"unexpected_keys": surplus})
+            return net
+        device = torch.device("cpu")  # a GPU gets its shards only
     try:
         with _quiet_transformers():
             net, info = _auto_class(head).from_pretrained(
@@ -146,7 +167,7 @@ def _from_folder(
             )
     except Exception as error:  # safetensors, transformers and OSError each have their own
         raise ModelError(f"model={model.name}: the weights in {folder} cannot be loaded: {error}") from error
-    _check_complete(model, head, folder, info)
+    _check_complete(model, new, folder, info)
     if is_deepspeed_zero3_enabled():
         _make_rotary_frequencies(net)
     return net
@@ -179,22 +200,20 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _placement(device: str | torch.device) -> dict[str, Any]:
+def _placement(device: torch.device) -> dict[str, Any]:
     """Put weights on a GPU as they are read, so that a 13 GB model never lies in the memory of the host as a whole."""
-    device = torch.device(device)
     if device.type != "cuda" or is_deepspeed_zero3_enabled():
         return {}
     return {"device_map": {"": device}}
 
 
-def _check_complete(model: ModelConfig, head: Head, folder: Path, info: dict[str, Any]) -> None:
+def _check_complete(model: ModelConfig, new: tuple[str, ...], folder: Path, info: dict[str, Any]) -> None:
     """Refuse a base of which something was made up. Raises `ModelError` listing the weights."""
-    new = tuple(f"{name}." for name in HEADS[model.family]) if head.kind == "classification" else ()
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(new))
+    missing = sorted(key for key in info.get("missing_keys", ()) if not key.startswith(new))
     surplus = sorted(
         key for key in info["unexpected_keys"] if _BLOCK_WEIGHT.search(key) and not key.endswith(_OLD_BUFFERS)
     )
-    wrong = sorted(str(entry[0]) for entry in info["mismatched_keys"] if not entry[0].startswith(new))
+    wrong = sorted(str(entry[0]) for entry in info.get("mismatched_keys", ()) if not entry[0].startswith(new))
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}"
         for what, keys in (

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dual_lora import methods, models
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
-from dual_lora.distributed import deepspeed, processes
+from dual_lora.distributed import deepspeed, processes, sharding
 from dual_lora.evaluation import build_pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
@@ -72,16 +72,22 @@ class Work:
         deepspeed.compile_nothing(config)
         sharded = deepspeed.partition_while_loading(config, resolved.batches, held)
         loaded = models.load(
-            config.model, task.head, dtype=held, seed=config.seed, device=processes.device_name(resolved.device)
-        )
-        model = methods.apply(
-            loaded.model,
-            config.method,
-            model_config=config.model,
-            head=task.head,
+            config.model,
+            task.head,
+            dtype=held,
             seed=config.seed,
-            kernel=config.kernel,
+            device=processes.device_name(resolved.device),
+            sharded=config.launch.shards_weights,
         )
+        with sharding.whole_while_adapted():
+            model = methods.apply(
+                loaded.model,
+                config.method,
+                model_config=config.model,
+                head=task.head,
+                seed=config.seed,
+                kernel=config.kernel,
+            )
         if resolved.start is not None:
             warm_start.load(model, resolved.start)
             self._origin["init_from"] = resolved.start.origin()
@@ -209,7 +215,7 @@ class Work:
         return (
             f"out of memory with {batches.per_device} × {self.config.recipe.max_length_tokens} tokens per device; try "
             f"launch.per_device_batch={max(1, batches.per_device // 2)} (the global batch stays), "
-            "launch.gradient_checkpointing=true, or more devices with launch=deepspeed launch.zero_stage=3; "
+            "launch.gradient_checkpointing=true, or more devices with launch=fsdp; "
             "retry=true runs it again"
         )
 

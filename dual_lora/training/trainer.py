@@ -8,28 +8,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from dual_lora import methods
 from dual_lora.config import RunConfig
-from dual_lora.config.schedule import Batches, plan_steps, plan_warmup
-from dual_lora.distributed import processes
+from dual_lora.config.schedule import Batches, plan_steps
+from dual_lora.distributed import processes, sharding
 from dual_lora.distributed.deepspeed import deepspeed_config, zero_stage
 from dual_lora.distributed.deepspeed_engine import fetch_whole_blocks, lighten
 from dual_lora.distributed.ordered_sums import add_up_in_order, clip
 from dual_lora.tasks.base import Head
 from dual_lora.training import walks
+from dual_lora.training.arguments import training_arguments
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
 from dual_lora.training.loss import Objective
 from dual_lora.training.sampling import Epochs, StepSampler
+from dual_lora.training.sharded import ShardedTrainer
 from dual_lora.training.stopping import Interruption
 
 logger = logging.getLogger(__name__)
@@ -87,9 +89,9 @@ def train(
     curves = Curves(folder / "curves.jsonl")
     selection = Selection(folder / "selected", methods.trainable_state)
     interruption = Interruption()
-    trainer = _Trainer(
+    trainer = (_ShardedTrainer if sharding.is_sharded(model) else _Trainer)(
         model=model,
-        args=_arguments(
+        args=training_arguments(
             config,
             batches,
             steps,
@@ -164,72 +166,6 @@ def _start_from(folder: Path) -> Path | None:
 def _trained(model: torch.nn.Module) -> int:
     """Return how many elements are trained, wherever ZeRO-3 has put them."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-
-
-def _arguments(
-    config: RunConfig,
-    batches: Batches,
-    steps: int,
-    per_epoch: int,
-    folder: Path,
-    validate: bool,
-    in_bfloat16: bool,
-    deepspeed: dict[str, Any] | None,
-) -> TrainingArguments:
-    recipe, launch = config.recipe, config.launch
-    every = min(config.protocol.validation_every_steps or per_epoch, steps)
-    save_every = launch.save_every_steps or min(max(steps // 10, 10), 500)
-    on_cpu = launch.device == "cpu" or not torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=steps,
-        per_device_train_batch_size=batches.per_device,
-        gradient_accumulation_steps=batches.accumulation,
-        per_device_eval_batch_size=launch.eval_batch or max(batches.per_device, 8),
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        adam_beta1=recipe.adam_beta1,
-        adam_beta2=recipe.adam_beta2,
-        adam_epsilon=recipe.adam_epsilon,
-        lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=plan_warmup(config, steps),
-        max_grad_norm=recipe.max_grad_norm,
-        # DeepSpeed enters the same autocast (`deepspeed_config`), and `_Trainer` for a loss that it computes itself.
-        bf16=in_bfloat16 and launch.engine != "deepspeed",
-        deepspeed=deepspeed,
-        use_cpu=on_cpu,
-        seed=config.seed,
-        data_seed=config.seed,
-        eval_strategy="steps" if validate else "no",
-        eval_steps=every if validate else None,
-        save_strategy="steps",
-        save_steps=save_every,
-        save_total_limit=None,  # `_Trainer` prunes once a new checkpoint is known to be whole
-        logging_steps=max(1, min(10, steps // 20)),
-        logging_nan_inf_filter=False,  # a NaN must be seen, not smoothed away
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_num_workers=launch.dataloader_workers,
-        dataloader_pin_memory=not on_cpu,
-        accelerator_config={"non_blocking": not on_cpu},  # else each batch waits until the GPU has done all before it
-        **_checkpointing(launch.gradient_checkpointing),
-        label_names=["labels"],
-        average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-    )
-    # A process trains on one GPU. The Trainer would split its batches over all that it sees (torch's DataParallel).
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def _checkpointing(on: bool) -> dict[str, Any]:
-    """Return the arguments for activation checkpointing under the name that the installed transformers has."""
-    if not on:
-        return {}
-    known = {field.name for field in fields(TrainingArguments)}
-    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 class _Trainer(Trainer):
@@ -312,6 +248,10 @@ class _Trainer(Trainer):
             checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             seal(checkpoint, self.layout)
             prune(checkpoint.parent, self.keep_checkpoints)
+
+
+class _ShardedTrainer(ShardedTrainer, _Trainer):
+    pass
 
 
 __all__ = ["Data", "Diverged", "Interrupted", "TrainingResult", "resume_step", "train"]

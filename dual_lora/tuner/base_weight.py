@@ -31,11 +31,12 @@ def is_partitioned(base: nn.Module) -> bool:
 def is_available(base: nn.Module) -> bool:
     """Return whether a call of the adapted layer, and its backward pass, may read the full weight.
 
-    A partitioned weight cannot be read unless its whole transformer block is fetched and freed as one (DeepSpeed's leaf
-    modules, `dual_lora.distributed.deepspeed_engine.fetch_whole_blocks`): then it can be read during the block's
-    passes.
+    A partitioned weight cannot be read unless its whole transformer block is fetched and freed as one, for the length
+    of the block's passes: by FSDP2 (`dual_lora.distributed.sharding`), or as one of DeepSpeed's leaf modules
+    (`dual_lora.distributed.deepspeed_engine.fetch_whole_blocks`).
     """
-    return not is_partitioned(base) or hasattr(base.weight, "ds_z3_leaf_module")
+    in_block = hasattr(base.weight, "ds_z3_leaf_module") or getattr(base, "whole_while_its_block_computes", False)
+    return not is_partitioned(base) or in_block
 
 
 def is_whole(base: nn.Module) -> bool:

@@ -28,6 +28,9 @@ DEEPSPEED = ("launch=deepspeed", *TWO)
 GROUPS = {
     "two processes": ("launch=torchrun", *TWO),
     "two processes and accumulation": ("launch=torchrun", "launch.num_gpus=2", "launch.per_device_batch=2"),
+    "FSDP": ("launch=fsdp", *TWO),
+    "FSDP and accumulation": ("launch=fsdp", "launch.num_gpus=2", "launch.per_device_batch=2"),
+    "FSDP, checkpointing": ("launch=fsdp", *TWO, "launch.gradient_checkpointing=true"),
     "ZeRO-0": (*DEEPSPEED, "launch.zero_stage=0"),
     "ZeRO-1": (*DEEPSPEED, "launch.zero_stage=1"),
     "ZeRO-2": ("launch=deepspeed", "launch.num_gpus=2", "launch.per_device_batch=2", "launch.zero_stage=2"),
@@ -116,6 +119,7 @@ def test_groups(name, alone, checkpoint, tmp_path):
 FOUR = ("launch.num_gpus=4", "launch.per_device_batch=2")
 IN_ORDER = {
     "DDP": ("launch=torchrun",),
+    "FSDP": ("launch=fsdp",),
     "ZeRO-0": ("launch=deepspeed", "launch.zero_stage=0"),
     "ZeRO-2": ("launch=deepspeed", "launch.zero_stage=2"),
     "ZeRO-3": ("launch=deepspeed", "launch.zero_stage=3"),
@@ -124,7 +128,8 @@ IN_ORDER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "float32") for name in IN_ORDER), ("ZeRO-2", "bfloat16"), ("ZeRO-3", "bfloat16")]
+    ("name", "dtype"),
+    [*((name, "float32") for name in IN_ORDER), ("FSDP", "bfloat16"), ("ZeRO-2", "bfloat16"), ("ZeRO-3", "bfloat16")],
 )
 def test_four_processes_train_as_one_to_the_last_bit(name, dtype, checkpoint, tmp_path):
     """Each takes one of the micro-batches that one process takes in turn."""

@@ -24,8 +24,8 @@ BELOW: dict[str, set[str]] = {
     "tuner": {"kernels"},
     "metrics": set(),
     "tasks": {"config", "metrics", "records"},
-    "models": {"config", "records", "shipped", "tasks"},  # tasks.base: the head a model ends in
-    "methods": {"config", "models", "shipped", "tasks", "tuner"},
+    "models": {"config", "distributed", "records", "shipped", "tasks"},  # tasks.base: the head a model ends in
+    "methods": {"config", "distributed", "models", "shipped", "tasks", "tuner"},
     "distributed": {"config"},
     "training": {"config", "distributed", "methods", "models", "records", "tasks"},
     "evaluation": {"config", "distributed", "methods", "models", "records", "tasks", "training"},

@@ -14,7 +14,7 @@ from dual_lora.config.schedule import plan_batches, plan_steps, plan_warmup
 from dual_lora.distributed.deepspeed import deepspeed_config
 from dual_lora.runs.plan import describe, plan
 from dual_lora.runs.resolve import resolve
-from dual_lora.training import trainer
+from dual_lora.training import arguments
 
 
 @functools.cache
@@ -134,14 +134,14 @@ def test_the_next_block_is_fetched_ahead_where_weights_are_partitioned() -> None
 def test_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Trainer would spread each batch over all of them: other batches, and a model that is copied at every step."""
 
-    class SeesTwo(trainer.TrainingArguments):
+    class SeesTwo(arguments.TrainingArguments):
         def __post_init__(self) -> None:
             super().__post_init__()
             self._n_gpu = 2
 
-    monkeypatch.setattr(trainer, "TrainingArguments", SeesTwo)
+    monkeypatch.setattr(arguments, "TrainingArguments", SeesTwo)
     config = cell("launch.device=cpu")
-    made = trainer._arguments(config, plan_batches(config), 10, 10, tmp_path, False, False, None)
+    made = arguments.training_arguments(config, plan_batches(config), 10, 10, tmp_path, False, False, None)
     assert made.n_gpu == 1
 
 
