@@ -1,4 +1,4 @@
-"""What results/benchmarks/scaling.json shows, as tables; `bench report` puts them into docs/launching.md."""
+"""What several GPUs gave (results/benchmarks) as tables; `bench report` puts them into docs/launching.md."""
 
 from __future__ import annotations
 
@@ -18,6 +18,38 @@ def section(data: dict[str, Any], host: dict[str, Any] | None = None) -> str:
     parts = [_machine(data[gpus]) for gpus in sorted(data, key=int)]
     parts = parts or ["Not measured yet: `python run.py bench scaling`."]
     return "\n\n".join([*parts, *([_host(host)] if host else [])])
+
+
+def fsdp_section(data: dict[str, Any]) -> str:
+    """Return what steps of processes that share the weights took. data: results/benchmarks/fsdp.json."""
+    if not data:
+        return "Not measured yet: `python run.py bench fsdp`."
+    found, size = data["environment"], data["size"]
+    lines = [
+        "| method | processes | ms (20–80 %) | GiB | efficiency | losses of one process |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in data["rows"]:
+        if row["kind"] == "in turn":
+            continue
+        label = METHODS[row["method"]] + (", checkpointing" if row["checkpointing"] else "")
+        processes = row["kind"] if row["kind"] == "one GPU" else f"{data['gpus']}, {row['kind']}"
+        spread = f"{row['median_ms']:.0f} ({row['p20_ms']:.0f}–{row['p80_ms']:.0f})"
+        memory = f"{row['peak_GiB']:.1f}" if "peak_GiB" in row else ""
+        ratio = f"{row['efficiency']:.3f}" if row.get("efficiency") else ""
+        same = ""
+        if "first_other_loss" in row:
+            other = row["first_other_loss"]
+            same = "all, to the last bit" if other is None else f"until step {other}"
+        lines.append(f"| {label} | {processes} | {spread} | {memory} | {ratio} | {same} |")
+    title = f"### Shared weights: {data['gpus']} × {found['card']}"
+    where = (
+        f"PyTorch {found['torch']}, transformers {found['transformers']}. LLaMA-7B's dimensions, "
+        f"{size['batch']} × {size['length']} tokens a process (`python run.py bench fsdp`):"
+    )
+    tried = [f"{what} {ms:.0f} ms" for what, ms in data.get("tried_lora_ms", {}).items()]
+    also = [f"LoRA's step with other ways to gather: {'; '.join(tried)}."] if tried else []
+    return "\n\n".join([title, where, "\n".join(lines), *also])
 
 
 def _host(data: dict[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import socket
 import statistics
 import sys
 import time
@@ -70,6 +72,22 @@ def time_steps(
         times.append(1e3 * (time.perf_counter() - begun))
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     return {**quantiles(times), "peak_GiB": peak}
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def describe_group(rank: int, world_size: int, port: int) -> None:
+    """Set what `dual_lora.launch.group` gives process `rank` of a group on this machine."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": f"bench-{port}", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for library in ("GLOO", "NCCL"):  # a machine without a network may not know its own name
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
 
 
 def captured(step: Callable[[], Any], warmup: int = 3) -> Callable[[], Any]:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import socket
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -94,14 +92,7 @@ class Blocks(TrainerCallback):
 def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], device: str, folder: str) -> None:
     """One process: a run's training, up to the parent's last word."""
     if launcher != "plain":
-        # What `dual_lora.launch.group` gives the only process of a group.
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ |= {"TORCHELASTIC_RUN_ID": f"bench-{os.getpid()}", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        for library in ("GLOO", "NCCL"):  # a machine without a network may not know its own name
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        timing.describe_group(0, 1, timing.free_port())
     processes.join(device)
     config = make_config(method, size, device, Path(folder), *LAUNCHERS[launcher])
     deepspeed.trust_own_types(config)

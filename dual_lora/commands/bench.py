@@ -26,6 +26,7 @@ NAMES = {
     "zero": "one process under DeepSpeed against one without it",
     "group-steps": "host time of steps under ZeRO, on two CPU processes",
     "walks": "steps with and without the Trainer's walks over all modules",
+    "fsdp": "steps on several GPUs that share the weights (launch=fsdp), against one GPU and DDP",
     "scaling": "runs on several GPUs: speed, memory, equal curves, a killed process",
     "report": "write what was measured into README.md, docs and the figure",
 }
@@ -96,6 +97,11 @@ def _group_steps(parser: Parser) -> None:
     parser.add_argument("--worker", nargs=3, metavar=("METHOD", "STAGE", "FOLDER"), help="be one of the processes")
 
 
+def _fsdp(parser: Parser) -> None:
+    parser.add_argument("--gpus", type=int, default=2)
+    _methods("lora", "dora", "dual_lora")(parser)
+
+
 def _scaling(parser: Parser) -> None:
     parts = ("killed", "same", "speed", "large")
     parser.add_argument("--gpus", type=int, default=2)
@@ -114,5 +120,6 @@ _OPTIONS = {
     "zero": _methods("lora", "dual_lora"),
     "group-steps": _group_steps,
     "walks": _device("cpu", "cuda"),
+    "fsdp": _fsdp,
     "scaling": _scaling,
 }

@@ -18,7 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -64,9 +64,9 @@ def shard(model: PreTrainedModel, device: str, mesh: DeviceMesh | None = None) -
     for unit in units(model):
         # Whoever saves a checkpoint frees them too, and that may be one process alone.
         unit.register_forward_hook(_free_if_no_backward_pass_follows)
-    if dist.get_world_size() > 2:
-        for unit in units(model):
-            unit.set_custom_reduce_scatter(_OrderedReduceScatter())
+    # NCCL's allocator belongs to its communicator, which the first collective makes.
+    dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=mesh.get_group())
+    gather_into(model, "group")
     for block in _blocks(model):
         for module in block.modules():
             module.whole_while_its_block_computes = True  # read by `tuner.base_weight`
@@ -89,6 +89,21 @@ def is_shard(tensor: torch.Tensor) -> bool:
 def is_sharded(model: nn.Module) -> bool:
     """Return whether `shard` has split the model."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def gather_into(model: nn.Module, memory: Literal["group", "torch"]) -> None:
+    """Choose the memory in which weights are gathered: the group's, which NCCL need not copy, or torch's."""
+    for unit in units(model):
+        unit.set_allocate_memory_from_process_group_for_comm(memory == "group")
+
+
+def reduce_in_order(model: nn.Module) -> None:
+    """Let torch add up the gradients of sharded weights in the order of the ranks; to be called before they are."""
+    if dist.get_world_size() <= 2:  # two numbers have one sum
+        return
+    gather_into(model, "torch")  # torch allows one of the two
+    for unit in units(model):
+        unit.set_custom_reduce_scatter(_OrderedReduceScatter())
 
 
 def _free_if_no_backward_pass_follows(unit: Any, *_: Any) -> None:

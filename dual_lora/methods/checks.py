@@ -77,8 +77,8 @@ def check_sharded(method: MethodConfig) -> None:
     """Refuse a method whose optimizer needs whole matrices where processes hold some rows. Raises `ConfigError`."""
     if method.optimizer.name == "galore_adamw":
         raise ConfigError(
-            f"method={method.name} (galore_adamw) projects the gradients of whole matrices, of which launch=fsdp leaves "
-            "every process some rows; use launch=torchrun"
+            f"method={method.name} (galore_adamw) projects the gradients of whole matrices, of which launch=fsdp "
+            "leaves every process some rows; use launch=torchrun"
         )
 
 

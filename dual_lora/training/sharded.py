@@ -35,7 +35,10 @@ class ShardedTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self._units is None:
-            self._units = sharding.units(model) if any(map(sharding.is_shard, self.trained)) else []
+            self._units = []
+            if any(map(sharding.is_shard, self.trained)):
+                self._units = sharding.units(model)
+                sharding.reduce_in_order(model)
         last = self.accelerator.sync_gradients
         for unit in self._units:
             unit.set_requires_gradient_sync(last, recurse=False)

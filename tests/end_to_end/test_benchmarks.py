@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dual_lora.benchmarks import scaling_tables
+from dual_lora.benchmarks import fsdp, scaling_tables
 from dual_lora.commands import main
 from dual_lora.commands.bench import NAMES
 from tests import ROOT
@@ -131,6 +131,32 @@ def test_group_steps_benchmark_times_both_ways(tmp_path):
             assert_timed(row[way])
             assert row[way]["steps"] == found["size"]["steps"]
         assert row["ratio"] == row["ours"]["median_ms"] / row["deepspeed"]["median_ms"]
+
+
+@pytest.mark.slow
+def test_fsdp_benchmark_times_a_group_and_finds_the_losses_of_one_process(tmp_path):
+    ran = bench("fsdp", "--smoke", "--methods", "dual_lora", "--output", str(tmp_path))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    rows = {
+        (row["kind"], row["checkpointing"]): row for row in json.loads((tmp_path / "fsdp.json").read_text())["rows"]
+    }
+    assert len(rows) == 9
+    for row in rows.values():
+        assert_timed(row)
+    for kind in ("DDP", "fsdp", "fsdp, torch's memory"):
+        row = rows[kind, False]
+        assert row["efficiency"] == rows["one GPU", False]["median_ms"] / row["median_ms"]
+        assert row["first_other_loss"] is None
+        assert row["losses"] == rows["in turn", False]["losses"] != rows["one GPU", False]["losses"]
+
+
+def test_fsdp_summary_names_the_first_loss_that_differs():
+    row = {"method": "lora", "checkpointing": False, "median_ms": 2.0}
+    rows = [{**row, "kind": "one GPU", "losses": [9.0]}, {**row, "kind": "in turn", "losses": [3.0, 2.0, 1.0]}]
+    rows += [{**row, "kind": "fsdp", "losses": [3.0, 2.5, 1.0]}, {**row, "kind": "DDP", "losses": [3.0, 2.0, 1.0]}]
+    found = {row["kind"]: row for row in fsdp.summary(rows)["rows"]}
+    assert [found[kind]["first_other_loss"] for kind in ("fsdp", "DDP")] == [1, None]
+    assert "efficiency" not in found["one GPU"]
 
 
 @pytest.mark.parametrize("name", NAMES)

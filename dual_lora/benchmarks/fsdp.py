@@ -1,0 +1,171 @@
+"""Time training steps on one GPU, under DDP and under `launch=fsdp`, and compare what they lose.
+
+    python run.py bench fsdp --gpus 2    # about six minutes on two GPUs: results/benchmarks/fsdp.json
+
+The model has LLaMA-7B's shape and random bf16 weights; a step is 16 x 256 random tokens a GPU, bf16 autocast, clipping
+and fused AdamW, with the functions that the Trainer calls (`distributed.sharding`, `distributed.ordered_sums`).
+One GPU is timed on all of them at once, so that all share one power supply. Efficiency is its median step over the
+group's. "fsdp, torch's memory" gathers into torch's own allocator instead of NCCL's. "in turn" is one process that
+takes the micro-batches of all: its losses are those that a group must have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import get_peft_model
+from torch.nn.functional import cross_entropy
+
+from dual_lora.benchmarks import timing
+from dual_lora.benchmarks.training import LLAMA_7B, TINY, adapter_config, make_model
+from dual_lora.config import ConfigError
+from dual_lora.distributed import ordered_sums, processes, sharding
+from dual_lora.records import redaction
+
+METHODS = ("lora", "dora", "dual_lora")
+KINDS = ("one GPU", "DDP", "fsdp", "fsdp, torch's memory")
+IN_TURN = "in turn"
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {"shape": LLAMA_7B, "batch": 16, "length": 256, "warmup": 4, "steps": 12},
+    "smoke": {"shape": TINY, "batch": 2, "length": 8, "warmup": 1, "steps": 3},
+}
+
+
+def cases(methods: list[str]) -> list[tuple[str, str, bool]]:
+    """Return (kind, method, checkpointing) of everything that is timed."""
+    timed = [(kind, method, on) for on in (False, True) for method in methods for kind in KINDS]
+    return [*timed, *((IN_TURN, method, False) for method in methods)]
+
+
+def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any], device: str) -> dict[str, Any]:
+    """Train some steps in this process of the group; return times, memory and the losses, means over the processes."""
+    cuda, rank, world = device != "cpu", dist.get_rank(), dist.get_world_size()
+    base = make_model(size["shape"], device)
+    if kind.startswith("fsdp"):
+        sharding.shard(base, torch.device(device).type)
+        if "torch's" in kind:
+            sharding.gather_into(base, "torch")
+    torch.manual_seed(1)
+    with sharding.whole_while_adapted():
+        model = get_peft_model(base, adapter_config(method, 0.0)).train()
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0, fused=cuda)
+    called: Callable[..., Any] = model
+    if kind == "DDP":
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=[rank] if cuda else None)
+        ordered_sums.add_up_in_order(wrapped)
+        called = wrapped
+    turns = list(range(world)) if kind == IN_TURN else [rank]
+    data = {turn: _tokens(turn, size, base.config.vocab_size, device) for turn in turns}
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    losses, marks = [], [_mark(cuda)]
+    for _ in range(size["warmup"] + size["steps"]):
+        parts = []
+        for turn in turns:
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                logits = called(input_ids=data[turn], use_cache=False).logits[:, :-1]
+            loss = cross_entropy(logits.float().flatten(0, 1), data[turn][:, 1:].flatten())
+            (loss / len(turns)).backward()
+            parts.append(loss.detach())
+        if kind.startswith("fsdp"):
+            sharding.average_gradients(trained)
+            sharding.clip_together(trained, 1.0)
+        else:
+            ordered_sums.clip(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(torch.stack(parts).cpu() if not cuda else torch.stack(parts))
+        marks.append(_mark(cuda))
+    found = timing.quantiles(_between(marks, cuda)[size["warmup"] :])
+    if cuda:
+        found["peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    own = torch.stack(losses).tolist()
+    everyones = [own] if kind in ("one GPU", IN_TURN) else processes.gather(own)
+    means = [sum(sum(parts, [])) / len(sum(parts, [])) for parts in zip(*everyones, strict=True)]
+    return {**found, "losses": means}
+
+
+def _tokens(process: int, size: dict[str, Any], vocabulary: int, device: str) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(100 + process)
+    return torch.randint(3, vocabulary, (size["batch"], size["length"]), generator=draw).to(device)
+
+
+def _mark(cuda: bool) -> Any:
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(marks: list[Any], cuda: bool) -> list[float]:
+    """Return milliseconds from each mark to the next."""
+    if cuda:
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) for begin, end in zip(marks, marks[1:], strict=False)]
+    return [1e3 * (end - begin) for begin, end in zip(marks, marks[1:], strict=False)]
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return `rows` (kind, method, checkpointing, times, losses) with efficiencies and where losses first differ."""
+    by = {(row["kind"], row["method"], row["checkpointing"]): row for row in rows}
+    for (kind, method, on), row in by.items():
+        one, same = by.get(("one GPU", method, on)), by.get((IN_TURN, method, on))
+        if kind not in ("one GPU", IN_TURN):
+            row["efficiency"] = one["median_ms"] / row["median_ms"] if one else None
+            if same:
+                pairs = enumerate(zip(same["losses"], row["losses"], strict=False))  # steps that both took
+                row["first_other_loss"] = next((step for step, (a, b) in pairs if a != b), None)
+    return {"rows": list(by.values())}
+
+
+def work(rank: int, gpus: int, port: int, methods: list[str], size: dict[str, Any], folder: str) -> None:
+    """One process of the group: all cases, whose rows the first process writes."""
+    timing.describe_group(rank, gpus, port)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    processes.join(kind)
+    rows = []
+    for case in cases(methods):
+        row = dict(zip(("kind", "method", "checkpointing"), case, strict=True))
+        rows.append(row | time_case(*case, size, processes.device_name(kind)))
+        gc.collect()
+        torch.cuda.empty_cache()
+        if rank == 0:
+            print(" ".join(map(str, case)), f"{rows[-1]['median_ms']:.1f} ms", flush=True)
+            (Path(folder) / "rows.json").write_text(json.dumps(rows))
+    processes.leave()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Time all cases and write the result file. Raises `ConfigError` where there are too few GPUs."""
+    if torch.cuda.device_count() < options.gpus and not options.smoke:
+        raise ConfigError(f"--gpus {options.gpus}, but torch finds {torch.cuda.device_count()}; use --smoke on a CPU")
+    begun = time.perf_counter()
+    size = SIZES["smoke" if options.smoke else "full"]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (options.gpus, timing.free_port(), options.methods or list(METHODS), size, folder)
+        torch.multiprocessing.start_processes(work, arguments, nprocs=options.gpus, start_method="spawn")
+        rows = json.loads((Path(folder) / "rows.json").read_text())
+    found = {
+        "environment": timing.environment("cuda" if torch.cuda.is_available() else "cpu", timing.LIBRARIES[1:]),
+        "command": redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]])),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "gpus": options.gpus,
+        "size": size,
+    }
+    timing.write(options.output, "fsdp", found | summary(rows))
