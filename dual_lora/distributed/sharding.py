@@ -136,6 +136,11 @@ def whole_weights(model: nn.Module, *, here: bool) -> dict[str, torch.Tensor]:
     return state
 
 
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the rows that this process holds; they share the tensor's memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def write(parameter: torch.Tensor, values: torch.Tensor) -> None:
     """Copy `values` (whole, equal in all processes) into a parameter; a sharded one takes its rows."""
     write_own(parameter, values[own_slice(parameter)] if is_shard(parameter) else values)
@@ -144,7 +149,7 @@ def write(parameter: torch.Tensor, values: torch.Tensor) -> None:
 @torch.no_grad()
 def write_own(parameter: torch.Tensor, rows: torch.Tensor) -> None:
     """Copy the rows that this process holds into a parameter."""
-    (parameter.to_local() if isinstance(parameter, DTensor) else parameter).copy_(rows)
+    own(parameter).copy_(rows)
 
 
 @contextmanager

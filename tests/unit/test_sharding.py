@@ -23,6 +23,7 @@ from dual_lora import DualLoraConfig
 from dual_lora.config import ConfigError
 from dual_lora.distributed import sharding
 from dual_lora.launch import check
+from dual_lora.methods import merged
 from dual_lora.models import shards
 from tests.small_cells import config
 
@@ -64,6 +65,10 @@ def _member(rank: int, processes: int, body: Callable[[Path], None], meeting: st
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     body(folder)
     dist.destroy_process_group()
+
+
+def copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in sharding.whole_weights(model, here=True).items()}
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -239,6 +244,41 @@ def main_saves_alone(folder: Path) -> None:
 
 def test_weights_are_freed_after_passes_without_gradients(tmp_path: Path) -> None:
     in_group(2, main_saves_alone, tmp_path)
+
+
+# ---------------------------------------------------------------- merging
+
+
+def merges(_: Path) -> None:
+    """As one process merges, to the last bit, twice; the base is back afterwards and training goes on."""
+    for name, settings in METHODS.items():
+        logits, models = [], []
+        for base in (make_base(), split(make_base())):
+            torch.manual_seed(1)
+            with sharding.whole_while_adapted():
+                model = get_peft_model(base, copy.deepcopy(settings)).eval()
+            draw = torch.Generator().manual_seed(2)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter += 0.3 * torch.randn(parameter.shape, generator=draw)
+                before = copied(model), model(tokens(0)).logits
+                for _ in range(2):
+                    with merged(model) as plain:
+                        logits.append(plain(tokens(0)).logits)
+                        during = copied(model)
+                    torch.testing.assert_close(logits[-1], before[1], rtol=1e-4, atol=1e-5)
+                    changed = {key for key in during if not torch.equal(during[key], before[0][key])}
+                    assert {key.split(".")[-3] for key in changed} == {*TARGETS}, f"{name}: {changed}"
+                    assert_equal(copied(model), before[0])
+                    assert torch.equal(model(tokens(0)).logits, before[1])
+            models.append(model)
+        assert all(torch.equal(found, logits[0]) for found in logits), name
+        models[1](tokens(0), labels=tokens(0)).loss.backward()
+
+
+def test_split_weights_are_merged_as_whole_ones(tmp_path: Path) -> None:
+    in_group(2, merges, tmp_path)
 
 
 # ---------------------------------------------------------------- files
