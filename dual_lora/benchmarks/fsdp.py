@@ -3,7 +3,7 @@
     python run.py bench fsdp --gpus 2    # about six minutes on two GPUs: results/benchmarks/fsdp.json
 
 The model has LLaMA-7B's shape and random bf16 weights; a step is 16 x 256 random tokens a GPU, bf16 autocast, clipping
-and fused AdamW, with the functions that the Trainer calls (`distributed.sharding`, `distributed.ordered_sums`).
+and fused AdamW, with the functions that the Trainer calls (`distributed.sharding`, `distributed.ordered_reduce`).
 One GPU is timed on all of them at once, so that all share one power supply. Efficiency is its median step over the
 group's. "fsdp, torch's memory" gathers into torch's own allocator instead of NCCL's. "in turn" is one process that
 takes the micro-batches of all: its losses are those that a group must have.
@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from dual_lora.benchmarks import timing
 from dual_lora.benchmarks.training import LLAMA_7B, TINY, adapter_config, make_model
 from dual_lora.config import ConfigError
-from dual_lora.distributed import ordered_sums, processes, sharding
+from dual_lora.distributed import ordered_reduce, processes, sharding
 from dual_lora.records import redaction
 
 METHODS = ("lora", "dora", "dual_lora")
@@ -65,7 +65,7 @@ def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any],
     called: Callable[..., Any] = model
     if kind == "DDP":
         wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=[rank] if cuda else None)
-        ordered_sums.add_up_in_order(wrapped)
+        ordered_reduce.register_ordered_hook(wrapped)
         called = wrapped
     turns = list(range(world)) if kind == IN_TURN else [rank]
     data = {turn: _tokens(turn, size, base.config.vocab_size, device) for turn in turns}
@@ -86,7 +86,7 @@ def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any],
             sharding.average_gradients(trained)
             sharding.clip_together(trained, 1.0)
         else:
-            ordered_sums.clip(trained, 1.0)
+            ordered_reduce.clip(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(torch.stack(parts).cpu() if not cuda else torch.stack(parts))

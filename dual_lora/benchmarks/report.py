@@ -252,10 +252,10 @@ def one_gpu_section(data: dict[str, Any]) -> str:
 
 
 def several_gpus_section(_: dict[str, Any]) -> str:
-    """What was measured on several GPUs, and on processes without one. Its files have parts named as in the others."""
-    paths = (RESULTS / f"{name}.json" for name in ("fsdp", "scaling", "group_steps_cpu"))
-    fsdp, scaling, host = (json.loads(path.read_text()) if path.exists() else {} for path in paths)
-    return "\n\n".join((scaling_tables.fsdp_section(fsdp), scaling_tables.section(scaling, host)))
+    """What was measured on several GPUs. Its files have parts named as in the others."""
+    paths = (RESULTS / f"{name}.json" for name in ("fsdp", "scaling"))
+    fsdp, scaling = (json.loads(path.read_text()) if path.exists() else {} for path in paths)
+    return "\n\n".join((scaling_tables.fsdp_section(fsdp), scaling_tables.section(scaling)))
 
 
 SECTIONS = {"targets": targets_section, "one_gpu": one_gpu_section, "several_gpus": several_gpus_section}

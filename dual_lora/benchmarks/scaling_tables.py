@@ -6,18 +6,17 @@ from typing import Any
 
 METHODS = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA"}
 GROUPS = {"whole": "one GPU, batch at once", "ddp": "DDP", "zero0": "ZeRO-0", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
-WAYS = ("deepspeed", "ours")
 EFFICIENCY = 0.90
 
 
-def section(data: dict[str, Any], host: dict[str, Any] | None = None) -> str:
+def section(data: dict[str, Any]) -> str:
     """Return all that was measured on several GPUs; rows without a measurement say so.
 
-    data: results/benchmarks/scaling.json; host: group_steps_cpu.json in the same folder.
+    data: results/benchmarks/scaling.json.
     """
     parts = [_machine(data[gpus]) for gpus in sorted(data, key=int)]
     parts = parts or ["Not measured yet: `python run.py bench scaling`."]
-    return "\n\n".join([*parts, *([_host(host)] if host else [])])
+    return "\n\n".join(parts)
 
 
 def fsdp_section(data: dict[str, Any]) -> str:
@@ -50,25 +49,6 @@ def fsdp_section(data: dict[str, Any]) -> str:
     tried = [f"{what} {ms:.0f} ms" for what, ms in data.get("tried_lora_ms", {}).items()]
     also = [f"LoRA's step with other ways to gather: {'; '.join(tried)}."] if tried else []
     return "\n\n".join([title, where, "\n".join(lines), *also])
-
-
-def _host(data: dict[str, Any]) -> str:
-    """Return what steps cost the host: times of processes without GPUs."""
-    found, size = data["environment"], data["size"]
-    lines = ["| ms a step (20–80 %) | DeepSpeed's own | here | ratio |", "| --- | ---: | ---: | ---: |"]
-    for name, row in data.items():
-        if isinstance(row, dict) and "ratio" in row:
-            method, _, stage = name.partition(", ")
-            times = [
-                f"{row[way]['median_ms']:,.0f} ({row[way]['p20_ms']:,.0f}–{row[way]['p80_ms']:,.0f})" for way in WAYS
-            ]
-            lines.append(f"| {METHODS[method]}, {GROUPS[stage]} | {' | '.join(times)} | {row['ratio']:.2f} |")
-    title = f"### The host's part: {data['processes']} CPU processes"
-    text = (
-        f"{found['card']}, PyTorch {found['torch']}, DeepSpeed {found['deepspeed']}. {size['num_layers']} layers of "
-        f"width {size['hidden_size']}, so that a step is little but host time (`python run.py bench group-steps`):"
-    )
-    return "\n\n".join([title, text, "\n".join(lines)])
 
 
 def _machine(parts: dict[str, Any]) -> str:

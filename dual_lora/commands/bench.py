@@ -24,7 +24,6 @@ NAMES = {
     "generation": "tokens of the base, of an adapter, merged and not",
     "evaluation": "our evaluation against the published loop",
     "zero": "one process under DeepSpeed against one without it",
-    "group-steps": "host time of steps under ZeRO, on two CPU processes",
     "walks": "steps with and without the Trainer's walks over all modules",
     "fsdp": "steps on several GPUs that share the weights (launch=fsdp), against one GPU and DDP",
     "scaling": "runs on several GPUs: speed, memory, equal curves, a killed process",
@@ -92,11 +91,6 @@ def _evaluation(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, help="the numbers' file; default: the screen alone")
 
 
-def _group_steps(parser: Parser) -> None:
-    _methods("lora", "dora", "dual_lora")(parser)
-    parser.add_argument("--worker", nargs=3, metavar=("METHOD", "STAGE", "FOLDER"), help="be one of the processes")
-
-
 def _fsdp(parser: Parser) -> None:
     parser.add_argument("--gpus", type=int, default=2)
     _methods("lora", "dora", "dual_lora")(parser)
@@ -118,7 +112,6 @@ _OPTIONS = {
     "training": _training,
     "evaluation": _evaluation,
     "zero": _methods("lora", "dual_lora"),
-    "group-steps": _group_steps,
     "walks": _device("cpu", "cuda"),
     "fsdp": _fsdp,
     "scaling": _scaling,

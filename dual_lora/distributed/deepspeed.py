@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
 from dual_lora.config import RunConfig
 from dual_lora.config.schedule import Batches
-from dual_lora.distributed.deepspeed_engine import announce_factors, fetch_whole_blocks
-from dual_lora.distributed.deepspeed_steps import suits
 
 _REDUCE_BUCKET = 500_000_000  # elements, DeepSpeed's default
 _SMALLEST_BUCKET = 2_000_000
@@ -55,12 +56,10 @@ def deepspeed_config(
         # A model that is not a PEFT model is saved whole, which needs its shards gathered.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if trained_elements is not None:
-        # Where gradients are summed while the backward pass goes on (not an adapter's: `deepspeed_steps`), stages 2 and
-        # 3 hold a float32 buffer of this size, by default 2 GB. A message below 8 MB (a guess) is mostly delay.
+        # Stages 2 and 3 hold a float32 buffer of this size, by default 2 GB. A message below 8 MB (a guess) is mostly
+        # delay.
         bucket = max(trained_elements // 8, min(trained_elements, _SMALLEST_BUCKET))
         zero["reduce_bucket_size"] = min(_REDUCE_BUCKET, max(1, bucket))
-        if launch.zero_stage == 3 and suits(trained_elements, launch.offload):
-            zero["contiguous_gradients"] = False  # nothing goes through that buffer, and stage 2 makes it when it does
     if launch.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": launch.device != "cpu"}
         if launch.zero_stage == 3:
@@ -91,7 +90,6 @@ def trust_own_types(config: RunConfig) -> None:
     """Name the classes that DeepSpeed's checkpoints hold beside tensors; no other is unpickled (see `run.run`)."""
     if config.launch.engine != "deepspeed":
         return
-    import torch
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -148,8 +146,50 @@ def ready_to_evaluate(model: Any, config: RunConfig, batches: Batches) -> None:
         return
     import deepspeed
 
-    settings = deepspeed_config(config, batches, "float32", block_elements=fetch_whole_blocks(model))
+    settings = deepspeed_config(config, batches, "float32", block_elements=gather_whole_blocks(model))
     assert settings is not None
     settings["zero_optimization"].pop("offload_optimizer", None)
     deepspeed.initialize(model=model, config=settings)
-    announce_factors(model)
+    register_factors(model)
+
+
+def gather_whole_blocks(model: torch.nn.Module) -> int:
+    """Make ZeRO-3 gather and free each transformer block as one; return the elements of the largest, 0 without any.
+
+    Its hooks otherwise sit on each of a block's modules, several of them in every adapted layer, and each gathers its
+    one or two tensors. To be called before DeepSpeed prepares the model. A block's gradients are then handed over once
+    its input has got its own, so the input of one that trains anything asks for a gradient, as with checkpointing.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    largest = 0
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            set_z3_leaf_module(block, True)
+            parameters = list(block.parameters())
+            largest = max(largest, sum(getattr(item, "ds_numel", item.numel()) for item in parameters))
+            if any(item.requires_grad for item in parameters):
+                block.register_forward_pre_hook(_input_with_gradient)
+    return largest
+
+
+def _input_with_gradient(block: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+    if torch.is_grad_enabled() and inputs and torch.is_tensor(inputs[0]) and not inputs[0].requires_grad:
+        inputs[0].requires_grad_(True)
+
+
+def register_factors(model: torch.nn.Module) -> None:
+    """Tell ZeRO-3 which modules read parameters of a `ParameterDict`, which is never called itself.
+
+    DeepSpeed notices by itself, but not before one is read while it is away. By then the order in which it gathers
+    parameters is recorded without them, and the next pass ends in its "tracing error": so did evaluations in several
+    batches after a resume. Nothing under other stages.
+    """
+    import deepspeed
+
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, torch.nn.ParameterDict):
+                for parameter in child.values():
+                    if hasattr(parameter, "ds_id"):
+                        deepspeed.zero.register_external_parameter(module, parameter)

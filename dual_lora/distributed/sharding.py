@@ -9,7 +9,7 @@
 The base is sharded before a method is applied to it, so what the method adds is whole in every process: an adapter has
 hundreds of small tensors, which are cheaper to keep than to send. Their gradients are summed once a step. What the base
 itself trains (full fine-tuning, biases) stays sharded; torch sums those gradients block by block in the backward pass.
-Sums are in the order of the ranks (`ordered_sums`).
+Sums are in the order of the ranks (`ordered_reduce`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dual_lora.config import ConfigError
-from dual_lora.distributed.ordered_sums import squared_norm, sum_in_order, sum_own_share
+from dual_lora.distributed.ordered_reduce import ordered_all_reduce, ordered_reduce_scatter, squared_norm
 
 
 def shard(model: PreTrainedModel, device: str, mesh: DeviceMesh | None = None) -> None:
@@ -241,7 +241,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
             kinds[parameter.grad.dtype].append(parameter)
     for kind in kinds.values():
         flat = torch.cat([parameter.grad.reshape(-1) for parameter in kind if parameter.grad is not None])
-        sum_in_order(flat.div_(dist.get_world_size()))
+        ordered_all_reduce(flat.div_(dist.get_world_size()))
         for parameter, mean in zip(kind, flat.split([parameter.numel() for parameter in kind]), strict=True):
             parameter.grad = mean.view_as(parameter)
 
@@ -279,4 +279,4 @@ class _OrderedReduceScatter:
     ) -> None:
         processes = dist.get_world_size(group)
         rows = input_tensor.view(processes, -1)
-        output_tensor.copy_(sum_own_share(rows.div_(processes) if op == dist.ReduceOp.AVG else rows, group))
+        output_tensor.copy_(ordered_reduce_scatter(rows.div_(processes) if op == dist.ReduceOp.AVG else rows, group))

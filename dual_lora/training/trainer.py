@@ -21,9 +21,8 @@ from dual_lora import methods
 from dual_lora.config import RunConfig
 from dual_lora.config.schedule import Batches, plan_steps
 from dual_lora.distributed import processes, sharding
-from dual_lora.distributed.deepspeed import deepspeed_config, zero_stage
-from dual_lora.distributed.deepspeed_engine import fetch_whole_blocks, lighten
-from dual_lora.distributed.ordered_sums import add_up_in_order, clip
+from dual_lora.distributed.deepspeed import deepspeed_config, gather_whole_blocks, register_factors, zero_stage
+from dual_lora.distributed.ordered_reduce import clip, register_ordered_hook
 from dual_lora.tasks.base import Head
 from dual_lora.training import walks
 from dual_lora.training.arguments import training_arguments
@@ -85,7 +84,7 @@ def train(
     steps, per_epoch = plan_steps(config, len(data.train))
     data.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0; rotary ones do not mind
     stage = zero_stage(config, batches.world_size)
-    block_elements = fetch_whole_blocks(model) if (config.launch.engine, stage) == ("deepspeed", 3) else 0
+    block_elements = gather_whole_blocks(model) if (config.launch.engine, stage) == ("deepspeed", 3) else 0
     curves = Curves(folder / "curves.jsonl")
     selection = Selection(folder / "selected", methods.trainable_state)
     interruption = Interruption()
@@ -196,9 +195,9 @@ class _Trainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self._prepared is not model:
             if self.is_deepspeed_enabled:
-                lighten(model, self.layout["processes"], self.layout["zero_stage"])
+                register_factors(self.model)
             elif isinstance(model, DistributedDataParallel):
-                add_up_in_order(model)
+                register_ordered_hook(model)
             self._prepared = model
         self._curves.count(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)

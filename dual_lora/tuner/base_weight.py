@@ -33,7 +33,7 @@ def is_available(base: nn.Module) -> bool:
 
     A partitioned weight cannot be read unless its whole transformer block is fetched and freed as one, for the length
     of the block's passes: by FSDP2 (`dual_lora.distributed.sharding`), or as one of DeepSpeed's leaf modules
-    (`dual_lora.distributed.deepspeed_engine.fetch_whole_blocks`).
+    (`dual_lora.distributed.deepspeed.gather_whole_blocks`).
     """
     in_block = hasattr(base.weight, "ds_z3_leaf_module") or getattr(base, "whole_while_its_block_computes", False)
     return not is_partitioned(base) or in_block

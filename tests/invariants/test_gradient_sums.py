@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from dual_lora.distributed.ordered_sums import (
-    add_up_in_order,
+from dual_lora.distributed.ordered_reduce import (
+    all_gather,
     clip,
-    gather_shares,
+    ordered_all_reduce,
+    ordered_reduce_scatter,
+    register_ordered_hook,
     squared_norm,
-    sum_in_order,
-    sum_own_share,
 )
 
 PROCESSES = 4
@@ -38,7 +38,7 @@ def check_sums() -> None:
     for length in (1, 3, 4, 1000, 1001):
         given = vectors(length)
         expected = one_after_the_other(given)
-        found = sum_in_order(given[dist.get_rank()].clone())
+        found = ordered_all_reduce(given[dist.get_rank()].clone())
         assert torch.equal(found, expected), (length, found, expected)
     assert not torch.equal(expected, one_after_the_other(given[::-1])), "the order would not show"
 
@@ -49,7 +49,7 @@ def check_data_parallel() -> None:
     own, ours = (torch.nn.Sequential(*[torch.nn.Linear(37, 37) for _ in range(6)]) for _ in range(2))
     ours.load_state_dict(own.state_dict())
     wrapped = torch.nn.parallel.DistributedDataParallel(ours, bucket_cap_mb=0.01)
-    add_up_in_order(wrapped)
+    register_ordered_hook(wrapped)
     batches = [vector.view(1, 37) for vector in vectors(37)]
     for _ in range(2):
         for batch in batches:
@@ -65,10 +65,10 @@ def check_shares() -> None:
     given = vectors(5 * PROCESSES)
     expected = one_after_the_other(given)
     rank = dist.get_rank()
-    share = sum_own_share(given[rank].view(PROCESSES, 5).clone())
+    share = ordered_reduce_scatter(given[rank].view(PROCESSES, 5).clone())
     assert torch.equal(share, expected[5 * rank : 5 * rank + 5])
     rows = torch.empty(PROCESSES, 5)
-    gather_shares(rows, share)
+    all_gather(rows, share)
     assert torch.equal(rows.view(-1), expected)
 
 
@@ -87,7 +87,7 @@ def test_four_processes_add_up_as_one(tmp_path: Path):
 
 
 def test_one_process_has_the_whole_sum():
-    assert sum_own_share(torch.tensor([[1.0, 2.0]])).tolist() == [1.0, 2.0]
+    assert ordered_reduce_scatter(torch.tensor([[1.0, 2.0]])).tolist() == [1.0, 2.0]
 
 
 def test_the_norm_does_not_depend_on_how_gradients_are_split():

@@ -106,23 +106,6 @@ def test_gradients_are_summed_in_parts_that_are_worth_a_message(trained: float, 
     assert made["zero_optimization"]["reduce_bucket_size"] == bucket
 
 
-@pytest.mark.parametrize(
-    ("settings", "trained", "buffer"),
-    [
-        (["launch.zero_stage=3"], 80_000_000, False),
-        (["launch.zero_stage=3"], 600_000_000, True),
-        (["launch.zero_stage=3", "launch.offload=true"], 80_000_000, True),
-    ],
-)
-def test_no_buffer_is_held_for_gradients_that_wait_for_the_step(
-    settings: list[str], trained: int, buffer: bool
-) -> None:
-    config = cell("launch=deepspeed", "launch.num_gpus=2", *settings)
-    made = deepspeed_config(config, plan_batches(config, 2), "float32", trained)
-    assert made is not None
-    assert made["zero_optimization"].get("contiguous_gradients", True) == buffer
-
-
 def test_the_next_block_is_fetched_ahead_where_weights_are_partitioned() -> None:
     for stage, expected in ((2, None), (3, 200_000_000)):
         config = cell("launch=deepspeed", "launch.num_gpus=2", f"launch.zero_stage={stage}")

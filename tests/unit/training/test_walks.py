@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from dual_lora.distributed import ordered_sums
+from dual_lora.distributed import ordered_reduce
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
 from dual_lora.training import trainer, walks
@@ -34,7 +34,7 @@ def test_a_training_is_the_same_to_the_last_bit(method, tmp_path):
 
     def clip_all(self: Trainer, model: nn.Module) -> torch.Tensor:
         """As the Trainer does, which looks for gradients in the whole model; the norm is summed as ours is."""
-        return ordered_sums.clip(list(model.parameters()), self.args.max_grad_norm)
+        return ordered_reduce.clip(list(model.parameters()), self.args.max_grad_norm)
 
     ours = train("ours")
     instead = {"_clip_grad_norm": clip_all, "floating_point_ops": Trainer.floating_point_ops}

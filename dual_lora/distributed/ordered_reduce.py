@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 _gather_flat = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
-def sum_in_order(tensor: torch.Tensor, group: Any = None) -> torch.Tensor:
+def ordered_all_reduce(tensor: torch.Tensor, group: Any = None) -> torch.Tensor:
     """Replace a flat tensor by the sum over the processes, added up in the order of their ranks, and return it.
 
     tensor: (elements,), contiguous, any floating dtype; alike in all processes of the group.
@@ -29,14 +29,14 @@ def sum_in_order(tensor: torch.Tensor, group: Any = None) -> torch.Tensor:
         return tensor
     missing = -len(tensor) % processes
     sent = torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
-    share = sum_own_share(sent.view(processes, -1), group)
-    gather_shares(sent.view(processes, -1), share, group)
+    share = ordered_reduce_scatter(sent.view(processes, -1), group)
+    all_gather(sent.view(processes, -1), share, group)
     if missing:
         tensor.copy_(sent[: len(tensor)])
     return tensor
 
 
-def sum_own_share(rows: torch.Tensor, group: Any = None) -> torch.Tensor:
+def ordered_reduce_scatter(rows: torch.Tensor, group: Any = None) -> torch.Tensor:
     """Return the sum over the processes of the row with this process's rank, added up in the order of their ranks.
 
     rows: (processes, elements), contiguous, any floating dtype; alike in all processes of the group.
@@ -51,12 +51,12 @@ def sum_own_share(rows: torch.Tensor, group: Any = None) -> torch.Tensor:
     return total
 
 
-def gather_shares(rows: torch.Tensor, share: torch.Tensor, group: Any = None) -> None:
+def all_gather(rows: torch.Tensor, share: torch.Tensor, group: Any = None) -> None:
     """Write into row r of `rows` (processes, elements) the `share` (elements,) of process r."""
     _gather_flat(rows.view(-1), share, group=group)
 
 
-def add_up_in_order(model: DistributedDataParallel) -> None:
+def register_ordered_hook(model: DistributedDataParallel) -> None:
     """Let torch's DDP add up in the order of the ranks; to be called before the first backward pass.
 
     On GPUs the sums run beside the backward pass, as DDP's own do.
@@ -72,12 +72,12 @@ def add_up_in_order(model: DistributedDataParallel) -> None:
         gradients = bucket.buffer()
         if beside is None:
             done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-            done.set_result(sum_in_order(gradients.div_(processes), group))
+            done.set_result(ordered_all_reduce(gradients.div_(processes), group))
             return done
         done = torch.futures.Future(devices=[model.device])
         beside.wait_stream(torch.cuda.current_stream(model.device))
         with torch.cuda.stream(beside):  # whoever waits for the result then waits for this stream
-            done.set_result(sum_in_order(gradients.div_(processes), group))
+            done.set_result(ordered_all_reduce(gradients.div_(processes), group))
         return done
 
     model.register_comm_hook(None, mean)
