@@ -65,6 +65,11 @@ def device_name(device: str) -> str:
     return f"cuda:{local_rank()}" if device == "cuda" and grouped() else device
 
 
+def uses_gpu(device: str) -> bool:
+    """Return whether `launch.device=device` means a GPU here."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
 def barrier() -> None:
     """Wait for the others, e.g. for a file that the main process writes."""
     if world_size() > 1:

@@ -21,8 +21,9 @@ from dual_lora.evaluation.pipeline import Rows
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Example, Score, Task
 from dual_lora.tasks.encoding import IGNORED, encode_all
+from dual_lora.tasks.padding import rounded_length
 from dual_lora.tasks.splits import Items
-from dual_lora.training.loss import next_token_labels
+from dual_lora.training.loss import loss_positions, next_token_labels
 
 _VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
 
@@ -31,14 +32,21 @@ class Collator:
     """Pads a batch to its longest row, rounded up to 8: int64 tensors (rows, length), `shift_labels` among them.
 
     The Trainer counts `shift_labels` as they are. For `labels` it decides by the model's name which of them count.
+
+    few_shapes: round up by `tasks.padding`, and name the places that have a label, `loss_positions`.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, few_shapes: bool = False) -> None:
         self._pad = DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8, label_pad_token_id=IGNORED)
+        self._few_shapes, self._longest = few_shapes, tokenizer.model_max_length
 
     def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
+        if self._few_shapes:
+            length = rounded_length(max(len(row["input_ids"]) for row in rows))
+            self._pad.pad_to_multiple_of = length if length <= self._longest else 8
         batch = self._pad(rows)
-        return {**batch, "shift_labels": next_token_labels(batch["labels"])}
+        batch = {**batch, "shift_labels": next_token_labels(batch["labels"])}
+        return {**batch, "loss_positions": loss_positions(batch["shift_labels"])} if self._few_shapes else batch
 
 
 class CausalLMPipeline:
@@ -70,9 +78,12 @@ class CausalLMPipeline:
         return [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows], counts
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
+        self._set_padding_token()
+        return Collator(self.tokenizer, few_shapes=processes.uses_gpu(self.config.launch.device))
+
+    def _set_padding_token(self) -> None:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked and has no loss: any id will do
-        return Collator(self.tokenizer)
 
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
         return []
@@ -117,8 +128,9 @@ class CausalLMPipeline:
             return []
         rows, _ = self._encoded(items.validation)
         self.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0
+        self._set_padding_token()
         tokens = _VALIDATION_TOKENS.get(next(model.parameters()).device.type, 1024)
-        found = validation.losses(model, rows, self.collator(), batch_tokens=tokens)
+        found = validation.losses(model, rows, Collator(self.tokenizer), batch_tokens=tokens)
         score = Score("all", "loss", len(rows), found)
         return [{"split": "validation", "checkpoint": checkpoint, **dataclasses.asdict(score)}]
 

@@ -18,6 +18,7 @@ import torch
 
 from dual_lora.distributed import processes
 from dual_lora.tasks.base import ClassificationTask, Example, Reading
+from dual_lora.tasks.padding import rounded_length
 
 
 def encode(
@@ -56,19 +57,21 @@ class Collator:
     """Pads a batch to its longest row: long tensors (batch, tokens), labels long or float32 (batch,).
 
     multiple_of: round the width up to a multiple of it, which suits tensor cores; the added columns are masked out.
+    few_shapes: round up by `tasks.padding` instead.
     """
 
-    def __init__(self, tokenizer: Any, multiple_of: int = 8) -> None:
-        self._tokenizer, self._multiple_of = tokenizer, multiple_of
+    def __init__(self, tokenizer: Any, multiple_of: int = 8, few_shapes: bool = False) -> None:
+        self._tokenizer, self._multiple_of, self._few_shapes = tokenizer, multiple_of, few_shapes
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         inputs = [{key: value for key, value in row.items() if key not in ("labels", "length")} for row in rows]
         # RoBERTa's position table ends at 514: rounding up must not run past what the tokenizer allows.
         longest = max(len(row["input_ids"]) for row in inputs)
-        fits = -(-longest // self._multiple_of) * self._multiple_of <= self._tokenizer.model_max_length
+        multiple = rounded_length(longest) if self._few_shapes else self._multiple_of
+        fits = -(-longest // multiple) * multiple <= self._tokenizer.model_max_length
         batch = dict(
             self._tokenizer.pad(
-                inputs, padding=True, pad_to_multiple_of=self._multiple_of if fits else None, return_tensors="pt"
+                inputs, padding=True, pad_to_multiple_of=multiple if fits else None, return_tensors="pt"
             )
         )
         if "labels" in rows[0]:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from dual_lora import methods, records
 from dual_lora.config import RunConfig
+from dual_lora.distributed import processes
 from dual_lora.evaluation import classification
 from dual_lora.evaluation.epoch_scores import EpochScores, Part
 from dual_lora.evaluation.pipeline import Rows
@@ -44,7 +45,7 @@ class ClassificationPipeline:
         return rows
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
-        return classification.Collator(self.tokenizer)
+        return classification.Collator(self.tokenizer, few_shapes=processes.uses_gpu(self.config.launch.device))
 
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
         self._epochs = self._following(items)

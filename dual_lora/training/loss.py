@@ -20,9 +20,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dual_lora.models import attention
 from dual_lora.models.output_positions import logits_at
 from dual_lora.tasks.base import Head
 from dual_lora.tasks.encoding import IGNORED
+from dual_lora.tasks.padding import rounded_count
+
+NO_INPUTS = ("labels", "shift_labels", "loss_positions")  # of a batch: what a model that writes is not given
 
 
 class Objective:
@@ -45,6 +49,7 @@ class Objective:
             learned = sum(label != IGNORED for row in validation for label in row["labels"][1:])
             self._tokens_per_row = learned / len(validation)
         self._output_layer = model.get_output_embeddings() if head.kind == "causal_lm" else None
+        self._attends_by_sdpa = getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa"
 
     def __call__(
         self, model: Callable[..., Any], batch: Mapping[str, torch.Tensor], items: torch.Tensor | float | None
@@ -56,7 +61,14 @@ class Objective:
                 items = self._tokens_per_row * len(batch["shift_labels"])
             return token_loss(model, batch, self._output_layer, items=items, label_smoothing=smoothing)
         rows = None if items is None else self._rows
-        return row_loss(model, batch, items=rows, label_smoothing=smoothing, regression=self._head.regression)
+        return row_loss(
+            model,
+            batch,
+            items=rows,
+            label_smoothing=smoothing,
+            regression=self._head.regression,
+            whole_mask=self._attends_by_sdpa and batch["attention_mask"].is_cuda,
+        )
 
 
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
@@ -65,6 +77,16 @@ def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
     labels: int64, (rows, length), the token of a position or `IGNORED`. Returns the same shape.
     """
     return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
+
+
+def loss_positions(shift_labels: torch.Tensor) -> torch.Tensor:
+    """Return the places in the flattened labels (rows, length) that have one: int64, their number rounded up.
+
+    What is added is the last place of the first row, which predicts nothing.
+    """
+    kept = (shift_labels != IGNORED).flatten().nonzero().squeeze(1)
+    padding = kept.new_full((rounded_count(len(kept)) - len(kept),), shift_labels.shape[1] - 1)
+    return torch.cat([kept, padding])
 
 
 def mean_loss(
@@ -107,13 +129,15 @@ def token_loss(
 
     Args:
         batch: the model's inputs, and `shift_labels`: int64, (rows, length), see `next_token_labels`. `labels` are left
-            out.
+            out. `loss_positions`, if given, are the places in them that count.
         output_layer: `get_output_embeddings()` of the model; called once.
         items, label_smoothing: as in `mean_loss`.
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "shift_labels")}
+    inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
     wanted = batch["shift_labels"]
-    kept = (wanted != IGNORED).flatten().nonzero().squeeze(1)
+    kept = batch.get("loss_positions")
+    if kept is None:  # how many there are is asked of the device
+        kept = (wanted != IGNORED).flatten().nonzero().squeeze(1)
     with logits_at(output_layer, kept, wanted.shape):
         outputs = model(**inputs)
     found = mean_loss(outputs.logits[0], wanted.flatten()[kept], items=items, label_smoothing=label_smoothing)
@@ -127,9 +151,16 @@ def row_loss(
     items: torch.Tensor | float | None = None,
     label_smoothing: float = 0.0,
     regression: bool = False,
+    whole_mask: bool = False,
 ) -> tuple[torch.Tensor, Any]:
-    """Return the loss of a model with one output per row and the model's output. `batch` holds `labels`, (rows,)."""
-    outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
+    """Return the loss of a model with one output per row and the model's output. `batch` holds `labels`, (rows,).
+
+    whole_mask: give the model its mask as `models.attention.whole_mask` has it.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    if whole_mask:
+        inputs["attention_mask"] = attention.whole_mask(inputs["attention_mask"])
+    outputs = model(**inputs)
     found = mean_loss(
         outputs.logits, batch["labels"], items=items, label_smoothing=label_smoothing, regression=regression
     )
