@@ -24,6 +24,7 @@ class LaunchConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0  # 1: optimizer, 2: and gradients, 3: and weights are split over the processes
     offload: bool = False  # ZeRO: optimizer state (stage 3: weights too) is in host memory
     gradient_checkpointing: bool = False
+    graphs: Literal["auto", "on", "off"] = "auto"  # training steps as CUDA graphs; on: stop if one cannot be recorded
     dataloader_workers: int = 0
     save_every_steps: int | None = None  # None: at every validation and at most every 10 minutes' worth of steps
     keep_checkpoints: int = 2

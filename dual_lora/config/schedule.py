@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config import ConfigError, MethodConfig, RunConfig
+from dual_lora.config.launch_settings import LaunchConfig
 
 _MAX_AUTO_DEVICE_BATCH = 16
 
@@ -74,3 +75,20 @@ def warmup_steps(recipe: Mapping[str, Any], profile: Mapping[str, Any], steps: i
     asked: int = recipe["warmup_steps"] or math.ceil(recipe["warmup_ratio"] * steps)
     bounded = profile["max_steps"] is not None or profile["train_examples"] is not None
     return min(asked, math.ceil(0.1 * steps)) if bounded else asked
+
+
+def planned_obstacle(launch: LaunchConfig, method: MethodConfig) -> str | None:
+    """Return why settings alone say that a run's steps are no CUDA graphs, whatever the machine; None if they may be.
+
+    Raises `ConfigError` if `launch.graphs=on` asks for them nevertheless.
+    """
+    if launch.graphs == "off":
+        return "launch.graphs=off"
+    found = None
+    if launch.engine not in ("single", "torchrun"):
+        found = f"launch.engine={launch.engine} moves weights or gradients between processes while it computes"
+    elif (method.config_class or "").endswith(".AdaLoraConfig"):
+        found = "AdaLoRA changes its ranks and its loss while it trains"
+    if found is not None and launch.graphs == "on":
+        raise ConfigError(f"launch.graphs=on: {found}; use launch.graphs=auto, or off")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dual_lora import methods, models
+from dual_lora.config.schedule import planned_obstacle
 from dual_lora.runs.resolve import Resolved, budget_note
 
 GIB = 1024**3
@@ -70,6 +71,9 @@ def describe(resolved: Resolved) -> str:
         + ", ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
         + f"), for batches of {facts['max_length_tokens']}-token sequences, the limit",
     ]
+    no_graphs = planned_obstacle(config.launch, config.method)
+    if no_graphs is not None and config.method.trains != "nothing":
+        lines.append(f"  graphs      none: {no_graphs}")
     if resolved.budget is not None:
         lines.append(f"  budget      {budget_note(resolved.budget)}")
     return "\n".join(lines)

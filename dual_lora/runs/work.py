@@ -277,6 +277,7 @@ class Work:
             "dtype": self.resolved.dtype,
             "threads": torch.get_num_threads(),
             "resumed_from": self._training.resumed_from if self._training else [],
+            "graphs": self._training.graphs if self._training else {},
         }
 
     def origin(self) -> dict[str, Any]:

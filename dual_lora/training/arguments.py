@@ -1,4 +1,4 @@
-"""A run's settings in the words of `transformers.Trainer`."""
+"""The settings of a run as `transformers.Trainer` takes them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def training_arguments(
     config: RunConfig,
     batches: Batches,
     steps: int,
-    per_epoch: int,
+    validate_every: int | None,
     folder: Path,
-    validate: bool,
     in_bfloat16: bool,
     deepspeed: dict[str, Any] | None,
+    draws: bool,
 ) -> TrainingArguments:
-    """Return the Trainer's settings of a run: of the recipe what is learned, of the launch how it is computed.
+    """Return the arguments for a run of `steps` optimizer steps.
 
-    steps, per_epoch: optimizer steps of the whole run and of an epoch. deepspeed: its configuration, if it is used.
+    validate_every: in optimizer steps; None: never. deepspeed: its configuration, for that engine. draws: see
+    `graphs.draws_numbers`.
     """
     recipe, launch = config.recipe, config.launch
-    every = min(config.protocol.validation_every_steps or per_epoch, steps)
     save_every = launch.save_every_steps or min(max(steps // 10, 10), 500)
     on_cpu = launch.device == "cpu" or not torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -51,8 +51,8 @@ def training_arguments(
         use_cpu=on_cpu,
         seed=config.seed,
         data_seed=config.seed,
-        eval_strategy="steps" if validate else "no",
-        eval_steps=every if validate else None,
+        eval_strategy="steps" if validate_every else "no",
+        eval_steps=validate_every,
         save_strategy="steps",
         save_steps=save_every,
         save_total_limit=None,  # `_Trainer` prunes once a new checkpoint is known to be whole
@@ -63,7 +63,7 @@ def training_arguments(
         dataloader_num_workers=launch.dataloader_workers,
         dataloader_pin_memory=not on_cpu,
         accelerator_config={"non_blocking": not on_cpu},  # else each batch waits until the GPU has done all before it
-        **_checkpointing(launch.gradient_checkpointing),
+        **_checkpointing(launch.gradient_checkpointing, draws),
         label_names=["labels"],
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
@@ -74,10 +74,13 @@ def training_arguments(
     return arguments
 
 
-def _checkpointing(on: bool) -> dict[str, Any]:
-    """Return the arguments for activation checkpointing under the name that the installed transformers has."""
+def _checkpointing(on: bool, draws: bool) -> dict[str, Any]:
+    """Return the arguments for activation checkpointing under the name that the installed transformers has.
+
+    draws: keep the state of the random numbers, so that a block draws again what it drew; it has to be asked for.
+    """
     if not on:
         return {}
     known = {field.name for field in fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": draws}}

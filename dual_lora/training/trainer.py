@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,15 +24,19 @@ from dual_lora.config.schedule import Batches, plan_steps
 from dual_lora.distributed import processes, sharding
 from dual_lora.distributed.deepspeed import deepspeed_config, gather_whole_blocks, register_factors, zero_stage
 from dual_lora.distributed.ordered_reduce import clip, register_ordered_hook
+from dual_lora.models import attention
+from dual_lora.models.head import unwrapped
 from dual_lora.tasks.base import Head
 from dual_lora.training import walks
 from dual_lora.training.arguments import training_arguments
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
+from dual_lora.training.graphs import CudaCapture, GraphedSteps, draws_numbers, obstacle, on_own_stream
 from dual_lora.training.loss import Objective
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.sharded import ShardedTrainer
 from dual_lora.training.stopping import Interruption
+from dual_lora.tuner.warmup import current_warmup
 
 logger = logging.getLogger(__name__)
 _CURVE_POINTS = 200  # of each curve in the record; the full curve stays in the run folder
@@ -63,6 +68,7 @@ class TrainingResult:
     flops: float
     selected: dict[str, Path] = field(default_factory=dict)  # checkpoint name → trainable weights (safetensors)
     resumed_from: list[int] = field(default_factory=list)
+    graphs: dict[str, Any] = field(default_factory=dict)  # what `GraphedSteps.report` says, of this process
 
 
 def train(
@@ -94,11 +100,11 @@ def train(
             config,
             batches,
             steps,
-            per_epoch,
+            min(config.protocol.validation_every_steps or per_epoch, steps) if len(data.validation) else None,
             folder,
-            bool(len(data.validation)),
             dtype == "bfloat16",
             deepspeed_config(config, batches, dtype, _trained(model), block_elements),
+            draws_numbers(model),
         ),
         data_collator=data.collator,
         train_dataset=data.train,
@@ -129,12 +135,19 @@ def train(
     curves.forget_after(start)
     selection.forget_after(start)
     begun = time.perf_counter()
-    with interruption, walks.fewer(model) as trainer.trained:
+    trainer.graphs, trainer.graphs_obstacle = config.launch.graphs, obstacle(config, draws_numbers(model))
+    with (
+        interruption,
+        walks.fewer(model) as trainer.trained,
+        attention.without_mask(unwrapped(model)) if trainer.args.device.type == "cuda" else nullcontext(),
+        on_own_stream(trainer.args.device) if trainer.graphs_obstacle is None else nullcontext(),
+    ):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+        finished = interruption.signal is None or trainer.state.global_step == steps
+        if finished and len(data.validation) and selection.last_step != trainer.state.global_step:
+            trainer.evaluate()
     if interruption.signal is not None and trainer.state.global_step < steps:
         raise Interrupted(f"stopped by {interruption.signal} after step {trainer.state.global_step} of {steps}")
-    if len(data.validation) and selection.last_step != trainer.state.global_step:
-        trainer.evaluate()
     # accelerate leaves its autocast and its float32 outputs in the model; a process that only evaluates has neither.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     seconds = time.perf_counter() - begun + curves.seconds_before(start)
@@ -148,6 +161,7 @@ def train(
         flops=float(trainer.state.total_flos),
         selected=selection.files(),
         resumed_from=curves.resumed_from,
+        graphs=trainer.graphs_report(),
     )
 
 
@@ -179,6 +193,9 @@ class _Trainer(Trainer):
     trained: list[torch.nn.Parameter]
     optimizer: Any
     make_optimizer: Callable[[], torch.optim.Optimizer]
+    graphs: str = "off"  # "auto", "on" or "off"
+    graphs_obstacle: str | None = None  # why there are none, whatever was asked for
+    _steps: GraphedSteps | None = None
     _operations_per_token: int | None = None
     _prepared: Any = None  # the model as the Trainer wraps it, once its wrapper is as it should be
 
@@ -196,13 +213,40 @@ class _Trainer(Trainer):
         if self._prepared is not model:
             if self.is_deepspeed_enabled:
                 register_factors(self.model)
+            elif self.graphs_obstacle is None:
+                self._steps = self._graphed_steps(model)
             elif isinstance(model, DistributedDataParallel):
                 register_ordered_hook(model)
             self._prepared = model
         self._curves.count(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._steps is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            if not model.training:
+                model.train()
+            loss = self._steps(inputs, num_items_in_batch)
+            if self.accelerator.sync_gradients:
+                self._steps.average(self.layout["processes"])
         self._curves.add(loss.detach())
         return loss
+
+    def _graphed_steps(self, model: Any) -> GraphedSteps:
+        # torch's DDP would send gradients from within the backward pass; here they are sent after it.
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        return GraphedSteps(
+            partial(super().training_step, inner),
+            self.trained,
+            capture=CudaCapture(),
+            varies=lambda: current_warmup(inner) != 1.0,
+            required=self.graphs == "on",
+        )
+
+    def graphs_report(self) -> dict[str, Any]:
+        """Return what a record says of the graphs of this process, and of what their few shapes cost."""
+        counts = {"reason": self.graphs_obstacle} if self._steps is None else self._steps.report()
+        tokens, useful = self._curves.tokens, self._curves.useful_tokens
+        share = (tokens - useful) / tokens if tokens else 0.0
+        return {"asked": self.graphs, **counts, "padded_tokens": tokens - useful, "padded_share": share}
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         if self._operations_per_token is None:  # linear in the tokens; counting the weights visits every module

@@ -43,6 +43,11 @@ def set_delta_warmup(model: nn.Module, factor: float) -> None:
         layer.delta_warmup = float(factor)
 
 
+def current_warmup(model: nn.Module) -> float:
+    """Return w of the Dual LoRA layers of `model`, which all have the same; 1 if there are none."""
+    return next((module.delta_warmup for module in model.modules() if isinstance(module, DualLoraLinear)), 1.0)
+
+
 class DeltaWarmupCallback(TrainerCallback):
     """Runs the warm-up in a `transformers.Trainer`.
 

@@ -124,7 +124,7 @@ def test_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(arguments, "TrainingArguments", SeesTwo)
     config = cell("launch.device=cpu")
-    made = arguments.training_arguments(config, plan_batches(config), 10, 10, tmp_path, False, False, None)
+    made = arguments.training_arguments(config, plan_batches(config), 10, None, tmp_path, False, None, False)
     assert made.n_gpu == 1
 
 

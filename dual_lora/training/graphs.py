@@ -1,0 +1,256 @@
+"""Micro-steps as CUDA graphs: forward, loss and backward are recorded once per shape and then replayed by one call.
+
+    steps = GraphedSteps(micro_step, parameters, capture=CudaCapture())
+    loss = steps(batch, items)          # gradients are added to `parameter.grad`
+    ... clip, optimizer.step(), model.zero_grad() as ever
+
+The first batch of a shape is computed as without graphs, which also loads and compiles what the shape needs; the second
+one is recorded, so a shape that comes once costs nothing more. A recording computes nothing and draws no random number:
+it is replayed for the very batch that it was made with. What is replayed are the kernels of `micro_step` on the memory
+that they saw, so batches are copied into buffers of the graph, and gradients stay in the same storage.
+
+All graphs share one pool of memory. Its size is that of the largest one, since they run one after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config.schedule import planned_obstacle
+from dual_lora.distributed import processes
+from dual_lora.distributed.ordered_reduce import ordered_all_reduce
+
+logger = logging.getLogger(__name__)
+MOST_GRAPHS = 48
+_ALIGNMENT = 128  # bytes
+
+Batch = Mapping[str, Tensor]
+MicroStep = Callable[[dict[str, Tensor], Any], Tensor]
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+
+
+class StaticGradients:
+    """Gradients that stay in one storage per dtype while the Trainer sets `parameter.grad` to None at every step.
+
+    Holds those parameters that have a gradient when it is made: the others must stay without one, or the optimizer
+    would let them decay. Offsets are multiples of 128 bytes.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
+        self.flat: list[Tensor] = []
+        self._views: dict[int, Tensor] = {}
+        groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for place, parameter in enumerate(self.parameters):
+            groups.setdefault((parameter.dtype, parameter.device), []).append(place)
+        for (dtype, device), places in groups.items():
+            multiple = _ALIGNMENT // dtype.itemsize
+            sizes = [-(-self.parameters[place].numel() // multiple) * multiple for place in places]
+            flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
+            self.flat.append(flat)
+            offset = 0
+            for place, size in zip(places, sizes, strict=True):
+                parameter = self.parameters[place]
+                view = flat.as_strided(parameter.shape, parameter.stride(), offset)
+                assert parameter.grad is not None
+                self._views[place] = view.copy_(parameter.grad)
+                parameter.grad = view
+                offset += size
+
+    def restore(self) -> None:
+        """Give the parameters their storage again, filled with zeros, if `zero_grad` has taken it away."""
+        if self.parameters and self.parameters[0].grad is self._views[0]:
+            return
+        for flat in self.flat:
+            flat.zero_()
+        for place, parameter in enumerate(self.parameters):
+            parameter.grad = self._views[place]
+
+    def average(self, processes: int) -> None:
+        """Replace every gradient by its mean over the processes, with the bits of `ordered_reduce`'s hook."""
+        for flat in self.flat:
+            ordered_all_reduce(flat.div_(processes))
+
+
+class CudaCapture:
+    """Records a function's kernels on the current stream, which must not be the default one; see `torch.cuda.graph`."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Return a call that replays `function` and returns its output, which the next replay overwrites."""
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = generator.clone_state()
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
+        try:
+            # Another thread, as one that pins memory, may use CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                output = function()
+        except BaseException:
+            generator.graphsafe_set_state(before)  # a broken recording leaves it waiting for its end
+            raise
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+def obstacle(config: RunConfig, draws: bool = False) -> str | None:
+    """Return why the steps of a run are not recorded, as far as its settings tell; None if they may be.
+
+    draws: the model draws random numbers in training; see `draws_numbers`.
+
+    Raises `ConfigError` if `launch.graphs=on` cannot be met.
+    """
+    found = planned_obstacle(config.launch, config.method)
+    if found is None and config.launch.gradient_checkpointing and draws:
+        found = "with activation checkpointing and dropout, each block's random numbers are kept on the host"
+    if found is None and not processes.uses_gpu(config.launch.device):
+        found = "there is no GPU"
+    if found is not None and config.launch.graphs == "on":
+        raise ConfigError(f"launch.graphs=on: {found}; use launch.graphs=auto, or off")
+    return found
+
+
+def draws_numbers(model: torch.nn.Module) -> bool:
+    """Return whether a training of `model` may draw random numbers: dropout of its modules, or in its config."""
+    settings = getattr(model, "config", None)
+    shares = [value for name, value in vars(settings).items() if "drop" in name] if settings is not None else []
+    shares += [module.p for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd)]
+    return any(isinstance(share, float) and share > 0 for share in shares)
+
+
+@contextmanager
+def on_own_stream(device: torch.device) -> Iterator[None]:
+    """Compute on a stream of one's own, which a recording needs; the default stream waits for it at the end.
+
+    A whole training does so, as the nodes that add up gradients belong to the stream on which they were made.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.current_stream(device)
+    own = torch.cuda.Stream(device)
+    own.wait_stream(before)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        before.wait_stream(own)
+    torch.cuda.empty_cache()  # memory of one stream is not given to another
+
+
+@dataclass
+class _Graph:
+    inputs: list[Tensor]
+    replay: Callable[[], Tensor]
+    uses: int = 0
+
+
+class GraphedSteps:
+    """Computes micro-steps by graphs where it can, and otherwise by calling `micro_step`.
+
+    Args:
+        micro_step: (batch, items) → loss, detached; adds gradients to `parameter.grad` by a backward pass. It may read
+            nothing that changes between calls but its arguments, parameters and buffers, and random numbers.
+        parameters: what is trained.
+        capture: makes a call that replays a function; `CudaCapture()`, or `lambda function: function` to compute on
+            the same buffers without graphs.
+        varies: whether something else that `micro_step` reads differs from other steps now: then it is called.
+        required: raise if a step cannot be recorded, instead of going on without graphs.
+        most: graphs to keep; the least used one is dropped.
+    """
+
+    def __init__(
+        self,
+        micro_step: MicroStep,
+        parameters: Sequence[torch.nn.Parameter],
+        *,
+        capture: Capture,
+        varies: Callable[[], bool] = lambda: False,
+        required: bool = False,
+        most: int = MOST_GRAPHS,
+    ) -> None:
+        self._micro_step, self._parameters, self._capture = micro_step, list(parameters), capture
+        self._varies, self._required, self._most = varies, required, most
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: set[Hashable] = set()
+        self._gradients: StaticGradients | None = None
+        self.reason: str | None = None  # why no graphs are used (any longer)
+        self.captures = self.replays = self.eager = 0
+
+    def __call__(self, batch: Batch, items: Any) -> Tensor:
+        """Return the loss of a micro-batch, (); its gradients are added to those of the step's earlier ones."""
+        if self._gradients is not None:
+            self._gradients.restore()
+        graph = self._graph(batch, items)
+        if graph is None:
+            self.eager += 1
+            loss = self._micro_step(dict(batch), items)
+            if self._gradients is None:
+                self._gradients = StaticGradients(self._parameters)
+            return loss
+        given = _tensors(batch, items)
+        torch._foreach_copy_(graph.inputs, given, non_blocking=True)
+        graph.uses += 1
+        self.replays += 1
+        return graph.replay().clone()
+
+    def average(self, processes: int) -> None:
+        """Average the gradients of the step over the processes; after its last micro-batch."""
+        if processes > 1 and self._gradients is not None and dist.is_initialized():
+            self._gradients.average(processes)
+
+    def report(self) -> dict[str, Any]:
+        """Return what a record holds: graphs in use, recordings, replays, micro-steps without one, and why."""
+        counts = {"graphs": len(self._graphs), "captures": self.captures, "replays": self.replays, "eager": self.eager}
+        return {**counts, "reason": self.reason}
+
+    def _graph(self, batch: Batch, items: Any) -> _Graph | None:
+        """Return the graph for a batch, made now if its shape was computed before; None: call `micro_step`."""
+        if self.reason is not None:
+            return None
+        key = (
+            tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items()),
+            None if isinstance(items, Tensor) else items,
+        )
+        if key not in self._seen or self._varies():
+            self._seen.add(key)
+            return None
+        return self._graphs.get(key) or self._record(key, batch, items)
+
+    def _record(self, key: Hashable, batch: Batch, items: Any) -> _Graph | None:
+        inputs = [tensor.clone() for tensor in _tensors(batch, items)]
+        own = dict(zip(batch, inputs, strict=False))
+        own_items = inputs[-1] if isinstance(items, Tensor) else items
+        try:
+            replay = self._capture(lambda: self._micro_step(dict(own), own_items))
+        except Exception as error:
+            if self._required:
+                raise RuntimeError(f"launch.graphs=on, but a step cannot be recorded: {error}") from error
+            self.reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self._graphs.clear()
+            logger.warning("training goes on without CUDA graphs: %s", self.reason)
+            return None
+        self.captures += 1
+        if len(self._graphs) >= self._most:
+            del self._graphs[min(self._graphs, key=lambda known: self._graphs[known].uses)]
+        self._graphs[key] = _Graph(inputs, replay)
+        return self._graphs[key]
+
+
+def _tensors(batch: Batch, items: Any) -> list[Tensor]:
+    return [*batch.values(), *([items] if isinstance(items, Tensor) else [])]

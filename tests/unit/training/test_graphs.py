@@ -1,0 +1,227 @@
+"""Graphed steps on a CPU, where a replay calls the recorded function on the graph's own buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dual_lora.config import ConfigError
+from dual_lora.distributed import processes
+from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
+from dual_lora.tasks.encoding import IGNORED
+from dual_lora.tasks.padding import rounded_count, rounded_length
+from dual_lora.training import trainer
+from dual_lora.training.graphs import GraphedSteps, StaticGradients, draws_numbers, obstacle
+from dual_lora.training.loss import loss_positions
+from tests.small_cells import CLASSIFYING, WRITING, config, numbers
+
+
+def by_call() -> Callable[[Callable[[], Tensor]], Callable[[], Tensor]]:
+    """A recording without a GPU."""
+    return lambda function: function
+
+
+# ---------------------------------------------------------------- few shapes
+
+
+@pytest.mark.parametrize(("ladder", "least", "most_added"), [(rounded_length, 8, 1 / 8), (rounded_count, 16, 1 / 4)])
+def test_a_ladder_rises_and_adds_a_bounded_share(ladder: Callable[[int], int], least: int, most_added: float) -> None:
+    before = 0
+    for number in range(1, 3000):
+        found = ladder(number)
+        assert found >= number
+        assert found % least == 0
+        assert found >= before
+        assert ladder(found) == found
+        assert found - number < max(least, most_added * number + 1)
+        before = found
+    assert len({ladder(number) for number in range(1, 1025)}) <= 40
+
+
+def test_the_places_of_labels_are_all_named_and_what_is_added_has_no_loss() -> None:
+    labels = torch.full((3, 8), IGNORED)
+    labels[0, 2], labels[2, 5] = 7, 9
+    found = loss_positions(labels)
+    assert found.tolist() == [2, 21] + [7] * 14
+    assert (labels.flatten()[found][2:] == IGNORED).all()
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def test_gradients_keep_their_storage_and_unused_parameters_stay_without() -> None:
+    layer, unused = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
+    layer(torch.ones(1, 3)).sum().backward()
+    expected = [parameter.grad.clone() for parameter in layer.parameters()]
+    held = StaticGradients([*layer.parameters(), unused])
+    addresses = [parameter.grad.data_ptr() for parameter in layer.parameters()]
+    assert all(address % 64 == 0 for address in addresses)
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    held.restore()  # nothing was taken away, so nothing is set to zero
+    assert torch.equal(layer.weight.grad, expected[0])
+    layer.zero_grad()
+    held.restore()
+    assert unused.grad is None
+    assert [parameter.grad.data_ptr() for parameter in layer.parameters()] == addresses
+    assert all(not parameter.grad.any() for parameter in layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(layer.weight.grad, expected[0])
+
+
+# ---------------------------------------------------------------- steps
+
+
+class Fixture:
+    """A linear model, its micro-step, and how often Python ran it."""
+
+    def __init__(self) -> None:
+        self.layer = nn.Linear(4, 1)
+        self.runs = 0
+
+    def __call__(self, batch: dict[str, Tensor], items: Any) -> Tensor:
+        self.runs += 1
+        loss = self.layer(batch["x"]).square().sum() / items
+        loss.backward()
+        return loss.detach()
+
+    def steps(self, **options: Any) -> GraphedSteps:
+        return GraphedSteps(self, list(self.layer.parameters()), **{"capture": by_call(), **options})
+
+
+def batch(rows: int) -> dict[str, Tensor]:
+    return {"x": torch.randn(rows, 4)}
+
+
+def test_a_shape_is_recorded_when_it_comes_again_and_the_least_used_graph_goes() -> None:
+    fixture = Fixture()
+    steps = fixture.steps(most=2)
+    for rows in (1, 1, 1, 2, 2, 3, 3, 3, 1, 1, 2):
+        steps(batch(rows), torch.tensor(2.0))
+    # 2 gave way to 3, as it had been used once; when it came again, it was recorded at once.
+    assert steps.report() == {"graphs": 2, "captures": 4, "replays": 8, "eager": 3, "reason": None}
+
+
+def test_a_replay_computes_with_its_own_batch_and_items_and_its_loss_is_kept() -> None:
+    fixture = Fixture()
+    steps = fixture.steps()
+    losses, expected = [], []
+    for items in (1.0, 2.0, 4.0, 8.0):
+        given = batch(3)
+        losses.append(steps(given, torch.tensor(items)))
+        expected.append(fixture.layer(given["x"]).square().sum() / items)
+        fixture.layer.zero_grad()
+    assert torch.equal(torch.stack(losses), torch.stack(expected).detach())
+    assert steps.replays == 3
+
+
+def test_what_varies_is_called_and_what_cannot_be_recorded_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    fixture, varies = Fixture(), [True]
+    steps = fixture.steps(varies=lambda: varies[0])
+    for _ in range(4):
+        steps(batch(3), torch.tensor(1.0))
+    assert steps.replays == 0
+
+    def refuses(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    steps = fixture.steps(capture=refuses)
+    for _ in range(5):
+        steps(batch(3), torch.tensor(1.0))
+    assert steps.report() == {
+        "graphs": 0,
+        "captures": 0,
+        "replays": 0,
+        "eager": 5,
+        "reason": "RuntimeError: operation not permitted when stream is capturing",
+    }
+    assert len([record for record in caplog.records if "without CUDA graphs" in record.message]) == 1
+    steps = fixture.steps(capture=refuses, required=True)
+    steps(batch(3), torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match="launch.graphs=on, but a step cannot be recorded"):
+        steps(batch(3), torch.tensor(1.0))
+
+
+def test_dropout_is_found_in_modules_and_in_settings() -> None:
+    assert not draws_numbers(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
+    assert draws_numbers(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["launch.graphs=off"], "launch.graphs=off"),
+        (["launch=deepspeed"], "launch.engine=deepspeed"),
+        (["method=adalora"], "AdaLoRA"),
+        ([], "there is no GPU"),
+    ],
+)
+def test_a_run_without_graphs_says_why_and_one_that_asks_for_them_is_refused(
+    words: list[str], reason: str, tmp_path: Path
+) -> None:
+    assert reason in str(obstacle(config(tmp_path, *words)))
+    if words != ["launch.graphs=off"]:
+        with pytest.raises(ConfigError, match=r"launch.graphs=on: .*; use launch.graphs=auto"):
+            obstacle(config(tmp_path, *words, "launch.graphs=on"))
+
+
+def test_checkpointing_with_dropout_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "uses_gpu", lambda device: True)
+    cell = config(tmp_path, "launch.gradient_checkpointing=true")
+    assert obstacle(cell) is None
+    assert "dropout" in str(obstacle(cell, draws=True))
+
+
+# ---------------------------------------------------------------- whole trainings
+
+
+KINDS = {"writing": WRITING, "classifying": CLASSIFYING}
+
+
+def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, graphed: bool, words: Sequence[str], kind: str) -> Any:
+    """Run a small cell, whose batches are padded as on a GPU; return numbers, weights and what it says of graphs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "uses_gpu", lambda device: True)
+        patch.setattr(trainer, "obstacle", lambda *_: None if graphed else "eager")
+        patch.setattr(trainer, "CudaCapture", by_call)
+        record = lifecycle.run(resolve(config(folder, "profile.max_steps=12", *words, kind=KINDS[kind])))
+    assert record["status"] == "finished", record
+    [weights] = folder.rglob("last.safetensors")
+    return numbers(record), load_file(weights), record["execution"]["graphs"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("writing", ["method=lora"]),
+        ("writing", ["method=dora", "launch.per_device_batch=2"]),
+        ("writing", ["method=dual_lora", "launch.per_device_batch=4"]),
+        ("writing", ["method=full"]),
+        ("writing", ["method=vera"]),
+        ("writing", ["method=pissa", "model=tiny_gpt2"]),
+        ("writing", ["method=lora", "method.lora_dropout=0.2", "launch.per_device_batch=2"]),
+        ("writing", ["method=dual_lora", "launch.gradient_checkpointing=true"]),
+        ("classifying", ["method=lora"]),
+        ("classifying", ["method=dual_lora", "model=tiny_deberta", "launch.per_device_batch=2"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else value,
+)
+def test_a_graphed_training_has_the_bits_of_an_eager_one(
+    kind: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager, weights, said = trained(tmp_path / "eager", monkeypatch, False, words, kind)
+    assert said["reason"] == "eager"
+    assert "replays" not in said
+    found, others, report = trained(tmp_path / "graphed", monkeypatch, True, words, kind)
+    assert report["replays"] > 0
+    assert report["reason"] is None
+    assert found == eager
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
