@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +49,28 @@ def without_mask(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def with_distances(model: torch.nn.Module) -> Iterator[None]:
+    """Give DeBERTa's encoders their table of relative positions, which they make in every pass, on the host in part."""
+    hooks = []
+    for encoder in (module for module in model.modules() if hasattr(module, "get_rel_pos")):
+        with torch.no_grad():
+            longest = torch.empty(1, model.config.max_position_embeddings, 1, device=model.device)
+            table = encoder.get_rel_pos(longest)  # (1, longest, longest), int64; None if positions are absolute
+        if table is not None:
+            hooks.append(encoder.register_forward_pre_hook(partial(_give_distances, table), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _give_distances(table: torch.Tensor, _: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    length = (args[0] if args else kwargs["hidden_states"]).shape[1]
+    return args, {**kwargs, "relative_pos": table[:, :length, :length]}
 
 
 def whole_mask(mask: torch.Tensor) -> torch.Tensor:

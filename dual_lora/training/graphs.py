@@ -1,6 +1,6 @@
 """Micro-steps as CUDA graphs: forward, loss and backward are recorded once per shape and then replayed by one call.
 
-    steps = GraphedSteps(micro_step, parameters, capture=CudaCapture())
+    steps = GraphedSteps(micro_step, parameters, recorder=CudaRecorder())
     loss = steps(batch, items)          # gradients are added to `parameter.grad`
     ... clip, optimizer.step(), model.zero_grad() as ever
 
@@ -9,16 +9,16 @@ one is recorded, so a shape that comes once costs nothing more. A recording comp
 it is replayed for the very batch that it was made with. What is replayed are the kernels of `micro_step` on the memory
 that they saw, so batches are copied into buffers of the graph, and gradients stay in the same storage.
 
-All graphs share one pool of memory. Its size is that of the largest one, since they run one after the other.
+All graphs share one pool of memory, and steps without a graph use it too (`recorders`). Its size is that of the largest
+step, since they run one after the other.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.schedule import planned_obstacle
 from dual_lora.distributed import processes
 from dual_lora.distributed.ordered_reduce import ordered_all_reduce
+from dual_lora.training.recorders import Recorder
 
 logger = logging.getLogger(__name__)
 MOST_GRAPHS = 48
@@ -35,7 +36,7 @@ _ALIGNMENT = 128  # bytes
 
 Batch = Mapping[str, Tensor]
 MicroStep = Callable[[dict[str, Tensor], Any], Tensor]
-Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+Result = TypeVar("Result")
 
 
 class StaticGradients:
@@ -81,33 +82,6 @@ class StaticGradients:
             ordered_all_reduce(flat.div_(processes))
 
 
-class CudaCapture:
-    """Records a function's kernels on the current stream, which must not be the default one; see `torch.cuda.graph`."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Return a call that replays `function` and returns its output, which the next replay overwrites."""
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        before = generator.clone_state()
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        try:
-            # Another thread, as one that pins memory, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                output = function()
-        except BaseException:
-            generator.graphsafe_set_state(before)  # a broken recording leaves it waiting for its end
-            raise
-
-        def replay() -> Tensor:
-            graph.replay()
-            return output
-
-        return replay
-
-
 def obstacle(config: RunConfig, draws: bool = False) -> str | None:
     """Return why the steps of a run are not recorded, as far as its settings tell; None if they may be.
 
@@ -133,26 +107,6 @@ def draws_numbers(model: torch.nn.Module) -> bool:
     return any(isinstance(share, float) and share > 0 for share in shares)
 
 
-@contextmanager
-def on_own_stream(device: torch.device) -> Iterator[None]:
-    """Compute on a stream of one's own, which a recording needs; the default stream waits for it at the end.
-
-    A whole training does so, as the nodes that add up gradients belong to the stream on which they were made.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.cuda.current_stream(device)
-    own = torch.cuda.Stream(device)
-    own.wait_stream(before)
-    try:
-        with torch.cuda.stream(own):
-            yield
-    finally:
-        before.wait_stream(own)
-    torch.cuda.empty_cache()  # memory of one stream is not given to another
-
-
 @dataclass
 class _Graph:
     inputs: list[Tensor]
@@ -167,8 +121,7 @@ class GraphedSteps:
         micro_step: (batch, items) → loss, detached; adds gradients to `parameter.grad` by a backward pass. It may read
             nothing that changes between calls but its arguments, parameters and buffers, and random numbers.
         parameters: what is trained.
-        capture: makes a call that replays a function; `CudaCapture()`, or `lambda function: function` to compute on
-            the same buffers without graphs.
+        recorder: `CudaRecorder()`, or `Recorder()` to compute on the same buffers without graphs.
         varies: whether something else that `micro_step` reads differs from other steps now: then it is called.
         required: raise if a step cannot be recorded, instead of going on without graphs.
         most: graphs to keep; the least used one is dropped.
@@ -179,12 +132,13 @@ class GraphedSteps:
         micro_step: MicroStep,
         parameters: Sequence[torch.nn.Parameter],
         *,
-        capture: Capture,
+        recorder: Recorder,
         varies: Callable[[], bool] = lambda: False,
         required: bool = False,
         most: int = MOST_GRAPHS,
     ) -> None:
-        self._micro_step, self._parameters, self._capture = micro_step, list(parameters), capture
+        self._micro_step, self._parameters = micro_step, list(parameters)
+        self._recorder: Recorder | None = recorder
         self._varies, self._required, self._most = varies, required, most
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: set[Hashable] = set()
@@ -199,7 +153,7 @@ class GraphedSteps:
         graph = self._graph(batch, items)
         if graph is None:
             self.eager += 1
-            loss = self._micro_step(dict(batch), items)
+            loss = self.beside(lambda: self._micro_step(dict(batch), items))
             if self._gradients is None:
                 self._gradients = StaticGradients(self._parameters)
             return loss
@@ -208,6 +162,20 @@ class GraphedSteps:
         graph.uses += 1
         self.replays += 1
         return graph.replay().clone()
+
+    def beside(self, function: Callable[[], Result]) -> Result:
+        """Return `function()`, computed between two micro-steps in the memory of their graphs."""
+        if self._recorder is None:
+            return function()
+        result, left_memory = self._recorder.run(function)
+        if left_memory:  # as a buffer that is made once: graphs that were recorded before would write there
+            self._graphs.clear()
+        return result
+
+    def close(self) -> None:
+        """Give the memory of all graphs back."""
+        self._graphs.clear()
+        self._recorder = None
 
     def average(self, processes: int) -> None:
         """Average the gradients of the step over the processes; after its last micro-batch."""
@@ -221,7 +189,7 @@ class GraphedSteps:
 
     def _graph(self, batch: Batch, items: Any) -> _Graph | None:
         """Return the graph for a batch, made now if its shape was computed before; None: call `micro_step`."""
-        if self.reason is not None:
+        if self._recorder is None:
             return None
         key = (
             tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items()),
@@ -230,19 +198,19 @@ class GraphedSteps:
         if key not in self._seen or self._varies():
             self._seen.add(key)
             return None
-        return self._graphs.get(key) or self._record(key, batch, items)
+        return self._graphs.get(key) or self._record(self._recorder, key, batch, items)
 
-    def _record(self, key: Hashable, batch: Batch, items: Any) -> _Graph | None:
+    def _record(self, recorder: Recorder, key: Hashable, batch: Batch, items: Any) -> _Graph | None:
         inputs = [tensor.clone() for tensor in _tensors(batch, items)]
         own = dict(zip(batch, inputs, strict=False))
         own_items = inputs[-1] if isinstance(items, Tensor) else items
         try:
-            replay = self._capture(lambda: self._micro_step(dict(own), own_items))
+            replay = recorder.record(lambda: self._micro_step(dict(own), own_items))
         except Exception as error:
             if self._required:
                 raise RuntimeError(f"launch.graphs=on, but a step cannot be recorded: {error}") from error
-            self.reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            self._graphs.clear()
+            self.reason = _told(error)
+            self.close()
             logger.warning("training goes on without CUDA graphs: %s", self.reason)
             return None
         self.captures += 1
@@ -254,3 +222,9 @@ class GraphedSteps:
 
 def _tensors(batch: Batch, items: Any) -> list[Tensor]:
     return [*batch.values(), *([items] if isinstance(items, Tensor) else [])]
+
+
+def _told(error: Exception) -> str:
+    """Return an error's kind and its first line; the last one of a scripted function's, which begins with a trace."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[-1 if 'TorchScript' in lines[0] else 0].strip()}"

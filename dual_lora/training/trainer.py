@@ -31,12 +31,13 @@ from dual_lora.training import walks
 from dual_lora.training.arguments import training_arguments
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
-from dual_lora.training.graphs import CudaCapture, GraphedSteps, draws_numbers, obstacle, on_own_stream
+from dual_lora.training.graphs import GraphedSteps, draws_numbers, obstacle
 from dual_lora.training.loss import Objective
+from dual_lora.training.recorders import CudaRecorder, on_own_stream
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.sharded import ShardedTrainer
 from dual_lora.training.stopping import Interruption
-from dual_lora.tuner.warmup import current_warmup
+from dual_lora.tuner.warmup import warms_up
 
 logger = logging.getLogger(__name__)
 _CURVE_POINTS = 200  # of each curve in the record; the full curve stays in the run folder
@@ -140,12 +141,14 @@ def train(
         interruption,
         walks.fewer(model) as trainer.trained,
         attention.without_mask(unwrapped(model)) if trainer.args.device.type == "cuda" else nullcontext(),
+        attention.with_distances(unwrapped(model)),
         on_own_stream(trainer.args.device) if trainer.graphs_obstacle is None else nullcontext(),
     ):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         finished = interruption.signal is None or trainer.state.global_step == steps
         if finished and len(data.validation) and selection.last_step != trainer.state.global_step:
             trainer.evaluate()
+        trainer.close_graphs()
     if interruption.signal is not None and trainer.state.global_step < steps:
         raise Interrupted(f"stopped by {interruption.signal} after step {trainer.state.global_step} of {steps}")
     # accelerate leaves its autocast and its float32 outputs in the model; a process that only evaluates has neither.
@@ -196,6 +199,7 @@ class _Trainer(Trainer):
     graphs: str = "off"  # "auto", "on" or "off"
     graphs_obstacle: str | None = None  # why there are none, whatever was asked for
     _steps: GraphedSteps | None = None
+    _said: dict[str, Any] | None = None  # `GraphedSteps.report` at the end
     _operations_per_token: int | None = None
     _prepared: Any = None  # the model as the Trainer wraps it, once its wrapper is as it should be
 
@@ -236,14 +240,24 @@ class _Trainer(Trainer):
         return GraphedSteps(
             partial(super().training_step, inner),
             self.trained,
-            capture=CudaCapture(),
-            varies=lambda: current_warmup(inner) != 1.0,
+            recorder=CudaRecorder(),
+            varies=warms_up(inner),
             required=self.graphs == "on",
         )
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        evaluate = partial(super().evaluate, *args, **kwargs)
+        return evaluate() if self._steps is None else self._steps.beside(evaluate)
+
+    def close_graphs(self) -> None:
+        """Give the memory of the graphs back: what was trained is evaluated next."""
+        if self._steps is not None:
+            self._said = self._steps.report()
+            self._steps.close()
+
     def graphs_report(self) -> dict[str, Any]:
         """Return what a record says of the graphs of this process, and of what their few shapes cost."""
-        counts = {"reason": self.graphs_obstacle} if self._steps is None else self._steps.report()
+        counts = self._said or {"reason": self.graphs_obstacle}
         tokens, useful = self._curves.tokens, self._curves.useful_tokens
         share = (tokens - useful) / tokens if tokens else 0.0
         return {"asked": self.graphs, **counts, "padded_tokens": tokens - useful, "padded_share": share}

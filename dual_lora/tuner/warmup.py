@@ -7,6 +7,7 @@ choice (docs/methods/dual_lora.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -43,9 +44,10 @@ def set_delta_warmup(model: nn.Module, factor: float) -> None:
         layer.delta_warmup = float(factor)
 
 
-def current_warmup(model: nn.Module) -> float:
-    """Return w of the Dual LoRA layers of `model`, which all have the same; 1 if there are none."""
-    return next((module.delta_warmup for module in model.modules() if isinstance(module, DualLoraLinear)), 1.0)
+def warms_up(model: nn.Module) -> Callable[[], bool]:
+    """Return what tells whether w of the Dual LoRA layers of `model`, which all have the same, is below 1 now."""
+    layer = next((module for module in model.modules() if isinstance(module, DualLoraLinear)), None)
+    return lambda: layer is not None and layer.delta_warmup != 1.0
 
 
 class DeltaWarmupCallback(TrainerCallback):

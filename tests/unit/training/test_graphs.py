@@ -20,13 +20,8 @@ from dual_lora.tasks.padding import rounded_count, rounded_length
 from dual_lora.training import trainer
 from dual_lora.training.graphs import GraphedSteps, StaticGradients, draws_numbers, obstacle
 from dual_lora.training.loss import loss_positions
+from dual_lora.training.recorders import Recorder
 from tests.small_cells import CLASSIFYING, WRITING, config, numbers
-
-
-def by_call() -> Callable[[Callable[[], Tensor]], Callable[[], Tensor]]:
-    """A recording without a GPU."""
-    return lambda function: function
-
 
 # ---------------------------------------------------------------- few shapes
 
@@ -93,7 +88,7 @@ class Fixture:
         return loss.detach()
 
     def steps(self, **options: Any) -> GraphedSteps:
-        return GraphedSteps(self, list(self.layer.parameters()), **{"capture": by_call(), **options})
+        return GraphedSteps(self, list(self.layer.parameters()), **{"recorder": Recorder(), **options})
 
 
 def batch(rows: int) -> dict[str, Tensor]:
@@ -129,10 +124,11 @@ def test_what_varies_is_called_and_what_cannot_be_recorded_is_said_once(caplog: 
         steps(batch(3), torch.tensor(1.0))
     assert steps.replays == 0
 
-    def refuses(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    class Refusing(Recorder):
+        def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    steps = fixture.steps(capture=refuses)
+    steps = fixture.steps(recorder=Refusing())
     for _ in range(5):
         steps(batch(3), torch.tensor(1.0))
     assert steps.report() == {
@@ -143,10 +139,45 @@ def test_what_varies_is_called_and_what_cannot_be_recorded_is_said_once(caplog: 
         "reason": "RuntimeError: operation not permitted when stream is capturing",
     }
     assert len([record for record in caplog.records if "without CUDA graphs" in record.message]) == 1
-    steps = fixture.steps(capture=refuses, required=True)
+    steps = fixture.steps(recorder=Refusing(), required=True)
     steps(batch(3), torch.tensor(1.0))
     with pytest.raises(RuntimeError, match="launch.graphs=on, but a step cannot be recorded"):
         steps(batch(3), torch.tensor(1.0))
+
+
+def test_what_leaves_memory_behind_makes_earlier_graphs_unusable() -> None:
+    class Leaving(Recorder):
+        left = False
+
+        def run(self, function: Callable[[], Any]) -> tuple[Any, bool]:
+            return function(), self.left
+
+    fixture, recorder = Fixture(), Leaving()
+    steps = fixture.steps(recorder=recorder)
+    for _ in range(3):
+        steps(batch(3), torch.tensor(1.0))
+    assert steps.beside(lambda: "as returned") == "as returned"
+    assert steps.report()["graphs"] == 1
+    recorder.left = True
+    steps(batch(4), torch.tensor(1.0))
+    assert steps.report()["graphs"] == 0
+    steps(batch(3), torch.tensor(1.0))
+    assert steps.report() == {"graphs": 1, "captures": 2, "replays": 3, "eager": 2, "reason": None}
+    steps.close()
+    steps(batch(3), torch.tensor(1.0))
+    assert steps.report() == {"graphs": 0, "captures": 2, "replays": 3, "eager": 3, "reason": None}
+
+
+def test_the_reason_of_a_scripted_function_is_at_the_end_of_its_trace() -> None:
+    class Refusing(Recorder):
+        def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            raise RuntimeError("The following operation failed in the TorchScript interpreter.\n  trace\ncopies\n")
+
+    fixture = Fixture()
+    steps = fixture.steps(recorder=Refusing())
+    for _ in range(2):
+        steps(batch(3), torch.tensor(1.0))
+    assert steps.report()["reason"] == "RuntimeError: copies"
 
 
 def test_dropout_is_found_in_modules_and_in_settings() -> None:
@@ -190,7 +221,7 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, graphed: bool, words:
     with monkeypatch.context() as patch:
         patch.setattr(processes, "uses_gpu", lambda device: True)
         patch.setattr(trainer, "obstacle", lambda *_: None if graphed else "eager")
-        patch.setattr(trainer, "CudaCapture", by_call)
+        patch.setattr(trainer, "CudaRecorder", Recorder)
         record = lifecycle.run(resolve(config(folder, "profile.max_steps=12", *words, kind=KINDS[kind])))
     assert record["status"] == "finished", record
     [weights] = folder.rglob("last.safetensors")

@@ -1,0 +1,118 @@
+"""Recording a function's kernels as a CUDA graph, in memory that graphs share with what is computed between them.
+
+A graph keeps its memory from one replay to the next, so a step without a graph would need as much again. `CudaRecorder`
+lets both use one pool: a replay and an ordinary step come one after the other, and neither leaves anything in it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+class Recorder:
+    """Calls what it is given: steps on a graph's buffers, without graphs and without a GPU."""
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Return a call that computes `function` again and returns its output, which the next call may overwrite."""
+        return function
+
+    def run(self, function: Callable[[], Result]) -> tuple[Result, bool]:
+        """Return `function()`, and whether it has left memory where replays would write: then none may follow."""
+        return function(), False
+
+
+class CudaRecorder(Recorder):
+    """Records on the current stream, which must not be the default one; see `torch.cuda.graph`."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.MemPool()
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Raises what `function` raises, if it cannot be recorded: the random numbers are then as they were."""
+        device = torch.cuda.current_device()
+        generator = torch.cuda.default_generators[device]
+        before = generator.clone_state()
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
+        outputs: list[Tensor] = []
+        errors: list[Exception] = []
+        try:
+            # Another thread, as one that pins memory, may use CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool.id, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    with _waiting_refused(), torch.autograd.set_multithreading_enabled(False):
+                        outputs.append(function())
+                except Exception as error:
+                    errors.append(error)
+                    raise
+        except Exception as error:
+            if errors and error is not errors[0]:  # the recording's end has failed as well, and with it the clean-up
+                torch._C._cuda_endAllocateToPool(device, self._pool.id)
+                torch._C._cuda_releasePool(device, self._pool.id)
+                _unended.append(graph)
+            generator.graphsafe_set_state(before)  # a broken recording leaves it waiting for its end
+            raise (errors or [error])[0] from None
+
+        def replay() -> Tensor:
+            graph.replay()
+            return outputs[0]
+
+        return replay
+
+    def run(self, function: Callable[[], Result]) -> tuple[Result, bool]:
+        """Return a copy in other memory if the result is a tensor."""
+        before = self._in_use()
+        # The backward pass allocates in the pool only if it is computed by this thread.
+        with torch.cuda.use_mem_pool(self._pool), torch.autograd.set_multithreading_enabled(False):
+            result = function()
+        if isinstance(result, Tensor):
+            result = result.clone()
+        return result, self._in_use() > before
+
+    def _in_use(self) -> int:
+        """Return the bytes of all tensors in the pool."""
+        return sum(segment["allocated_size"] for segment in self._pool.snapshot())
+
+
+_unended: list[torch.cuda.CUDAGraph] = []  # torch's allocators may still ask them what they are recording
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Let an operation that waits for the GPU raise before it breaks a recording, where torch knows of it."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype, says torch
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def on_own_stream(device: torch.device) -> Iterator[None]:
+    """Compute on a stream of one's own, which a recording needs; the default stream waits for it at the end.
+
+    A whole training does so, as the nodes that add up gradients belong to the stream on which they were made.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.current_stream(device)
+    own = torch.cuda.Stream(device)
+    own.wait_stream(before)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        before.wait_stream(own)
+    torch.cuda.empty_cache()  # memory of one stream is not given to another
