@@ -24,7 +24,6 @@ NAMES = {
     "generation": "tokens of the base, of an adapter, merged and not",
     "evaluation": "our evaluation against the published loop",
     "zero": "one process under DeepSpeed against one without it",
-    "walks": "steps with and without the Trainer's walks over all modules",
     "fsdp": "steps on several GPUs that share the weights (launch=fsdp), against one GPU and DDP",
     "scaling": "runs on several GPUs: speed, memory, equal curves, a killed process",
     "report": "write what was measured into README.md, docs and the figure",
@@ -112,7 +111,6 @@ _OPTIONS = {
     "training": _training,
     "evaluation": _evaluation,
     "zero": _methods("lora", "dual_lora"),
-    "walks": _device("cpu", "cuda"),
     "fsdp": _fsdp,
     "scaling": _scaling,
 }

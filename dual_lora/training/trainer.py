@@ -27,7 +27,6 @@ from dual_lora.distributed.ordered_reduce import clip, register_ordered_hook
 from dual_lora.models import attention
 from dual_lora.models.head import unwrapped
 from dual_lora.tasks.base import Head
-from dual_lora.training import walks
 from dual_lora.training.arguments import training_arguments
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
@@ -126,6 +125,7 @@ def train(
         [len(row["input_ids"]) for row in data.train] if recipe.length_grouped else None,
     )
     trainer.add_callback(Epochs(trainer.order))
+    trainer.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer.keep_checkpoints = config.launch.keep_checkpoints
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
     trainer.layout = {"engine": config.launch.engine, "zero_stage": stage, "processes": batches.world_size}
@@ -139,7 +139,6 @@ def train(
     trainer.graphs, trainer.graphs_obstacle = config.launch.graphs, obstacle(config, draws_numbers(model))
     with (
         interruption,
-        walks.fewer(model) as trainer.trained,
         attention.without_mask(unwrapped(model)) if trainer.args.device.type == "cuda" else nullcontext(),
         attention.with_distances(unwrapped(model)),
         on_own_stream(trainer.args.device) if trainer.graphs_obstacle is None else nullcontext(),
@@ -226,8 +225,6 @@ class _Trainer(Trainer):
         if self._steps is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
-            if not model.training:
-                model.train()
             loss = self._steps(inputs, num_items_in_batch)
             if self.accelerator.sync_gradients:
                 self._steps.average(self.layout["processes"])
@@ -274,7 +271,10 @@ class _Trainer(Trainer):
         return grad_norm if grad_norm is not None else self._clip(float("inf"))
 
     def _clip(self, largest: float) -> Any:
-        """Return the norm, on the device until it is logged: under DeepSpeed the Trainer waits for it at every step."""
+        """Return the norm, whose bits do not depend on how gradients are split: accelerate sums them in float32.
+
+        It stays on the device until it is logged; under DeepSpeed the Trainer waits for it at every step.
+        """
         if self.is_deepspeed_enabled:  # its engine has clipped
             return self.accelerator.clip_grad_norm_(self.trained, largest)
         return clip(self.trained, largest)

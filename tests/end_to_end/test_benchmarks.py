@@ -65,14 +65,6 @@ def test_generation_benchmark_times_the_base_and_both_forms_of_the_adapter(tmp_p
         assert_timed(row["cuda_graph"])
 
 
-def test_walks_benchmark_times_both_ways(tmp_path):
-    found = smoke("walks", tmp_path, file="walks_cpu")
-    for method in ("lora", "dual_lora"):
-        for way in ("trainer", "ours"):
-            assert_timed(found[method][way])
-            assert found[method][way]["steps"] == found["size"]["steps"]
-
-
 def test_evaluation_benchmark_compares_the_loops(tmp_path):
     words = ["items=3", "greedy=4", f"out={tmp_path / 'loops.json'}", "launch.device=cpu"]
     assert main(["bench", "evaluation", "--smoke", *words]) == 0
