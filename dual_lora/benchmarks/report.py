@@ -3,8 +3,9 @@
     python run.py bench report            # the parts <!-- benchmarks:NAME --> of README.md and docs; the figure
     python run.py bench report --check    # fail if they are not what the committed files give
 
-README.md has the part `targets`; docs/kernels.md has `one_gpu`, with steps, alternatives and growth of cost;
-docs/launching.md has `several_gpus`. Nothing is typed by hand: a number that was not measured says so.
+README.md has the parts `steps` and `targets`, docs/speed.md has `graphs`; docs/kernels.md has `one_gpu`, with steps,
+alternatives and growth of cost; docs/launching.md has `several_gpus`. Nothing is typed by hand: a number that was not
+measured says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora import shipped
-from dual_lora.benchmarks import scaling_tables
+from dual_lora.benchmarks import graph_tables, scaling_tables
 from dual_lora.config import ConfigError, legal_values
 from dual_lora.report import documents
 
@@ -258,7 +259,19 @@ def several_gpus_section(_: dict[str, Any]) -> str:
     return "\n\n".join((scaling_tables.fsdp_section(fsdp), scaling_tables.section(scaling)))
 
 
-SECTIONS = {"targets": targets_section, "one_gpu": one_gpu_section, "several_gpus": several_gpus_section}
+def graphs() -> dict[str, Any]:
+    """Return what `bench graphs` has measured; a file of its own, as `load` would mix its parts up with others."""
+    path = RESULTS / "graphs.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+SECTIONS = {
+    "steps": lambda _: graph_tables.summary(graphs()),
+    "graphs": lambda _: graph_tables.section(graphs()),
+    "targets": targets_section,
+    "one_gpu": one_gpu_section,
+    "several_gpus": several_gpus_section,
+}
 
 
 def run(options: argparse.Namespace) -> None:

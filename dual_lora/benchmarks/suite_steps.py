@@ -14,10 +14,12 @@ from dual_lora import methods
 from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches
+from dual_lora.distributed import processes
 from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.architecture import transformers_config
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
+from dual_lora.tasks.encoding import IGNORED
 from dual_lora.training import trainer
 
 # Layers so narrow that a step is almost only host time, as for a small model on a fast GPU.
@@ -56,16 +58,23 @@ def train(
     folder: Path,
     callbacks: Sequence[TrainerCallback],
     world_size: int = 1,
-) -> None:
-    """Train as a run does, on so many batches of random rows of one length."""
+) -> trainer.TrainingResult:
+    """Train as a run does, on so many batches of random rows of one length; the loss is of their last `answer` tokens.
+
+    Of all where `size` does not say.
+    """
     tokenizer = tiny_tokenizer("llama", max_length=size["length"])
     tokenizer.pad_token = tokenizer.eos_token  # the rows are of one length; the collator asks for it all the same
     ids = torch.randint(size["vocab_size"], (batches * size["batch"], size["length"])).tolist()
-    rows = [{"input_ids": row, "attention_mask": [1] * len(row), "labels": row} for row in ids]
-    trainer.train(
+    prompt = size["length"] - size.get("answer", size["length"])
+    labels = [[IGNORED] * prompt + row[prompt:] for row in ids]
+    rows = [
+        {"input_ids": row, "attention_mask": [1] * len(row), "labels": of} for row, of in zip(ids, labels, strict=True)
+    ]
+    return trainer.train(
         model,
         config,
-        trainer.Data(tokenizer, Collator(tokenizer), rows, []),
+        trainer.Data(tokenizer, Collator(tokenizer, few_shapes=processes.uses_gpu(config.launch.device)), rows, []),
         batches=plan_batches(config, world_size),
         dtype=dtype,
         folder=folder,

@@ -20,6 +20,7 @@ NAMES = {
     "kernels": "one Dual LoRA layer against copies, LoRA and three GEMMs",
     "tiles": "tile sizes of the Triton kernels",
     "training": "training steps against LoRA, DoRA and three GEMMs",
+    "graphs": "training steps as CUDA graphs, and without",
     "loss-positions": "steps that compute logits only at positions with a loss",
     "generation": "tokens of the base, of an adapter, merged and not",
     "evaluation": "our evaluation against the published loop",
@@ -109,6 +110,7 @@ def _scaling(parser: Parser) -> None:
 _OPTIONS = {
     "kernels": _device("cuda", "cpu"),
     "training": _training,
+    "graphs": _methods("lora", "dora", "dual_lora"),
     "evaluation": _evaluation,
     "zero": _methods("lora", "dual_lora"),
     "fsdp": _fsdp,

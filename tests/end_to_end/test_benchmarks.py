@@ -65,6 +65,16 @@ def test_generation_benchmark_times_the_base_and_both_forms_of_the_adapter(tmp_p
         assert_timed(row["cuda_graph"])
 
 
+def test_graphs_benchmark_times_both_ways(tmp_path):
+    found = smoke("graphs", tmp_path, "--methods", "lora", file="graphs")
+    again = smoke("graphs", tmp_path, "--methods", "dual_lora", file="graphs")
+    assert again["steps"]["tiny"]["lora"] == found["steps"]["tiny"]["lora"], "methods that are not run are kept"
+    for row in again["steps"]["tiny"].values():
+        for way, reason in (("eager", "launch.graphs=off"), ("graph", "there is no GPU")):
+            assert 0 < row[way]["min_ms"] <= row[way]["median_ms"] <= row[way]["max_ms"]
+            assert row[way]["graphs"]["reason"] == reason
+
+
 def test_evaluation_benchmark_compares_the_loops(tmp_path):
     words = ["items=3", "greedy=4", f"out={tmp_path / 'loops.json'}", "launch.device=cpu"]
     assert main(["bench", "evaluation", "--smoke", *words]) == 0

@@ -1,0 +1,109 @@
+"""What `results/benchmarks/graphs.json` says, as text: of docs/speed.md, and two lines of README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NAMES = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA", "full": "full fine-tuning"}
+PAPERS = "LLaMA-7B, 16 x 112"
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Return the lines of README.md: the paper's batch, then a small model's."""
+    steps = found.get("steps", {})
+    if not steps:
+        return "Steps as CUDA graphs (`launch.graphs=auto`): not measured."
+    sizes = sorted(steps, key=lambda size: size != PAPERS)
+    lines = []
+    for size in sizes:
+        rows = steps[size]
+        parts = [
+            f"{NAMES[method]} {row['eager']['median_ms']:.0f} → {row['graph']['median_ms']:.0f}"
+            for method, row in rows.items()
+        ]
+        note = " tokens, the paper's batch on commonsense" if size == PAPERS else " tokens"
+        lines.append(f"- {_size(size)}{note}: {', '.join(parts)} ms")
+    card = found["environment"]["card"]
+    return (
+        f"A training step of the suite, without and with CUDA graphs (`launch.graphs`, on by default; {card}, "
+        "`graphs.json`, docs/speed.md):\n\n" + "\n".join(lines)
+    )
+
+
+def section(found: Mapping[str, Any]) -> str:
+    """Return everything that was measured."""
+    if not found:
+        return "Not measured."
+    environment = found["environment"]
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "peft", "triton"))
+    parts = [f"{environment['card']}, {versions}. Made by {found['made_by']}"]
+    parts += ["### Steps", _steps(found["steps"])]
+    if "memory_of_many_shapes" in found:
+        parts += ["### Memory of a training with many shapes", _memory(found["memory_of_many_shapes"])]
+    if "runs" in found:
+        parts += ["### Whole trainings", _runs(found["runs"])]
+    if "bits" in found:
+        parts += ["### The same bits", _bits(found["bits"])]
+    return "\n\n".join(parts)
+
+
+def _size(name: str) -> str:
+    return name.replace(" x ", " × ")
+
+
+def _steps(steps: Mapping[str, Any]) -> str:
+    lines = [
+        "| size, tokens | method | without, ms | with graphs, ms | ratio | GPU busy, ms | step / busy | memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for size, rows in steps.items():
+        for method, row in rows.items():
+            eager, graph = row["eager"], row["graph"]
+            before, after, busy = eager["median_ms"], graph["median_ms"], row["busy_ms"]
+            memory = graph["reserved_GiB"] / eager["reserved_GiB"]
+            name = NAMES[method] + "¹" * (row.get("call") == 1)
+            lines.append(
+                f"| {_size(size)} | {name} | {before:.1f} | {after:.1f} | {before / after:.2f} | {busy:.1f} "
+                f"| {after / busy:.2f} | {memory:.3f} |"
+            )
+    lines += ["", "Memory: the most that the allocator kept, with graphs over without."]
+    return "\n".join([*lines, *["¹ of call 1"] * any("¹" in line for line in lines)])
+
+
+def _memory(sizes: Mapping[str, Any]) -> str:
+    lines = ["| size | method | handed out, GiB | kept, GiB | ratio |", "| --- | --- | ---: | ---: | ---: |"]
+    for size, rows in sizes.items():
+        for method, row in rows.items():
+            (handed, handed_graph), (kept, kept_graph) = row["peak_GiB"], row["reserved_GiB"]
+            lines.append(
+                f"| {size} | {NAMES[method]} | {handed:.2f} → {handed_graph:.2f} | {kept:.2f} → {kept_graph:.2f} "
+                f"| {kept_graph / kept:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def _runs(runs: Mapping[str, Any]) -> str:
+    lines = ["| run | training, s | ratio | losses |", "| --- | ---: | ---: | --- |"]
+    for name, row in runs.items():
+        before, after = row["eager_s"], row["graph_s"]
+        same = "the same bits" if row["same_losses"] else "**differ**"
+        lines.append(f"| {name} | {before:.1f} → {after:.1f} | {before / after:.2f} | {same} |")
+    return "\n".join(lines)
+
+
+def _bits(cases: Mapping[str, Any]) -> str:
+    equal = [name for name, row in cases.items() if row["losses_equal"] and row["weights_equal"]]
+    lines = [
+        f"Trainings of 16 to 30 steps without and with graphs, losses and weights compared: {len(equal)} "
+        f"of {len(cases)} have the same bits ({'; '.join(equal)}).",
+    ]
+    for name, row in cases.items():
+        if name not in equal:
+            lines.append(
+                f"{name}: weights differ by at most {row['weight_difference']:.1e}, and those of two trainings without "
+                f"graphs by {row['weight_difference_eager_twice']:.1e}."
+            )
+        if row["reason"]:
+            lines.append(f"{name}: computed without graphs ({row['reason']}).")
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,126 @@
+"""Time the suite's training steps as CUDA graphs against the same steps without, with memory and the GPU's own time.
+
+    python run.py bench graphs                 # one GPU: results/benchmarks/graphs.json
+    python run.py bench graphs --methods lora  # some of the methods, kept next to the others
+
+A step is one of `dual_lora.training.trainer` on random tokens, bf16 weights with LLaMA-7B's and SmolLM2-135M's
+dimensions: 16 x 112 tokens are the paper's batch on commonsense. Both ways train one after the other, in this process.
+Times are medians from step to step, least and most, of GPU events; no step waits for another. Memory is the most that
+the allocator handed out, and kept. `busy_ms` is the sum of the kernels of a graphed step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from dual_lora.benchmarks import timing
+from dual_lora.benchmarks.suite_steps import NARROW, make_config, make_model, train
+
+METHODS = ("lora", "dora", "dual_lora")
+SIZES: dict[str, dict[str, Any]] = {  # ours: steps without graphs, with them
+    "LLaMA-7B, 16 x 112": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32, "num_key_value_heads": 32,
+        "vocab_size": 32000, "batch": 16, "length": 112, "answer": 10, "eager": 14, "graph": 24,
+    },
+    "SmolLM2-135M, 16 x 128": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30, "num_heads": 9, "num_key_value_heads": 3,
+        "vocab_size": 49152, "batch": 16, "length": 128, "answer": 10, "eager": 20, "graph": 40,
+    },
+}  # fmt: skip
+SMOKE = {"tiny": {**NARROW, "num_layers": 2, "answer": 4, "eager": 12, "graph": 12}}
+UNCOUNTED = 7  # steps before which a shape is loaded, recorded and ΔW warms up
+PROFILED = 3  # steps
+
+
+class Steps(TrainerCallback):
+    """Notes when each step ends: on a GPU by an event, so that no step waits; profiles some after the last counted."""
+
+    def __init__(self, cuda: bool, profiled_after: int | None = None) -> None:
+        self._cuda, self._after = cuda, profiled_after
+        self._ends: list[Any] = []
+        self._profile: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._ends.append(event)
+        else:
+            self._ends.append(time.perf_counter())
+        if self._after is None or not self._cuda:
+            return
+        if state.global_step == self._after:
+            torch.cuda.synchronize()
+            self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]).__enter__()
+        elif state.global_step == self._after + PROFILED:
+            torch.cuda.synchronize()
+            self._profile.__exit__(None, None, None)
+
+    def times(self) -> dict[str, float]:
+        """Return median, least and most of the counted steps, ms."""
+        ends = self._ends[UNCOUNTED : self._after]
+        if self._cuda:
+            torch.cuda.synchronize()
+        pairs = zip(ends, ends[1:], strict=False)
+        found = [a.elapsed_time(b) if self._cuda else 1e3 * (b - a) for a, b in pairs]
+        return {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found)}
+
+    def busy_ms(self) -> float | None:
+        """Return the GPU's time in a profiled step, the sum over its kernels; None where none was profiled."""
+        if self._profile is None:
+            return None
+        return sum(event.self_device_time_total for event in self._profile.key_averages()) / PROFILED / 1e3
+
+
+def measure(method: str, size: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return times, memory and what the run says of its graphs, without them and with them, on one model."""
+    cuda = device == "cuda"
+    found: dict[str, Any] = {}
+    model = None
+    for way, asked in (("eager", "off"), ("graph", "auto")):
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        with tempfile.TemporaryDirectory() as folder:
+            profiled = PROFILED if way == "graph" else 0
+            config = make_config(method, size, device, Path(folder), f"launch.graphs={asked}")
+            config = replace(config, profile=replace(config.profile, max_steps=size[way] + profiled))
+            model = model or make_model(config, device)
+            # accelerate marks a model that it has prepared, and does not give it autocast a second time.
+            vars(model).pop("_is_accelerate_prepared", None)
+            steps = Steps(cuda, size[way] if profiled else None)
+            dtype = "bfloat16" if cuda else "float32"
+            said = train(model, config, size, batches=4, dtype=dtype, folder=Path(folder), callbacks=[steps]).graphs
+        found[way] = {**steps.times(), "graphs": said}
+        if cuda:
+            found[way]["peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
+            found[way]["reserved_GiB"] = torch.cuda.max_memory_reserved() / 2**30
+        if steps.busy_ms() is not None:
+            found["busy_ms"] = steps.busy_ms()
+    return found
+
+
+def run(options: argparse.Namespace) -> None:
+    """Time both ways for each size and method, and write each as it is done."""
+    device = "cpu" if options.smoke else "cuda"
+    results = timing.read(options.output, "graphs")
+    results["environment"] = timing.environment(device, () if options.smoke else ("transformers", "peft", "accelerate"))
+    results["made_by"] = "run.py bench graphs"
+    for name, size in (SMOKE if options.smoke else SIZES).items():
+        for method in options.methods or METHODS:
+            row = measure(method, size, device)
+            results.setdefault("steps", {}).setdefault(name, {})[method] = row
+            print(name, method, json.dumps(row), flush=True)
+            timing.write(options.output, "graphs", results)
