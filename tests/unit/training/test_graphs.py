@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dual_lora.config import ConfigError
 from dual_lora.distributed import processes
-from dual_lora.runs import lifecycle
-from dual_lora.runs.resolve import resolve
+from dual_lora.evaluation.causal_lm import Collator
+from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.encoding import IGNORED
 from dual_lora.tasks.padding import rounded_count, rounded_length
-from dual_lora.training import trainer
 from dual_lora.training.graphs import GraphedSteps, StaticGradients, draws_numbers, obstacle
-from dual_lora.training.loss import loss_positions
+from dual_lora.training.loss import loss_positions, token_loss
 from dual_lora.training.recorders import Recorder
-from tests.small_cells import CLASSIFYING, WRITING, config, numbers
+from tests.small_cells import config
 
 # ---------------------------------------------------------------- few shapes
 
@@ -46,6 +45,25 @@ def test_the_places_of_labels_are_all_named_and_what_is_added_has_no_loss() -> N
     found = loss_positions(labels)
     assert found.tolist() == [2, 21] + [7] * 14
     assert (labels.flatten()[found][2:] == IGNORED).all()
+
+
+def test_padding_to_few_shapes_changes_no_loss_and_no_gradient() -> None:
+    tokenizer = tiny_tokenizer("llama", max_length=256)
+    tokenizer.pad_token = tokenizer.eos_token
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape, vocab_size=99), dtype=torch.float64)
+    texts = [torch.randint(3, 90, (length,)).tolist() for length in (9, 33, 131)]
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * 3 + ids[3:]} for ids in texts]
+    found = {}
+    for few, length in ((False, 136), (True, 144)):
+        batch = Collator(tokenizer, few_shapes=few)([dict(row) for row in rows])
+        assert batch["input_ids"].shape == (3, length)
+        model.zero_grad()
+        loss, _ = token_loss(model, batch, model.get_output_embeddings(), items=7)
+        loss.backward()
+        found[few] = [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+    torch.testing.assert_close(found[True], found[False], rtol=1e-5, atol=1e-7)  # the loss is computed in float32
 
 
 # ---------------------------------------------------------------- gradients
@@ -208,51 +226,3 @@ def test_checkpointing_with_dropout_is_not_recorded(tmp_path: Path, monkeypatch:
     cell = config(tmp_path, "launch.gradient_checkpointing=true")
     assert obstacle(cell) is None
     assert "dropout" in str(obstacle(cell, draws=True))
-
-
-# ---------------------------------------------------------------- whole trainings
-
-
-KINDS = {"writing": WRITING, "classifying": CLASSIFYING}
-
-
-def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, graphed: bool, words: Sequence[str], kind: str) -> Any:
-    """Run a small cell, whose batches are padded as on a GPU; return numbers, weights and what it says of graphs."""
-    with monkeypatch.context() as patch:
-        patch.setattr(processes, "uses_gpu", lambda device: True)
-        patch.setattr(trainer, "obstacle", lambda *_: None if graphed else "eager")
-        patch.setattr(trainer, "CudaRecorder", Recorder)
-        record = lifecycle.run(resolve(config(folder, "profile.max_steps=12", *words, kind=KINDS[kind])))
-    assert record["status"] == "finished", record
-    [weights] = folder.rglob("last.safetensors")
-    return numbers(record), load_file(weights), record["execution"]["graphs"]
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("writing", ["method=lora"]),
-        ("writing", ["method=dora", "launch.per_device_batch=2"]),
-        ("writing", ["method=dual_lora", "launch.per_device_batch=4"]),
-        ("writing", ["method=full"]),
-        ("writing", ["method=vera"]),
-        ("writing", ["method=pissa", "model=tiny_gpt2"]),
-        ("writing", ["method=lora", "method.lora_dropout=0.2", "launch.per_device_batch=2"]),
-        ("writing", ["method=dual_lora", "launch.gradient_checkpointing=true"]),
-        ("classifying", ["method=lora"]),
-        ("classifying", ["method=dual_lora", "model=tiny_deberta", "launch.per_device_batch=2"]),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, list) else value,
-)
-def test_a_graphed_training_has_the_bits_of_an_eager_one(
-    kind: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    eager, weights, said = trained(tmp_path / "eager", monkeypatch, False, words, kind)
-    assert said["reason"] == "eager"
-    assert "replays" not in said
-    found, others, report = trained(tmp_path / "graphed", monkeypatch, True, words, kind)
-    assert report["replays"] > 0
-    assert report["reason"] is None
-    assert found == eager
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
