@@ -44,7 +44,7 @@ def test_second_shell_says_who_works_on_the_run(tmp_path):
     try:
         second = run(results)
         assert second.code == 3
-        assert f"process {first.pid} on {socket.gethostname()} since 2" in second.log
+        assert f"process {first.pid} on {socket.gethostname()} has been working on this run since 2" in second.log
         assert first.alive
     finally:
         first.kill()
@@ -75,7 +75,9 @@ def test_reused_process_id_is_no_holder(tmp_path):
 def test_living_process_keeps_its_lock(tmp_path):
     leave_lock(tmp_path)
     with (
-        pytest.raises(RunIsBusy, match=f"process {os.getpid()} on {socket.gethostname()} since 2026"),
+        pytest.raises(
+            RunIsBusy, match=f"process {os.getpid()} on {socket.gethostname()} has been working on this run since 2026"
+        ),
         RunLock(tmp_path),
     ):
         pass

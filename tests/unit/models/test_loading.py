@@ -125,7 +125,7 @@ def test_a_folder_with_another_model_is_refused_with_the_override(tmp_path: Path
     save("tiny_llama", GENERATE, tmp_path)
     with pytest.raises(ModelError, match=r"expected hidden_size 4096, .*model\.dimensions\.hidden_size=64"):
         load(model_config("llama2", path=str(tmp_path)), GENERATE, dtype="float32", seed=0)
-    with pytest.raises(ModelError, match=r"of family gpt2, but .* holds a 'llama' model"):
+    with pytest.raises(ModelError, match=r"of family gpt2, but .* has a 'llama' model"):
         load(model_config("tiny_gpt2", path=str(tmp_path)), GENERATE, dtype="float32", seed=0)
 
 
