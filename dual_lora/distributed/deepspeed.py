@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, made from the run's typed one: there is no JSON beside it that could disagree.
+"""DeepSpeed's configuration, made from the run's typed one: no JSON file next to it could disagree.
 
 Precision is the Trainer's without DeepSpeed: the base in its own dtype, what is trained in float32, bfloat16 autocast
 around the forward pass. DeepSpeed's `bf16` mode would hold the trained weights in bfloat16 and so change the result,
@@ -87,7 +87,7 @@ def deepspeed_config(
 
 
 def trust_own_types(config: RunConfig) -> None:
-    """Name the classes that DeepSpeed's checkpoints hold beside tensors; no other is unpickled (see `run.run`)."""
+    """Name the classes that DeepSpeed's checkpoints hold next to tensors: no other is unpickled (`lifecycle.run`)."""
     if config.launch.engine != "deepspeed":
         return
     from deepspeed.runtime.fp16.loss_scaler import LossScaler

@@ -59,7 +59,7 @@ def all_gather(rows: torch.Tensor, share: torch.Tensor, group: Any = None) -> No
 def register_ordered_hook(model: DistributedDataParallel) -> None:
     """Let torch's DDP add up in the order of the ranks; to be called before the first backward pass.
 
-    On GPUs the sums run beside the backward pass, as DDP's own do.
+    On GPUs the sums overlap the backward pass, as DDP's own do.
     """
     group = model.process_group
     processes = dist.get_world_size(group)

@@ -201,7 +201,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _placement(device: torch.device) -> dict[str, Any]:
-    """Put weights on a GPU as they are read, so that a 13 GB model never lies in the memory of the host as a whole."""
+    """Put weights on a GPU as they are read, so that a 13 GB model is never whole in the host's memory."""
     if device.type != "cuda" or is_deepspeed_zero3_enabled():
         return {}
     return {"device_map": {"": device}}

@@ -5,7 +5,7 @@
     loss, outputs = objective(model, batch, items)
 
 transformers decides by the name of a model's class whether labels are shifted, by which loss, and how many of them a
-batch has. A wrapper or a class of one's own has another name, and then trains on another token without a word. So no
+batch has. A wrapper or a class of one's own has another name, and then trains on another token silently. So no
 model is given labels here, and the Trainer's label smoothing is not used.
 
 Vocabulary-sized work is done only where there is a loss: the logits of prompts and padding are never computed. The more
