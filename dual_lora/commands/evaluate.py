@@ -48,10 +48,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argparse.Namespace) -> None:
     import torch
-    from rich.console import Console
 
     from dual_lora import models, tasks
     from dual_lora.evaluation import build_pipeline, gate
+    from dual_lora.report import terminal
     from dual_lora.runs.resolve import resolve_device
     from dual_lora.tasks import splits
 
@@ -101,7 +101,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     table = _table(measurements, f"{config.model.label}, {config.task.label}, protocol {config.protocol.name}")
-    console = Console()
+    console = terminal.console()
     console.print(table)
     console.print(f"~ not distinguishable from guessing. {seconds:.0f} s; scores: {out}", soft_wrap=True)
     if work.known:
@@ -113,13 +113,10 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
 
 def _table(measurements: list[dict[str, Any]], title: str) -> Any:
     """Return one row per subset and one column per metric of each scoring; fractions in percent."""
-    from rich.table import Table
+    from dual_lora.report.terminal import FittedTable
 
     columns = list(dict.fromkeys((entry["scoring"], metric) for entry in measurements for metric in entry["metrics"]))
-    table = Table(title=title, title_justify="left")
-    table.add_column("subset")
-    for scoring, metric in columns:
-        table.add_column(f"{scoring}\n{metric}", justify="right")
+    rows = []
     for subset in dict.fromkeys(entry["subset"] for entry in measurements):
         cells = []
         for scoring, metric in columns:
@@ -127,8 +124,8 @@ def _table(measurements: list[dict[str, Any]], title: str) -> Any:
             value = found[0]["metrics"].get(metric) if found else None
             mark = "~" if found and found[0]["at_chance"] else ""
             cells.append("-" if value is None else f"{mark}{value * 100:.1f}")
-        table.add_row(subset, *cells)
-    return table
+        rows.append([subset, *cells])
+    return FittedTable(["subset", *(f"{scoring}\n{metric}" for scoring, metric in columns)], rows, title)
 
 
 def _name(config: RunConfig, dtype: str, adapter: tuple[Path, str] | None, data: dict[str, Any]) -> str:

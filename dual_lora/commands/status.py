@@ -14,14 +14,12 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
-from dual_lora.report import selection
+from dual_lora.report import selection, terminal
 from dual_lora.report.definition import Experiment
 from dual_lora.report.progress import OPEN, Progress, progress
+from dual_lora.report.terminal import FittedTable
 from dual_lora.report.workspace import Workspace
 
 
@@ -50,19 +48,19 @@ def run(options: argparse.Namespace) -> int:
 def _show(experiment: Experiment, runs: list[Progress], commands: list[str], *, every_run: bool) -> None:
     varied = [key for key, values in experiment.sweep.items() if len(values) > 1]
     if every_run:
-        table = Table(*varied, "state", "run", title=experiment.name, title_justify="left")
-        for run in runs:
-            table.add_row(*(run.choices[key] for key in varied), run.state, run.run_id)
+        headings = [*varied, "state", "run"]
+        rows = [[*(run.choices[key] for key in varied), run.state, run.run_id] for run in runs]
+        keys = len(headings)
     else:
         states = list(dict.fromkeys(run.state for run in runs))
-        keys = [key for key in varied if key != "seed"]
-        table = Table(*keys, *states, title=experiment.name, title_justify="left")
+        places = [key for key in varied if key != "seed"]
         counts: dict[tuple[str, ...], Counter[str]] = {}
         for run in runs:
-            counts.setdefault(tuple(run.choices[key] for key in keys), Counter())[run.state] += 1
-        for place, count in counts.items():
-            table.add_row(*place, *(str(count[state] or "") for state in states))
-    Console().print(table)
+            counts.setdefault(tuple(run.choices[key] for key in places), Counter())[run.state] += 1
+        headings = [*places, *states]
+        rows = [[*place, *(str(count[state] or "") for state in states)] for place, count in counts.items()]
+        keys = len(places)
+    terminal.console().print(FittedTable(headings, rows, experiment.name, keys))
     total = Counter(run.state for run in runs)
     print(f"{len(runs)} runs: " + ", ".join(f"{count} {state}" for state, count in total.items()))
     if commands:

@@ -19,12 +19,11 @@ from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.records.schema import Record
-from dual_lora.report import formats, records, workspace
+from dual_lora.report import formats, records, terminal, workspace
 from dual_lora.report.screen import comparison
 from dual_lora.report.workspace import Workspace
 
@@ -38,7 +37,7 @@ def options(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0, or 1 (--check: something is stale). Raises `ValueError` for a file that cannot be used."""
-    space, console = Workspace(options.home), Console(soft_wrap=False)
+    space, console = Workspace(options.home), terminal.console()
     if options.records is not None:
         return _other_records(space, options, console)
     views = space.views(space.committed_records(), options.only)
@@ -71,7 +70,7 @@ def _other_records(space: Workspace, options: argparse.Namespace, console: Conso
         return _check(space.stale(workspace.table_files(views, space.tables), complete=False))
     workspace.save(workspace.table_files(views, space.local_tables))
     for name, view in views.items():
-        console.print(Markdown(formats.markdown(view, measured_only=True)))
+        console.print(*formats.on_screen(view), sep="\n")
         print(f"{space.local_tables / name}.md .tex .csv")
     return 0
 
@@ -90,12 +89,12 @@ def _local(space: Workspace, only: list[str], console: Console) -> None:
             continue
         view = space.view(name, blocks, held)
         workspace.save(workspace.table_files({name: view}, space.local_tables))
-        console.print(Markdown(formats.markdown(view, measured_only=True)))
+        console.print(*formats.on_screen(view), sep="\n")
         print(f"with records that are not committed: {space.local_tables / name}.md .tex .csv\n")
     if loose and not only:
         print("Records in no table (a demo, sample data, or settings that no experiment names):")
         for _, group in groupby(sorted(loose, key=_place), key=_place):
-            console.print(comparison([json.loads(Path(record.path).read_text()) for record in group]))
+            console.print(comparison([json.loads(Path(record.path).read_text(encoding="utf-8")) for record in group]))
 
 
 def _place(record: Record) -> tuple[str, ...]:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
-from dual_lora.report import definition, records, tuning
+from dual_lora.report import definition, records, terminal, tuning
 
 
 def options(parser: Parser) -> None:
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     then = definition.named(known, options.then) if options.then else None
     choices = tuning.choose(trials, records.read_all(options.records))
     study = tuning.commands(choices, then) if then else []
-    Console(stderr=options.then is not None).print(_table(choices))
+    terminal.console(stderr=options.then is not None).print(_table(choices))
     if study:
         print("\n".join(study))
     return 0

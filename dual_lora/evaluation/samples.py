@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from dual_lora.evaluation.prediction_lines import read_lines
 from dual_lora.tasks import splits
 from dual_lora.tasks.base import Example, Task
@@ -35,30 +33,24 @@ def for_record(task: Task, items: Sequence[Example], predictions: Path, checkpoi
     ]
 
 
-def side_by_side(prepared: list[Any]) -> Table | None:
-    """Return a table of `profile.samples` test inputs with the base model's and the trained model's replies.
+def side_by_side(prepared: list[Any]) -> list[tuple[str, str, str]]:
+    """Return `profile.samples` test inputs, each with the base model's and the trained model's reply.
 
-    None unless the last run's profile asks for it and both runs left predictions.
+    Empty unless the last run's profile asks for it and both runs left predictions.
     """
     last = prepared[-1]
     count = last.config.profile.samples
     base = next((item for item in prepared if item.config.method.trains == "nothing"), None)
     if not count or base is None or base is last:
-        return None
+        return []
     before = _replies(base.folder / "predictions" / "base.test.generate.jsonl")
     after = _replies(last.folder / "predictions" / "last.test.generate.jsonl")
     if not before or not after:
-        return None
+        return []
     items = splits.select(last.task, last.config).test
-    table = Table(title="Before and after training, on inputs not trained on", title_justify="left", show_lines=True)
-    table.add_column("input", ratio=2)
-    table.add_column("before", ratio=3)
-    table.add_column(f"after ({last.config.method.label})", ratio=3)
-    for index in range(0, len(items), max(1, len(items) // count)):
-        if table.row_count < count:
-            prompt = last.task.render(items[index], training=False).prompt
-            table.add_row(prompt.strip(), before.get(index, "").strip(), after.get(index, "").strip())
-    return table
+    places = range(0, len(items), max(1, len(items) // count))[:count]
+    prompts = [last.task.render(items[place], training=False).prompt for place in places]
+    return [(prompt, before.get(i, ""), after.get(i, "")) for prompt, i in zip(prompts, places, strict=True)]
 
 
 def _replies(path: Path) -> dict[int, str]:

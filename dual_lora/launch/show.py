@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from dual_lora import shipped
@@ -19,27 +18,40 @@ def title(config: RunConfig) -> str:
 
 def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
     """Print samples, the comparison, where the records are and what to try next."""
-    from rich.console import Console
-
     from dual_lora.evaluation.samples import side_by_side
+    from dual_lora.report import terminal
     from dual_lora.report.screen import comparison
 
     made = [record for record in records if record is not None]
     if not made:
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = terminal.console()
     with console.capture() as captured:
         samples = side_by_side(prepared)
-        if samples is not None:
-            console.print(samples)
+        if samples:
+            console.print(_before_and_after(samples, prepared[-1].config.method.label))
         console.print(comparison(made))
         for item in prepared:
-            console.print(f"record: {item.record_path}", soft_wrap=True, highlight=False)
-        console.print(f"next:   {_next_command(prepared[-1].config)}", soft_wrap=True, highlight=False)
+            console.print(f"record: {item.record_path}", soft_wrap=True)
+        console.print(f"next:   {_next_command(prepared[-1].config)}", soft_wrap=True)
     text = captured.get()
     print(f"\n{text}", end="")
     prepared[-1].folder.mkdir(parents=True, exist_ok=True)
-    (prepared[-1].folder / "summary.txt").write_text(text)
+    (prepared[-1].folder / "summary.txt").write_text(text, encoding="utf-8")
+
+
+def _before_and_after(samples: list[tuple[str, str, str]], label: str) -> Any:
+    from rich.table import Table
+
+    from dual_lora.report import escape
+
+    table = Table(title="Before and after training, on inputs not trained on", title_justify="left", show_lines=True)
+    table.add_column("input", ratio=2)
+    table.add_column("before", ratio=3)
+    table.add_column(f"after ({escape.terminal(label)})", ratio=3)
+    for texts in samples:
+        table.add_row(*(escape.terminal(text) for text in texts))
+    return table
 
 
 def _next_command(config: RunConfig) -> str:

@@ -8,35 +8,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dual_lora.report import escape
 from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "σ": r"$\sigma$",
-    "α": r"$\alpha$",
-    "λ": r"$\lambda$",
-    "Δ": r"$\Delta$",
-    "₁": r"$_1$",
-    "₂": r"$_2$",
-    "−": r"$-$",
-    "–": "--",
-    "†": r"\textdagger{}",
-    "…": r"\ldots{}",
-}
-
+from dual_lora.report.terminal import FittedTable
 
 CSV_COLUMNS: tuple[str, ...] = ("block", "model", "method", "origin", "column", "value", "sd", "low", "high", "n")
 CSV_COLUMNS += ("difference", "difference_low", "difference_high", "pairs", "bold", "marks", "status", "source")
@@ -54,7 +28,7 @@ def markdown(table: TableView, *, measured_only: bool = False, heading: bool = T
 
     `measured_only` leaves out published rows, rows without a record and the commands: for a README.
     """
-    lines = [f"# {table.title}", ""] if heading else []
+    lines = [f"# {escape.markdown(table.title)}", ""] if heading else []
     if table.about and not measured_only:
         lines += [table.about, ""]
     shown = [_measured(block) for block in table.blocks] if measured_only else list(table.blocks)
@@ -66,7 +40,8 @@ def markdown(table: TableView, *, measured_only: bool = False, heading: bool = T
     marks = TableView(table.name, "", "", tuple(shown)).marks()
     lines += ["; ".join(f"<sup>{mark}</sup> {MARKS[mark]}" for mark in marks) + ".", ""] if marks else []
     if table.sources and not measured_only:
-        lines += ["Sources:", "", *(f"{k}. {source}" for k, source in enumerate(table.sources, start=1)), ""]
+        sources = [f"{k}. {escape.markdown(source)}" for k, source in enumerate(table.sources, start=1)]
+        lines += ["Sources:", "", *sources, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -87,11 +62,11 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
     marks: set[str] = set()
     for block, names in wanted:
         who = ["model", "method"] if len({line.model for line in block.lines}) > 1 else ["method"]
-        lines += [f"{block.heading}:", "", _pipes([*who, *columns])]
+        lines += [f"{escape.markdown(block.heading)}:", "", _pipes([*who, *columns])]
         lines += [_pipes(["---"] * len(who) + ["---:"] * len(columns))]
         for line in block.lines:
             texts = dict(zip(names, _texts(line, block, _MARKDOWN)[3:], strict=True))
-            named = [_plain(word) for word in (line.model, line.method)][-len(who) :]
+            named = [escape.markdown(word) for word in (line.model, line.method)][-len(who) :]
             lines.append(_pipes([*named, *(texts[column] for column in columns)]))
             cells = dict(zip(block.columns, line.cells, strict=True))
             marks |= {mark for column in columns if column in cells for mark in cells[column].marks}
@@ -102,9 +77,22 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def on_screen(table: TableView) -> list[FittedTable | str]:
+    """Return what a terminal shows: the measured rows, what they are, and what the marks mean."""
+    shown = [block for block in map(_measured, table.blocks) if block.lines]
+    found: list[FittedTable | str] = [] if shown else [f"{escape.terminal(table.title)}: nothing measured yet"]
+    for block in shown:
+        headings = ["model", "method", *block.columns, "n", "rates tried", *block.cost_columns]
+        rows = [_texts(line, block, _TERMINAL) for line in block.lines]
+        rows = [[model, method, *rest] for model, method, _, *rest in rows]
+        found += [FittedTable(headings, rows, block.heading, keys=2), escape.terminal(block.legend)]
+    marks = TableView(table.name, "", "", tuple(shown)).marks()
+    return [*found, *("; ".join(f"{mark}: {MARKS[mark]}" for mark in marks) for _ in marks[:1])]
+
+
 def latex(table: TableView) -> str:
     """Return a `table*` environment for a document that loads booktabs."""
-    text = _escape
+    text = escape.latex
     lines = [f"% {table.name}: made by run.py tables, do not edit", r"\begin{table*}", r"\centering\small"]
     lines.append(rf"\caption{{{text(table.title)}}}")
     lines.append(rf"\label{{tab:{re.sub('[^a-zA-Z0-9]+', '-', table.name)}}}")
@@ -137,10 +125,11 @@ def tidy_csv(table: TableView) -> str:
                 numbers = (cell.value, cell.sd, cell.low, cell.high)
                 numbers_text = ["" if number is None else f"{number:.6g}" for number in numbers]
                 difference = cell.difference or (None, None, None, None)
+                who = [escape.csv(text) for text in (block.heading, line.model, line.method, origin, name)]
                 writer.writerow(
-                    [block.heading, line.model, line.method, origin, name, *numbers_text, cell.n or ""]
+                    [*who, *numbers_text, cell.n or ""]
                     + ["" if number is None else f"{number:.6g}" for number in difference]
-                    + ["yes" if cell.bold else "", line.marks + cell.marks, cell.word, source]
+                    + ["yes" if cell.bold else "", line.marks + cell.marks, escape.csv(cell.word), escape.csv(source)]
                 )
     return out.getvalue()
 
@@ -148,14 +137,15 @@ def tidy_csv(table: TableView) -> str:
 def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     headings = ["model", "method", "from", *block.columns, "n", "rates tried", *block.cost_columns]
     rule = ["---"] * 3 + ["---:"] * (len(headings) - 3)
-    lines = [f"## {block.heading}", "", _pipes(headings), _pipes(rule)]
+    lines = [f"## {escape.markdown(block.heading)}", "", _pipes(headings), _pipes(rule)]
     lines += [_pipes(_texts(line, block, _MARKDOWN)) for line in block.lines]
     lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs.", ""]
-    lines += [*(f"- {_plain(note)}" for note in block.notes), ""] if block.notes else []
+    lines += [*(f"- {escape.markdown(note)}" for note in block.notes), ""] if block.notes else []
     for number, sample in enumerate(block.samples if commands else (), start=1):
         lines += ["Samples, from the first seed of each row:", ""] if number == 1 else []
-        lines += [f"{number}. {_plain(sample.input)}", f"    - a reference: {_plain(sample.reference)}"]
-        lines += [f"    - {_plain(row)}: {_plain(text) or '(nothing)'}" for row, text in sample.replies]
+        texts = [("a reference", sample.reference), *((row, text or "(nothing)") for row, text in sample.replies)]
+        lines.append(f"{number}. {escape.markdown(sample.input)}")
+        lines += [f"    - {escape.markdown(row)}: {escape.markdown(text)}" for row, text in texts]
     lines += [""] if block.samples and commands else []
     if commands and block.commands:
         lines += ["The empty cells are filled by", "", *(f"    {command}" for command in block.commands), ""]
@@ -167,7 +157,7 @@ def _texts(line: Line, block: BlockView, markup: _Markup) -> list[str]:
     cells = [_cell(cell, markup) for cell in line.cells]
     cost = [*line.cost, *[""] * (len(block.cost_columns) - len(line.cost))]
     rest = [line.n, line.trials, *cost]
-    return [markup.text(line.model), method, markup.text(line.origin), *cells, *(markup.text(text) for text in rest)]
+    return [markup.text(line.model), method, line.origin, *cells, *(markup.text(text) for text in rest)]
 
 
 def _cell(cell: Cell, markup: _Markup) -> str:
@@ -189,22 +179,18 @@ def _pipes(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    return " ".join(text.split()).replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
-
-
-def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-
-
 _MARKDOWN = _Markup(
-    text=_plain,
+    text=escape.markdown,
     bold=lambda text: f"**{text}**",
     raised=lambda marks: f"<sup>{','.join(marks)}</sup>" if marks else "",
 )
+_TERMINAL = _Markup(
+    text=escape.terminal,
+    bold=lambda text: f"*{text}",
+    raised=lambda marks: f" {','.join(marks)}" if marks else "",
+)
 _LATEX_MARKUP = _Markup(
-    text=_escape,
+    text=escape.latex,
     bold=lambda text: rf"\textbf{{{text}}}",
     raised=lambda marks: rf"\textsuperscript{{{','.join(marks)}}}" if marks else "",
 )

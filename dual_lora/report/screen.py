@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from dual_lora.records.schema import Measurement, Record, parse
+from dual_lora.report import escape
+from dual_lora.report.terminal import FittedTable
 
 UNBOUNDED = frozenset(
     {"NIST", "NIST_python", "CIDEr", "loss", "full_sequence_loss"}
 )  # every other metric is a fraction and is shown in percent
 GIB = 1024**3
 LOWER_IS_BETTER = frozenset({"TER", "loss", "full_sequence_loss"})  # TER counts edits
+_COSTS = ("train s", "eval s", "peak GiB", "trainable")
 
 
-def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]] | None = None) -> Table:
+def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]] | None = None) -> FittedTable:
     """Return a table with one row per record: scores, seconds, peak memory, trainable parameters.
 
     `records` are record dictionaries as `results/records/*.json` hold them; if the first is the untrained base (method
@@ -28,18 +30,22 @@ def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str
     rows = [parse(values) for values in records]
     columns = list(columns) if columns is not None else _default_columns(rows)
     subsets = {subset for subset, _ in columns}
-    table = Table(title=_title(rows), title_justify="left")
-    table.add_column("method")
-    for subset, metric in columns:
-        heading = metric if len(subsets) == 1 else subset
-        table.add_column(heading if metric in UNBOUNDED else f"{heading} %", justify="right")
-    for heading in ("train s", "eval s", "peak GiB", "trainable"):
-        table.add_column(heading, justify="right")
+    headings = [f"{metric if len(subsets) == 1 else subset}{_unit(metric)}" for subset, metric in columns]
     base = rows[0] if rows and rows[0].name("method") == "none" else None
-    for record in rows:
-        cells = [_score(record, subset, metric, None if record is base else base) for subset, metric in columns]
-        table.add_row(_label(record, show_seed=len({row.seed for row in rows}) > 1), *cells, *_cost(record))
-    return table
+    show_seed = len({row.seed for row in rows}) > 1
+    lines = [
+        [
+            _label(record, show_seed=show_seed),
+            *(_score(record, subset, metric, None if record is base else base) for subset, metric in columns),
+            *_cost(record),
+        ]
+        for record in rows
+    ]
+    return FittedTable(["method", *headings, *_COSTS], lines, _title(rows))
+
+
+def _unit(metric: str) -> str:
+    return "" if metric in UNBOUNDED else " %"
 
 
 def shown(record: Record) -> list[Measurement]:
@@ -96,7 +102,7 @@ def _cost(record: Record) -> list[str]:
 
 
 def _label(record: Record, *, show_seed: bool) -> Text:
-    text = Text(str(record.identity["method"].get("label") or record.name("method")))
+    text = Text(escape.terminal(str(record.identity["method"].get("label") or record.name("method"))))
     if show_seed:
         text.append(f" seed {record.seed}")
     if record.status != "finished":

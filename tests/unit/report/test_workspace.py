@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -130,6 +132,21 @@ def test_records_of_another_folder_make_local_tables(checkout, tmp_path, capsys)
     assert command("tables", checkout, "--records", str(folder)) == 0
     assert "33.0" in (checkout / "results/local/tables/table_x.md").read_text()
     assert command("tables", checkout, "--check") == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso8859-1", "utf-8"])
+def test_a_terminal_of_any_encoding_shows_what_it_can(checkout, tmp_path, monkeypatch, encoding):
+    labelled = [record("lora", seed, scores={"boolq": 0.3 + seed / 100, "piqa": 0.3}) for seed in (0, 1)]
+    for values in labelled:
+        values["identity"]["model"]["label"] = "结果 é"
+    folder = write(tmp_path / "elsewhere", *labelled)
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding=encoding))
+    assert command("tables", checkout, "--records", str(folder)) == 0
+    sys.stdout.flush()
+    shown = stream.getvalue().decode(encoding)
+    wanted = {"ascii": ("?? ?", "30.5 ? 0.7"), "iso8859-1": ("?? é", "30.5 ± 0.7"), "utf-8": ("结果 é", "30.5 ± 0.7")}
+    assert all(text in shown for text in wanted[encoding])
 
 
 def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, capsys):
