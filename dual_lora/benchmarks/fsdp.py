@@ -147,7 +147,7 @@ def work(rank: int, gpus: int, port: int, methods: list[str], size: dict[str, An
         torch.cuda.empty_cache()
         if rank == 0:
             print(" ".join(map(str, case)), f"{rows[-1]['median_ms']:.1f} ms", flush=True)
-            (Path(folder) / "rows.json").write_text(json.dumps(rows))
+            (Path(folder) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     processes.leave()
 
 
@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options.gpus, timing.free_port(), options.methods or list(METHODS), size, folder)
         torch.multiprocessing.start_processes(work, arguments, nprocs=options.gpus, start_method="spawn")
-        rows = json.loads((Path(folder) / "rows.json").read_text())
+        rows = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
     found = {
         "environment": timing.environment("cuda" if torch.cuda.is_available() else "cpu", timing.LIBRARIES[1:]),
         "command": redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]])),

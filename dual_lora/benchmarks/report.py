@@ -42,7 +42,7 @@ def load() -> dict[str, Any]:
     for name in names:
         path = RESULTS / f"{name}.json"
         if path.exists():
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             data[f"environment_{name}"] = content.pop("environment")
             data |= content
     return data
@@ -255,14 +255,14 @@ def one_gpu_section(data: dict[str, Any]) -> str:
 def several_gpus_section(_: dict[str, Any]) -> str:
     """What was measured on several GPUs. Its files have parts named as in the others."""
     paths = (RESULTS / f"{name}.json" for name in ("fsdp", "scaling"))
-    fsdp, scaling = (json.loads(path.read_text()) if path.exists() else {} for path in paths)
+    fsdp, scaling = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths)
     return "\n\n".join((scaling_tables.fsdp_section(fsdp), scaling_tables.section(scaling)))
 
 
 def graphs() -> dict[str, Any]:
     """Return what `bench graphs` has measured; a file of its own, as `load` would mix its parts up with others."""
     path = RESULTS / "graphs.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 SECTIONS = {
@@ -285,12 +285,12 @@ def run(options: argparse.Namespace) -> None:
 
     stale = []
     for path in documents.documents(ROOT):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         new = documents.fill(text, "benchmarks", render, str(path.relative_to(ROOT)))
         if new != text:
             stale.append(path.name)
             if not options.check:
-                path.write_text(new)
+                path.write_text(new, encoding="utf-8")
     if options.check and stale:
         raise ConfigError(f"out of date: {', '.join(stale)}; run {shipped.PROGRAM} bench report")
     if not options.check:

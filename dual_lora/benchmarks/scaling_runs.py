@@ -47,9 +47,13 @@ class Run:
         if cards is not None:
             environment["CUDA_VISIBLE_DEVICES"] = cards
         # It would take ten seconds to say so itself.
-        finished = [path for path in folder.glob("records/*.json") if json.loads(path.read_text())["status"] == DONE]
+        finished = [
+            path
+            for path in folder.glob("records/*.json")
+            if json.loads(path.read_text(encoding="utf-8"))["status"] == DONE
+        ]
         command = ["true"] if finished else self.command
-        with self._log.open("a") as log:
+        with self._log.open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
             )
@@ -66,12 +70,12 @@ class Run:
 
     def tail(self) -> str:
         """Return the end of what it wrote."""
-        return self._log.read_text()[-4000:]
+        return self._log.read_text(encoding="utf-8")[-4000:]
 
     @property
     def record(self) -> dict[str, Any]:
         [path] = (self.folder / "records").glob("*.json")
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class Run:
         """Return the whole curve: losses of every step, tokens and seconds between logs; empty before the first."""
         found = []
         for path in (self.folder / "runs").glob("*/curves.jsonl"):
-            for text in path.read_text().splitlines():
+            for text in path.read_text(encoding="utf-8").splitlines():
                 try:
                     found.append(json.loads(text))
                 except ValueError:  # being written

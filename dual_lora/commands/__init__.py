@@ -34,6 +34,7 @@ BENCH_LIBRARIES = frozenset((
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; 2 for arguments, settings or files that cannot be used."""
     words = sys.argv[1:] if arguments is None else arguments
+    _print_in_any_encoding()
     name, rest = _command(words)
     try:
         module = import_module(f"dual_lora.commands.{name.replace('-', '_')}")
@@ -66,6 +67,13 @@ def _run(name: str, module: Any, words: list[str]) -> int:
     except expected as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _print_in_any_encoding() -> None:
+    """Show `?` for a character that the terminal's encoding lacks, instead of ending the command at its last line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a test or a notebook has put its own
+            stream.reconfigure(errors="replace")
 
 
 def _command(words: list[str]) -> tuple[str, list[str]]:

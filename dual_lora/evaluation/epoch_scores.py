@@ -91,7 +91,7 @@ class EpochScores(TrainerCallback):
         scores = {}
         for path in sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem)):
             if (step is None or int(path.stem) <= step) and path.with_suffix(".npz").exists():
-                scores[int(path.stem)] = json.loads(path.read_text())
+                scores[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
             else:
                 path.unlink()
                 path.with_suffix(".npz").unlink(missing_ok=True)

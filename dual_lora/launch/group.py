@@ -148,7 +148,11 @@ class Group:
     def first_failure(self) -> dict[str, Any] | None:
         """Return {rank, status, message, trace} of the process that failed first, or None if no cause is known."""
         folder = self.file.with_suffix(f".{FAILURES}")
-        said = [json.loads(path.read_text()) for path in folder.glob("rank-*.json")] if folder.is_dir() else []
+        said = (
+            [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("rank-*.json")]
+            if folder.is_dir()
+            else []
+        )
         said += self._silent_deaths({entry["rank"] for entry in said})
         # A process notices within milliseconds that another has died, often before the agent: that is not the cause.
         return min(said, key=lambda entry: (bool(_FOLLOWS.search(entry["message"])), entry["time"]), default=None)

@@ -193,7 +193,7 @@ def _submit(items: list[Any], launch: LaunchConfig) -> None:
 def _queued(item: Any) -> str | None:
     """Return the job that is queued or running for this run."""
     try:
-        job = str(json.loads((item.folder / "slurm.json").read_text())["job"])
+        job = str(json.loads((item.folder / "slurm.json").read_text(encoding="utf-8"))["job"])
     except (OSError, ValueError, KeyError):
         return None
     if not re.fullmatch(r"\d+(_\d+)?", job):

@@ -75,7 +75,8 @@ def _leave_error(file: str, status: str, message: str, trace: str) -> None:
     folder = Path(file).with_suffix(f".{FAILURES}")
     try:
         folder.mkdir(exist_ok=True)
-        (folder / f"rank-{rank}.json").write_text(json.dumps({k: _clean(v) for k, v in said.items()}))
+        text = json.dumps({k: _clean(v) for k, v in said.items()})
+        (folder / f"rank-{rank}.json").write_text(text, encoding="utf-8")
     except OSError as error:  # a full disk must not hide the message, which the log has too
         logger.error("cannot write %s: %s", folder, error)
 

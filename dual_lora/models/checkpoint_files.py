@@ -45,7 +45,7 @@ def remembered_sha256(path: Path) -> str:
     except ModelError:
         return file_sha256(path)
     with contextlib.suppress(OSError, ValueError, KeyError):
-        known = json.loads(memory.read_text())
+        known = json.loads(memory.read_text(encoding="utf-8"))
         if known["file"] == key:
             return str(known["sha256"])
     digest = file_sha256(path)
@@ -66,7 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
         found = f" (it has {', '.join(others)}; pickle files are not read, a GGUF is named itself)" if others else ""
         raise ModelError(f"{folder} has no model.safetensors and no {index.name}{found}")
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{index} is not a safetensors index ({error!r}); fetch the checkpoint again") from None
     absent = [name for name in names if not (folder / name).is_file()]

@@ -53,7 +53,7 @@ def dequantized_folder(gguf: Path, *, name: str) -> Path:
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a cached folder, or None if every file has the content its manifest says."""
     try:
-        expected: dict[str, str] = json.loads((folder / _MANIFEST).read_text())["sha256"]
+        expected: dict[str, str] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"{_MANIFEST} is missing or unreadable"
     for file, digest in expected.items():
@@ -76,7 +76,7 @@ def _replace_atomically(folder: Path, make: Callable[[Path], None]) -> None:
         made.mkdir()
         make(made)
         digests = {file.name: file_sha256(file) for file in sorted(made.iterdir())}
-        (made / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "sha256": digests}, indent=1))
+        (made / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "sha256": digests}, indent=1), encoding="utf-8")
         if folder.exists():
             os.replace(folder, workplace / "old")
         os.replace(made, folder)

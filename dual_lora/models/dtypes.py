@@ -26,7 +26,7 @@ def resolve_dtype(model: ModelConfig, device: object = "cpu") -> str:
 def cpu_computes_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Return whether this CPU has bfloat16 arithmetic (Linux; elsewhere False: correct, maybe slower)."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
     return any(_BFLOAT16_FLAGS & set(line.split()) for line in lines if line.startswith("flags"))

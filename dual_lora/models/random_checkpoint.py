@@ -101,7 +101,8 @@ def write_llama(model: ModelConfig, folder: Path, workers: int = 8) -> int:
         with ProcessPoolExecutor(min(workers, len(files)), mp_context=context) as pool:
             list(pool.map(_write_file, [part / name for name in files], files.values()))
         weights = {name: file for file, shapes in files.items() for name in shapes}
-        (part / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weights}, indent=1))
+        index = {"metadata": {"total_size": size}, "weight_map": weights}
+        (part / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         config.save_pretrained(part)
         tokenizer.save_pretrained(part)
         part.rename(folder)

@@ -51,7 +51,8 @@ class RunLock:
                     "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                     "process_started": psutil.Process().create_time(),
                 }
-            )
+            ),
+            encoding="utf-8",
         )
         try:
             for _ in range(_TRIES):  # another process may remove a stale lock between our check and our attempt
@@ -83,7 +84,7 @@ class RunLock:
 
     def _remove_if_stale(self, mine: Path) -> None:
         try:
-            text, age = self.path.read_text(), time.time() - self.path.stat().st_mtime
+            text, age = self.path.read_text(encoding="utf-8"), time.time() - self.path.stat().st_mtime
         except FileNotFoundError:
             return
         try:
@@ -110,7 +111,7 @@ class RunLock:
             time.sleep(0.05)
             return
         try:
-            if self.path.read_text() == text:
+            if self.path.read_text(encoding="utf-8") == text:
                 self.path.unlink()
         except FileNotFoundError:
             pass

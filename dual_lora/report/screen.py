@@ -33,7 +33,7 @@ def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str
     headings = [f"{metric if len(subsets) == 1 else subset}{_unit(metric)}" for subset, metric in columns]
     base = rows[0] if rows and rows[0].name("method") == "none" else None
     show_seed = len({row.seed for row in rows}) > 1
-    lines = [
+    lines: list[list[str | Text]] = [
         [
             _label(record, show_seed=show_seed),
             *(_score(record, subset, metric, None if record is base else base) for subset, metric in columns),

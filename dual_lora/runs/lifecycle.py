@@ -140,7 +140,7 @@ def _stopped() -> records.Status:
 def _keep_trace(folder: Path, message: str, trace: str) -> None:
     path = folder / ("error.txt" if processes.is_main() else f"error-{processes.rank()}.txt")
     try:
-        path.write_text(trace)
+        path.write_text(trace, encoding="utf-8")
     except OSError as error:  # a full disk; then the trace is only in the log
         logger.error("%s\n%s\n(not kept: %s)", message, trace, error)
     else:
@@ -167,4 +167,4 @@ def write_failure(resolved: Resolved, status: records.Status, message: str, trac
 
 def load_config(path: Path) -> RunConfig:
     """Read the resolved config that a parent wrote for its workers."""
-    return RunConfig.from_dict(json.loads(path.read_text()))
+    return RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))

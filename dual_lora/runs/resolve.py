@@ -182,7 +182,7 @@ def check_writable(results: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe.{os.getpid()}"
-            probe.write_text("")
+            probe.write_text("", encoding="utf-8")
             probe.unlink()
         except OSError as error:
             raise ConfigError(

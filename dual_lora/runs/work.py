@@ -161,7 +161,7 @@ class Work:
         self._origin["rendered_sha256"] = sha256
         path = self.folder / "rendered.json"
         if path.exists():
-            known = json.loads(path.read_text())["sha256"]
+            known = json.loads(path.read_text(encoding="utf-8"))["sha256"]
             if known != sha256:
                 raise ConfigError(
                     f"the training text differs from when this run began ({known[:12]} then, {sha256[:12]} now): data, "
@@ -175,7 +175,7 @@ class Work:
         path = self.folder / "trained.json"
         if not path.exists():
             return None
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         for name, sha256 in values.pop("sha256").items():
             if not (self.folder / name).is_file() or file_sha256(self.folder / name) != sha256:
                 logger.warning("%s is damaged; training continues from its last checkpoint", self.folder / name)
@@ -290,7 +290,7 @@ class Work:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "CPU"
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

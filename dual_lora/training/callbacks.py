@@ -48,7 +48,7 @@ class Curves(TrainerCallback):
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         lines = []
         if step and self.path.exists():
-            for text in self.path.read_text().splitlines():
+            for text in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     line = json.loads(text)
                 except ValueError:
@@ -59,7 +59,7 @@ class Curves(TrainerCallback):
             lines.append({"step": step, "resumed": step})
         if processes.is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         self._lines, self._done, self._begun = lines, step, time.perf_counter()
 
     def seconds_before(self, checkpoint: Path | None) -> float:
@@ -157,7 +157,7 @@ class Curves(TrainerCallback):
 
     def _append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     @property
@@ -254,7 +254,7 @@ class Selection(TrainerCallback):
         """Forget a choice that was made after the checkpoint that training continues from."""
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         known = self.folder / "best_loss.json"
-        self._best = json.loads(known.read_text()) if step and known.exists() else {}
+        self._best = json.loads(known.read_text(encoding="utf-8")) if step and known.exists() else {}
         if self._best.get("step", 0) > step:
             self._best = {}
 

@@ -36,7 +36,7 @@ def check_layout(checkpoint: Path, layout: dict[str, Any]) -> None:
     shards fit the same stage and number of processes only; the Trainer would go on with a fresh optimizer instead.
     Raises `ConfigError`.
     """
-    written = json.loads((checkpoint / MANIFEST).read_text()).get("layout") or layout
+    written = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")).get("layout") or layout
     if written != layout and "deepspeed" in (written["engine"], layout["engine"]):
         was, now = (
             "{engine}, zero_stage={zero_stage}, {processes} process(es)".format(**one) for one in (written, layout)
@@ -50,7 +50,7 @@ def check_layout(checkpoint: Path, layout: dict[str, Any]) -> None:
 def fault(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if every file is as it was written."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         return "it has no manifest: it was cut off while it was written"
     except (ValueError, KeyError, TypeError):
