@@ -1,23 +1,24 @@
-"""Measure runs on several GPUs of one host, each a `python run.py ... launch=deepspeed launch.num_gpus=N`.
+"""Measure runs on several GPUs of one host, each a `python run.py ... launch=fsdp launch.num_gpus=N`, or another group.
 
     python run.py bench scaling --gpus 2                              # all parts, about 20 minutes on H200s
     python run.py bench scaling --gpus 4 --parts large --layers 80 --weights /dev/shm/scaling
     python run.py bench scaling --smoke --output FOLDER               # two CPU processes, tiny models
 
-  same    SmolLM2 on one GPU and on N, under DDP and ZeRO 0, 2 and 3: the same curve, and the same record identity?
-          Also one GPU that takes the batch at once, which only changes the order of its sums
-  killed  SmolLM2 on N GPUs under ZeRO-2; one process is killed: how soon does the group end, and does the same
-          command continue to the same numbers?
-  speed   LLaMA-7B's dimensions with random weights, LoRA, DoRA and Dual LoRA: one GPU, and N under ZeRO 0, 2 and 3;
-          tokens per second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
-  large   as many layers of LLaMA-3-70B as --layers says, under ZeRO-3: loads, trains, saves its adapter whole
+  same    SmolLM2's dimensions on one GPU and on N, under DDP, fsdp, ZeRO-2 and ZeRO-3: the same curve, and the same
+          record identity? Also one GPU that takes the batch at once, which only changes the order of its sums
+  killed  SmolLM2's dimensions on N GPUs under fsdp; one process is killed: how soon does the group end, and does the
+          same command continue to the same numbers?
+  speed   LLaMA-7B's dimensions, LoRA, DoRA and Dual LoRA: one GPU, and N under DDP, fsdp, ZeRO-2 and ZeRO-3; tokens
+          per second, memory of every process, efficiency = tokens/s on N over N times tokens/s on one
+  large   as many layers of LLaMA-3-70B as --layers says, under fsdp: loads, trains, saves its adapter whole
 
 `same` and `killed` share the cards: only the end of a group is timed there. Groups of `speed` and `large` have the host
 to themselves while they train. The next one starts when the last step is done, as its processes load libraries for
-longer than the others take to end. One GPU is measured on each of the cards at the same time, before the groups and,
-for LoRA and Dual LoRA, once more after them. Groups are compared with the mean, and each measurement is kept too.
-Sequences of these parts all have the same length, so no process waits for another's padding, and every process takes
-one micro-batch of 32 per step, alone or in a group. Rates are medians over the steps after the first quarter.
+longer than the others take to end. One GPU is measured on each of the cards at the same time, before the groups.
+Groups are compared with the mean, and each measurement is kept too. No step of `speed` is a CUDA graph: a group that
+shares weights cannot have them, and what is compared is the sharing. All weights are random. Sequences of these parts
+all have the same length, so no process waits for another's padding, and every process takes one micro-batch of 32 per
+step, alone or in a group. Rates are medians over the steps after the first quarter.
 
 Runs are in --scratch; a finished one is not repeated, so a stopped command continues. Every run has a row in
 OUTPUT/scaling.jsonl; the results are in OUTPUT/scaling.json by N, which keeps those of parts that are not run.
@@ -29,6 +30,7 @@ import argparse
 import json
 import queue
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,12 +54,16 @@ from dual_lora.config.compose import compose
 from dual_lora.models.random_checkpoint import write_llama
 
 METHODS = ("lora", "dual_lora", "dora")
-STAGES = (2, 3, 0)  # in this order: what has a target first
+GROUPS = {
+    "fsdp": ["launch=fsdp"],
+    "ddp": ["launch=torchrun"],
+    "zero2": ["launch=deepspeed", "launch.zero_stage=2"],
+    "zero3": ["launch=deepspeed", "launch.zero_stage=3"],
+}
 PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; those in one tuple run at the same time
 NAMES = [name for together in PARTS for name in together]
 # Relative, of the losses of the first ten steps: docs/launching.md. Later on rounding grows, as in any training.
 BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}
-COMPARED = ("lora", "dual_lora")  # whose efficiencies are compared with each other
 GONE_SECONDS = 60.0
 MICRO_BATCH = 32
 LAYERS_OF_A_CARD = 32  # of LLaMA-3-70B, in 80 GB: 1.7 GB each
@@ -75,15 +81,15 @@ class Bench:
         self.scratch = args.scratch or shipped.home() / "results" / "local" / "scaling"
         self.weights, self.table = args.weights or self.scratch, args.output / "scaling.jsonl"
         self.written: set[Path] = set()
+        self.writing = threading.Lock()
         self.cards = [] if args.smoke else visible_cards()
         firsts = range(0, len(self.cards) - args.gpus + 1, args.gpus)
         lanes = [",".join(self.cards[first : first + args.gpus]) for first in firsts]
         self.lanes: list[str | None] = [*lanes] or [None]
         self.share(self.lanes, 1)
         self.device = ["launch.device=cpu"] if args.smoke else []
-        self.studied = ["model=tiny_llama", "data.source=sample"]
-        if not args.smoke:
-            self.studied = ["model=smollm2", "data.source=local", f"data.dir={args.data}"]
+        self.methods = ("dual_lora",) if args.smoke else tuple(args.methods or METHODS)
+        self.groups = ("fsdp",) if args.smoke else tuple(GROUPS)
 
     def share(self, places: Sequence[str | None], runs: int) -> None:
         """From now on each of these sets of cards is taken by so many runs at a time; the others wait."""
@@ -129,23 +135,17 @@ class Bench:
         print(f"{name}: {made.record['status']} after {time.perf_counter() - begun:.0f} s", flush=True)
         return made
 
-    def group(self, stage: int | None) -> list[str]:
-        """N processes: DDP without a stage, else DeepSpeed."""
-        launcher = ["launch=torchrun"] if stage is None else ["launch=deepspeed", f"launch.zero_stage={stage}"]
-        return [*launcher, f"launch.num_gpus={self.gpus}"]
+    def group(self, name: str) -> list[str]:
+        """N processes."""
+        return [*GROUPS[name], f"launch.num_gpus={self.gpus}"]
 
     def same(self) -> dict[str, Any]:
         """Curves of N processes against those of one, for each method and dtype."""
-        groups: dict[str, int | None] = {"ddp": None, **{f"zero{stage}": stage for stage in STAGES}}
-        sharded: dict[str, int | None] = {"zero2": 2, "zero3": 3}
-        cases: list[tuple[str, str, dict[str, int | None]]] = [
-            ("dual_lora", "float32", groups),
-            ("dual_lora", "bfloat16", sharded),
-            ("lora", "float32", {"zero2": 2}),
-        ]
-        if self.smoke:
-            cases = [("dual_lora", "float32", {"zero2": 2})]
-        words = [*self.studied, *self.short()]
+        sharded = tuple(name for name in self.groups if name != "ddp")
+        cases = [("dual_lora", "float32", self.groups)]
+        if not self.smoke:
+            cases += [("dual_lora", "bfloat16", sharded), ("lora", "float32", sharded)]
+        words = self.short()
         with ThreadPoolExecutor(16) as pool:
             jobs: dict[tuple[str, str, str], Any] = {}
             for number, (method, dtype, chosen) in enumerate(cases):
@@ -154,8 +154,8 @@ class Bench:
                 # What another order of the same sums does, without any other process.
                 whole = [*own, f"launch.per_device_batch={self.batch}"]
                 jobs[method, dtype, "whole"] = pool.submit(self.run, f"{title}-whole", *whole, one_of=number)
-                for name, stage in chosen.items():
-                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *self.group(stage))
+                for name in chosen:
+                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *self.group(name))
             runs = {key: job.result() for key, job in jobs.items()}
         found: dict[str, Any] = {}
         for (method, dtype, name), made in runs.items():
@@ -170,14 +170,16 @@ class Bench:
     def short(self) -> list[str]:
         """A short training of the commonsense task, validated and not tested."""
         steps, batch = 12 if self.smoke else 100, self.batch
-        words = ["task=commonsense", "task.target=text", "protocol=strict", "profile=trial"]
+        with self.writing:  # `same` and `killed` share it
+            words = self.checkpoint("short", "model=tiny_llama" if self.smoke else "model=smollm2")
+        words += ["data.source=sample", "task=commonsense", "task.target=text", "protocol=strict", "profile=trial"]
         words += [f"profile.max_steps={steps}"]
         words += [f"profile.train_examples={steps * batch}", "profile.validation_examples=64", "recipe.epochs=1000"]
         return [*words, f"recipe.global_batch={batch}", f"launch.per_device_batch={batch // self.gpus}"]
 
     def killed(self) -> dict[str, Any]:
         """One process dies by SIGKILL in the middle; the same command is given again."""
-        words = [*self.studied, *self.short(), "method=dual_lora", "model.dtype=float32", *self.group(2)]
+        words = [*self.short(), "method=dual_lora", "model.dtype=float32", *self.group("fsdp")]
         words += [f"launch.save_every_steps={4 if self.smoke else 20}"]
         once, never = f"{self.gpus}/killed-once", f"{self.gpus}/killed-never"
         shutil.rmtree(self.scratch / once, ignore_errors=True)
@@ -199,39 +201,33 @@ class Bench:
         model, steps = ("model=tiny_llama" if self.smoke else "model=llama"), 24
         words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8"]
         words += [f"profile.max_steps={steps}", f"launch.per_device_batch={MICRO_BATCH}"]
-        methods, stages = (METHODS, STAGES) if not self.smoke else (("dual_lora",), (2,))
-        alone = ["launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2"]
-        alone += [f"recipe.global_batch={MICRO_BATCH}"]
+        words += ["launch.graphs=off"]
+        alone = [f"recipe.global_batch={MICRO_BATCH}"]
         places: list[queue.Queue[str | None]] = [queue.Queue() for _ in range(self.gpus)]
         for card, place in enumerate(places):
             place.put(self.lanes[0] and self.lanes[0].split(",")[card])
 
-        def one(card: int, method: str, when: str) -> Run:
+        def one(card: int, method: str) -> Run:
             own = [*words, f"method={method}", *alone]
-            return self.run(f"1/speed-{method}-{when}-{card}", *own, free=places[card], steps=steps)
+            return self.run(f"1/speed-{method}-{card}", *own, free=places[card], steps=steps)
 
-        def several(method: str, stage: int) -> Run:
-            own = [*words, f"method={method}", f"recipe.global_batch={self.gpus * MICRO_BATCH}", *self.group(stage)]
-            return self.run(f"{self.gpus}/speed-{method}-zero{stage}", *own, steps=steps)
-
-        def alone_on_each_card(which: Sequence[str], when: str) -> dict[str, list[Run]]:
-            cases = [(card, method, when) for method in which for card in range(self.gpus)]
-            made = iter(list(pool.map(one, *zip(*cases, strict=True))))
-            return {method: [next(made) for _ in range(self.gpus)] for method in which}
+        def several(method: str, name: str) -> Run:
+            own = [*words, f"method={method}", f"recipe.global_batch={self.gpus * MICRO_BATCH}", *self.group(name)]
+            return self.run(f"{self.gpus}/speed-{method}-{name}", *own, steps=steps)
 
         self.share(self.lanes[:1], 1)  # side by side groups slow each other
-        cases = [(method, stage) for stage in stages for method in methods]
+        singles = [(card, method) for method in self.methods for card in range(self.gpus)]
+        cases = [(method, name) for method in self.methods for name in self.groups]
         with ThreadPoolExecutor(16) as pool:
-            before = alone_on_each_card(methods, "before")
+            made = dict(zip(singles, pool.map(one, *zip(*singles, strict=True)), strict=True))
             groups = dict(zip(cases, pool.map(several, *zip(*cases, strict=True)), strict=True))
-            after = alone_on_each_card([method for method in methods if method in COMPARED], "after")
         found: dict[str, Any] = {}
-        for method in methods:
-            found[method] = {"one": speed_of([*before[method], *after.get(method, [])])}
-            for stage in sorted(stages):
-                speed = speed_of([groups[method, stage]])
+        for method in self.methods:
+            found[method] = {"one": speed_of([made[card, method] for card in range(self.gpus)])}
+            for name in self.groups:
+                speed = speed_of([groups[method, name]])
                 ratio = speed["tokens_per_second"] / found[method]["one"]["tokens_per_second"] / self.gpus
-                found[method][f"zero{stage}"] = speed | {"efficiency": ratio}
+                found[method][name] = speed | {"efficiency": ratio}
         self.drop()
         return found
 
@@ -239,13 +235,13 @@ class Bench:
         """A model that no single GPU holds."""
         model = ["model=tiny_llama" if self.smoke else "model=llama3_70b"]
         model += [f"model.dimensions.num_layers={self.layers}"]
-        words = [*self.checkpoint(f"large-{self.layers}", *model), *UNIFORM, "method=dual_lora", *self.group(3)]
+        words = [*self.checkpoint(f"large-{self.layers}", *model), *UNIFORM, "method=dual_lora", *self.group("fsdp")]
         words += [f"recipe.global_batch={4 * self.gpus}", "launch.per_device_batch=4", "profile.max_steps=12"]
         words += ["profile.validation_examples=4", "launch.gradient_checkpointing=true"]
         self.share(self.lanes[:1], 1)
         made = self.run(f"{self.gpus}/large", *words)
         self.drop()
-        found = {"layers": self.layers, "loss": made.record["curves"]["train_loss"]}
+        found = {"layers": self.layers, "group": "fsdp", "loss": made.record["curves"]["train_loss"]}
         found["parameters"] = made.record["cost"]["total_parameters"]
         return found | speed_of([made]) | {"adapter": whole_adapter(made)}
 
@@ -285,6 +281,7 @@ def run(args: argparse.Namespace) -> None:
             results[part] = {"command": timing.command(), "seconds": round(time.perf_counter() - begun, 1), **measured}
             timing.write(args.output, "scaling", every)
             print(f"{part}: {json.dumps(measured)}", flush=True)
+    bench.drop()
 
 
 def check(args: argparse.Namespace) -> None:
@@ -295,7 +292,5 @@ def check(args: argparse.Namespace) -> None:
         return
     if len(cards := visible_cards()) < args.gpus:
         raise ConfigError(f"--gpus {args.gpus}: torch finds {len(cards)}; --smoke runs tiny models on a CPU")
-    if {"same", "killed"} & set(args.parts or NAMES) and not args.data:
-        raise ConfigError("the parts same and killed need --data FOLDER (or DUAL_LORA_DATA)")
     if args.layers is not None and not 1 <= args.layers <= 80:
         raise ConfigError(f"--layers {args.layers}: LLaMA-3-70B has 80; 1 to 80")

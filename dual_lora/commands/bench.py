@@ -101,10 +101,9 @@ def _scaling(parser: Parser) -> None:
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
     parser.add_argument("--layers", type=int, help="of LLaMA-3-70B's 80; default 32 a GPU")
-    parser.add_argument("--weights", type=Path, help="where random weights are written, 130 GB; best in memory")
+    parser.add_argument("--weights", type=Path, help="of random weights, 142 GB for `large`; best in memory")
     parser.add_argument("--scratch", type=Path, help="where runs are made; default: results/local/scaling")
-    data = os.environ.get("DUAL_LORA_DATA")
-    parser.add_argument("--data", default=data, help="commonsense data (same, killed); default: $DUAL_LORA_DATA")
+    _methods("lora", "dora", "dual_lora")(parser)
 
 
 _OPTIONS = {

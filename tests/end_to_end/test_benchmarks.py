@@ -167,22 +167,22 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     ran = bench("scaling", *words, timeout=1800)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = json.loads((tmp_path / "made" / "scaling.json").read_text())["2"]
-    same, killed, speed = found["same"]["dual_lora, float32"]["zero2"], found["killed"], found["speed"]["dual_lora"]
+    same, killed, speed = found["same"]["dual_lora, float32"]["fsdp"], found["killed"], found["speed"]["dual_lora"]
     assert same["within_bound"]
     assert same["same_identity"]
     assert killed["status"] == "interrupted"
     assert killed["left"] == 0
     assert killed["curve"]["largest"] == killed["undisturbed"]["largest"] == 0.0
-    assert speed["zero2"]["world_size"] == len(speed["zero2"]["peak_GiB"]) == 2
-    rate = speed["zero2"]["tokens_per_second"] / speed["one"]["tokens_per_second"]
-    assert speed["zero2"]["efficiency"] == pytest.approx(rate / 2)
+    assert speed["fsdp"]["world_size"] == len(speed["fsdp"]["peak_GiB"]) == 2
+    rate = speed["fsdp"]["tokens_per_second"] / speed["one"]["tokens_per_second"]
+    assert speed["fsdp"]["efficiency"] == pytest.approx(rate / 2)
     assert found["large"]["adapter"]["elements"] == found["large"]["adapter"]["trained"] > 0
-    assert len(speed["one"]["medians"]) == 4, "on each card before and after the groups"
-    assert len((tmp_path / "made" / "scaling.jsonl").read_text().splitlines()) == 13
+    assert len(speed["one"]["medians"]) == 2, "on each card"
+    assert len((tmp_path / "made" / "scaling.jsonl").read_text().splitlines()) == 11
     text = scaling_tables.section(json.loads((tmp_path / "made" / "scaling.json").read_text()))
     for part in (
-        "ZeRO-2",
-        "; 4 runs, ",
+        "2, fsdp",
+        "; 2 runs, ",
         "for comparison, same identity",
         "held, same identity",
         "was ended by SIGKILL",

@@ -84,8 +84,8 @@ def test_the_committed_rows_are_the_runs_of_the_committed_numbers():
     compared = 0
     for gpus, parts in json.loads((folder / "scaling.json").read_text()).items():
         for method in ("lora", "dora", "dual_lora"):
-            for stage in ("zero0", "zero2", "zero3"):
-                row, shown = rows[f"{gpus}/speed-{method}-{stage}"], parts["speed"][method][stage]
+            for name in parts["speed"][method].keys() - {"one"}:
+                row, shown = rows[f"{gpus}/speed-{method}-{name}"], parts["speed"][method][name]
                 assert [size / 2**30 for size in row["cost"]["peak_memory_bytes"]] == shown["peak_GiB"]
                 assert row["execution"]["world_size"] == shown["world_size"] == int(gpus)
                 compared += 1
