@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +46,17 @@ def draw(experiment: Experiment, records: Sequence[Record], path: Path) -> bool:
         if figure.log_x:
             axes.set_xscale("log")
         axes.legend()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        canvas.savefig(path, metadata={"Date": None})
+        drawn = io.StringIO()
+        canvas.savefig(drawn, format="svg", metadata={"Date": None})
         pyplot.close(canvas)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_numbered(drawn.getvalue()), encoding="utf-8")
     return True
+
+
+def _numbered(svg: str) -> str:
+    """Name clip paths by their order: matplotlib's hash is of their size in the last bit, which fonts decide."""
+    names = list(dict.fromkeys(re.findall(r'<clipPath id="(\w+)"', svg)))
+    for number, name in enumerate(names, start=1):
+        svg = svg.replace(name, f"clip{number}")
+    return svg
