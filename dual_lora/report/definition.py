@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ class Column:
     decimals: int = 1
     better: Literal["higher", "lower"] = "higher"
     curve: str | None = None  # the last value of this curve (validation_loss) instead of a measurement
-    average: bool = False  # the mean of the panel's columns before this one, per seed; no measurement of its own
+    average: bool = False  # the mean of the panel's columns before this one; no measurement of its own
+    subsets: tuple[str, ...] = ()  # the mean over these subsets of a run, instead of one `subset`
     published: tuple[str, ...] = ()  # names of the task in results/published
     published_metric: str | None = None  # where one task has several
 
@@ -74,6 +76,16 @@ class Figure:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Endpoint:
+    """The one comparison that a block is made for, named before its runs. Other columns are shown without a verdict."""
+
+    column: str
+    named: datetime  # when it was written into the file, with its time zone; runs older than that get no verdict
+    margin: float | None = None  # differences up to it count as equal, in the column's unit; None: not asked
+    blocked: tuple[str, ...] | None = None  # methods whose residual variance is pooled; None: all trained ones
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Block:
     """The `table` section of one experiment file."""
 
@@ -83,6 +95,7 @@ class Block:
     about: str = ""
     blocks: tuple[str, ...] = ()
     reference: str | None = None  # the method the others are compared with
+    endpoint: Endpoint | None = None  # required with a reference
     median: bool = False  # the published way of GLUE: median of five seeds
     labels: dict[str, str] = field(default_factory=dict)  # names of rows and models, where not those of configs/
     cost: tuple[CostColumn, ...] = ("train_seconds", "peak_memory", "trainable_parameters")
@@ -219,5 +232,32 @@ def _check(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block) -> No
     if block.reference is not None and block.reference not in sweep["method"]:
         legal = list(sweep["method"])
         raise DefinitionError(f"{path}: table.reference={block.reference!r}{legal_values(block.reference, legal)}")
+    _check_endpoint(path, sweep, block, labels)
     if block.figure is not None and (block.figure.x not in sweep or block.figure.column not in labels):
         raise DefinitionError(f"{path}: table.figure: x must be a setting of the sweep, column one of {labels}")
+
+
+def _check_endpoint(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block, labels: list[str]) -> None:
+    if block.endpoint is None:
+        if block.reference is not None:
+            raise DefinitionError(
+                f"{path}: table.reference={block.reference} compares methods, so name the one column that decides, "
+                "before its runs: table.endpoint: {column: ..., named: 2026-01-31T12:00+00:00, margin: ...}; "
+                f"columns: {', '.join(labels)}"
+            )
+        return
+    if block.reference is None:
+        raise DefinitionError(f"{path}: table.endpoint needs table.reference, the method to compare with")
+    column, margin = block.endpoint.column, block.endpoint.margin
+    if block.endpoint.named.tzinfo is None:
+        raise DefinitionError(f"{path}: table.endpoint.named={block.endpoint.named}: add the time zone, as in +00:00")
+    if column not in labels:
+        raise DefinitionError(f"{path}: table.endpoint.column={column!r}{legal_values(column, labels)}")
+    if margin is not None and margin <= 0:
+        raise DefinitionError(f"{path}: table.endpoint.margin={margin}: a positive number in the column's unit")
+    for method in block.endpoint.blocked or ():
+        if method not in sweep["method"]:
+            legal = list(sweep["method"])
+            raise DefinitionError(f"{path}: table.endpoint.blocked: {method!r}{legal_values(method, legal)}")
+    if block.endpoint.blocked is not None and block.reference not in block.endpoint.blocked:
+        raise DefinitionError(f"{path}: table.endpoint.blocked lacks the reference {block.reference!r}")

@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dual_lora.report import escape
+from dual_lora.report import endpoint, escape
 from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
+from dual_lora.report.stats import Estimate
 from dual_lora.report.terminal import FittedTable
 
 CSV_COLUMNS: tuple[str, ...] = ("block", "model", "method", "origin", "column", "value", "sd", "low", "high", "n")
-CSV_COLUMNS += ("difference", "difference_low", "difference_high", "pairs", "bold", "marks", "status", "source")
+CSV_COLUMNS += ("difference", "difference_low", "difference_high", "pairs")
+CSV_COLUMNS += ("p", "sign_flip_p", "equal_p", "blocked", "blocked_low", "blocked_high", "verdict")  # of an endpoint
+CSV_COLUMNS += ("bold", "marks", "status", "source")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
             lines.append(_pipes([*named, *(texts[column] for column in columns)]))
             cells = dict(zip(block.columns, line.cells, strict=True))
             marks |= {mark for column in columns if column in cells for mark in cells[column].marks}
-        lines.append("")
+        found = [f"- {escape.markdown(finding)}" for finding in block.findings]
+        lines += ["", *found, ""] if found else [""]
     lines += (
         ["; ".join(f"<sup>{mark}</sup> {text}" for mark, text in MARKS.items() if mark in marks) + "."] if marks else []
     )
@@ -85,7 +89,8 @@ def on_screen(table: TableView) -> list[FittedTable | str]:
         headings = ["model", "method", *block.columns, "n", "rates tried", *block.cost_columns]
         rows = [_texts(line, block, _TERMINAL) for line in block.lines]
         rows = [[model, method, *rest] for model, method, _, *rest in rows]
-        found += [FittedTable(headings, rows, block.heading, keys=2), escape.terminal(block.legend)]
+        found += [FittedTable(headings, rows, block.heading, keys=2)]
+        found += [escape.terminal(text) for text in (block.legend, *block.findings)]
     marks = TableView(table.name, "", "", tuple(shown)).marks()
     return [*found, *("; ".join(f"{mark}: {MARKS[mark]}" for mark in marks) for _ in marks[:1])]
 
@@ -102,7 +107,13 @@ def latex(table: TableView) -> str:
         lines.append(rf"\multicolumn{{{len(headings)}}}{{l}}{{\textit{{{text(block.heading)}}}}} \\")
         lines += [r"\midrule", " & ".join(text(column) for column in headings) + r" \\", r"\midrule"]
         lines += [" & ".join(_texts(line, block, _LATEX_MARKUP)) + r" \\" for line in block.lines]
-        lines += [r"\bottomrule", r"\end{tabular}", "", rf"{{\footnotesize {text(block.legend)}}}", ""]
+        lines += [
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+            rf"{{\footnotesize {text(' '.join([block.legend, *block.findings]))}}}",
+            "",
+        ]
     below = [f"{mark}: {MARKS[mark]}" for mark in table.marks()]
     below += [f"[{k}] {source}" for k, source in enumerate(table.sources, start=1)]
     if below:
@@ -122,16 +133,30 @@ def tidy_csv(table: TableView) -> str:
             for name, cell in zip(block.columns, line.cells, strict=True):
                 if cell.empty:
                     continue
-                numbers = (cell.value, cell.sd, cell.low, cell.high)
-                numbers_text = ["" if number is None else f"{number:.6g}" for number in numbers]
-                difference = cell.difference or (None, None, None, None)
                 who = [escape.csv(text) for text in (block.heading, line.model, line.method, origin, name)]
                 writer.writerow(
-                    [*who, *numbers_text, cell.n or ""]
-                    + ["" if number is None else f"{number:.6g}" for number in difference]
+                    [*who, *_digits(cell.value, cell.sd, cell.low, cell.high), cell.n or ""]
+                    + _difference_digits(cell)
                     + ["yes" if cell.bold else "", line.marks + cell.marks, escape.csv(cell.word), escape.csv(source)]
                 )
     return out.getvalue()
+
+
+def _difference_digits(cell: Cell) -> list[str]:
+    """Return the CSV's fields of a cell's difference and of the endpoint's tests."""
+    difference, tested = cell.difference, cell.comparison
+    fields = _digits(*_limits(difference)) + [str(difference.n) if difference else ""]
+    if tested is None:
+        return [*fields, *[""] * 7]
+    return [*fields, *_digits(tested.p, tested.sign_flip, tested.p_equal, *_limits(tested.blocked)), tested.verdict]
+
+
+def _limits(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if found is None else (found.mean, *(found.interval() or (None, None)))
+
+
+def _digits(*numbers: float | None) -> list[str]:
+    return ["" if number is None else f"{number:.6g}" for number in numbers]
 
 
 def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
@@ -140,6 +165,8 @@ def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     lines = [f"## {escape.markdown(block.heading)}", "", _pipes(headings), _pipes(rule)]
     lines += [_pipes(_texts(line, block, _MARKDOWN)) for line in block.lines]
     lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs.", ""]
+    lines += _differences(block)
+    lines += [*(f"- {escape.markdown(finding)}" for finding in block.findings), ""] if block.findings else []
     lines += [*(f"- {escape.markdown(note)}" for note in block.notes), ""] if block.notes else []
     for number, sample in enumerate(block.samples if commands else (), start=1):
         lines += ["Samples, from the first seed of each row:", ""] if number == 1 else []
@@ -150,6 +177,24 @@ def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     if commands and block.commands:
         lines += ["The empty cells are filled by", "", *(f"    {command}" for command in block.commands), ""]
     return lines
+
+
+def _differences(block: BlockView) -> list[str]:
+    """Return the grid of differences from the reference, for a block that has some."""
+    shown = [line for line in block.lines if any(cell.difference for cell in line.cells)]
+    if not shown:
+        return []
+    lines = [
+        f"Difference from {escape.markdown(block.reference or '')}, with its 95 % interval from three pairs on:",
+        "",
+    ]
+    lines += [_pipes(["model", "method", *block.columns]), _pipes(["---"] * 2 + ["---:"] * len(block.columns))]
+    for line in shown:
+        texts = [
+            endpoint.with_interval(cell.difference, cell.decimals + 1) if cell.difference else "" for cell in line.cells
+        ]
+        lines.append(_pipes([escape.markdown(line.model), escape.markdown(line.method), *texts]))
+    return [*lines, ""]
 
 
 def _texts(line: Line, block: BlockView, markup: _Markup) -> list[str]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+from dual_lora.report.stats import Estimate
+
+Verdict = Literal["better", "worse", "equal", "open", "at chance", "too few pairs", "exploratory"]
 
 # Mark -> what it says below the table.
 MARKS = {
@@ -19,6 +24,18 @@ MARKS = {
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The block's endpoint, one method against the reference. p values are adjusted for all endpoints of the page."""
+
+    difference: Estimate
+    p: float | None  # paired t, or None where there is no interval
+    sign_flip: float | None  # not adjusted: it needs no distribution and cannot be small with few pairs
+    p_equal: float | None  # of "they differ by the margin or more"
+    blocked: Estimate | None  # the same difference with the residual variance of several methods
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Cell:
     """One number with its spread, already scaled, or a word that says why there is none."""
 
@@ -31,7 +48,8 @@ class Cell:
     word: str = ""  # out_of_memory, undefined
     low: float | None = None  # 95 % interval of the mean
     high: float | None = None
-    difference: tuple[float, float | None, float | None, int] | None = None  # to the reference: mean, low, high, pairs
+    difference: Estimate | None = None  # from the reference
+    comparison: Comparison | None = None  # of the block's endpoint
 
     @property
     def empty(self) -> bool:
@@ -75,6 +93,8 @@ class BlockView:
     cost_columns: tuple[str, ...]
     lines: tuple[Line, ...]
     legend: str  # what centre, spread and bold mean here
+    reference: str | None = None  # label of the method the others are compared with
+    findings: tuple[str, ...] = ()  # what the endpoint says, a sentence per method
     notes: tuple[str, ...] = ()
     samples: tuple[Samples, ...] = ()
     commands: tuple[str, ...] = ()

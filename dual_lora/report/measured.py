@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from dual_lora.config import MNLI_STARTED
 from dual_lora.records.schema import Measurement, Record
@@ -18,13 +19,24 @@ UNREADABLE_SHARE = 0.01  # above it a cell is marked
 
 @dataclass(frozen=True)
 class Scores:
-    """One column of one row: seed -> score (unscaled), and what else a cell says."""
+    """One column of one row: seed -> score (unscaled), and what else a cell says.
 
-    by_seed: Mapping[int, float] = field(default_factory=dict)
-    items: Mapping[int, int] = field(default_factory=dict)  # empty for an average
+    strata: one, or for an average over tasks one per task, since runs of different tasks have no seed in common.
+    """
+
+    strata: tuple[stats.Stratum, ...] = ()
+    items: tuple[Mapping[int, int], ...] = ()  # per stratum, seed -> test items; empty for a curve
     marks: str = ""
     failed: Mapping[int, str] = field(default_factory=dict)  # seed -> status
     undefined: int = 0
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.strata) and all(self.strata)
+
+    def scaled(self, scale: float) -> list[dict[int, float]]:
+        """Return the strata as a table shows them."""
+        return [{seed: value * scale for seed, value in stratum.items()} for stratum in self.strata]
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,34 @@ class Row:
     not_shown: tuple[str, ...]  # other variants, in words
 
 
+@dataclass(frozen=True)
+class MeasuredBlock:
+    """One block's records, as chosen for it, and the rows made of them."""
+
+    experiment: Experiment
+    records: tuple[Record, ...]
+    rows: tuple[Row, ...]
+
+    def reference(self, row: Row) -> Row | None:
+        """Return the row of the reference method that shares everything else with this one."""
+        method = self.experiment.block.reference
+        if method is None or row.choices["method"] == method:
+            return None
+        # Methods have learning rates of their own, so a reference is looked for in the same model only.
+        same = {**row.choices, "method": method}
+        return next((other for other in self.rows if other.choices == same), None)
+
+
 class AmbiguousColumnError(ValueError):
     """A column that several measurements of a record match; the message names what tells them apart."""
+
+
+def block(experiment: Experiment, records: Sequence[Record]) -> MeasuredBlock:
+    """Return a block over the records that belong to it. Raises `MixedBlockError`, `AmbiguousColumnError`."""
+    chosen = selection.select(experiment, records)
+    return MeasuredBlock(
+        experiment, tuple(chosen), tuple(measure(experiment, chosen, choices) for choices in experiment.rows())
+    )
 
 
 def measure(experiment: Experiment, records: Sequence[Record], choices: Mapping[str, str]) -> Row:
@@ -52,44 +90,62 @@ def measure(experiment: Experiment, records: Sequence[Record], choices: Mapping[
     for column in experiment.block.columns:
         if column.average:
             before = [c for c in experiment.panels()[column.panel] if c.label in columns and not c.average]
-            columns[column.label] = _average([columns[c.label] for c in before])
+            columns[column.label] = _average([(c.task or experiment.tasks[0], columns[c.label]) for c in before])
         else:
             columns[column.label] = _column(column, by_task[column.task or experiment.tasks[0]])
     unique = {record.run_id: record for task in by_task.values() for record in task}
     return Row(choices, tuple(unique.values()), columns, tuple(not_shown))
 
 
-def cell(column: Column, scores: Scores, reference: Scores | None, *, median: bool) -> Cell:
-    """Return what a column shows: centre and spread over seeds, bold only where the evidence allows."""
-    if not scores.by_seed:
+def cell(column: Column, scores: Scores, reference: Scores | None = None, *, median: bool = False) -> Cell:
+    """Return what a column shows: centre and spread over seeds, and the difference from the reference method."""
+    if not scores.measured:
         return Cell(word=_why_empty(scores), marks="")
-    scale = column.scale
-    summary = stats.summarize([value * scale for value in scores.by_seed.values()], median=median)
-    difference = _difference(scores, reference, scale)
-    better = difference is not None and difference.significant and (difference.mean > 0) == (column.better == "higher")
-    marks = scores.marks + ("f" if scores.failed else "") + ("x" if scores.undefined else "")
+    strata = scores.scaled(column.scale)
+    found = stats.estimate(strata)
+    low, high = found.interval() or (None, None)
     return Cell(
-        value=summary.center,
-        sd=summary.sd,
-        n=summary.n,
+        value=stats.median(strata) if median else found.mean,
+        sd=found.sd,
+        n=found.n,
         decimals=column.decimals,
-        bold=better,
-        marks=marks,
-        low=summary.low,
-        high=summary.high,
-        difference=None if difference is None else (difference.mean, difference.low, difference.high, difference.n),
+        marks=scores.marks + ("f" if scores.failed else "") + ("x" if scores.undefined else ""),
+        low=low,
+        high=high,
+        difference=difference(column, scores, reference),
     )
 
 
-def cost(name: str, records: Sequence[Record]) -> str:
-    """Return a cost column of a row: means over its finished runs, the largest for memory."""
+def difference(column: Column, scores: Scores, reference: Scores | None) -> stats.Estimate | None:
+    """Return ours minus the reference's, pair by pair; None where there is no pair to compare."""
+    pairs = pairs_of(column, scores, reference)
+    return None if pairs is None else stats.estimate(pairs)
+
+
+def pairs_of(column: Column, scores: Scores, reference: Scores | None) -> list[dict[int, float]] | None:
+    """Return seed -> difference per stratum, of seeds that both methods have with the same number of test items."""
+    if reference is None or not scores.measured or not reference.measured:
+        return None
+    ours = [
+        {seed: value for seed, value in stratum.items() if mine.get(seed) == theirs.get(seed)}
+        for stratum, mine, theirs in zip(scores.scaled(column.scale), scores.items, reference.items, strict=True)
+    ]
+    return stats.differences(ours, reference.scaled(column.scale))
+
+
+def cost(name: str, records: Sequence[Record], alone: Container[str]) -> str:
+    """Return a cost column of a row: means over its finished runs, the largest for memory.
+
+    Times are of runs that had their card to themselves (`alone`: their ids); empty if there was none.
+    """
     finished = [record for record in records if record.status == "finished"]
     if name == "peak_memory":
         peaks = [max(record.cost.peak_memory_bytes) for record in finished if record.cost.peak_memory_bytes]
         return f"{max(peaks) / GIB:.1f}" if peaks else ""
     if name == "trainable_parameters":
         return trainable(finished)
-    values = [value for record in finished if (value := getattr(record.cost, name)) is not None]
+    timed = [record for record in finished if record.run_id in alone]
+    values = [value for record in timed if (value := getattr(record.cost, name)) is not None]
     return f"{sum(values) / len(values):,.0f}" if values else ""
 
 
@@ -106,7 +162,7 @@ def trainable(records: Sequence[Record]) -> str:
 
 def seeds(row: Row, columns: Sequence[Column]) -> str:
     """Return how many seeds a row's cells are of: "3", or "2–3" if the columns differ."""
-    counts = {len(row.columns[column.label].by_seed) for column in columns} - {0}
+    counts = {len(stratum) for column in columns for stratum in row.columns[column.label].strata} - {0}
     return "–".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
@@ -124,20 +180,24 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
             points = [value for _, value in record.curves.get(column.curve, []) if value is not None]
             by_seed |= {record.seed: points[-1]} if points else {}
             continue
-        measurement = find(column, record)
-        if measurement is None:
+        asked = [replace(column, subset=name) for name in column.subsets] or [column]
+        parts = [find(one, record) for one in asked]
+        found = [measurement for measurement in parts if measurement is not None]
+        if len(found) < len(parts):
             continue
-        value = measurement.metrics[_metric(column, record)]
-        if value is None:
+        values = [measurement.metrics[_metric(column, record)] for measurement in found]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
             undefined += 1
             continue
-        by_seed[record.seed] = value
-        items[record.seed] = measurement.items
-        marks |= {"c"} if measurement.at_chance else set()
-        marks |= {"u"} if measurement.unreadable > UNREADABLE_SHARE * measurement.items else set()
+        by_seed[record.seed] = math.fsum(known) / len(known)
+        items[record.seed] = sum(measurement.items for measurement in found)
+        marks |= {"c"} if all(measurement.at_chance for measurement in found) else set()
+        unreadable = sum(measurement.unreadable for measurement in found)
+        marks |= {"u"} if unreadable > UNREADABLE_SHARE * items[record.seed] else set()
         if record.name("task") in MNLI_STARTED and (record.identity.get("init_from") or "none") == "none":
             marks.add("m")
-    return Scores(by_seed, items, "".join(sorted(marks)), failed, undefined)
+    return Scores((by_seed,), (items,), "".join(sorted(marks)), failed, undefined)
 
 
 def find(column: Column, record: Record) -> Measurement | None:
@@ -175,19 +235,20 @@ def _metric(column: Column, record: Record) -> str:
     return column.metric or record.scores.headline.metric
 
 
-def _average(columns: Sequence[Scores]) -> Scores:
-    failed = {seed: status for scores in columns for seed, status in scores.failed.items()}
-    undefined = sum(scores.undefined for scores in columns)
-    marks = "m" if any("m" in scores.marks for scores in columns) else ""
-    return Scores(stats.average_per_seed([scores.by_seed for scores in columns]), {}, marks, failed, undefined)
-
-
-def _difference(scores: Scores, reference: Scores | None, scale: float) -> stats.Difference | None:
-    """Compare on the same seeds, and on them only where both were scored on the same number of items."""
-    if reference is None:
-        return None
-    ours = {s: v * scale for s, v in scores.by_seed.items() if scores.items.get(s) == reference.items.get(s)}
-    return stats.paired_difference(ours, {seed: value * scale for seed, value in reference.by_seed.items()})
+def _average(columns: Sequence[tuple[str, Scores]]) -> Scores:
+    """Return the mean over columns: within each seed over the columns of one task, then one stratum per task."""
+    by_task: dict[str, list[Scores]] = {}
+    for task, scores in columns:
+        by_task.setdefault(task, []).append(scores)
+    strata = [stats.average_per_seed([s for scores in part for s in scores.strata]) for part in by_task.values()]
+    items = [
+        {seed: sum(own.get(seed, 0) for scores in part for own in scores.items) for seed in stratum}
+        for part, stratum in zip(by_task.values(), strata, strict=True)
+    ]
+    failed = {seed: status for _, scores in columns for seed, status in scores.failed.items()}
+    undefined = sum(scores.undefined for _, scores in columns)
+    marks = "m" if any("m" in scores.marks for _, scores in columns) else ""
+    return Scores(tuple(strata), tuple(items), marks, failed, undefined)
 
 
 def _why_empty(scores: Scores) -> str:

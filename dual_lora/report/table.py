@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from dual_lora.records.schema import Record
-from dual_lora.report import measured, published, selection
+from dual_lora.report import endpoint, measured, neighbours, notes, published, selection, stats
 from dual_lora.report.definition import Column, Experiment, PublishedRows
-from dual_lora.report.layout import BlockView, Cell, Line, Samples, TableView
-from dual_lora.report.measured import Row
+from dual_lora.report.layout import BlockView, Cell, Comparison, Line, Samples, TableView
+from dual_lora.report.measured import MeasuredBlock, Row
 from dual_lora.report.published import Published
 
 _FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source", "data.dir")
@@ -32,29 +32,35 @@ class Builder:
     published_folder: Path
     configs: Path
     sources: list[str] = field(default_factory=list)
+    _comparisons: dict[endpoint.Key, Comparison] = field(default_factory=dict, init=False)
+    _alone: frozenset[str] = field(default=frozenset(), init=False)  # ids of runs that had their card to themselves
 
     def build(self, name: str, blocks: Sequence[Experiment], records: Sequence[Record]) -> TableView:
         """Return a table. Raises `MixedBlockError`, `AmbiguousColumnError`, `PublishedError`."""
         usable = [record for record in records if not selection.is_local_play(record)]
-        views = [view for experiment in blocks for view in self._block(experiment, usable)]
+        self._alone = neighbours.alone(records)
+        found = [measured.block(experiment, usable) for experiment in blocks]
+        self._comparisons = endpoint.compare(found)
+        views = [view for block in found for view in self._block(block)]
         named = next((b for b in blocks if b.name == name), blocks[0])
         return TableView(name, named.block.title or name, named.block.about.strip(), tuple(views), tuple(self.sources))
 
-    def _block(self, experiment: Experiment, records: Sequence[Record]) -> list[BlockView]:
-        """Return a block's grids, one per panel; notes and commands are below the last."""
-        chosen = selection.select(experiment, records)
-        rows = [measured.measure(experiment, chosen, choices) for choices in experiment.rows()]
-        missing = selection.missing(experiment, chosen)
+    def _block(self, block: MeasuredBlock) -> list[BlockView]:
+        """Return a block's grids, one per panel; findings, notes and commands are below the last."""
+        experiment = block.experiment
+        missing = selection.missing(experiment, block.records)
         every = len(experiment.runs())
         printed = self._printed(experiment)
         used: set[Published] = set()
+        made_by = notes.provenance([record for row in block.rows for record in row.records])
         views = [
             BlockView(
-                heading=": ".join(part for part in (experiment.block.block, panel) if part),
+                heading=": ".join(part for part in (experiment.block.block, panel) if part) + made_by,
                 columns=tuple(column.label for column in columns),
                 cost_columns=tuple(_COST_HEADINGS[name] for name in experiment.block.cost),
-                lines=tuple(self._lines(experiment, columns, rows, printed, used)),
+                lines=tuple(self._lines(block, columns, printed, used)),
                 legend=_legend(experiment),
+                reference=self._reference_label(block),
                 runs_done=every - len(missing),
                 runs_all=every,
             )
@@ -62,20 +68,41 @@ class Builder:
         ]
         below = replace(
             views[-1],
-            notes=tuple(self._notes(experiment, rows, used)),
-            samples=tuple(self._samples(experiment, rows)) if experiment.block.samples else (),
+            findings=tuple(self._findings(block)),
+            notes=tuple(notes.notes(block, self._label, self._source, self._alone, (self.published_folder, used))),
+            samples=tuple(self._samples(block)) if experiment.block.samples else (),
             commands=tuple(selection.commands(experiment, missing)),
         )
         return [*views[:-1], below]
 
+    def _reference_label(self, block: MeasuredBlock) -> str | None:
+        method = block.experiment.block.reference
+        row = next((row for row in block.rows if row.choices["method"] == method), None)
+        return self._label(block.experiment, "method", row) if row else None
+
+    def _findings(self, block: MeasuredBlock) -> list[str]:
+        """Say what the endpoint says of each method."""
+        experiment = block.experiment
+        several = len(experiment.sweep["model"]) > 1
+        found = []
+        for row in block.rows:
+            comparison = self._comparisons.get(endpoint.key(experiment, row))
+            reference = block.reference(row)
+            if comparison is not None and reference is not None:
+                ours = self._label(experiment, "method", row)
+                name = f"{self._label(experiment, 'model', row)}, {ours}" if several else ours
+                theirs = self._label(experiment, "method", reference)
+                found.append(endpoint.sentence(comparison, experiment, name, theirs))
+        return found
+
     def _lines(
         self,
-        experiment: Experiment,
+        block: MeasuredBlock,
         columns: Sequence[Column],
-        rows: Sequence[Row],
         printed: Sequence[tuple[PublishedRows, list[Published]]],
         used: set[Published],
     ) -> list[Line]:
+        experiment = block.experiment
         lines: list[Line] = []
         for model in experiment.block.published_other_models:
             lines += self._published_lines(experiment, columns, printed, model, None, used)
@@ -83,24 +110,34 @@ class Builder:
             theirs = experiment.block.published_models.get(model)
             if theirs is not None:
                 lines += self._published_lines(experiment, columns, printed, theirs, None, used)
-            for row in (row for row in rows if row.choices["model"] == model):
+            for row in (row for row in block.rows if row.choices["model"] == model):
                 if theirs is not None:
                     method = row.choices["method"]
                     lines += self._published_lines(experiment, columns, printed, theirs, method, used)
-                lines.append(self._line(experiment, columns, row, _reference(experiment, rows, row)))
+                lines.append(self._line(block, columns, row))
         return lines
 
-    def _line(self, experiment: Experiment, columns: Sequence[Column], row: Row, reference: Row | None) -> Line:
-        block = experiment.block
+    def _line(self, block: MeasuredBlock, columns: Sequence[Column], row: Row) -> Line:
+        experiment = block.experiment
+        reference = block.reference(row)
         cells = [
             measured.cell(
                 column,
                 row.columns[column.label],
                 reference.columns[column.label] if reference else None,
-                median=block.median,
+                median=experiment.block.median,
             )
             for column in columns
         ]
+        comparison = self._comparisons.get(endpoint.key(experiment, row))
+        if comparison is not None and experiment.block.endpoint is not None:
+            decides = experiment.block.endpoint.column
+            cells = [
+                replace(cell, comparison=comparison, bold=comparison.verdict == "better")
+                if column.label == decides
+                else cell
+                for column, cell in zip(columns, cells, strict=True)
+            ]
         tasks = {column.task or experiment.tasks[0] for column in columns if not column.average}
         records = [record for record in row.records if record.name("task") in tasks]
         trained = [record for record in records if not record.untrained]
@@ -116,7 +153,7 @@ class Builder:
             marks="".join(mark for mark, holds in doubts.items() if holds),
             n=measured.seeds(row, columns),
             trials="–".join(dict.fromkeys(str(count) for count in sorted({record.trials for record in trained}))),
-            cost=tuple(measured.cost(name, records) for name in block.cost),
+            cost=tuple(measured.cost(name, records, self._alone) for name in experiment.block.cost),
         )
 
     def _label(self, experiment: Experiment, part: str, row: Row) -> str:
@@ -194,75 +231,31 @@ class Builder:
             self.sources.append(text)
         return self.sources.index(text) + 1
 
-    def _samples(self, experiment: Experiment, rows: Sequence[Row]) -> list[Samples]:
+    def _samples(self, block: MeasuredBlock) -> list[Samples]:
         """Gather replies by input, over the rows."""
         found: dict[str, Samples] = {}
-        for row in rows:
+        for row in block.rows:
             first = min((r for r in row.records if r.scores.samples), key=lambda record: record.seed, default=None)
             for sample in first.scores.samples if first else ():
                 before = found.get(sample.input, Samples(sample.input, sample.reference, ()))
-                reply = (self._label(experiment, "method", row), sample.reply)
+                reply = (self._label(block.experiment, "method", row), sample.reply)
                 found[sample.input] = replace(before, replies=(*before.replies, reply))
         return list(found.values())
-
-    def _notes(self, experiment: Experiment, rows: Sequence[Row], used: set[Published]) -> list[str]:
-        notes: list[str] = []
-        chosen_here: dict[str, list[str]] = {}  # settings -> the rows they belong to
-        for row in rows:
-            name = f"{self._label(experiment, 'model', row)}, {self._label(experiment, 'method', row)}"
-            guessed = sorted({setting for r in row.records if not r.untrained for setting in r.guessed})
-            if guessed:
-                chosen_here.setdefault(", ".join(guessed), []).append(name)
-            notes += [
-                f"{name}: {record.name('task')}, seed {record.seed}: {record.status} ({record.message})"
-                for record in row.records
-                if record.status != "finished"
-            ]
-            notes += [f"{name}: not shown: {'; '.join(row.not_shown)}"] if row.not_shown else []
-        notes += [f"{'; '.join(names)}: without a public source: {text}" for text, names in chosen_here.items()]
-        records = [record for row in rows for record in row.records]
-        notes += [f"{record.name('task')}: {note}" for record in records for note in record.scores.notes]
-        devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
-        if devices:
-            most = max(record.parallel for record in records)
-            several = f"; up to {most} runs at the same time, so compare seconds with care" if most > 1 else ""
-            notes.append(f"cost measured on: {', '.join(devices)}{several}")
-        for file in experiment.block.published_notes:
-            for value in published.read(self.published_folder, file):
-                about = any(value.task in column.published for column in experiment.block.columns)
-                if about and value not in used:
-                    hand = " (second-hand)" if value.second_hand else ""
-                    number = (
-                        f"{value.value:+g} points"
-                        if value.metric == "delta_points"
-                        else f"{value.value:g} {value.metric}"
-                    )
-                    text = f"{value.model}, {value.method}: {number} on {value.task}"
-                    notes.append(f"published{hand}: {text} [{self._source(value.source)}]")
-        return list(dict.fromkeys(notes))
 
 
 def _prints(column: Column, value: Published) -> bool:
     return value.task in column.published and column.published_metric in (None, value.metric)
 
 
-def _reference(experiment: Experiment, rows: Sequence[Row], row: Row) -> Row | None:
-    """Return the row of the reference method that shares everything else with this one."""
-    method = experiment.block.reference
-    if method is None or row.choices["method"] == method:
-        return None
-    # Methods have learning rates of their own, so a reference is looked for in the same model only.
-    same: Mapping[str, str] = {**row.choices, "method": method}
-    return next((other for other in rows if other.choices == same), None)
-
-
 def _legend(experiment: Experiment) -> str:
-    center = "median" if experiment.block.median else "mean"
+    block = experiment.block
+    center = "median" if block.median else "mean"
     text = f"Here: {center} ± sample standard deviation over n seeds"
-    if experiment.block.reference is not None:
+    if block.endpoint is not None:
         text += (
-            f"; bold: better than method={experiment.block.reference}: the 95 % interval of the paired difference on "
-            "the same seeds excludes zero (three seeds or more)"
+            f"; endpoint: {block.endpoint.column}, named {block.endpoint.named:%Y-%m-%d}; bold: better in it than "
+            f"method={block.reference} by a paired t test, p below {endpoint.LEVEL} after Holm over the endpoints of "
+            f"this page, {stats.MIN_PAIRS} pairs or more, above chance, runs begun after that"
         )
     sweep = experiment.sweep
     return f"{text}. Protocol {sweep['protocol'][0]}, profile {sweep['profile'][0]}."

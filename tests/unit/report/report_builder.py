@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from dual_lora.records import SCHEMA
+from dual_lora.report.layout import Line, TableView
 
+BEGUN = datetime(2026, 3, 1, tzinfo=UTC)  # after the endpoint of EXPERIMENT was named
+_SLOTS = itertools.count()
+
+EXPERIMENT = """
+hydra:
+  sweeper:
+    params:
+      model: smollm2
+      task: commonsense
+      method: none,lora,dual_lora
+      protocol: strict
+      profile: study
+      seed: 0,1,2,3,4,5
+table:
+  title: A table
+  block: A block
+  reference: lora
+  endpoint: {column: BoolQ, named: 2026-01-31T12:00+00:00, margin: 0.5}
+  column_defaults: {metric: accuracy}
+  columns:
+    - {label: BoolQ, subset: boolq, published: BoolQ}
+    - {label: PIQA, subset: piqa}
+    - {label: Avg., average: true}
+  published_models: {smollm2: Small}
+  published:
+    - {file: papers, table: t, methods: {lora: "LoRA (r=32)"}}
+"""
 PROTOCOL = {"name": "strict", "task": "commonsense", "loss_on": "answer", "hash": "aaaa"}
 
 
@@ -56,6 +87,7 @@ def record(
         "metric": metric, "value": scores[first], "subset": first, "scoring": "generate", "checkpoint": checkpoint,
     }  # fmt: skip
     finished = status == "finished"
+    begun = BEGUN + next(_SLOTS) * timedelta(minutes=5)  # one after the other
     return {
         "schema": SCHEMA,
         "status": status,
@@ -88,6 +120,8 @@ def record(
         "execution": {"device": "NVIDIA H100"},
         "origin": {
             "commit": "c0ffee",
+            "started": begun.isoformat(),
+            "finished": (begun + timedelta(minutes=3)).isoformat(),
             "dirty": False,
             "recipe_sources": dict.fromkeys(guessed, "guess: no paper says"),
             "recipe_trials": 4,
@@ -101,3 +135,13 @@ def write(folder: Path, *records: dict[str, Any]) -> Path:
     for values in records:
         (folder / f"{values['identity']['run_id']}.json").write_text(json.dumps(values), encoding="utf-8")
     return folder
+
+
+def ours(table: TableView, method: str) -> Line:
+    """Return our row of a method."""
+    return next(line for line in table.blocks[0].lines if line.source is None and line.method == method)
+
+
+def seeds_of(method: str, values: Sequence[float], **more: Any) -> list[dict[str, Any]]:
+    """Return a method's records with these scores on BoolQ, seeds from 0."""
+    return [record(method, seed, {"boolq": value, "piqa": 0.7}, **more) for seed, value in enumerate(values)]

@@ -17,6 +17,7 @@ from dual_lora.records.schema import parse
 from dual_lora.report import escape, formats
 from dual_lora.report.layout import BlockView, Cell, Line, Samples, TableView
 from dual_lora.report.screen import comparison
+from dual_lora.report.stats import Estimate
 from dual_lora.report.terminal import FittedTable
 from tests.unit.report.report_builder import record
 
@@ -97,13 +98,18 @@ def test_a_terminal_prints_a_label_and_obeys_nothing(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_table_with_such_texts_is_a_table_in_every_format(text: str) -> None:
     line = Line(text, text, (Cell(0.5), Cell(word=text)), source=1, cost=(text,))
-    here = Line(text, text, (Cell(0.5), Cell(0.25)), cost=(text,))
-    sample = Samples(text, text, ((text, text),))
-    block = BlockView(text, ("a", "b"), ("cost",), (line, here), "Legend.", (text,), (sample,), (), 1, 1)
+    here = Line(text, text, (Cell(0.5, difference=Estimate(0.1, 1)), Cell(0.25)), cost=(text,))
+    texts = {
+        "reference": text,
+        "findings": (text,),
+        "notes": (text,),
+        "samples": (Samples(text, text, ((text, text),)),),
+    }
+    block = BlockView(text, ("a", "b"), ("cost",), (line, here), "Legend.", runs_done=1, runs_all=1, **texts)
     view = TableView("x", text, "", (block,), (text,))
     rendered = MARKDOWN.render(formats.markdown(view))
     assert not re.search(r"<(a|img|b|em|strong|code|s|blockquote)\b", rendered)
-    assert rendered.count("<table>") == 1
+    assert rendered.count("<table>") == 2  # the differences have their own
     assert "\x1b" not in formats.latex(view)
     rows = list(csv.reader(io.StringIO(formats.tidy_csv(view))))
     assert {len(row) for row in rows} == {len(formats.CSV_COLUMNS)}

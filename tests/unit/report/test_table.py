@@ -4,71 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
 
 import pytest
 
 from dual_lora.records.schema import parse
 from dual_lora.report import definition, figures, formats, selection
-from dual_lora.report.table import Builder
-from tests.unit.report.report_builder import PROTOCOL, record
-
-EXPERIMENT = """
-hydra:
-  sweeper:
-    params:
-      model: smollm2
-      task: commonsense
-      method: none,lora,dual_lora
-      protocol: strict
-      profile: study
-      seed: 0,1,2
-table:
-  title: A table
-  block: A block
-  reference: lora
-  column_defaults: {metric: accuracy}
-  columns:
-    - {label: BoolQ, subset: boolq, published: BoolQ}
-    - {label: PIQA, subset: piqa}
-    - {label: Avg., average: true}
-  published_models: {smollm2: Small}
-  published:
-    - {file: papers, table: t, methods: {lora: "LoRA (r=32)"}}
-"""
-PUBLISHED = """table,model,method,trainable,task,metric,value,source,second_hand
-t,Small,LoRA (r=32),0.83 %,BoolQ,accuracy,68.9,A paper & its_table,no
-t,Small,LoRA (r=32),0.83 %,BoolQ,accuracy_std,0.4,A paper & its_table,no
-t,Small,Prefix,0.11 %,BoolQ,accuracy,64.3,Gossip,yes
-"""
-
-
-@pytest.fixture
-def build(tmp_path: Path):
-    """Return a function from record dictionaries to the table of EXPERIMENT (or of a changed one)."""
-    (tmp_path / "published").mkdir()
-    (tmp_path / "published" / "papers.csv").write_text(PUBLISHED)
-
-    def built(*values, text: str = EXPERIMENT):
-        path = tmp_path / "table_x.yaml"
-        path.write_text(text)
-        experiment = definition.read(path)
-        builder = Builder(tmp_path / "published", tmp_path / "configs")
-        return builder.build("table_x", [experiment], [parse(value) for value in values])
-
-    return built
-
-
-def ours(table, method: str):
-    return next(line for line in table.blocks[0].lines if line.source is None and line.method == method)
-
-
-def three_seeds(method: str, values: tuple[float, ...], **more):
-    return [record(method, seed, {"boolq": value, "piqa": 0.7}, **more) for seed, value in enumerate(values)]
+from tests.unit.report.report_builder import EXPERIMENT, PROTOCOL, ours, record, seeds_of
 
 
 def test_mean_spread_and_average_per_seed(build):
-    cells = ours(build(*three_seeds("lora", (0.60, 0.62, 0.64))), "LORA").cells
+    cells = ours(build(*seeds_of("lora", (0.60, 0.62, 0.64))), "LORA").cells
     assert cells[0].value == pytest.approx(62.0)
     assert cells[0].sd == pytest.approx(2.0)
     assert cells[2].value == pytest.approx(66.0)
@@ -76,7 +21,7 @@ def test_mean_spread_and_average_per_seed(build):
 
 
 def test_published_values_stand_beside_ours_with_source_and_spread(build):
-    text = formats.markdown(build(*three_seeds("lora", (0.6, 0.62, 0.64))))
+    text = formats.markdown(build(*seeds_of("lora", (0.6, 0.62, 0.64))))
     assert "| Small | LoRA (r=32) | published [2] | 68.9 ± 0.4 |" in text
     assert "| Small | Prefix<sup>s</sup> | published [1] | 64.3 |" in text
     assert "2. A paper & its_table" in text
@@ -84,31 +29,9 @@ def test_published_values_stand_beside_ours_with_source_and_spread(build):
     assert "second-hand" in text
 
 
-def test_a_cell_is_bold_only_if_the_paired_interval_excludes_zero(build):
-    reference = three_seeds("lora", (0.60, 0.65, 0.70))
-    clear = build(*reference, *three_seeds("dual_lora", (0.62, 0.671, 0.719)))
-    assert ours(clear, "DUAL_LORA").cells[0].bold
-    assert not ours(clear, "LORA").cells[0].bold
-    noisy = build(*reference, *three_seeds("dual_lora", (0.66, 0.64, 0.72)))
-    assert not ours(noisy, "DUAL_LORA").cells[0].bold
-    worse = build(*reference, *three_seeds("dual_lora", (0.58, 0.629, 0.681)))
-    assert not ours(worse, "DUAL_LORA").cells[0].bold
-
-
-def test_two_seeds_are_never_bold(build):
-    table = build(*three_seeds("lora", (0.60, 0.65)), *three_seeds("dual_lora", (0.70, 0.751)))
-    assert not ours(table, "DUAL_LORA").cells[0].bold
-
-
 def test_scores_on_other_items_are_not_paired(build):
-    table = build(*three_seeds("lora", (0.60, 0.65, 0.70)), *three_seeds("dual_lora", (0.62, 0.671, 0.719), items=500))
+    table = build(*seeds_of("lora", (0.60, 0.65, 0.70)), *seeds_of("dual_lora", (0.62, 0.671, 0.719), items=500))
     assert ours(table, "DUAL_LORA").cells[0].difference is None
-
-
-def test_less_is_better_where_the_column_says_so(build):
-    text = EXPERIMENT.replace("{label: BoolQ, subset: boolq,", "{label: BoolQ, subset: boolq, better: lower,")
-    values = [*three_seeds("lora", (0.60, 0.65, 0.70)), *three_seeds("dual_lora", (0.58, 0.629, 0.681))]
-    assert ours(build(*values, text=text), "DUAL_LORA").cells[0].bold
 
 
 def test_doubts_are_marked(build):
@@ -138,9 +61,9 @@ def test_an_undefined_score_is_no_zero(build):
 
 
 def test_a_cell_not_run_is_empty_and_the_command_that_fills_it_stands_below(build):
-    table = build(*three_seeds("lora", (0.6, 0.6, 0.6)), record("dual_lora", 1), record("none", 2))
+    table = build(*seeds_of("lora", (0.6,) * 6), record("dual_lora", 1), record("none", 2))
     assert all(cell.empty for cell in ours(build(), "dual_lora").cells)
-    assert table.blocks[0].commands == ("python run.py -m experiment=table_x method=dual_lora seed=0,2",)
+    assert table.blocks[0].commands == ("python run.py -m experiment=table_x method=dual_lora seed=0,2,3,4,5",)
     assert build().blocks[0].commands == ("python run.py -m experiment=table_x",)
 
 
@@ -180,7 +103,7 @@ def test_records_of_something_else_stay_out(build, values):
 
 def test_the_variant_with_most_seeds_is_shown_whatever_it_scored_and_the_others_are_named(build):
     table = build(
-        *three_seeds("lora", (0.5, 0.5, 0.5)), record("lora", 0, {"boolq": 0.9, "piqa": 0.9}, learning_rate=1e-3)
+        *seeds_of("lora", (0.5, 0.5, 0.5)), record("lora", 0, {"boolq": 0.9, "piqa": 0.9}, learning_rate=1e-3)
     )
     assert ours(table, "LORA").cells[0].value == pytest.approx(50.0)
     assert any("not shown: 1 with recipe.learning_rate=0.001" in note for note in table.blocks[0].notes)
@@ -191,20 +114,8 @@ def test_cost_columns(build):
     assert ours(build(record("lora")), "LORA").trials == "4"
 
 
-def test_seconds_taken_beside_other_runs_are_marked(build):
-    def notes(changed):
-        return " ".join(build(record("lora"), changed).blocks[0].notes)
-
-    assert "at the same time" not in notes(record("dual_lora"))
-    told, by_command = record("dual_lora"), record("dual_lora")
-    told["execution"]["parallel"] = 3
-    assert "up to 3 runs at the same time" in notes(told)
-    by_command["origin"]["command"] = "python run.py -m experiment=x launch.parallel=5"
-    assert "up to 5 runs at the same time" in notes(by_command)
-
-
 def test_latex_is_escaped_and_uses_booktabs(build):
-    text = formats.latex(build(*three_seeds("lora", (0.6, 0.62, 0.64)), record("dual_lora", status="out_of_memory")))
+    text = formats.latex(build(*seeds_of("lora", (0.6, 0.62, 0.64)), record("dual_lora", status="out_of_memory")))
     assert r"out\_of\_memory" in text
     assert r"A paper \& its\_table" in text
     assert r"62.0 $\pm$ 2.0" in text
@@ -215,7 +126,7 @@ def test_latex_is_escaped_and_uses_booktabs(build):
 
 
 def test_csv_holds_every_number_unrounded(build):
-    text = formats.tidy_csv(build(*three_seeds("lora", (0.601, 0.62, 0.64)), record("dual_lora")))
+    text = formats.tidy_csv(build(*seeds_of("lora", (0.601, 0.62, 0.64)), record("dual_lora")))
     rows = list(csv.DictReader(io.StringIO(text)))
     row = next(row for row in rows if row["origin"] == "here" and row["method"] == "LORA" and row["column"] == "BoolQ")
     assert float(row["value"]) == pytest.approx(62.0333, abs=1e-4)
@@ -232,7 +143,7 @@ def test_panels_are_grids_of_their_own(build):
 
 def test_a_run_without_the_mnli_start_is_marked_and_does_not_fill_the_published_cell(build):
     text = EXPERIMENT.replace("task: commonsense", "task: glue/rte").replace(
-        "seed: 0,1,2", "seed: 0\n      init_from: auto"
+        "seed: 0,1,2,3,4,5", "seed: 0\n      init_from: auto"
     )
     without, started = record("lora", task="glue/rte"), record("lora", task="glue/rte", init_from="9f3c")
     assert ours(build(without, text=text), "lora").n == ""
@@ -244,10 +155,20 @@ def test_a_run_without_the_mnli_start_is_marked_and_does_not_fill_the_published_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("seed: 0,1,2", ""), "lacks seed"),
+        (("seed: 0,1,2,3,4,5", ""), "lacks seed"),
         (("protocol: strict", "protocol: strict,paper"), "one block shows one protocol"),
         (("reference: lora", "reference: lroa"), "did you mean 'lora'"),
         (("subset: piqa", "subsett: piqa"), "subsett"),
+        (
+            ("  endpoint: {column: BoolQ, named: 2026-01-31T12:00+00:00, margin: 0.5}\n", ""),
+            "name the one column that dec",
+        ),
+        (("column: BoolQ, named", "column: Boolq, named"), "did you mean 'BoolQ'"),
+        (("named: 2026-01-31T12:00+00:00, ", ""), "endpoint.named: Field required"),
+        (("12:00+00:00", "12:00"), "add the time zone"),
+        (("margin: 0.5}", "margin: -1}"), "a positive number"),
+        (("margin: 0.5}", "blocked: [none, dual_lora]}"), "blocked lacks the reference 'lora'"),
+        (("  reference: lora\n", ""), "endpoint needs table.reference"),
         (("task: commonsense", "task: commonsense,e2e"), "needs a task"),
     ],
 )

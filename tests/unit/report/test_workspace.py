@@ -14,8 +14,8 @@ import pytest
 from dual_lora.commands import main
 from dual_lora.report import documents
 from tests import ROOT
-from tests.unit.report.report_builder import record, write
-from tests.unit.report.test_table import EXPERIMENT, PUBLISHED
+from tests.unit.report.conftest import PUBLISHED
+from tests.unit.report.report_builder import EXPERIMENT, record, write
 
 
 @pytest.fixture
@@ -159,8 +159,8 @@ def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, caps
             (run / "lock.json").write_text(json.dumps({"since": time.time()}))
     assert command("status", checkout, "table_x", "--runs") == 1
     shown = capsys.readouterr().out
-    assert "9 runs: 4 done, 2 missing, 1 out_of_memory, 1 running, 1 stopped" in shown
-    assert "python run.py -m experiment=table_x method=lora seed=1,2" in shown
+    assert "18 runs: 7 done, 8 missing, 1 out_of_memory, 1 running, 1 stopped" in shown
+    assert "python run.py -m experiment=table_x method=lora seed=1,2,3,4,5" in shown
     assert "python run.py -m experiment=table_x method=dual_lora seed=0 retry=true" in shown
     assert command("status", checkout, "table_z") == 2
 
