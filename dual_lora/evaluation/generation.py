@@ -16,7 +16,8 @@ Beams share the prompt: it is computed once and its cache is repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -129,16 +130,30 @@ def _generate_batch(
         extra["stopping_criteria"] = StoppingCriteriaList([_Complete(tokenizer, longest, indices, complete)])
     if decoding.no_repeat_ngram_size:
         extra["logits_processor"] = LogitsProcessorList([NoRepeatInReply(decoding.no_repeat_ngram_size, longest)])
-    # input_ids and mask only: position ids follow from the mask. The model's own generation defaults (Qwen2's
-    # repetition penalty, sampling of chat models) must not leak in, so every field that matters is set.
-    sequences = model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=_settings(decoding, tokenizer, padding), **extra
-    )
+    # input_ids and mask only: position ids follow from the mask.
+    with _without_own_settings(model):
+        sequences = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=_settings(decoding, tokenizer, padding), **extra
+        )
     return tokenizer.batch_decode(
         [_until_end(row, tokenizer.eos_token_id) for row in sequences[:, longest:].tolist()],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Leave a checkpoint's generation_config.json out of decoding, which the protocol defines.
+
+    transformers fills every field that is None from it: suppressed tokens, biases, stop strings, time limits.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
 def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> GenerationConfig:

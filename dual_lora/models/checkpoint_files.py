@@ -44,7 +44,7 @@ def remembered_sha256(path: Path) -> str:
         memory = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:24]}.json"
     except ModelError:
         return file_sha256(path)
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         known = json.loads(memory.read_text(encoding="utf-8"))
         if known["file"] == key:
             return str(known["sha256"])
@@ -52,6 +52,27 @@ def remembered_sha256(path: Path) -> str:
     with contextlib.suppress(OSError):
         write_text(memory, json.dumps({"file": key, "sha256": digest}))
     return digest
+
+
+def check_plain(folder: Path) -> None:
+    """Refuse a folder from which transformers would load other weights than `weight_files` returns.
+
+    It applies an adapter that it finds next to the weights, to the base that the adapter names. Raises `ModelError`.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} has an adapter_config.json, which transformers would load with the base weights, or in place of "
+            "them. Give the folder of the base model alone; an adapter is scored by the command evaluate with "
+            "adapter=FOLDER. If the weights are a base model's, move adapter_config.json away"
+        )
+    named = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # who reads the whole config says what is wrong
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
+    if named is not None:
+        raise ModelError(
+            f"{folder / 'config.json'} names other weights (transformers_weights={named!r}); only model.safetensors "
+            "or the files of model.safetensors.index.json are read: remove the entry, or rename the file"
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -67,9 +88,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{folder} has no model.safetensors and no {index.name}{found}")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        absent = [name for name in names if not (folder / name).is_file()]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is not a safetensors index ({error!r}); fetch the checkpoint again") from None
-    absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files: {', '.join(absent[:5])}")
     return [folder / name for name in names]

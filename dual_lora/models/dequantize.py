@@ -53,10 +53,10 @@ def dequantized_folder(gguf: Path, *, name: str) -> Path:
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a cached folder, or None if every file has the content its manifest says."""
     try:
-        expected: dict[str, str] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{_MANIFEST} is missing or unreadable"
-    for file, digest in expected.items():
+    for file, digest in expected:
         if not (folder / file).is_file():
             return f"{file} is missing"
         if file_sha256(folder / file) != digest:

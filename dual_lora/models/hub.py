@@ -23,8 +23,13 @@ class _Remote(NamedTuple):
 
 def check(model: ModelConfig) -> None:
     """Make sure that the model is cached completely or can be fetched. Raises `ModelError` within 5 s."""
-    if cached(model) is None:
+    from dual_lora.models.checkpoint_files import check_plain
+
+    folder = cached(model)
+    if folder is None:
         _reach(model)
+    else:
+        check_plain(folder)
 
 
 def commit(model: ModelConfig) -> str:

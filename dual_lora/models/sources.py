@@ -13,7 +13,7 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models import hub
-from dual_lora.models.checkpoint_files import remembered_sha256, weight_files
+from dual_lora.models.checkpoint_files import check_plain, remembered_sha256, weight_files
 from dual_lora.models.dequantize import dequantized_folder
 from dual_lora.models.packages import checked_package_file, package_file
 from dual_lora.models.tiny_tokenizer import VOCAB_SIZE, text_sha256
@@ -51,7 +51,7 @@ def fingerprint(model: ModelConfig) -> dict[str, Any]:
     if model.path:
         files = _identifying_files(model)
         with ThreadPoolExecutor(_READERS) as pool:
-            digests = dict(zip((file.name for file in files), pool.map(remembered_sha256, files), strict=True))
+            digests = dict(zip(files, pool.map(remembered_sha256, files.values()), strict=True))
         return {"source": "path", "files": digests}
     if model.source == "hub":
         return {"source": "hub", "repository": model.repository, "revision": hub.commit(model)}
@@ -82,10 +82,13 @@ def weights_folder(model: ModelConfig) -> Path:
         path = _local(model)
         return path if path.is_dir() else dequantized_folder(path, name=path.stem)
     if model.source == "hub":
-        return hub.download(model)
+        folder = hub.download(model)
+        check_plain(folder)
+        return folder
     path, _ = checked_package_file(model)
     if path.suffix == ".gguf":
         return dequantized_folder(path, name=f"{model.repository}-{model.revision}")
+    check_plain(path.parent)
     return path.parent
 
 
@@ -98,17 +101,23 @@ def _local(model: ModelConfig) -> Path:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"model.path={model.path} is a file of type {path.suffix or 'unknown'}; {wanted}")
+        check_plain(path.parent)  # that of a GGUF is read too
         return path
+    check_plain(path)
     if not (path / "config.json").is_file():
         raise ModelError(f"model.path={model.path} has no config.json; {wanted}")
     weight_files(path)
     return path
 
 
-def _identifying_files(model: ModelConfig) -> list[Path]:
+def _identifying_files(model: ModelConfig) -> dict[str, Path]:
+    """Return the files of `model.path` by the names that the checkpoint gives them: shards of two folders may share one.
+
+    The names are sorted.
+    """
     path = _local(model)
     if path.is_file():
-        return [path]
+        return {path.name: path}
     names = (
         "config.json",
         "tokenizer*",
@@ -119,4 +128,4 @@ def _identifying_files(model: ModelConfig) -> list[Path]:
         "added_tokens.json",
     )
     described = {file for pattern in names for file in path.glob(pattern) if file.is_file()}
-    return sorted(described | set(weight_files(path)))
+    return {file.relative_to(path).as_posix(): file for file in sorted(described | set(weight_files(path)))}
