@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from dual_lora.tasks.base import Example, Score, Task
 from dual_lora.tasks.encoding import IGNORED, encode_all
 from dual_lora.tasks.padding import rounded_length
 from dual_lora.tasks.splits import Items
+from dual_lora.training.callbacks import Diverged
 from dual_lora.training.loss import loss_positions, next_token_labels
 
 _VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
@@ -131,6 +133,8 @@ class CausalLMPipeline:
         self._set_padding_token()
         tokens = _VALIDATION_TOKENS.get(next(model.parameters()).device.type, 1024)
         found = validation.losses(model, rows, Collator(self.tokenizer), batch_tokens=tokens)
+        if not all(map(math.isfinite, found.values())):
+            raise Diverged(f"the validation loss of checkpoint {checkpoint!r} is {found['loss']}: no number is of use")
         score = Score("all", "loss", len(rows), found)
         return [{"split": "validation", "checkpoint": checkpoint, **dataclasses.asdict(score)}]
 

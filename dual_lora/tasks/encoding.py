@@ -6,13 +6,16 @@
     max_length(protocol, max_length_tokens) -> int   # the protocol's cut-off if it has one, else the recipe's
 
 The cut-off: `protocol=paper` truncates the whole text as the published code does, so an answer can lose its end; every
-other protocol leaves the example out (its row is None), so an answer is never cut. Both are counted:
+other protocol leaves the example out (its row is None), so an answer is never cut. A row in which nothing is left to
+predict is left out everywhere: it would be a batch without a loss, 0 / 0, if it came alone. All are counted:
 `counts = {"examples", "over_length", "answer_cut", "left_out"}`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dual_lora.config import DataError, ProtocolConfig
@@ -39,8 +42,8 @@ def encode(
 ) -> tuple[dict[str, list[int]] | None, bool]:
     """Return ids and labels of one training example, both of one length, and whether the text was over the cut-off.
 
-    The row is None if the protocol leaves the example out for its length. The text is tokenized as a whole. With
-    `loss_on=answer` the prompt's own ids must be its beginning: a token that joins the end of the prompt to the start
+    The row is None if the example is left out: for its length, or since no label is left. The text is tokenized as a
+    whole. With `loss_on=answer` the prompt's own ids must be its beginning: a token that joins the end of the prompt to the start
     of the answer would be seen in training and never at evaluation, where the model is given the prompt alone. Raises
     `DataError` if they are not.
     """
@@ -61,7 +64,8 @@ def encode(
             return None, True
         ids = ids + end
     labels = [IGNORED] * min(start, len(ids)) + ids[start:]
-    return {"input_ids": ids, "labels": labels}, over
+    learned = any(label != IGNORED for label in labels[1:])  # nothing comes before the first token to predict it from
+    return ({"input_ids": ids, "labels": labels} if learned else None), over
 
 
 def _answer_start(prompt: Prompt, ids: Sequence[int], tokenizer: Any) -> int:
@@ -82,7 +86,7 @@ def encode_all(
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Encode a split in its order; return the rows that are not left out, and the counts.
 
-    Raises `DataError` if nothing is left.
+    Raises `DataError` if nothing is left, with the cut-off that would do.
     """
     rows: list[dict[str, list[int]]] = []
     counts = {"examples": len(prompts), "over_length": 0, "answer_cut": 0, "left_out": 0}
@@ -95,9 +99,20 @@ def encode_all(
             counts["answer_cut"] += over  # the answer stands last, so what is cut is the answer
             rows.append(row)
     if not rows:
+        needed = _needed(prompts, tokenizer, protocol)
+        enough = f"; one example needs {min(needed)}, all of them {max(needed)}" if needed else ""
         raise DataError(
-            f"no training example is left: all {len(prompts)} are longer than "
-            f"{max_length(protocol, max_length_tokens)} tokens; raise recipe.max_length_tokens "
-            "(or protocol.max_length_tokens)"
+            f"no example is left to learn from: of all {len(prompts)} the cut-off of "
+            f"{max_length(protocol, max_length_tokens)} tokens leaves no part of an answer{enough}; raise "
+            "recipe.max_length_tokens (or protocol.max_length_tokens)"
         )
     return rows, counts
+
+
+def _needed(prompts: Sequence[Prompt], tokenizer: Any, protocol: ProtocolConfig) -> list[int]:
+    """Return the lowest cut-off of each example at which it is not left out."""
+    unlimited = replace(protocol, max_length_tokens=sys.maxsize)
+    whole = [row["labels"] for prompt in prompts if (row := encode(prompt, tokenizer, unlimited, 1)[0])]
+    if protocol.name == "paper":  # the first token that is predicted
+        return [max(labels.count(IGNORED) + 1, 2) for labels in whole]
+    return [len(labels) for labels in whole]

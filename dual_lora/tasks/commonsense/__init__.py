@@ -20,6 +20,7 @@ the answers' texts (raw, and divided by their length in characters, as lm-evalua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -161,8 +162,13 @@ class Commonsense(Task):
             return text, tuple(item.options.values())
         raise ConfigError(f"scoring {scoring!r} ranks nothing; legal: likelihood, cloze")
 
-    def choose(self, example: Example, scoring: str, log_probabilities: Sequence[float]) -> Answer:
-        """Return the label of the likeliest candidate; for cloze also the one after dividing by characters."""
+    def choose(self, example: Example, scoring: str, log_probabilities: Sequence[float]) -> Answer | None:
+        """Return the label of the likeliest candidate; for cloze also the one after dividing by characters.
+
+        None, unreadable, if a number is NaN or none is finite: such a model prefers no candidate.
+        """
+        if any(map(math.isnan, log_probabilities)) or not any(map(math.isfinite, log_probabilities)):
+            return None
         labels = list(parse(example.fields["instruction"]).options)
         best = labels[_first_best(log_probabilities)]
         if scoring != "cloze":

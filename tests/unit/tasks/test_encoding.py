@@ -96,5 +96,24 @@ def test_the_protocols_cut_off_wins_over_the_recipes(tokenizer):
 
 
 def test_nothing_left_is_an_error(tokenizer):
-    with pytest.raises(DataError, match=r"all 1 are longer than 4 tokens; raise recipe\.max_length_tokens"):
-        encode_all([PROMPT], tokenizer, STRICT, 4)
+    longer = Prompt(PROMPT.prompt, PROMPT.answer + " than water" * 5)
+    shortest, longest = (len(encode(prompt, tokenizer, STRICT, 128)["input_ids"]) for prompt in (PROMPT, longer))
+    told = (
+        rf"of all 2 the cut-off of 4 tokens .*; one example needs {shortest}, all of them {longest}; raise recipe\.max"
+    )
+    with pytest.raises(DataError, match=told):
+        encode_all([longer, PROMPT], tokenizer, STRICT, 4)
+    assert len(encode_all([longer, PROMPT], tokenizer, STRICT, shortest)[0]) == 1
+    assert len(encode_all([longer, PROMPT], tokenizer, STRICT, longest)[0]) == 2
+
+
+def test_a_row_without_a_label_is_left_out_and_counted_under_the_papers_cut_off_too(tokenizer):
+    protocol = dataclasses.replace(PAPER, loss_on="answer")
+    start = len(tokenizer(PROMPT.prompt)["input_ids"])
+    longer = Prompt(PROMPT.prompt * 2, PROMPT.answer)
+    rows, counts = encode_all([longer, PROMPT, longer], tokenizer, protocol, start + 1)
+    assert [row["labels"] for row in rows] == [[IGNORED] * start + tokenizer(PROMPT.answer)["input_ids"][:1]]
+    assert counts == {"examples": 3, "over_length": 3, "answer_cut": 1, "left_out": 2}
+    with pytest.raises(DataError, match=rf"one example needs {start + 1}, all of them {start + 1}; raise recipe\.max"):
+        encode_all([PROMPT], tokenizer, protocol, start)
+    assert encode(PROMPT, tokenizer, PAPER, 1) is None, "nothing predicts a first token"
