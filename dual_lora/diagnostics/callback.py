@@ -21,7 +21,7 @@ from dual_lora.diagnostics.products import (
     untrained_update,
 )
 from dual_lora.diagnostics.updates import adapted_layers, oriented, whole_update
-from dual_lora.records import replacing
+from dual_lora.records import read_json, replacing
 from dual_lora.tuner import DualLoraLinear
 
 _POINTS = 12  # measured steps, evenly spread, including the first and the last
@@ -30,7 +30,7 @@ _RANK_LAYERS = 24  # singular values cost seconds for a layer of a 7B model: tha
 
 def read_report(path: Path) -> dict[str, Any] | None:
     """Return the report of a training in its folder, perhaps by an earlier process; None if there is none."""
-    return _with_verdict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return read_json(path, _with_verdict)
 
 
 def _with_verdict(report: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +74,7 @@ class DiagnosticsCallback(TrainerCallback):
             return
         self._due = {1 + round(index * (state.max_steps - 1) / (_POINTS - 1)) for index in range(_POINTS)}
         self._layers = adapted_layers(kwargs["model"])
-        if state.global_step > 0 and self.path.is_file():
-            self._resume(state.global_step)
+        if state.global_step > 0 and self._resume(state.global_step, Path(args.output_dir)):
             return
         for name, layer in self._layers.items():
             weight, start = layer.get_base_layer().weight, whole_update(layer)
@@ -86,12 +85,22 @@ class DiagnosticsCallback(TrainerCallback):
                 entry["init_std"] = layer.init_std[layer.active_adapters[0]]
             self._report["layers"][name] = entry
 
-    def _resume(self, step: int) -> None:
-        self._report = json.loads(self.path.read_text(encoding="utf-8"))
-        keep = sum(1 for done in self._report["steps"] if done <= step)
-        self._report["steps"] = self._report["steps"][:keep]
-        for entry in self._report["layers"].values():
-            entry["series"] = {name: values[:keep] for name, values in entry["series"].items()}
+    def _resume(self, step: int, checkpoints: Path) -> bool:
+        """Continue the series that were measured until this step; return whether there are any.
+
+        Raises `ConfigError` for a damaged file: the start of a training cannot be measured later.
+        """
+
+        def until(report: dict[str, Any]) -> dict[str, Any]:
+            keep = sum(1 for done in report["steps"] if done <= step)
+            for entry in report["layers"].values():
+                entry["series"] = {name: values[:keep] for name, values in entry["series"].items()}
+            layers = {name: report["layers"][name] for name in self._layers}
+            return {**report, "steps": report["steps"][:keep], "layers": layers}
+
+        found = read_json(self.path, until, f"move {checkpoints} away to train anew")
+        self._report = found or self._report
+        return found is not None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

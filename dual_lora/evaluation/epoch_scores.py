@@ -12,8 +12,9 @@ are then reported on the development set.
 
 from __future__ import annotations
 
-import json
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dual_lora.config import ConfigError
 from dual_lora.distributed import processes
 from dual_lora.evaluation.classification import ClassificationTask, Collator, predict, readings
-from dual_lora.records import replacing, write_json
+from dual_lora.records import read_json, replacing, write_json
 from dual_lora.tasks.base import Example
 
 PARTS = ("dev", "heldout")
@@ -82,16 +84,21 @@ class EpochScores(TrainerCallback):
         self._scores: dict[int, dict[str, float | None]] = {}
 
     def forget_after(self, step: int | None) -> None:
-        """Keep what was measured up to this optimizer step (0: nothing, None: everything) and remove the rest."""
+        """Keep what was measured up to this optimizer step (0: nothing, None: everything) and remove the rest.
+
+        Raises `ConfigError` for a damaged file: without its weights an epoch cannot be measured again.
+        """
         self._scores = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._scores = processes.from_main(lambda: self._kept_until(step))
 
     def _kept_until(self, step: int | None) -> dict[int, dict[str, float | None]]:
         scores = {}
-        for path in sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem)):
+        measured = [path for path in self.folder.glob("*.json") if path.stem.isdigit()]
+        for path in sorted(measured, key=lambda path: int(path.stem)):
             if (step is None or int(path.stem) <= step) and path.with_suffix(".npz").exists():
-                scores[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
+                scores[int(path.stem)] = read_json(path, self._parsed, self._fix) or {}
+                self._logits(int(path.stem))
             else:
                 path.unlink()
                 path.with_suffix(".npz").unlink(missing_ok=True)
@@ -165,7 +172,20 @@ class EpochScores(TrainerCallback):
         steps = {"last": max(self._scores), **{name: self._best_step(part) for name, part in self._choices()}}
         return {name: self._epoch(step) for name, step in steps.items() if step is not None}
 
+    @property
+    def _fix(self) -> str:
+        return f"move {self.folder.parent} away to train anew"
+
+    def _parsed(self, values: Any) -> dict[str, float | None]:
+        return {part: None if values[part] is None else float(values[part]) for part in self._parts}
+
+    def _logits(self, step: int) -> dict[str, np.ndarray]:
+        path = self.folder / f"{step}.npz"
+        try:
+            with np.load(path) as file:
+                return {part: file[part] for part in self._parts}
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); {self._fix}") from None
+
     def _epoch(self, step: int) -> Epoch:
-        with np.load(self.folder / f"{step}.npz") as file:
-            logits = {name: file[name] for name in file.files}
-        return Epoch(step, self._scores[step], logits)
+        return Epoch(step, self._scores[step], self._logits(step))

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from dual_lora import methods
+from dual_lora import methods, records
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
-from dual_lora.evaluation.prediction_lines import read_lines
-from dual_lora.records import replacing
+from dual_lora.evaluation.prediction_lines import read_lines, read_values
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
 # Sequences (beams, candidates) per batch. Kernel launches limit the decoding of a small model: the more the better.
 _SEQUENCES = {"cpu": 16, "cuda": 128}
 _SEQUENCES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 512}
 _SMALL = 1e9  # parameters
+RANKINGS = ("likelihood", "cloze")  # scorings whose values are log-likelihoods; all others generate
 
 
 @dataclasses.dataclass
@@ -71,12 +71,13 @@ class Evaluator:
 
     def _values(self, model: Any, examples: Sequence[Example], scoring: str, name: str) -> _Kept:
         """Score this process's share of the items: replies, or for rankings the candidates' log-likelihoods."""
-        kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples)))
+        kind = list if scoring in RANKINGS else str
+        kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples), kind))
         self.known += 0 if name.partition(".")[0] in self._taken_over else len(kept.values)
         mine = kept.share(processes.rank(), processes.world_size())
         batch_size = self._batch_size(model)
         with kept, processes.computing_together(model) as callable_model:
-            if scoring in ("likelihood", "cloze"):
+            if scoring in RANKINGS:
                 from dual_lora.evaluation import ranking
 
                 asked = [self.task.ranking(examples[index], scoring) for index in mine]
@@ -103,7 +104,7 @@ class Evaluator:
         return kept
 
     def _readings(self, values: Sequence[Any], examples: Sequence[Example], scoring: str) -> list[Reading]:
-        if scoring in ("likelihood", "cloze"):
+        if scoring in RANKINGS:
             return [self.task.choose(example, scoring, row) for example, row in zip(examples, values, strict=True)]
         return [self.task.read(reply, example) for reply, example in zip(values, examples, strict=True)]
 
@@ -134,13 +135,13 @@ class _Kept:
         self._mine: list[int] = []
 
     @staticmethod
-    def read(path: Path, items: int) -> _Kept:
-        """Read what is there and write it to one file."""
+    def read(path: Path, items: int, kind: type = str) -> _Kept:
+        """Read the values of this kind that are there and write them to one file."""
         values: dict[int, Any] = {}
         for file in [path, *_parts(path)]:
-            if file.exists():
-                values |= _lines(file)
-        kept = _Kept(path, items, {index: value for index, value in values.items() if index < items})
+            values |= read_values(file)
+        known = {index: value for index, value in values.items() if index < items and isinstance(value, kind)}
+        kept = _Kept(path, items, known)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept._write(kept.values)
         return kept
@@ -183,7 +184,7 @@ class _Kept:
 
     def _write(self, values: dict[int, Any]) -> None:
         text = "".join(json.dumps({"index": i, "value": v}, ensure_ascii=False) + "\n" for i, v in values.items())
-        with replacing(self.path) as part:
+        with records.replacing(self.path) as part:
             part.write_text(text, encoding="utf-8")
         for file in _parts(self.path):
             file.unlink()
@@ -191,17 +192,6 @@ class _Kept:
 
 def _parts(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part-*.jsonl"))
-
-
-def _lines(path: Path) -> dict[int, Any]:
-    values = {}
-    for line in read_lines(path):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break  # the line that was being written when the process died
-        values[entry["index"]] = entry["value"]
-    return values
 
 
 def _gathered(kept: _Kept) -> list[Any]:
@@ -213,9 +203,12 @@ def _gathered(kept: _Kept) -> list[Any]:
 
 
 def predictions_sha256(folder: Path) -> dict[str, str]:
-    """Return the hash of each predictions file, its lines in the order of the items."""
+    """Return the hash of each predictions file, its lines in the order of the items; not of files that are none."""
     hashes = {}
     for path in sorted(folder.glob("*.jsonl")):
-        lines = sorted(read_lines(path), key=lambda line: json.loads(line)["index"])
+        try:
+            lines = sorted(read_lines(path), key=lambda line: int(json.loads(line)["index"]))
+        except records.UNREADABLE:
+            continue  # what this run measured was written whole just now
         hashes[path.stem] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return hashes

@@ -67,8 +67,8 @@ def _readings(
     name = f"{checkpoint}.test.{scoring}"
     path = folder / "predictions" / f"{name}.jsonl"
     try:
-        lines = sorted(read_lines(path), key=lambda line: json.loads(line)["index"])
-    except (OSError, ValueError) as error:
+        lines = sorted(read_lines(path), key=lambda line: int(json.loads(line)["index"]))
+    except (OSError, *records.UNREADABLE) as error:
         raise ConfigError(f"{path} cannot be read ({error}); evaluate the run again instead") from None
     if hashlib.sha256("\n".join(lines).encode()).hexdigest() != known["origin"]["predictions_sha256"].get(name):
         raise ConfigError(f"{path} does not have the predictions that the record was made from")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dual_lora.evaluation.prediction_lines import read_lines
+from dual_lora.evaluation.prediction_lines import read_values
 from dual_lora.tasks import splits
 from dual_lora.tasks.base import Example, Task
 
@@ -19,7 +18,7 @@ def for_record(task: Task, items: Sequence[Example], predictions: Path, checkpoi
 
     Empty for tasks with short answers, whose texts say little, and if nothing was generated.
     """
-    replies = _replies(predictions / f"{checkpoint}.test.generate.jsonl")
+    replies = read_values(predictions / f"{checkpoint}.test.generate.jsonl")
     if not task.free_text or not replies:
         return []
     places = [number * len(items) // KEPT for number in range(min(KEPT, len(items)))]
@@ -43,19 +42,11 @@ def side_by_side(prepared: list[Any]) -> list[tuple[str, str, str]]:
     base = next((item for item in prepared if item.config.method.trains == "nothing"), None)
     if not count or base is None or base is last:
         return []
-    before = _replies(base.folder / "predictions" / "base.test.generate.jsonl")
-    after = _replies(last.folder / "predictions" / "last.test.generate.jsonl")
+    before = read_values(base.folder / "predictions" / "base.test.generate.jsonl")
+    after = read_values(last.folder / "predictions" / "last.test.generate.jsonl")
     if not before or not after:
         return []
     items = splits.select(last.task, last.config).test
     places = range(0, len(items), max(1, len(items) // count))[:count]
     prompts = [last.task.render(items[place], training=False).prompt for place in places]
     return [(prompt, before.get(i, ""), after.get(i, "")) for prompt, i in zip(prompts, places, strict=True)]
-
-
-def _replies(path: Path) -> dict[int, str]:
-    try:
-        lines = read_lines(path)
-    except FileNotFoundError:
-        return {}
-    return {entry["index"]: entry["value"] for entry in map(json.loads, lines)}

@@ -6,7 +6,6 @@ first and goes into the record. A signal to stop is passed on, and the group get
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from dual_lora import shipped
+from dual_lora import records, shipped
 from dual_lora.launch.worker import FAILURES
 
 logger = logging.getLogger(__name__)
@@ -148,11 +147,8 @@ class Group:
     def first_failure(self) -> dict[str, Any] | None:
         """Return {rank, status, message, trace} of the process that failed first, or None if no cause is known."""
         folder = self.file.with_suffix(f".{FAILURES}")
-        said = (
-            [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("rank-*.json")]
-            if folder.is_dir()
-            else []
-        )
+        found = [records.read_json(path, _failure) for path in folder.glob("rank-*.json")]
+        said = [entry for entry in found if entry is not None]
         said += self._silent_deaths({entry["rank"] for entry in said})
         # A process notices within milliseconds that another has died, often before the agent: that is not the cause.
         return min(said, key=lambda entry: (bool(_FOLLOWS.search(entry["message"])), entry["time"]), default=None)
@@ -182,6 +178,11 @@ class Group:
             self.file.unlink(missing_ok=True)
 
 
+def _failure(values: Any) -> dict[str, Any]:
+    kinds = {"rank": int, "time": float, "status": str, "message": str, "trace": str}
+    return {name: kind(values[name]) for name, kind in kinds.items()}
+
+
 def death(rank: int, number: int) -> dict[str, Any]:
     name = signal.Signals(number).name
     if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
@@ -199,7 +200,6 @@ def run(item: Any, file: Path, rendezvous: Rendezvous | None = None) -> str:
 
 def settle(item: Any, group: Group) -> str:
     """Make sure that the record says what happened, show the first error, and return the record's status."""
-    from dual_lora import records
     from dual_lora.runs.lifecycle import write_failure
 
     known = records.read(item.record_path)

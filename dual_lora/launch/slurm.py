@@ -9,7 +9,6 @@ What a user puts into `#SBATCH` lines is checked and quoted: no value can start 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dual_lora import shipped
+from dual_lora import records, shipped
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.launch.local import write_config
 from dual_lora.launch.show import title
@@ -192,11 +191,8 @@ def _submit(items: list[Any], launch: LaunchConfig) -> None:
 
 def _queued(item: Any) -> str | None:
     """Return the job that is queued or running for this run."""
-    try:
-        job = str(json.loads((item.folder / "slurm.json").read_text(encoding="utf-8"))["job"])
-    except (OSError, ValueError, KeyError):
-        return None
-    if not re.fullmatch(r"\d+(_\d+)?", job):
+    job = records.read_json(item.folder / "slurm.json", lambda values: str(values["job"]))
+    if job is None or not re.fullmatch(r"\d+(_\d+)?", job):
         return None
     try:
         asked = subprocess.run(

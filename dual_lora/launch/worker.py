@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import ConfigError, DataError
-from dual_lora.records import redaction
+from dual_lora.records import redaction, write_json
 from dual_lora.records.lock import RunIsBusy
 
 logger = logging.getLogger(__name__)
@@ -74,9 +73,7 @@ def _leave_error(file: str, status: str, message: str, trace: str) -> None:
     said = {"rank": rank, "time": time.time(), "status": status, "message": message, "trace": trace}
     folder = Path(file).with_suffix(f".{FAILURES}")
     try:
-        folder.mkdir(exist_ok=True)
-        text = json.dumps({k: _clean(v) for k, v in said.items()})
-        (folder / f"rank-{rank}.json").write_text(text, encoding="utf-8")
+        write_json(folder / f"rank-{rank}.json", {k: _clean(v) for k, v in said.items()})
     except OSError as error:  # a full disk must not hide the message, which the log has too
         logger.error("cannot write %s: %s", folder, error)
 

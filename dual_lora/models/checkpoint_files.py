@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from dual_lora.config import ModelError
-from dual_lora.records import file_sha256, write_text
+from dual_lora.records import UNREADABLE, file_sha256, write_text
 
 
 def cache_folder() -> Path:
@@ -44,7 +44,7 @@ def remembered_sha256(path: Path) -> str:
         memory = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:24]}.json"
     except ModelError:
         return file_sha256(path)
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    with contextlib.suppress(OSError, *UNREADABLE):
         known = json.loads(memory.read_text(encoding="utf-8"))
         if known["file"] == key:
             return str(known["sha256"])
@@ -66,7 +66,7 @@ def check_plain(folder: Path) -> None:
             "adapter=FOLDER. If the weights are a base model's, move adapter_config.json away"
         )
     named = None
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # who reads the whole config says what is wrong
+    with contextlib.suppress(OSError, *UNREADABLE):  # who reads the whole config says what is wrong
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
     if named is not None:
         raise ModelError(
@@ -89,7 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         absent = [name for name in names if not (folder / name).is_file()]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"{index} is not a safetensors index ({error!r}); fetch the checkpoint again") from None
     if absent:
         raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files: {', '.join(absent[:5])}")

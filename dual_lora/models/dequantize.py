@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from dual_lora.config import ModelError
 from dual_lora.models.checkpoint_files import cache_folder, remembered_sha256
-from dual_lora.records import file_sha256
+from dual_lora.records import UNREADABLE, file_sha256
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -54,7 +54,7 @@ def damage(folder: Path) -> str | None:
     """Return what is wrong with a cached folder, or None if every file has the content its manifest says."""
     try:
         expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"].items()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, *UNREADABLE):
         return f"{_MANIFEST} is missing or unreadable"
     for file, digest in expected:
         if not (folder / file).is_file():

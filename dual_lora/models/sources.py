@@ -111,10 +111,7 @@ def _local(model: ModelConfig) -> Path:
 
 
 def _identifying_files(model: ModelConfig) -> dict[str, Path]:
-    """Return the files of `model.path` by the names that the checkpoint gives them: shards of two folders may share one.
-
-    The names are sorted.
-    """
+    """Return the files of `model.path` by their sorted paths in it: shards in two folders may have one name."""
     path = _local(model)
     if path.is_file():
         return {path.name: path}

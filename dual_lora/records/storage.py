@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from dual_lora.config import ConfigError
+
+logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
+# What parsing a damaged JSON file raises, or using what is in it.
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _WIDTH, _ROW = 120, 400  # of a line of a record, and of one that is a row of many (a measurement), if it can be kept
 
 
@@ -62,6 +69,33 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write `dumps(values)` as `write_text` does. Raises `ValueError` for a number that is not finite."""
     write_text(path, dumps(values) + "\n")
+
+
+def read_json(path: Path, parse: Callable[[Any], Value], fix: str = "") -> Value | None:
+    """Return `parse(values)` of a run's JSON file, or None if there is none.
+
+    A file that cannot be read or parsed is set aside, to be made anew as one that is missing. If that would lose
+    what cannot be measured again, `fix` says what to do: then `ConfigError` is raised.
+    """
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except UNREADABLE as error:
+        if fix:
+            raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}") from None
+        logger.warning("%s is damaged (%s: %s) and set aside", path, type(error).__name__, error)
+        with suppress(FileNotFoundError):  # another process of the group was first
+            set_aside(path)
+        return None
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged file or folder to `damaged-NAME.NUMBER`, the first that is free."""
+    number = 0
+    while (aside := path.with_name(f"damaged-{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)
 
 
 def dumps(values: Any) -> str:

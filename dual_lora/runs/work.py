@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from dual_lora import methods, models
@@ -22,7 +23,7 @@ from dual_lora.distributed import deepspeed, processes, sharding
 from dual_lora.evaluation import build_pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
-from dual_lora.records import file_sha256, replacing, write_json
+from dual_lora.records import file_sha256, read_json, replacing, write_json
 from dual_lora.runs import warm_start
 from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.splits import Items
@@ -160,30 +161,29 @@ class Work:
         """A resumed run must continue with exactly the same training text."""
         self._origin["rendered_sha256"] = sha256
         path = self.folder / "rendered.json"
-        if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))["sha256"]
-            if known != sha256:
-                raise ConfigError(
-                    f"the training text differs from when this run began ({known[:12]} then, {sha256[:12]} now): data, "
-                    f"prompt or tokenizer changed; move {self.folder} away to start over"
-                )
-        else:
+        known = read_json(path, _sha256)
+        if known is None:
             write_json(path, {"sha256": sha256})
+        elif known != sha256:
+            raise ConfigError(
+                f"the training text differs from when this run began ({known[:12]} then, {sha256[:12]} now): data, "
+                f"prompt or tokenizer changed; move {self.folder} away to start over"
+            )
 
     def _finished_training(self, model: torch.nn.Module) -> TrainingResult | None:
         """Load the result of a training that ended before the run did."""
-        path = self.folder / "trained.json"
-        if not path.exists():
+        found = read_json(self.folder / "trained.json", _trained)
+        if found is None:
             return None
-        values = json.loads(path.read_text(encoding="utf-8"))
-        for name, sha256 in values.pop("sha256").items():
+        result, hashes = found
+        for name, sha256 in hashes.items():
             if not (self.folder / name).is_file() or file_sha256(self.folder / name) != sha256:
                 logger.warning("%s is damaged; training continues from its last checkpoint", self.folder / name)
                 return None
-        values["selected"] = {name: self.folder / file for name, file in values["selected"].items()}
+        result.selected = {name: self.folder / file for name, file in result.selected.items()}
         methods.load_trainable_state(model, load_file(self.folder / "last.safetensors", device="cpu"))
         logger.info("training is already finished; continuing with evaluation")
-        return TrainingResult(**values)
+        return result
 
     def _keep_training(self, model: torch.nn.Module, result: TrainingResult) -> None:
         state = methods.trainable_state(model)  # every process takes part: sharded weights are gathered
@@ -286,6 +286,19 @@ class Work:
             "recipe_sources": self.config.recipe.sources,
             "recipe_trials": self.config.recipe.trials,
         }
+
+
+def _sha256(values: Any) -> str:
+    return TypeAdapter(str).validate_python(values["sha256"])
+
+
+def _trained(values: Any) -> tuple[TrainingResult, dict[str, str]]:
+    """Return the result in a trained.json and the SHA-256 of its files. Raises one of `records.UNREADABLE`."""
+    hashes = TypeAdapter(dict[str, str]).validate_python(values.pop("sha256"))
+    TypeAdapter(TrainingResult).validate_python(values)
+    if hashes.keys() != {"last.safetensors", *values["selected"].values()}:
+        raise ValueError(f"it has hashes of {', '.join(hashes) or 'no file'}")
+    return TrainingResult(**values), hashes
 
 
 def _processor() -> str:

@@ -43,9 +43,9 @@ def encode(
     """Return ids and labels of one training example, both of one length, and whether the text was over the cut-off.
 
     The row is None if the example is left out: for its length, or since no label is left. The text is tokenized as a
-    whole. With `loss_on=answer` the prompt's own ids must be its beginning: a token that joins the end of the prompt to the start
-    of the answer would be seen in training and never at evaluation, where the model is given the prompt alone. Raises
-    `DataError` if they are not.
+    whole. With `loss_on=answer` the prompt's own ids must be its beginning: a token that joins the end of the prompt to
+    the start of the answer would be seen in training and never at evaluation, where the model is given the prompt
+    alone. Raises `DataError` if they are not.
     """
     limit = max_length(protocol, max_length_tokens)
     ids = prompt_ids(prompt.text, tokenizer)

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dual_lora.config import ConfigError
 from dual_lora.distributed import processes
-from dual_lora.records import replacing, write_json
+from dual_lora.records import UNREADABLE, read_json, replacing, write_json, write_text
 
 # A loss that has grown to this many times its start (plus one) will not come back.
 _EXPLODED = 4.0
@@ -29,8 +31,8 @@ class Diverged(RuntimeError):
 class Curves(TrainerCallback):
     """Loss of every step, learning rate, gradient norm, validation loss, tokens and seconds, kept in a file.
 
-    Losses stay on the device until the next log, save or end, so a step costs no synchronisation. After a resume the
-    file is cut back to the checkpoint, so that no step counts twice.
+    Losses stay on the device until the next log, save or end, so a step costs no synchronisation. Each checkpoint has
+    a copy of the file as it was then, from which a resume continues: no step counts twice, and none is lost.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,23 +46,28 @@ class Curves(TrainerCallback):
         self._begun = time.perf_counter()
 
     def forget_after(self, checkpoint: Path | None) -> None:
-        """Drop what was recorded after the checkpoint that training continues from (all of it without one)."""
+        """Drop what was recorded after the checkpoint that training continues from (all of it without one).
+
+        Raises `ConfigError` if losses before it are missing.
+        """
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         lines = []
-        if step and self.path.exists():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    break  # the line that was being written when the process died
-                if line["step"] <= step:
-                    lines.append(line)
+        if checkpoint is not None:
+            kept = checkpoint / self.path.name  # an older version wrote none
+            lines = [line for line in _lines(kept if kept.exists() else self.path) if line["step"] <= step]
+            if sum(len(line.get("losses", ())) for line in lines) != step:
+                raise ConfigError(
+                    f"{self.path} lacks losses of steps before {step}, where training continues; move "
+                    f"{checkpoint.parent} away to train anew"
+                )
             self.resumed_from = [*(line["resumed"] for line in lines if "resumed" in line), step]
             lines.append({"step": step, "resumed": step})
         if processes.is_main():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            _write(self.path, lines)
         self._lines, self._done, self._begun = lines, step, time.perf_counter()
+
+    def copy_to(self, checkpoint: Path) -> None:
+        _write(checkpoint / self.path.name, self._lines)
 
     def seconds_before(self, checkpoint: Path | None) -> float:
         """Training seconds spent before the checkpoint that this process continued from."""
@@ -106,7 +113,13 @@ class Curves(TrainerCallback):
         self.flush(state)
         values = {key.removeprefix("eval_"): value for key, value in (metrics or {}).items() if key.endswith("loss")}
         if values and state.is_world_process_zero:
-            self._append({"step": state.global_step, "validation": values})
+            finite = {name: _json(float(value)) for name, value in values.items()}
+            self._append({"step": state.global_step, "validation": finite})
+        for value in values.values():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the validation loss after step {state.global_step} is {value}; try a lower recipe.learning_rate"
+                )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.flush(state)
@@ -195,6 +208,20 @@ class Curves(TrainerCallback):
         return curves
 
 
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the entries before the first that cannot be read: the one that was written when the process died."""
+    entries = []
+    with suppress(OSError, *UNREADABLE):
+        for text in path.read_text(encoding="utf-8").split("\n"):
+            entry = json.loads(text)
+            entries.append({**entry, "step": int(entry["step"])})
+    return entries
+
+
+def _write(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
 def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -241,6 +268,10 @@ class Progress(TrainerCallback):
             self._bar.close()
 
 
+def _best(values: Any) -> dict[str, Any]:
+    return {"step": int(values["step"]), "loss": float(values["loss"])}
+
+
 class Selection(TrainerCallback):
     """Keeps the trainable weights of the checkpoint with the lowest validation loss, as safetensors."""
 
@@ -253,10 +284,9 @@ class Selection(TrainerCallback):
     def forget_after(self, checkpoint: Path | None) -> None:
         """Forget a choice that was made after the checkpoint that training continues from."""
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        known = self.folder / "best_loss.json"
-        self._best = json.loads(known.read_text(encoding="utf-8")) if step and known.exists() else {}
-        if self._best.get("step", 0) > step:
-            self._best = {}
+        fix = f"move {self.folder.parent / 'checkpoints'} away to train anew"
+        best = read_json(self.folder / "best_loss.json", _best, fix) if step else None
+        self._best = best if best is not None and best["step"] <= step else {}
 
     def on_evaluate(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import ConfigError
-from dual_lora.records import file_sha256, write_json
+from dual_lora.records import UNREADABLE, file_sha256, set_aside, write_json
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -50,18 +50,21 @@ def check_layout(checkpoint: Path, layout: dict[str, Any]) -> None:
 def fault(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if every file is as it was written."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        layout = manifest.get("layout") or {}  # of a checkpoint that an older version wrote
+        [layout[name] for name in ("engine", "zero_stage", "processes") if layout]
     except FileNotFoundError:
         return "it has no manifest: it was cut off while it was written"
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return "its manifest is damaged"
-    for name, expected in files.items():
+    for name, (size, sha256) in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if file_sha256(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if file_sha256(path) != sha256:
             return f"{name} does not have the contents that were written"
     return None
 
@@ -75,7 +78,7 @@ def latest_complete(folder: Path) -> Path | None:
             return path
         logger.warning("checkpoint of step %d is not used: %s", step, problem)
         if (path / MANIFEST).exists():
-            _set_aside(path)
+            set_aside(path)
         else:
             shutil.rmtree(path)
     return None
@@ -92,10 +95,3 @@ def prune(folder: Path, keep: int) -> None:
 
 def _step(path: Path) -> re.Match[str] | None:
     return re.fullmatch(r"checkpoint-(\d+)", path.name)
-
-
-def _set_aside(path: Path) -> None:
-    number = 0
-    while (aside := path.with_name(f"damaged-{path.name}.{number}")).exists():
-        number += 1
-    path.rename(aside)

@@ -303,6 +303,7 @@ class _Trainer(Trainer):
         processes.barrier()  # every process has written its part
         if self.is_world_process_zero():
             checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            self._curves.copy_to(checkpoint)
             seal(checkpoint, self.layout)
             prune(checkpoint.parent, self.keep_checkpoints)
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from dual_lora.evaluation import samples
 from dual_lora.evaluation.evaluator import _Kept, predictions_sha256
+from dual_lora.evaluation.prediction_lines import read_values
 from dual_lora.evaluation.rescoring import _readings
 
 REPLIES = ["plain", "line\u2028separator", "next\x85line", "para\u2029graph\x1c", "new\r\nline", ""]
@@ -25,7 +25,7 @@ def kept(folder: Path) -> Path:
 def test_every_reader_gets_the_replies_back(tmp_path: Path) -> None:
     path = kept(tmp_path)
     assert _Kept.read(path, len(REPLIES)).values == dict(enumerate(REPLIES))
-    assert samples._replies(path) == dict(enumerate(REPLIES))
+    assert read_values(path) == dict(enumerate(REPLIES))
     hashes = predictions_sha256(path.parent)
     text = "\n".join(json.dumps({"index": i, "value": v}, ensure_ascii=False) for i, v in enumerate(REPLIES))
     assert hashes == {"last.test.generate": hashlib.sha256(text.encode()).hexdigest()}
@@ -48,4 +48,4 @@ def test_an_evaluation_goes_on_after_such_a_reply(tmp_path: Path) -> None:
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "last.test.generate.jsonl").touch()
-    assert samples._replies(tmp_path / "predictions" / "last.test.generate.jsonl") == {}
+    assert read_values(tmp_path / "predictions" / "last.test.generate.jsonl") == {}
