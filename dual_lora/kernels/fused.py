@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dual_lora.kernels import plans, tiles
 from dual_lora.kernels.packing import Operands, contiguous, prepare
-from dual_lora.kernels.plans import Geometry
-from dual_lora.kernels.spec import Factors, Gradients, Update
+from dual_lora.kernels.plans import Geometry, Launch
+from dual_lora.kernels.spec import Factors, Gradients, Update, limit
 
 
 def delta_weight(update: Update) -> Tensor:
@@ -80,29 +80,29 @@ def backward(
 
 def build(weight: Tensor | None, out: Tensor, operands: Operands) -> None:
     """Write W0 + dW (or dW) to every element of `out` (out, in)."""
-    pointers, geometry, scaling = operands
+    geometry = operands.geometry
     dtypes = (None if weight is None else weight.dtype, out.dtype)
     strides = None if weight is None else (weight.stride(0), weight.stride(1))
     tile = tiles.tile_for("build_with_start" if geometry.has_start else "build", geometry.device)
     plan = plans.build(geometry, dtypes, strides, (out.stride(0), out.stride(1)), tile)
-    plan(geometry.device, (weight, out, *pointers), (scaling,))
+    _launch(plan, operands, (weight, out, *operands.pointers), operands.scaling)
 
 
 def reduce(g: Tensor, weight: Tensor | None, operands: Operands, *, rebuild: bool) -> list[Tensor]:
     """The four factor gradients from G (out, in), which `rebuild` overwrites with W0 + dW (or dW) in its own dtype."""
-    pointers, geometry, scaling = operands
+    geometry, scaling = operands.geometry, operands.scaling
     if not rebuild:
         weight = None
     plan = reduction_plan(geometry, weight, g.dtype, rebuild=rebuild)
     sums = torch.empty(plan.workspace, dtype=torch.float32, device=g.device)
     outputs = (g, weight, g if rebuild else None)
-    plan.reduce(geometry.device, (*outputs, *pointers, sums), (scaling, _limit(scaling)))
+    _launch(plan.reduce, operands, (*outputs, *operands.pointers, sums), scaling, limit(scaling))
     (rank_m, rank_d), rows, columns = geometry.ranks, geometry.rows, geometry.columns
     grads = [
         torch.empty(shape, dtype=torch.float32, device=g.device)
         for shape in ((rank_m, columns), (rows, rank_m), (rank_d, columns), (rows, rank_d))
     ]
-    plan.finish(geometry.device, (sums, *grads), (scaling,))
+    _launch(plan.finish, operands, (sums, *grads), scaling)
     return grads
 
 
@@ -120,12 +120,13 @@ def reduction_plan(geometry: Geometry, weight: Tensor | None, dtype: torch.dtype
 
 def _reduce_by_gemm(g: Tensor, operands: Operands, factors: Factors) -> list[Tensor]:
     """The factor gradients for large ranks: Gm / s (in place of G) and Gp / s as tensors, then four GEMMs."""
-    pointers, geometry, scaling = operands
     direction = torch.empty_like(g)
-    plans.mask(geometry, g.dtype)(geometry.device, (g, g, direction, *pointers[:4]), (_limit(scaling),))
+    plan = plans.mask(operands.geometry, g.dtype)
+    _launch(plan, operands, (g, g, direction, *operands.pointers[:4]), limit(operands.scaling))
     a, b, c, d = contiguous(factors)
     grad_b, grad_d = _gemm_float32(g, a.t()), _gemm_float32(direction, c.t())
     grad_a, grad_c = _gemm_float32(g.t(), b).t().contiguous(), _gemm_float32(direction.t(), d).t().contiguous()
+    scaling = operands.scaling if operands.in_memory is None else operands.in_memory[0]
     return [gradient.mul_(scaling) for gradient in (grad_a, grad_b, grad_c, grad_d)]
 
 
@@ -154,7 +155,7 @@ def _effective_weight(weight: Tensor | None, operands: Operands, x: Tensor) -> T
 
 def _few_tokens(x: Tensor, weight: Tensor | None, bias: Tensor | None, operands: Operands) -> Tensor:
     """One launch for at most FEW_TOKENS tokens; see `few_tokens_kernel`."""
-    pointers, geometry, scaling = operands
+    geometry = operands.geometry
     if x.stride(1) != 1:
         x = x.contiguous()
     tokens, rows = x.shape[0], geometry.rows
@@ -172,7 +173,8 @@ def _few_tokens(x: Tensor, weight: Tensor | None, bias: Tensor | None, operands:
     if plan.splits > 1:
         partial = torch.empty(plan.splits * tokens * rows, dtype=torch.float32, device=x.device)
         counters = _arrival_counters(x.device, plan.row_blocks)
-    plan.launch(geometry.device, (x, weight, bias, y, partial, counters, *pointers), (scaling,))
+    tensors = (x, weight, bias, y, partial, counters, *operands.pointers)
+    _launch(plan.launch, operands, tensors, operands.scaling)
     return y
 
 
@@ -209,6 +211,9 @@ def _few_tokens_tile(geometry: Geometry, dtype: torch.dtype) -> str:
     return "few_tokens" if max(geometry.ranks) <= limit else "few_tokens_wide"
 
 
-def _limit(scaling: float) -> float:
-    """Where the clip of s G U to [-1, 1] acts on G U."""
-    return 1.0 / abs(scaling) if scaling else float("inf")
+def _launch(launch: Launch, operands: Operands, tensors: tuple[Tensor | None, ...], *numbers: float) -> None:
+    """Launch with `numbers`, s or 1 / |s|, or where they are in memory with their address for each."""
+    if operands.in_memory is None:
+        launch(operands.geometry.device, tensors, numbers)
+    else:
+        launch(operands.geometry.device, (*tensors, *[operands.in_memory] * len(numbers)))

@@ -140,7 +140,7 @@ class _DualLoraLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, *factors, *(update.start or ()))
-        ctx.scaling, ctx.spec = update.scaling, update.spec
+        ctx.rest = update[2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
         return dispatch.forward(x, weight, bias, update, base)
 
@@ -148,7 +148,7 @@ class _DualLoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, c, d, *start = ctx.saved_tensors
-        update = Update((a, b, c, d), tuple(start) or None, ctx.scaling, ctx.spec)
+        update = Update((a, b, c, d), tuple(start) or None, *ctx.rest)
         needs = ctx.needs_input_grad
         grad_x, *grads = dispatch.backward(
             grad, x, weight, update, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])

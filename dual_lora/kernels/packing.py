@@ -22,12 +22,14 @@ _NO_START = (None, None, None, None)
 class Operands(NamedTuple):
     """What the kernels get of one update, besides weights and gradients.
 
-    `pointers`: A, B, C, D as packed bf16 parts or in float32, then A0, B0, C0, D0 in float32 or None.
+    `pointers`: A, B, C, D as packed bf16 parts or in float32, then A0, B0, C0, D0 in float32 or None. `in_memory` as in
+    `Update`.
     """
 
     pointers: tuple[Tensor | None, ...]
     geometry: Geometry
     scaling: float
+    in_memory: Tensor | None
 
 
 def prepare(update: Update) -> Operands:
@@ -48,8 +50,10 @@ def prepare(update: Update) -> Operands:
             factor_cache.put(update.factors, known)
         factors, padded = known
     start = update.start
-    geometry = Geometry(a.get_device(), rows, columns, ranks, padded, update.spec, start is not None)
-    return Operands(factors + (_NO_START if start is None else contiguous(start)), geometry, update.scaling)
+    has_start, reads_scaling = start is not None, update.in_memory is not None
+    geometry = Geometry(a.get_device(), rows, columns, ranks, padded, update.spec, has_start, reads_scaling)
+    pointers = factors + (_NO_START if start is None else contiguous(start))
+    return Operands(pointers, geometry, update.scaling, update.in_memory)
 
 
 def contiguous(factors: Factors) -> Factors:

@@ -64,7 +64,10 @@ class Launch:
 
 
 class Geometry(NamedTuple):
-    """What all kernels of one layer depend on. `padded` is (rows, columns) of packed factors, (0, 0) for plain ones."""
+    """What all kernels of one layer depend on. `padded` is (rows, columns) of packed factors, (0, 0) for plain ones.
+
+    scaling_in_memory: s and 1 / |s| are read from the device.
+    """
 
     device: int
     rows: int
@@ -73,6 +76,7 @@ class Geometry(NamedTuple):
     padded: tuple[int, int]
     spec: UpdateSpec
     has_start: bool
+    scaling_in_memory: bool = False
 
     def constants(self) -> dict[str, int | bool]:
         """The compile-time constants that every kernel but `finish` has, in the kernels' order."""
@@ -84,6 +88,7 @@ class Geometry(NamedTuple):
             "FENCE": self.padded != (0, 0) and tiles.lacks_fence(self.device),
             "RELU": self.spec.magnitude_activation == "relu",
             "SIGN": self.spec.direction_activation == "sign",
+            "IN_MEMORY": self.scaling_in_memory,
         }
 
     def estimator_constants(self) -> dict[str, bool]:
@@ -174,7 +179,12 @@ def reduction(
         triton_kernels.finish_gradient_kernel,
         (cdiv(ranks * columns, FINISH_BLOCK) + cdiv(ranks * rows, FINISH_BLOCK), 1, 1),
         (strips, chunks, rows, columns, column_sums),
-        {"RANK_M": geometry.ranks[0], "RANK_D": geometry.ranks[1], "BLOCK": FINISH_BLOCK},
+        {
+            "RANK_M": geometry.ranks[0],
+            "RANK_D": geometry.ranks[1],
+            "IN_MEMORY": geometry.scaling_in_memory,
+            "BLOCK": FINISH_BLOCK,
+        },
         FINISH_WARPS,
     )
     return Reduction(reduce, finish, column_sums + chunks * ranks * rows)

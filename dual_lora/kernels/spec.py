@@ -49,12 +49,22 @@ class UpdateSpec:
 
 
 class Update(NamedTuple):
-    """One update s (U V - U0 V0) of one call: `scaling` is s = w * s0, `start` holds the frozen A0, B0, C0, D0."""
+    """One update s (U V - U0 V0) of one call: `scaling` is s = w * s0, `start` holds the frozen A0, B0, C0, D0.
+
+    `in_memory`: s and 1 / |s| as two float32 numbers on the device. The fused kernels then read them when they run, so
+    that a recorded call follows what is written there; the others take `scaling`.
+    """
 
     factors: Factors
     start: Factors | None
     scaling: float
     spec: UpdateSpec
+    in_memory: Tensor | None = None
+
+
+def limit(scaling: float) -> float:
+    """Return 1 / |s|: where the clip of s G U to [-1, 1] acts on G U."""
+    return 1.0 / abs(scaling) if scaling else float("inf")
 
 
 class Options(TypedDict, total=False):

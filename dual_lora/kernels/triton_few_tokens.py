@@ -10,6 +10,7 @@ from dual_lora.kernels.triton_products import (
     dot_split,
     fence,
     left_parts,
+    number,
     product,
     right_parts,
     split,
@@ -22,7 +23,7 @@ def few_tokens_kernel(
     x, weight, bias, y, partial, arrived, a, b, c, d, a0, b0, c0, d0, scaling, n_tokens, n_rows, n_columns,
     rows_padded, columns_padded, weight_row_stride, weight_column_stride, x_stride, tiles_per_split,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, IN_MEMORY: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -33,6 +34,7 @@ def few_tokens_kernel(
     the result does not depend on which one that is. `arrived` counts them: zero before and after, one int32 per row
     block.
     """
+    scaling = number(scaling, 0, IN_MEMORY)
     row_block, part = tl.program_id(0), tl.program_id(1)
     first = part * tiles_per_split
     tiles = tl.minimum(tiles_per_split, tl.cdiv(n_columns, BLOCK_COLUMNS) - first)

@@ -4,7 +4,7 @@ Conventions: a weight is (out, in) with any strides (a transposed Conv1D weight 
 offsets (it may have more than 2^31 elements); factors are A (RANK_M, in), B (out, RANK_M), C (RANK_D, in), D (out,
 RANK_D), with PACKED in the layout of `pack_factors_kernel`, else contiguous float32; a0 ... d0 are the frozen factors
 of `subtract_start`. Ranks are padded with zeros to multiples of RANK_BLOCK. `scaling` is a run-time float, so a warm-up
-does not compile anything.
+does not compile anything; IN_MEMORY: a pointer to s and, next to it, 1 / |s|, so that a recorded launch follows it.
 """
 
 # mypy: disable-error-code="assignment"
@@ -20,6 +20,7 @@ from dual_lora.kernels.triton_products import (
     dot_split,
     fence,
     left_parts,
+    number,
     product,
     right_parts,
     split,
@@ -32,10 +33,12 @@ def build_weight_kernel(
     weight, out, a, b, c, d, a0, b0, c0, d0, scaling, n_rows, n_columns, rows_padded, columns_padded,
     weight_row_stride, weight_column_stride, out_row_stride, out_column_stride, tiles_per_program,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_START: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, IN_MEMORY: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_START: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out = W0 + s U(BA) V(DC), summed in float32 and rounded once; a program walks along one block of rows."""
+    scaling = number(scaling, 0, IN_MEMORY)
     first = tl.program_id(0) * tiles_per_program
     tiles = tl.minimum(tiles_per_program, tl.cdiv(n_columns, BLOCK_COLUMNS) - first)
     rows = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -121,7 +124,8 @@ def reduce_gradient_kernel(
     grad, weight, out, a, b, c, d, a0, b0, c0, d0, sums, scaling, limit, n_rows, n_columns,
     rows_padded, columns_padded, weight_row_stride, weight_column_stride, tiles_per_chunk, row_sums_begin,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, IN_MEMORY: tl.constexpr,
+    CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_OUT: tl.constexpr, HAS_START: tl.constexpr, TILE_PARTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, ROW_BLOCKS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -133,6 +137,7 @@ def reduce_gradient_kernel(
     from `sums` on). `grad` and `out` are contiguous; `out` may be `grad` itself: each tile is read before it is
     written, by one program. Both ranks must fit one RANK_BLOCK. All sums lack the factor s.
     """
+    scaling, limit = number(scaling, 0, IN_MEMORY), number(limit, 1, IN_MEMORY)
     chunk, strip = tl.program_id(0), tl.program_id(1)
     first = chunk * tiles_per_chunk
     tiles = tl.minimum(tiles_per_chunk, tl.cdiv(n_columns, BLOCK_COLUMNS) - first)
@@ -201,9 +206,10 @@ def reduce_gradient_kernel(
 @triton.jit
 def finish_gradient_kernel(
     sums, grad_a, grad_b, grad_c, grad_d, scaling, row_blocks, chunks, n_rows, n_columns, row_sums_begin,
-    RANK_M: tl.constexpr, RANK_D: tl.constexpr, BLOCK: tl.constexpr,
+    RANK_M: tl.constexpr, RANK_D: tl.constexpr, IN_MEMORY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add the partial sums in a fixed order; the first programs own dL/dA and dL/dC, the others dL/dB and dL/dD."""
+    scaling = number(scaling, 0, IN_MEMORY)
     column_length = (RANK_M + RANK_D) * n_columns
     row_length = (RANK_M + RANK_D) * n_rows
     column_programs = tl.cdiv(column_length, BLOCK)
@@ -232,13 +238,15 @@ def finish_gradient_kernel(
 def mask_gradient_kernel(
     grad, magnitude, direction, a, b, c, d, limit, n_rows, n_columns, rows_padded, columns_padded,
     RANK_M: tl.constexpr, RANK_D: tl.constexpr, RANK_BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
+    FENCE: tl.constexpr, RELU: tl.constexpr, SIGN: tl.constexpr, IN_MEMORY: tl.constexpr,
+    CLIP: tl.constexpr, HARD_TANH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """For ranks beyond one RANK_BLOCK: `magnitude` = Gm / s and `direction` = Gp / s as tensors, for GEMMs to follow.
 
     `magnitude` may be `grad` itself.
     """
+    limit = number(limit, 1, IN_MEMORY)
     rows = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     mask = (rows[:, None] < n_rows) & (columns[None, :] < n_columns)

@@ -11,6 +11,15 @@ import triton.language as tl
 
 
 @triton.jit
+def number(given, place, IN_MEMORY: tl.constexpr):
+    """A kernel's number: `given` itself, or with IN_MEMORY the one `place` numbers after the address `given`."""
+    if IN_MEMORY:
+        return tl.load(given + place)
+    else:
+        return given
+
+
+@triton.jit
 def split(value):
     """Three bf16 numbers whose sum is the float32 `value` to 2^-24 of it."""
     high = value.to(tl.bfloat16)

@@ -122,7 +122,8 @@ class GraphedSteps:
             nothing that changes between calls but its arguments, parameters and buffers, and random numbers.
         parameters: what is trained.
         recorder: `CudaRecorder()`, or `Recorder()` to compute on the same buffers without graphs.
-        varies: whether something else that `micro_step` reads differs from other steps now: then it is called.
+        follows: whether whatever else `micro_step` reads now is what a recording of it reads, or read: else it is
+            called.
         required: raise if a step cannot be recorded, instead of going on without graphs.
         most: graphs to keep; the least used one is dropped.
     """
@@ -133,13 +134,13 @@ class GraphedSteps:
         parameters: Sequence[torch.nn.Parameter],
         *,
         recorder: Recorder,
-        varies: Callable[[], bool] = lambda: False,
+        follows: Callable[[], bool] = lambda: True,
         required: bool = False,
         most: int = MOST_GRAPHS,
     ) -> None:
         self._micro_step, self._parameters = micro_step, list(parameters)
         self._recorder: Recorder | None = recorder
-        self._varies, self._required, self._most = varies, required, most
+        self._follows, self._required, self._most = follows, required, most
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: set[Hashable] = set()
         self._gradients: StaticGradients | None = None
@@ -195,7 +196,7 @@ class GraphedSteps:
             tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items()),
             None if isinstance(items, Tensor) else items,
         )
-        if key not in self._seen or self._varies():
+        if key not in self._seen or not self._follows():
             self._seen.add(key)
             return None
         return self._graphs.get(key) or self._record(self._recorder, key, batch, items)

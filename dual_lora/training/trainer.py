@@ -36,7 +36,7 @@ from dual_lora.training.recorders import CudaRecorder, on_own_stream
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.sharded import ShardedTrainer
 from dual_lora.training.stopping import Interruption
-from dual_lora.tuner.warmup import warms_up
+from dual_lora.tuner.warmup import follows_recorded, scaling_in_memory
 
 logger = logging.getLogger(__name__)
 _CURVE_POINTS = 200  # of each curve in the record; the full curve stays in the run folder
@@ -142,6 +142,7 @@ def train(
         attention.without_mask(unwrapped(model)) if trainer.args.device.type == "cuda" else nullcontext(),
         attention.with_distances(unwrapped(model)),
         on_own_stream(trainer.args.device) if trainer.graphs_obstacle is None else nullcontext(),
+        scaling_in_memory(model) if trainer.graphs_obstacle is None else nullcontext(),
     ):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         finished = interruption.signal is None or trainer.state.global_step == steps
@@ -238,7 +239,7 @@ class _Trainer(Trainer):
             partial(super().training_step, inner),
             self.trained,
             recorder=CudaRecorder(),
-            varies=warms_up(inner),
+            follows=follows_recorded(inner),
             required=self.graphs == "on",
         )
 

@@ -40,6 +40,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     that were made on the meta device and then loaded). `scaling[name]` is s₀, `spec[name]` the options of the kernels.
 
     `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
+    `scaling_in_memory` holds, while `warmup.scaling_in_memory` lasts, what the kernels read instead.
     """
 
     adapter_layer_names = FACTORS
@@ -61,6 +62,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self.transposed = isinstance(self.get_base_layer(), Conv1D)
         self.delta_warmup = 1.0
+        self.scaling_in_memory: dict[str, Tensor] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -191,11 +193,15 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         choice = self.choose_kernel(x.device, active)
         if choice.one_gemm and self._fits_base_dtype(x):
-            return apply_update(x, self.base_layer.weight, self.base_layer.bias, self.update(active[0]))
+            return apply_update(x, self.base_layer.weight, self.base_layer.bias, self._step_update(active[0]))
         result = self.base_layer(x, *args, **kwargs)
         for name in active:
-            result = apply_update(self.dual_lora_dropout[name](x), None, None, self.update(name), base=result)
+            result = apply_update(self.dual_lora_dropout[name](x), None, None, self._step_update(name), base=result)
         return result
+
+    def _step_update(self, adapter_name: str) -> Update:
+        update, held = self.update(adapter_name), self.scaling_in_memory.get(adapter_name)
+        return update if held is None else update._replace(in_memory=held)
 
     def _fits_base_dtype(self, x: Tensor) -> bool:
         # If dtypes do not match, the base layer is called and raises the error that it raises without an adapter.

@@ -7,12 +7,16 @@ choice (docs/methods/dual_lora.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dual_lora.kernels import resolve_kernel
+from dual_lora.kernels.spec import limit
 from dual_lora.tuner.layer import DualLoraLinear
 
 MAX_DEFAULT_STEPS = 100  # the learning-rate warm-up of the recipe that the paper follows (DoRA's); a guess for w
@@ -37,17 +41,66 @@ def set_delta_warmup(model: nn.Module, factor: float) -> None:
     """
     if not 0 <= factor <= 1:
         raise ValueError(f"factor = {factor!r} must be in [0, 1]; 1 is the trained update.")
-    layers = [module for module in model.modules() if isinstance(module, DualLoraLinear)]
+    layers = _layers(model)
     if not layers:
         raise ValueError("the model has no Dual LoRA layer: call get_peft_model(model, DualLoraConfig(...)) first.")
+    _set(layers, float(factor))
+
+
+def _layers(model: nn.Module) -> list[DualLoraLinear]:
+    return [module for module in model.modules() if isinstance(module, DualLoraLinear)]
+
+
+def _set(layers: Sequence[DualLoraLinear], factor: float) -> None:
     for layer in layers:
-        layer.delta_warmup = float(factor)
+        layer.delta_warmup = factor
+    shared = {
+        id(held): (held, layer.scaling[name]) for layer in layers for name, held in layer.scaling_in_memory.items()
+    }
+    for held, scaling in shared.values():
+        _write(held, factor * scaling)
 
 
-def warms_up(model: nn.Module) -> Callable[[], bool]:
-    """Return what tells whether w of the Dual LoRA layers of `model`, which all have the same, is below 1 now."""
+def _write(held: Tensor, scaling: float) -> None:
+    held[0].fill_(scaling)  # the number goes along with the kernel: a copy from the host would wait for the device
+    held[1].fill_(limit(scaling))
+
+
+def follows_recorded(model: nn.Module) -> Callable[[], bool]:
+    """Return what tells whether a recorded step of `model` has the w of now: all layers have the same.
+
+    It has while w is 1, as when it was recorded, and where the kernels read it from memory.
+    """
     layer = next((module for module in model.modules() if isinstance(module, DualLoraLinear)), None)
-    return lambda: layer is not None and layer.delta_warmup != 1.0
+    return lambda: layer is None or layer.delta_warmup == 1.0 or bool(layer.scaling_in_memory)
+
+
+@contextmanager
+def scaling_in_memory(model: nn.Module) -> Iterator[None]:
+    """Let the fused kernels of `model` read w · s₀ from its device inside: a recorded step then follows the warm-up.
+
+    Layers with equal s₀ share two numbers. No effect where another kernel would compute a layer.
+    """
+    layers = _layers(model)
+    shared: dict[tuple[torch.device, float], Tensor] = {}
+    if all(_reads_memory(layer) for layer in layers):
+        for layer in layers:
+            for name, scaling in layer.scaling.items():
+                device = layer.factors(name)[0].device
+                held = shared.setdefault((device, scaling), torch.empty(2, dtype=torch.float32, device=device))
+                layer.scaling_in_memory[name] = held
+                _write(held, layer.delta_warmup * scaling)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.scaling_in_memory.clear()
+
+
+def _reads_memory(layer: DualLoraLinear) -> bool:
+    devices = {tensor.device for tensor in layer.adapter_tensors()}
+    kernels = {resolve_kernel(spec.kernel, device) for spec in layer.spec.values() for device in devices}
+    return kernels == {"fused"}
 
 
 class DeltaWarmupCallback(TrainerCallback):
@@ -68,6 +121,7 @@ class DeltaWarmupCallback(TrainerCallback):
             raise ValueError(f"warmup_steps = {warmup_steps!r} must be a whole number of at least 0, or None.")
         self.warmup_steps = warmup_steps
         self.resolved_warmup_steps: int | None = warmup_steps
+        self._layers: list[DualLoraLinear] = []  # finding them visits every module
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -75,6 +129,7 @@ class DeltaWarmupCallback(TrainerCallback):
         if self.warmup_steps is None:
             self.resolved_warmup_steps = default_warmup_steps(state.max_steps)
         set_delta_warmup(kwargs["model"], 1.0)
+        self._layers = _layers(kwargs["model"])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -82,15 +137,15 @@ class DeltaWarmupCallback(TrainerCallback):
         assert self.resolved_warmup_steps is not None
         factor = warmup_factor(state.global_step, self.resolved_warmup_steps)
         if factor < 1:
-            set_delta_warmup(kwargs["model"], factor)
+            _set(self._layers, factor)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.resolved_warmup_steps is not None
         # The step that just ended began one global step ago.
         if warmup_factor(state.global_step - 1, self.resolved_warmup_steps) < 1:
-            set_delta_warmup(kwargs["model"], 1.0)
+            _set(self._layers, 1.0)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        set_delta_warmup(kwargs["model"], 1.0)
+        _set(self._layers, 1.0)

@@ -135,9 +135,9 @@ def test_a_replay_computes_with_its_own_batch_and_items_and_its_loss_is_kept() -
     assert steps.replays == 3
 
 
-def test_what_varies_is_called_and_what_cannot_be_recorded_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    fixture, varies = Fixture(), [True]
-    steps = fixture.steps(varies=lambda: varies[0])
+def test_what_changed_is_called_and_a_failed_recording_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    fixture, follows = Fixture(), [False]
+    steps = fixture.steps(follows=lambda: follows[0])
     for _ in range(4):
         steps(batch(3), torch.tensor(1.0))
     assert steps.replays == 0

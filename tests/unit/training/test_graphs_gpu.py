@@ -46,7 +46,7 @@ def cell(results: Path, way: str, *words: str) -> Any:
         ("method=lora", "method.lora_dropout=0.2"),
         ("method=dora", "launch.per_device_batch=2"),
         ("method=dual_lora", "launch.per_device_batch=4"),
-        ("method=dual_lora", "method.dropout=0.2"),
+        ("method=dual_lora", "method.dropout=0.2", "method.delta_warmup_steps=5"),
     ],
     ids="-".join,
 )

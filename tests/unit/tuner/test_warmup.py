@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from dual_lora import DeltaWarmupCallback, DualLoraLinear, set_delta_warmup
-from dual_lora.tuner.warmup import default_warmup_steps, warmup_factor
+from dual_lora.tuner import warmup
+from dual_lora.tuner.warmup import default_warmup_steps, follows_recorded, scaling_in_memory, warmup_factor
 from tests.unit.tuner.tiny_adapted_model import TOKENS, logits, make_base, make_config
 
 
@@ -74,3 +75,24 @@ def test_a_model_without_dual_lora_raises():
 def test_a_negative_length_raises():
     with pytest.raises(ValueError, match="warmup_steps = -1"):
         DeltaWarmupCallback(warmup_steps=-1)
+
+
+def test_in_memory_all_layers_share_the_numbers_of_now(monkeypatch):
+    model = get_peft_model(make_base("llama"), make_config("llama"))
+    layers = [module for module in model.modules() if isinstance(module, DualLoraLinear)]
+    full = layers[0].scaling["default"]
+    set_delta_warmup(model, 0.25)
+    follows = follows_recorded(model)
+    with scaling_in_memory(model):  # no kernel of a CPU reads it
+        assert not any(layer.scaling_in_memory for layer in layers)
+        assert not follows()
+    monkeypatch.setattr(warmup, "resolve_kernel", lambda *_: "fused")
+    with scaling_in_memory(model):
+        held = layers[0].scaling_in_memory["default"]
+        assert all(layer.scaling_in_memory["default"] is held for layer in layers)
+        for factor in (0.25, 0.0, 1.0):
+            if factor != 0.25:
+                set_delta_warmup(model, factor)
+            assert held.tolist() == pytest.approx([factor * full, 1 / (factor * full) if factor else float("inf")])
+            assert follows()
+    assert not any(layer.scaling_in_memory for layer in layers)
