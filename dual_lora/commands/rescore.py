@@ -65,16 +65,15 @@ def _one(run_id: str, options: argparse.Namespace) -> str:
             data=dataclasses.replace(config.data, dir=options.data_dir or config.data.dir),
         )
         made = rescore(known, config, folder)
-        records.write_json(path, made)
+        records.write(path, made)
     before, after = known["scores"]["headline"], made["scores"]["headline"]
     return f"{after['metric']} {before['value']} -> {after['value']}"
 
 
 def _here(results: Path) -> list[str]:
     """Return the runs whose record is finished and whose predictions are here."""
-    found = []
-    for path in sorted((results / "records").glob("*.json")):
-        known = records.read(path)
-        if known and known["status"] == "finished" and (results / "runs" / path.stem / "predictions").is_dir():
-            found.append(path.stem)
-    return found
+    found, refused = records.read_folder(sorted((results / "records").glob("*.json")))
+    for text in refused:
+        print(f"refused: {text}", file=sys.stderr)
+    finished = [known["identity"]["run_id"] for known in found if known["status"] == "finished"]
+    return [name for name in finished if (results / "runs" / name / "predictions").is_dir()]

@@ -11,6 +11,7 @@ process holds its lock (the same command continues it).
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     """Return 0 if every run is done, 1 when some are not. Raises `ValueError` for a file that cannot be used."""
     space = Workspace(options.home)
     experiment = space.experiment(options.experiment)
+    for text in space.refused(committed=False):
+        print(f"refused: {text}", file=sys.stderr)
     runs = progress(experiment, space.all_records(), space.root / "results" / "runs")
     commands = selection.commands(experiment, [run.choices for run in runs if run.state in OPEN])
     failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running")]

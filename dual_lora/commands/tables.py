@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from itertools import groupby
 from pathlib import Path
 
@@ -41,9 +42,10 @@ def run(options: argparse.Namespace) -> int:
     if options.records is not None:
         return _other_records(space, options, console)
     views = space.views(space.committed_records(), options.only)
+    refused = _refused(space.refused(committed=options.check))
     files = space.committed_files(views, with_documents=not options.only)
     if options.check:
-        return _check(space.stale(files, complete=not options.only))
+        return refused or _check(space.stale(files, complete=not options.only))
     changed = workspace.save(files)
     for name, view in views.items():
         done = f"{sum(b.runs_done for b in view.blocks)} of {sum(b.runs_all for b in view.blocks)} runs"
@@ -51,7 +53,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"results/tables/{name}.md .tex .csv: {done}, {state}")
     space.draw(space.committed_records())
     _local(space, options.only, console)
-    return 0
+    return refused
+
+
+def _refused(texts: list[str]) -> int:
+    """Name each record that is not shown, and return the exit code."""
+    for text in texts:
+        print(f"error: refused: {text}", file=sys.stderr)
+    return 2 if texts else 0
 
 
 def _check(diffs: list[str]) -> int:
@@ -65,14 +74,16 @@ def _check(diffs: list[str]) -> int:
 def _other_records(space: Workspace, options: argparse.Namespace, console: Console) -> int:
     if not options.records.is_dir():
         raise ValueError(f"--records {options.records}: no such folder")
-    views = space.views(records.read_all(options.records), options.only)
+    found, refused = records.read_all(records.files(options.records))
+    code = _refused(refused)
+    views = space.views(found, options.only)
     if options.check:
-        return _check(space.stale(workspace.table_files(views, space.tables), complete=False))
+        return code or _check(space.stale(workspace.table_files(views, space.tables), complete=False))
     workspace.save(workspace.table_files(views, space.local_tables))
     for name, view in views.items():
         console.print(*formats.on_screen(view), sep="\n")
         print(f"{space.local_tables / name}.md .tex .csv")
-    return 0
+    return code
 
 
 def _local(space: Workspace, only: list[str], console: Console) -> None:

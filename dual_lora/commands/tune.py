@@ -11,6 +11,7 @@ be committed.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -32,7 +33,10 @@ def run(options: argparse.Namespace) -> int:
     known = definition.read_all(options.experiments)
     trials = [definition.named(known, name) for name in options.trials]
     then = definition.named(known, options.then) if options.then else None
-    choices = tuning.choose(trials, records.read_all(options.records))
+    held, refused = records.read_all(records.files(options.records))
+    for text in refused:
+        print(f"refused: {text}", file=sys.stderr)
+    choices = tuning.choose(trials, held)
     study = tuning.commands(choices, then) if then else []
     terminal.console(stderr=options.then is not None).print(_table(choices))
     if study:

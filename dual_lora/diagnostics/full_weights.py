@@ -15,9 +15,9 @@ def full_fine_tuning(config: RunConfig, dtype: str) -> Path | None:
     validation loss (they differ in their learning rate).
     """
     found: list[tuple[float, Path]] = []
-    for path in sorted((Path(config.results) / "records").glob("*.json")):
-        known = records.read(path)
-        if known is None or known["status"] != "finished":
+    held, _ = records.read_folder(sorted((Path(config.results) / "records").glob("*.json")))
+    for known in held:
+        if known["status"] != "finished":
             continue
         its = known["identity"]
         same = (

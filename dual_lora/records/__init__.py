@@ -1,8 +1,9 @@
-"""Records and their files: what one holds (`schema`), who writes it (`writing`), how files stay whole (`storage`).
+"""Records and their files: what one holds (`schema`), who writes and who reads it, how files stay whole (`storage`).
 
 `lock` lets one process at a time work on a run, `redaction` keeps secrets out. Nothing here imports torch.
 """
 
+from dual_lora.records.evidence import read, read_folder, run_id
 from dual_lora.records.learning_rate import learning_rates
 from dual_lora.records.schema import SCHEMA, Status
 from dual_lora.records.storage import (
@@ -16,7 +17,7 @@ from dual_lora.records.storage import (
     write_json,
     write_text,
 )
-from dual_lora.records.writing import build, origin_of_this_process, read, record_path, run_folder, weights_file
+from dual_lora.records.writing import build, origin_of_this_process, record_path, run_folder, weights_file, write
 
 __all__ = [
     "SCHEMA",
@@ -29,12 +30,15 @@ __all__ = [
     "learning_rates",
     "origin_of_this_process",
     "read",
+    "read_folder",
     "read_json",
     "record_path",
     "replacing",
     "run_folder",
+    "run_id",
     "set_aside",
     "weights_file",
+    "write",
     "write_json",
     "write_text",
 ]

@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-SCHEMA = 2
+from dual_lora.config.errors import ConfigError
+
+SCHEMA = 3
+CHECKED_SINCE = 3  # records of this schema and newer ones hold a checksum
 
 
 def _without_learning_rates(values: dict[str, Any]) -> dict[str, Any]:
@@ -22,14 +25,21 @@ def _without_learning_rates(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "curves": curves}
 
 
+def _without_checksum(values: dict[str, Any]) -> dict[str, Any]:
+    """2 -> 3: nothing shows that a score of an older record is as its run wrote it."""
+    return values
+
+
 # Schema version -> the function that turns a record of it into one of the next version.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_learning_rates}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _without_learning_rates, 2: _without_checksum}
 Status = Literal["finished", "diverged", "out_of_memory", "timed_out", "interrupted", "failed"]
 # A record may hold more than a table reads; the fields that a table reads are type-checked.
-_TYPED = ConfigDict(extra="ignore")
+_TYPED = ConfigDict(extra="ignore", allow_inf_nan=False)
+_Count = Annotated[int, Field(ge=0)]
+_Amount = Annotated[float, Field(ge=0)]
 
 
-class RecordError(ValueError):
+class RecordError(ConfigError):
     """A record that cannot be used; the message names the file, the field and what is wrong with it."""
 
 
@@ -41,10 +51,10 @@ class Measurement:
     split: str
     checkpoint: str  # last, best_loss, best_score, base
     scoring: str
-    items: int
+    items: Annotated[int, Field(ge=1)]
     metrics: dict[str, float | None]  # None: undefined, e.g. the correlation of a constant
-    unreadable: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
+    unreadable: _Count = 0
+    counts: dict[str, _Count] = field(default_factory=dict)
     chance: float | None = None
     at_chance: bool | None = None
 
@@ -83,15 +93,15 @@ class Scores:
 class Cost:
     """What a run took: seconds, bytes (peak memory of each rank), parameters."""
 
-    train_seconds: float | None = None
-    eval_seconds: float | None = None
-    tokens_per_second: float | None = None
-    peak_memory_bytes: tuple[int, ...] = ()
-    adapter_bytes: int | None = None
-    trainable_parameters: int | None = None
-    trainable_parameters_without_head: int | None = None
-    total_parameters: int | None = None
-    train_flops: float | None = None
+    train_seconds: _Amount | None = None
+    eval_seconds: _Amount | None = None
+    tokens_per_second: _Amount | None = None
+    peak_memory_bytes: tuple[_Count, ...] = ()
+    adapter_bytes: _Count | None = None
+    trainable_parameters: _Count | None = None
+    trainable_parameters_without_head: _Count | None = None
+    total_parameters: _Count | None = None
+    train_flops: _Amount | None = None
 
 
 @dataclass(frozen=True, config=_TYPED)
@@ -151,7 +161,7 @@ def upgraded(values: Mapping[str, Any], path: str = "the record") -> dict[str, A
     """Return a record of any known schema version in the current one. Raises `RecordError`."""
     values = dict(values)
     version = values.get("schema")
-    if not isinstance(version, int) or version > SCHEMA:
+    if isinstance(version, bool) or not isinstance(version, int) or version > SCHEMA:
         raise RecordError(
             f"{path}: schema={version!r}; this version of the suite reads schema 1 to {SCHEMA}: update it"
         )
@@ -181,4 +191,27 @@ def parse(values: Mapping[str, Any], path: str = "the record") -> Record:
         raise RecordError(f"{path}: identity.seed={record.identity['seed']!r}: it must be an integer")
     if record.status == "finished" and record.scores.headline is None:
         raise RecordError(f"{path}: status is finished but scores.headline is missing")
+    _check_scores(record.scores, path)
     return record
+
+
+def _check_scores(scores: Scores, path: str) -> None:
+    for number, entry in enumerate(scores.measurements):
+        if entry.unreadable > entry.items:
+            raise RecordError(
+                f"{path}: scores.measurements.{number}: {entry.unreadable} unreadable replies to {entry.items} items"
+            )
+    shown = scores.headline
+    if shown is None:
+        return
+    values = [
+        entry.metrics[shown.metric]
+        for entry in scores.measurements
+        if shown.metric in entry.metrics
+        and (entry.subset, entry.scoring, entry.checkpoint) == (shown.subset, shown.scoring, shown.checkpoint)
+    ]
+    if shown.value not in values:
+        raise RecordError(
+            f"{path}: scores.headline is {shown.metric} {shown.value} of {shown.subset}, which no measurement holds "
+            f"(they hold {values or 'none'})"
+        )

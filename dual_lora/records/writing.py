@@ -1,4 +1,4 @@
-"""The record of a run: one JSON file, also of a run that failed. The only writer; `dual_lora.report` reads.
+"""The record of a run: one JSON file, also of a run that failed. The only writer; `evidence` reads.
 
 `identity` is everything that can change a number, and its hash is the run id. `scores` holds only what the identity
 determines. Times, memory and machines are in `cost` and `execution`, commit, versions and command in `origin`.
@@ -16,7 +16,9 @@ from typing import Any
 
 from dual_lora import shipped
 from dual_lora.records import redaction
-from dual_lora.records.schema import SCHEMA, RecordError, Status, upgraded
+from dual_lora.records.evidence import checksum
+from dual_lora.records.schema import SCHEMA, Status
+from dual_lora.records.storage import write_json
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy", "triton")
 
@@ -36,17 +38,11 @@ def weights_file(folder: Path, checkpoint: str) -> Path:
     return folder / "last.safetensors" if checkpoint == "last" else folder / "selected" / f"{checkpoint}.safetensors"
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """Return a record in the current schema, or None if there is none. Raises `RecordError` naming a damaged file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise RecordError(f"{path} is damaged ({error}); move it away and give the same command again") from None
-    if not isinstance(values, dict):
-        raise RecordError(f"{path} is damaged (not a JSON object); move it away and give the same command again")
-    return upgraded(values, str(path))
+def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write a record with its checksum, as `write_json` does, and return what was written."""
+    written = {**record, "checksum": checksum(record)}
+    write_json(path, written)
+    return written
 
 
 def build(

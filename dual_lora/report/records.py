@@ -1,8 +1,4 @@
-"""Reading the records of runs: one JSON file per run, written by `dual_lora.records`.
-
-A record is evidence, so nothing is repaired silently: a file that is damaged, or that a newer version of the suite
-wrote, is refused by name.
-"""
+"""The records of runs as a table reads them, and which of them belong to the repository."""
 
 from __future__ import annotations
 
@@ -15,39 +11,37 @@ from dual_lora import records
 from dual_lora.records.schema import Record, RecordError, parse
 
 
-def read(path: Path) -> Record:
-    """Return the record in a file. Raises `RecordError` naming a file that is missing or cannot be used."""
-    values = records.read(path)
-    if values is None:
-        raise RecordError(f"{path}: no such record")
-    return replace(parse(values, str(path)), path=str(path))
+def read_all(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
+    """Return the records in these files, in their order, and why each of the others is refused, by name."""
+    paths = list(paths)
+    found, refused = records.read_folder(paths)
+    places = {path.stem: path for path in paths}
+    typed = (replace(parse(values), path=str(places[values["identity"]["run_id"]])) for values in found)
+    return list(typed), refused
 
 
-def read_all(folder: Path, *, only: Iterable[Path] | None = None) -> list[Record]:
-    """Return the records of a folder in the order of their file names, or those of `only`.
-
-    Raises `RecordError` for a damaged one and for two files that hold the same run.
-    """
-    paths = sorted(folder.glob("*.json")) if only is None else sorted(only)
-    found = [read(path) for path in paths]
-    seen: dict[str, str] = {}
-    for record in found:
-        if record.run_id in seen:
-            raise RecordError(f"{record.path} and {seen[record.run_id]} hold the same run {record.run_id}: delete one")
-        seen[record.run_id] = record.path
-    return found
+def files(folder: Path) -> list[Path]:
+    """Return the record files of a folder, by name."""
+    return sorted(folder.glob("*.json"))
 
 
 def committed(folder: Path) -> list[Path]:
-    """Return the record files that belong to the repository: those git tracks, or all where there is no git.
+    """Return the record files that belong to the repository: those git tracks, or all outside a repository.
 
-    A record counts from `git add` on, so that a table and its records can go into one commit.
+    A record counts from `git add` on, so that a table and its records can go into one commit. Raises `RecordError` if
+    the folder is in a repository that git does not read, such as another user's: nobody could say which are tracked.
     """
+    if not any((parent / ".git").exists() for parent in (folder.resolve(), *folder.resolve().parents)):
+        return files(folder)
+    command = ["git", "ls-files", "-z", "--", "."]
     try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--", "."], cwd=folder, capture_output=True, check=True, text=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return sorted(folder.glob("*.json"))
-    paths = [folder / name for name in listed.split("\0") if name.endswith(".json") and "/" not in name]
-    return sorted(path for path in paths if path.exists())
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise RecordError(f"{folder} is in a git repository, and git cannot be run ({error}): install it") from None
+    if done.returncode:
+        raise RecordError(
+            f"{folder}: git does not say which records are committed: {done.stderr.strip().partition(chr(10))[0]}. For "
+            f"another user's clone: git config --global --add safe.directory {folder.resolve().parents[1]}"
+        )
+    names = [name for name in done.stdout.split("\0") if name.endswith(".json") and "/" not in name]
+    return sorted(path for path in (folder / name for name in names) if path.exists())

@@ -50,6 +50,8 @@ def belongs(record: Record, choices: Mapping[str, str]) -> bool:
 
 def in_sweep(record: Record, experiment: Experiment) -> bool:
     """Whether a record belongs to a run of the experiment's sweep."""
+    if any(record.name(key) not in experiment.sweep[key] for key in _GROUPS):
+        return False  # most records end here
     return all(any(belongs(record, {key: value}) for value in values) for key, values in experiment.sweep.items())
 
 
@@ -76,7 +78,21 @@ def of_row(records: Sequence[Record], row: Mapping[str, str], task: str) -> tupl
 
 def missing(experiment: Experiment, records: Sequence[Record]) -> list[dict[str, str]]:
     """Return the runs that no record belongs to, not even one of a failed run."""
-    return [run for run in experiment.runs() if not any(belongs(record, run) for record in records)]
+    held = by_names(records)
+    return [run for run in experiment.runs() if not any(belongs(record, run) for record in held[names(run)])]
+
+
+def by_names(records: Iterable[Record]) -> Mapping[tuple[str, ...], list[Record]]:
+    """Return the records by model, task, method, protocol and profile, in their order; none for other names."""
+    held: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        held[tuple(record.name(key) for key in _GROUPS)].append(record)
+    return held
+
+
+def names(run: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what `by_names` has the records of a run under."""
+    return tuple(run[key] for key in _GROUPS)
 
 
 def commands(experiment: Experiment, runs: Sequence[Mapping[str, str]]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from dual_lora import shipped
@@ -64,15 +65,25 @@ class Workspace:
                 raise definition.DefinitionError(f"table {name!r} does not exist{legal_values(name, list(tables))}")
         return {name: blocks for name, blocks in tables.items() if not only or name in only}
 
-    def committed_records(self) -> list[Record]:
-        """Return the records git tracks (all, where there is no git). Raises `RecordError`."""
-        if not self.records.is_dir():
-            return []
-        return records.read_all(self.records, only=records.committed(self.records))
-
     def all_records(self) -> list[Record]:
-        """Return every record on this machine. Raises `RecordError`."""
-        return records.read_all(self.records) if self.records.is_dir() else []
+        """Return every record on this machine that can be used."""
+        return self._held[0]
+
+    def committed_records(self) -> list[Record]:
+        """Return those that git tracks (all, outside a repository). Raises `RecordError`."""
+        return [record for record in self.all_records() if record.path in self._committed]
+
+    def refused(self, *, committed: bool) -> list[str]:
+        """Return why each of the other files is no record that can be used; with `committed` of those git tracks."""
+        return [text for text in self._held[1] if not committed or text.startswith(tuple(self._committed))]
+
+    @cached_property
+    def _held(self) -> tuple[list[Record], list[str]]:
+        return records.read_all(records.files(self.records))
+
+    @cached_property
+    def _committed(self) -> frozenset[str]:
+        return frozenset(map(str, records.committed(self.records) if self.records.is_dir() else ()))
 
     def view(self, name: str, blocks: Sequence[Experiment], held: Sequence[Record]) -> TableView:
         """Return a table over the given records."""

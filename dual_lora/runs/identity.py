@@ -6,10 +6,8 @@ import dataclasses
 from typing import Any
 
 from dual_lora.config import RunConfig
-from dual_lora.records import digest
+from dual_lora.records import digest, run_id
 
-# Only for display: renaming a label must not orphan the records made under the old one.
-_LABELS = ("label",)
 _NOT_IDENTITY = {
     # Metrics are computed from the kept predictions, at any time and as often as wanted (`run.py rescore`).
     "task": ("metrics",),
@@ -18,7 +16,6 @@ _NOT_IDENTITY = {
     "recipe": ("sources", "learning_rates", "trials"),
     "profile": ("base_row", "samples"),
 }
-_UNTRAINED = ("recipe", "seed")  # without effect on a run that trains nothing
 
 
 def protocol_hash(config: RunConfig) -> str:
@@ -45,10 +42,5 @@ def identity(
     values["model"]["fingerprint"] = model_fingerprint
     values["data"] = {"source": config.data.source, "fingerprint": data_fingerprint}
     values.update(dtype=dtype, seed=config.seed, init_from=init_from)
-    hashed = {
-        key: {name: item for name, item in value.items() if name not in _LABELS} if isinstance(value, dict) else value
-        for key, value in values.items()
-        if not (config.method.trains == "nothing" and key in _UNTRAINED)
-    }
     values["protocol"]["hash"] = protocol_hash(config)
-    return {"run_id": digest(hashed, 16), **values}
+    return {"run_id": run_id(values), **values}

@@ -65,7 +65,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
         with stopping.signals_interrupt():
             made, error = _run_locked(resolved)
         if processes.is_main():
-            records.write_json(resolved.record_path, made)
+            made = records.write(resolved.record_path, made)
     if error is not None and processes.world_size() > 1:
         raise ProcessFailed(made["status"], made["message"], error)
     return made
@@ -161,7 +161,7 @@ def write_failure(resolved: Resolved, status: records.Status, message: str, trac
             made = known | {"status": status, "message": message}
         if trace:
             _keep_trace(resolved.folder, message, trace)
-        records.write_json(resolved.record_path, made)
+        records.write(resolved.record_path, made)
     return status
 
 

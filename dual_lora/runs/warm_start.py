@@ -16,7 +16,7 @@ scripts), with a new head, since the classes differ. `init_from` says so explici
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from dual_lora.config import MNLI_STARTED, ConfigError, RunConfig
 if TYPE_CHECKING:
     from torch import nn
 
+logger = logging.getLogger(__name__)
 _SOURCE_TASK = "glue/mnli"
 # Adapters that mean nothing without frozen random tensors, which come from the run's seed and are not in the file.
 _SEEDED_CONFIGS = ("peft.VeraConfig", "peft.RandLoraConfig")
@@ -140,11 +141,11 @@ def command(config: RunConfig) -> str:
     return " ".join([shipped.PROGRAM, *words])
 
 
-def _records(config: RunConfig) -> Iterator[dict[str, Any]]:
-    for path in sorted((Path(config.results) / "records").glob("*.json")):
-        known = records.read(path)
-        if known is not None and known["status"] == "finished":
-            yield known
+def _records(config: RunConfig) -> list[dict[str, Any]]:
+    held, refused = records.read_folder(sorted((Path(config.results) / "records").glob("*.json")))
+    for text in refused:
+        logger.warning("refused: %s", text)
+    return [known for known in held if known["status"] == "finished"]
 
 
 def _differences(config: RunConfig, known: dict[str, Any]) -> list[str]:

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from dual_lora import records
 from dual_lora.records.redaction import shareable
 from tests import ROOT
+from tests.unit.report.report_builder import record
 
 
 def test_a_record_is_read_back_as_it_was_made(tmp_path: Path) -> None:
-    made = records.build(status="finished", identity={"run_id": "0" * 16, "target": ("q", "v")}, scores={"value": 0.5})
-    path = records.record_path(tmp_path, "0" * 16)
-    records.write_json(path, made)
+    identity = {**record("lora")["identity"], "target": ("q", "v")}
+    identity["run_id"] = records.run_id(identity)
+    path = records.record_path(tmp_path, identity["run_id"])
+    made = records.write(path, records.build(status="failed", identity=identity, scores={"notes": ["é"]}))
     assert records.read(path) == made
     assert made["identity"]["target"] == ["q", "v"]
 
@@ -51,7 +53,7 @@ def test_committed_records_are_laid_out_so() -> None:
     for path in paths:
         text = path.read_text(encoding="utf-8")
         longest = max(longest, len(text.splitlines()))
-        assert text == records.dumps(records.read(path)) + "\n", f"{path.name}: written by another version or by hand"
+        assert text == records.dumps(json.loads(text)) + "\n", f"{path.name}: written by another version or by hand"
     assert longest < 300
 
 
@@ -82,20 +84,13 @@ def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99}'])
-def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json"):
-        records.read(path)
-
-
 def test_a_record_with_a_learning_rate_curve_reads_as_one_without(tmp_path: Path) -> None:
     """Schema 1 kept the curve; these are points of one that a run of this record's identity kept."""
     path = ROOT / "results" / "records" / "018ac3b0ab826078.json"
     made = records.read(path)
     assert made is not None
     kept = [[10, 0.00034615385], [20, 0.000485], [100, 0.000285], [180, 8.5e-05], [210, 1e-05]]
+    del made["checksum"]
     old = {**made, "schema": 1, "curves": {"learning_rate": kept, **made["curves"]}}
     records.write_json(tmp_path / path.name, old)
     assert records.read(tmp_path / path.name) == made

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dual_lora.records
 from dual_lora.records import SCHEMA
 from dual_lora.report.layout import Line, TableView
+from tests.unit.records.test_record_names import name_of
 
 BEGUN = datetime(2026, 3, 1, tzinfo=UTC)  # after the endpoint of EXPERIMENT was named
 _SLOTS = itertools.count()
@@ -88,14 +89,11 @@ def record(
     }  # fmt: skip
     finished = status == "finished"
     begun = BEGUN + next(_SLOTS) * timedelta(minutes=5)  # one after the other
-    return {
+    made = {
         "schema": SCHEMA,
         "status": status,
         "message": None if finished else "it did not work",
         "identity": {
-            "run_id": f"{model}-{task}-{method}-{learning_rate}-{seed}-{profile}-{source}-{init_from}".replace(
-                "/", "-"
-            ),
             "model": {"name": model, "label": model.upper()},
             "task": {"name": task, "label": task, "target": "text"},
             "method": {"name": method, "label": method.upper(), "settings": {"r": 32}, "trains": trains},
@@ -127,13 +125,15 @@ def record(
             "recipe_trials": 4,
         },
     }
+    made["identity"]["run_id"] = name_of(made["identity"])
+    return made
 
 
 def write(folder: Path, *records: dict[str, Any]) -> Path:
-    """Write records the way a run does, one file each, and return the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write records the way a run does, one file each, and return the folder. What a test changed renames them."""
     for values in records:
-        (folder / f"{values['identity']['run_id']}.json").write_text(json.dumps(values), encoding="utf-8")
+        values["identity"]["run_id"] = name_of(values["identity"])
+        dual_lora.records.write(folder / f"{values['identity']['run_id']}.json", values)
     return folder
 
 

@@ -1,19 +1,15 @@
-"""Records as a table reads them: refused by name when damaged, upgraded, selected by the words of a command line."""
+"""Records as a table reads them: upgraded, selected by the words of a command line."""
 
 from __future__ import annotations
 
 import pytest
 
 from dual_lora.records import schema
-from dual_lora.report import records, selection
-from tests.unit.report.report_builder import record, write
+from dual_lora.report import selection
+from tests.unit.report.report_builder import record
 
 
-def test_a_damaged_or_newer_record_is_refused_by_name(tmp_path):
-    folder = write(tmp_path / "records", record("lora"))
-    (folder / "broken.json").write_text('{"schema": 1, "sta')
-    with pytest.raises(schema.RecordError, match=r"broken\.json is damaged"):
-        records.read_all(folder)
+def test_a_newer_record_and_one_without_a_protocol_are_refused():
     with pytest.raises(schema.RecordError, match="schema=99"):
         schema.parse({**record("lora"), "schema": 99})
     with pytest.raises(schema.RecordError, match="status"):

@@ -20,7 +20,7 @@ def seeded(values) -> dict[int, float]:
 def study(name: str):
     """Return the measured rows of an experiment from the committed records, by method."""
     folder = ROOT / "results" / "records"
-    held = records.read_all(folder, only=records.committed(folder))
+    held, _ = records.read_all(records.committed(folder))
     block = measured.block(definition.read(ROOT / "experiments" / f"{name}.yaml"), held)
     return {row.choices["method"]: row for row in block.rows}, block
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,36 @@ def test_a_record_counts_once_it_is_added(checkout):
 
 def test_a_damaged_committed_record_is_an_error_that_names_it(checkout, capsys):
     path = next((checkout / "results/records").glob("*.json"))
+    write(checkout / "results/records", record("dual_lora", scores={"boolq": 0.8, "piqa": 0.8}))
+    git(checkout, "add", "results/records")
     path.write_text(path.read_text()[:100])
     assert command("tables", checkout, "--check") == 2
-    assert path.name in capsys.readouterr().err
+    assert f"refused: {path} is damaged" in capsys.readouterr().err
+    assert command("tables", checkout) == 2, "the rest is shown all the same"
+    assert "80.0" in (checkout / "results/tables/table_x.md").read_text()
+
+
+def test_each_record_is_read_once_however_many_tables_show_it(checkout, monkeypatch):
+    read = Counter()
+    path_read_text = Path.read_text
+
+    def counted(path, *arguments, **named):
+        read[path.parent.name] += 1
+        return path_read_text(path, *arguments, **named)
+
+    for number in range(5):
+        (checkout / f"experiments/table_{number}.yaml").write_text(EXPERIMENT)
+    monkeypatch.setattr(Path, "read_text", counted)
+    assert command("tables", checkout) == 0
+    assert read["records"] == 1
+
+
+def test_a_refused_record_of_this_machine_leaves_the_check_alone(checkout, capsys):
+    (checkout / "results/records/broken.json").write_text("{")
+    assert command("tables", checkout, "--check") == 0
+    assert command("tables", checkout) == 2
+    assert command("status", checkout, "table_x") == 1
+    assert capsys.readouterr().err.count("broken.json is damaged") == 2
 
 
 def test_unknown_names_are_errors_that_list_the_legal_ones(checkout, capsys):

@@ -42,8 +42,10 @@ def finish_mnli(config, score, status="finished", weights=True):
         data_fingerprint=glue.build(config).fingerprint(),
     )
     headline = {"metric": "accuracy", "value": score, "subset": "mnli", "scoring": "classify", "checkpoint": "best_dev"}
-    made = records.build(status=status, identity=named, scores={"headline": headline, "measurements": [], "notes": []})
-    records.write_json(records.record_path(config.results, named["run_id"]), made)
+    measured = {"split": "validation", "items": 4, "metrics": {"accuracy": score}}
+    measured |= {key: headline[key] for key in ("subset", "scoring", "checkpoint")}
+    made = records.build(status=status, identity=named, scores={"headline": headline, "measurements": [measured]})
+    records.write(records.record_path(config.results, named["run_id"]), made)
     model = adapted(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
