@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dual_lora.report.stats import Estimate
+from dual_lora.records.schema import Record
+from dual_lora.report.stats import Estimate, Stratum
 
 Verdict = Literal["better", "worse", "equal", "open", "at chance", "too few pairs", "exploratory"]
 
@@ -50,6 +52,7 @@ class Cell:
     high: float | None = None
     difference: Estimate | None = None  # from the reference
     comparison: Comparison | None = None  # of the block's endpoint
+    strata: tuple[Stratum, ...] = ()  # what the value is made of, scaled
 
     @property
     def empty(self) -> bool:
@@ -69,6 +72,8 @@ class Line:
     n: str = ""
     trials: str = ""
     cost: tuple[str, ...] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)  # of ours: setting -> value, without task and seed
+    records: tuple[Record, ...] = ()  # of ours
 
     @property
     def origin(self) -> str:
@@ -100,6 +105,7 @@ class BlockView:
     commands: tuple[str, ...] = ()
     runs_done: int = 0
     runs_all: int = 0
+    experiment: str = ""  # the name of its file in experiments/
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def cell(column: Column, scores: Scores, reference: Scores | None = None, *, med
         low=low,
         high=high,
         difference=difference(column, scores, reference),
+        strata=tuple(strata),
     )
 
 

@@ -55,6 +55,7 @@ class Builder:
         made_by = notes.provenance([record for row in block.rows for record in row.records])
         views = [
             BlockView(
+                experiment=experiment.name,
                 heading=": ".join(part for part in (experiment.block.block, panel) if part) + made_by,
                 columns=tuple(column.label for column in columns),
                 cost_columns=tuple(_COST_HEADINGS[name] for name in experiment.block.cost),
@@ -154,6 +155,8 @@ class Builder:
             n=measured.seeds(row, columns),
             trials="–".join(dict.fromkeys(str(count) for count in sorted({record.trials for record in trained}))),
             cost=tuple(measured.cost(name, records, self._alone) for name in experiment.block.cost),
+            choices=row.choices,
+            records=tuple(records),
         )
 
     def _label(self, experiment: Experiment, part: str, row: Row) -> str:
