@@ -150,7 +150,10 @@ def _rank_batch(model: Any, tokenizer: Any, batch: Sequence[_Question]) -> list[
                 use_cache=True,
             ).logits[0]
         each = _log_probabilities(logits, targets[:, 1:].flatten()[wanted])
-        sums = sums.index_add(0, wanted // inputs.shape[1], each)
+        # Not `index_add`, which adds up in any order on a GPU.
+        spread = torch.zeros(inputs.numel(), dtype=torch.float64, device=device)
+        spread[wanted] = each.double()
+        sums = (sums.double() + spread.view(inputs.shape).sum(1)).float()
     values = iter(sums.tolist())
     return [[next(values) for _ in question.rest] for question in batch]
 
