@@ -99,6 +99,7 @@ def _ours(
 ) -> Callable[[Sequence[str]], list[str]]:
     """Return the suite's loop over prompts, which are those of `examples` or its first ones."""
     from dual_lora.evaluation.generation import generate
+    from dual_lora.evaluation.static_decoding import decoding_for
 
     return lambda texts: generate(
         model,
@@ -107,6 +108,7 @@ def _ours(
         decoding,
         batch_size=max(1, batch_size // decoding.beams),
         complete=lambda index, reply: task.complete(reply, examples[index]),
+        static=decoding_for(model, graphs="auto"),
     )
 
 

@@ -90,7 +90,7 @@ class Evaluator:
                     on_batch=kept.add,
                 )
                 return kept
-            from dual_lora.evaluation import generation
+            from dual_lora.evaluation import generation, static_decoding
 
             generation.generate(
                 callable_model,
@@ -100,6 +100,7 @@ class Evaluator:
                 batch_size=batch_size,
                 complete=self._complete([examples[index] for index in mine]),
                 on_batch=kept.add,
+                static=static_decoding.decoding_for(callable_model, self.config.launch.graphs),
             )
         return kept
 

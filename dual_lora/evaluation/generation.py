@@ -1,10 +1,11 @@
 """Replies of a causal model: batched, left-padded with a mask, sorted by length; returned in the order of the prompts.
 
-    generate(model, tokenizer, prompts, decoding, *, batch_size, complete=None, on_batch=None)
+    generate(model, tokenizer, prompts, decoding, *, batch_size, complete=None, on_batch=None, static=None)
         -> list[str]      # the new text of each prompt, special tokens removed, not stripped
 
     complete(index, reply) -> bool       greedy only: this reply needs no further token (its reading is settled)
     on_batch(indices, replies)           called after each batch, so that a kill loses at most one
+    static                               how one-token steps become graphs (`static_decoding`); None: they do not
 
     pad_left(rows, pad_id, device=None) -> (input_ids, attention_mask)
     pad_id(tokenizer) -> int             # also for tokenizers without a padding token
@@ -17,11 +18,12 @@ Beams share the prompt: it is computed once and its cache is repeated.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from transformers import (
+    Cache,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -32,6 +34,7 @@ from transformers import (
 )
 
 from dual_lora.config import DecodingConfig
+from dual_lora.evaluation.static_decoding import StaticDecoding
 from dual_lora.tasks.encoding import prompt_ids
 
 Complete = Callable[[int, str], bool]
@@ -74,6 +77,7 @@ def generate(
     batch_size: int,
     complete: Complete | None = None,
     on_batch: OnBatch | None = None,
+    static: StaticDecoding | None = None,
 ) -> list[str]:
     """Return the reply to each prompt, in the prompts' order. Puts the model into eval mode while it works.
 
@@ -86,13 +90,16 @@ def generate(
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     was_training = model.training
     model.eval()
+    stream = nullcontext() if static is None else static.stream(next(model.parameters()).device)
     try:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            texts = _generate_batch(model, tokenizer, [rows[index] for index in indices], indices, decoding, complete)
-            replies.update(zip(indices, texts, strict=True))
-            if on_batch is not None:
-                on_batch(indices, texts)
+        with stream:
+            for start in range(0, len(order), batch_size):
+                indices = order[start : start + batch_size]
+                batch = [rows[index] for index in indices]
+                texts = _generate_batch(model, tokenizer, batch, indices, decoding, complete, static)
+                replies.update(zip(indices, texts, strict=True))
+                if on_batch is not None:
+                    on_batch(indices, texts)
     finally:
         model.train(was_training)
     return [replies[index] for index in range(len(prompts))]
@@ -117,21 +124,25 @@ def _generate_batch(
     indices: Sequence[int],
     decoding: DecodingConfig,
     complete: Complete | None,
+    static: StaticDecoding | None,
 ) -> list[str]:
     padding = pad_id(tokenizer)
     ids, mask = pad_left(rows, padding, next(model.parameters()).device)
     longest = ids.shape[1]
     extra: dict[str, Any] = {}
-    if decoding.beams > 1:
-        cache = _shared_prompt(model, ids, mask, decoding.beams)
-        if cache is not None:
-            extra["past_key_values"] = cache
-    elif complete is not None:
+    steps: AbstractContextManager[None] = nullcontext()
+    if longest > 1 and (decoding.beams > 1 or static is not None):
+        cache: Cache = _shared_prompt(model, ids, mask, decoding.beams)
+        fixed = None if static is None else static.cache(cache, model.config, longest + decoding.max_new_tokens)
+        if static is not None and fixed is not None:
+            cache, steps = fixed, static.steps(model)
+        extra["past_key_values"] = cache
+    if decoding.beams == 1 and complete is not None:
         extra["stopping_criteria"] = StoppingCriteriaList([_Complete(tokenizer, longest, indices, complete)])
     if decoding.no_repeat_ngram_size:
         extra["logits_processor"] = LogitsProcessorList([NoRepeatInReply(decoding.no_repeat_ngram_size, longest)])
     # input_ids and mask only: position ids follow from the mask.
-    with _without_own_settings(model):
+    with _without_own_settings(model), steps:
         sequences = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=_settings(decoding, tokenizer, padding), **extra
         )
@@ -170,6 +181,7 @@ def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> Generat
         top_k=50,
         top_p=1.0,
         use_cache=True,
+        disable_compile=True,  # transformers would compile a model for a static cache
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         # Fills rows that have ended. The end token, so that decoding cuts there even if padding is an ordinary token.
@@ -182,10 +194,8 @@ def _until_end(ids: list[int], end: int | None) -> list[int]:
     return ids[: ids.index(end)] if end is not None and end in ids else ids
 
 
-def _shared_prompt(model: Any, ids: torch.Tensor, mask: torch.Tensor, beams: int) -> DynamicCache | None:
+def _shared_prompt(model: Any, ids: torch.Tensor, mask: torch.Tensor, beams: int) -> DynamicCache:
     """Return the keys and values of all prompt tokens but the last, repeated for the beams."""
-    if ids.shape[1] < 2:
-        return None
     cache = DynamicCache(config=model.config)
     model(
         input_ids=ids[:, :-1],

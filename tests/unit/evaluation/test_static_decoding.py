@@ -1,0 +1,99 @@
+"""Decoding with a static cache: the replies of one that grows, and of a graph the bits of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dual_lora.config import DecodingConfig
+from dual_lora.evaluation.generation import generate
+from dual_lora.evaluation.static_decoding import StaticDecoding, decoding_for
+from dual_lora.training.recorders import Recorder
+from tests.unit.evaluation.test_generation import PROMPTS
+from tests.unit.tiny_text_model import build_gpt2, build_llama, build_tokenizer
+
+DECODINGS = [
+    DecodingConfig(max_new_tokens=12),
+    DecodingConfig(beams=4, max_new_tokens=8, length_penalty=0.8, no_repeat_ngram_size=2),
+]
+
+
+class Kept(Recorder):
+    """Replays into the memory of the recording, as a graph does, and computes nothing while it records."""
+
+    def __init__(self) -> None:
+        self.logits: list[Tensor] = []
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        own: list[Tensor] = []
+
+        def replay() -> Tensor:
+            logits = function()
+            self.logits.append(logits.clone())
+            own[:] = own or [torch.empty_like(logits)]
+            return own[0].copy_(logits)
+
+        return replay
+
+
+@pytest.mark.parametrize("build", [build_llama, build_gpt2])
+@pytest.mark.parametrize("decoding", DECODINGS, ids=["greedy", "beams"])
+def test_replies_are_those_of_a_growing_cache(build: Callable[[Any], Any], decoding: DecodingConfig) -> None:
+    """Prompts of many lengths, so that padding, rounding of the cache and the places of beams matter."""
+    tokenizer = build_tokenizer()
+    model = build(tokenizer)
+    expected = generate(model, tokenizer, PROMPTS, decoding, batch_size=5)
+    assert len(set(expected)) > len(expected) // 2
+    assert generate(model, tokenizer, PROMPTS, decoding, batch_size=5, static=StaticDecoding(None)) == expected
+    graphed = StaticDecoding(Kept())
+    assert generate(model, tokenizer, PROMPTS, decoding, batch_size=5, static=graphed) == expected
+    assert graphed.replays > 2 * len(PROMPTS) // 5
+    assert "forward" not in vars(model)
+
+
+def test_replies_that_are_complete_end_early() -> None:
+    tokenizer = build_tokenizer()
+    model = build_llama(tokenizer)
+    options: dict[str, Any] = {"batch_size": 8, "complete": lambda index, reply: index % 2 == 0 and len(reply) > 3}
+    expected = generate(model, tokenizer, PROMPTS, DECODINGS[0], **options)
+    assert generate(model, tokenizer, PROMPTS, DECODINGS[0], **options, static=StaticDecoding(Kept())) == expected
+
+
+def test_what_cannot_be_recorded_goes_on_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(Recorder):
+        def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    tokenizer = build_tokenizer()
+    model = build_llama(tokenizer)
+    static = StaticDecoding(Refusing())
+    found = generate(model, tokenizer, PROMPTS, DECODINGS[0], batch_size=5, static=static)
+    assert found == generate(model, tokenizer, PROMPTS, DECODINGS[0], batch_size=5)
+    assert static.replays == 0
+    assert len([record for record in caplog.records if "without CUDA graphs" in record.message]) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("build", [build_llama, build_gpt2])
+@pytest.mark.parametrize("decoding", DECODINGS, ids=["greedy", "beams"])
+def test_graphs_on_a_gpu_reply_as_their_steps_do(build: Callable[[Any], Any], decoding: DecodingConfig) -> None:
+    """In float32 replies are those of a growing cache too; bfloat16, under autocast, may choose otherwise."""
+    tokenizer = build_tokenizer()
+    model = build(tokenizer).to("cuda")
+
+    def replies(graphs: str) -> tuple[list[str], int]:
+        static = decoding_for(model, graphs)
+        assert static is not None
+        return generate(model, tokenizer, PROMPTS, decoding, batch_size=5, static=static), static.replays
+
+    growing = generate(model, tokenizer, PROMPTS, decoding, batch_size=5)
+    (found, replays), (expected, none) = replies("auto"), replies("off")
+    assert (found, none) == (expected, 0)
+    assert expected == growing
+    assert replays > 2 * len(PROMPTS) // 5
+    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        assert replies("auto")[0] == replies("off")[0]
