@@ -201,7 +201,7 @@ def _at_full_update(layer: BaseTunerLayer) -> float:
 
 
 def _gradient_rms(layer: nn.Module) -> dict[str, float]:
-    """Return the rms gradient of each factor: `gradient_rms_dual_lora_A`, …"""
+    """Return the rms gradient of each factor: `gradient_rms_dual_lowrank_magnitude_A`, …"""
     return {
         f"gradient_rms_{name.split('.')[0]}": float(parameter.grad.float().square().mean().sqrt())
         for name, parameter in layer.named_parameters()

@@ -179,7 +179,7 @@ def _input_with_gradient(block: torch.nn.Module, inputs: tuple[Any, ...]) -> Non
 
 
 def register_factors(model: torch.nn.Module) -> None:
-    """Tell ZeRO-3 which modules read parameters of a `ParameterDict`, which is never called itself.
+    """Tell ZeRO-3 which modules read parameters that another owns: in a `ParameterDict`, or a `tuner.factor`.
 
     DeepSpeed notices by itself, but not before one is read while it is away. By then the order in which it gathers
     parameters is recorded without them, and the next pass ends in its "tracing error": so did evaluations in several
@@ -189,7 +189,9 @@ def register_factors(model: torch.nn.Module) -> None:
 
     for module in model.modules():
         for child in module.children():
-            if isinstance(child, torch.nn.ParameterDict):
-                for parameter in child.values():
-                    if hasattr(parameter, "ds_id"):
-                        deepspeed.zero.register_external_parameter(module, parameter)
+            held: list[Any] = list(child.values()) if isinstance(child, torch.nn.ParameterDict) else []
+            if isinstance(child, torch.nn.ModuleDict):
+                held = [factor.weight for factor in child.values() if hasattr(factor, "returns_its_weight")]
+            for parameter in held:
+                if hasattr(parameter, "ds_id"):
+                    deepspeed.zero.register_external_parameter(module, parameter)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dual_lora.methods.counts import planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
     from dual_lora.methods.optimizers import create_optimizer
-    from dual_lora.methods.weights import load_trainable_state, trainable_state
+    from dual_lora.methods.weights import load_trainable_state, stored_state, trainable_state
 
 _NAMES = {
     "application": ("apply", "callbacks", "peft_config", "resolved_init_std"),
@@ -25,7 +25,7 @@ _NAMES = {
     "counts": ("planned_parameters", "trainable_parameters"),
     "merging": ("export_merged", "merged"),
     "optimizers": ("create_optimizer",),
-    "weights": ("load_trainable_state", "trainable_state"),
+    "weights": ("load_trainable_state", "stored_state", "trainable_state"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -46,6 +46,7 @@ __all__ = [
     "trainable_parameters",
     "trainable_state",
     "load_trainable_state",
+    "stored_state",
     "with_budget",
 ]
 

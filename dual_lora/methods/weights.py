@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dual_lora.distributed import sharding
+from dual_lora.tuner.factor import with_current_names
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -22,12 +25,18 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
+def stored_state(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file on the host, under the names of today."""
+    return with_current_names(load_file(path, device="cpu"))
+
+
 def load_trainable_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Restore what `trainable_state` returned.
 
     Raises:
         ValueError: the names or shapes are not those of the model's trainable parameters.
     """
+    state = with_current_names(state)
     own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if own.keys() != state.keys():
         different = sorted(own.keys() ^ state.keys())

@@ -231,11 +231,12 @@ def load(model: nn.Module, start: WarmStart) -> int:
     Raises `ConfigError` if names or shapes differ: weights of another model, method or rank.
     """
     import torch
-    from safetensors.torch import load_file
 
+    from dual_lora import methods
     from dual_lora.models.head import is_head_parameter
 
-    given = {name: tensor for name, tensor in load_file(start.path).items() if not is_head_parameter(model, name)}
+    stored = methods.stored_state(start.path)
+    given = {name: tensor for name, tensor in stored.items() if not is_head_parameter(model, name)}
     own = {
         name: parameter
         for name, parameter in model.named_parameters()

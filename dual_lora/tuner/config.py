@@ -47,7 +47,7 @@ class DualLoraConfig(PeftConfig):
     direction_activation: str = field(default="sign", metadata=_help(f"One of {DIRECTION_ACTIVATIONS}; acts on D C."))
     subtract_start: bool = field(
         default=False,
-        metadata=_help("Use ΔW − ΔW(start): the start factors are kept as frozen buffers and saved with the adapter."),
+        metadata=_help("Use ΔW − ΔW(start): the start factors are kept frozen and saved with the adapter."),
     )
     dropout: float = field(default=0.0, metadata=_help("Dropout probability on the adapter's input, in [0, 1)."))
     target_modules: list[str] | str | None = field(

@@ -17,7 +17,6 @@ import warnings
 from typing import Any
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
@@ -27,33 +26,31 @@ from dual_lora.kernels import KernelChoice, Update, UpdateSpec, apply_update, fo
 from dual_lora.kernels.spec import Factors
 from dual_lora.tuner.base_weight import is_available, is_quantized, is_whole, resolve_init_std
 from dual_lora.tuner.config import DualLoraConfig
-
-FACTORS = ("dual_lora_A", "dual_lora_B", "dual_lora_C", "dual_lora_D")
-STARTS = ("dual_lora_start_A", "dual_lora_start_B", "dual_lora_start_C", "dual_lora_start_D")
+from dual_lora.tuner.factor import FACTORS, STARTS, Factor
 
 
 class DualLoraLinear(nn.Module, BaseTunerLayer):
     """A frozen linear layer plus Dual LoRA adapters, each W₀ → W₀ + w · s₀ · ReLU(B A) ⊙ Sign(D C).
 
-    Per adapter name: `dual_lora_A` (r₁×in), `dual_lora_B` (out×r₁), `dual_lora_C` (r₂×in), `dual_lora_D` (out×r₂),
-    float32 unless `autocast_adapter_dtype=False` was given. `init_std[name]` is the resolved σ (None for factors
-    that were made on the meta device and then loaded). `scaling[name]` is s₀, `spec[name]` the options of the kernels.
+    Per adapter name a `Factor` in `dual_lowrank_magnitude_A` (r₁×in), `dual_lowrank_magnitude_B` (out×r₁),
+    `dual_lowrank_direction_C` (r₂×in) and `dual_lowrank_direction_D` (out×r₂), float32 unless
+    `autocast_adapter_dtype=False` was given; under `subtract_start` their frozen starts in `dual_lowrank_start_…`.
+    `init_std[name]` is the resolved σ (None for factors that were made on the meta device and then loaded),
+    `scaling[name]` is s₀, `spec[name]` the options of the kernels.
 
     `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
     `scaling_in_memory` holds, while `warmup.scaling_in_memory` lasts, what the kernels read instead.
     """
 
     adapter_layer_names = FACTORS
-    other_param_names = (*STARTS, "dual_lora_dropout", "scaling", "spec", "init_std", "r_magnitude", "r_direction")
+    other_param_names = (*STARTS, "dual_lowrank_dropout", "scaling", "spec", "init_std", "r_magnitude", "r_direction")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: DualLoraConfig) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
-        for name in FACTORS:
-            setattr(self, name, nn.ParameterDict())
-        for name in STARTS:
-            setattr(self, name, BufferDict(persistent=True))
-        self.dual_lora_dropout = nn.ModuleDict()
+        for name in (*FACTORS, *STARTS):
+            setattr(self, name, nn.ModuleDict())
+        self.dual_lowrank_dropout = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.spec: dict[str, UpdateSpec] = {}
         self.init_std: dict[str, float | None] = {}
@@ -75,23 +72,23 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         """Add (or replace) the adapter `adapter_name`. Its factors are drawn on CPU, so a seed fixes them."""
         sigma = resolve_init_std(config, self.get_base_layer())
         device = "meta" if sigma is None else "cpu"
-        factors = [nn.Parameter(torch.empty(shape, device=device)) for shape in self._factor_shapes(config)]
-        for factor in factors:
-            nn.init.normal_(factor, std=sigma or 0.0)
-        for name, factor in zip(FACTORS, factors, strict=True):
-            getattr(self, name)[adapter_name] = factor
+        values = [torch.empty(shape, device=device) for shape in self._factor_shapes(config)]
+        for value in values:
+            nn.init.normal_(value, std=sigma or 0.0)
+        for name, value in zip(FACTORS, values, strict=True):
+            getattr(self, name)[adapter_name] = Factor(value, trained=True)
         if config.subtract_start:
-            for name, factor in zip(STARTS, factors, strict=True):
-                start = factor.detach().clone()
-                getattr(self, name)[adapter_name] = start if config.init_weights else start.zero_()
+            for name, value in zip(STARTS, values, strict=True):
+                start = value.clone() if config.init_weights else torch.zeros_like(value)
+                getattr(self, name)[adapter_name] = Factor(start, trained=False)
         dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
-        self.dual_lora_dropout[adapter_name] = dropout
+        self.dual_lowrank_dropout[adapter_name] = dropout
         self.scaling[adapter_name] = config.initial_scaling
         self.spec[adapter_name] = update_spec(
             config.ste, config.magnitude_activation, config.direction_activation, self.transposed, config.kernel
         )
         # PEFT's low_cpu_mem_usage puts the factors on the meta device as they are assigned.
-        self.init_std[adapter_name] = sigma if self.dual_lora_A[adapter_name].device.type != "meta" else None
+        self.init_std[adapter_name] = None if self._held(adapter_name)[0].weight.is_meta else sigma
         self.r_magnitude[adapter_name], self.r_direction[adapter_name] = config.r_magnitude, config.r_direction
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -105,32 +102,39 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             (self.out_features, direction),
         ]
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
-        # PEFT would round fresh float32 factors to the base's dtype here and widen them again later: a half-precision
-        # start, and half-precision factors for good under transformers' own load_adapter.
-        device, _ = super()._get_base_layer_device_and_dtype(base_layer)
-        return device, None
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's own would also round fresh float32 factors to the base's dtype and widen them again later: a
+        # half-precision start, and half-precision factors for good under transformers' own load_adapter.
+        base = self.get_base_layer()
+        weight = getattr(base, "weight", getattr(base, "qweight", None))
+        target = device if device is not None or weight is None else weight.device
+        for factor in self._held(adapter_name):
+            if target is not None and not factor.weight.is_meta:
+                factor.to(target)
 
-    def adapter_tensors(self, adapter_name: str | None = None) -> list[Tensor]:
-        """Return all factors and start factors, of one adapter or of all."""
-        groups = (getattr(self, name) for name in (*FACTORS, *STARTS))
-        return [tensor for group in groups for name, tensor in group.items() if adapter_name in (None, name)]
+    def adapter_tensors(self) -> list[Tensor]:
+        """Return all factors and start factors of all adapters."""
+        return [factor.weight for name in self.dual_lowrank_magnitude_A for factor in self._held(name)]
 
     def move_adapters(self, device: torch.device) -> None:
         """Put every adapter of this layer on `device`."""
-        for adapter_name in self.dual_lora_A:
+        for adapter_name in self.dual_lowrank_magnitude_A:
             self._move_adapter_to_device_of_base_layer(adapter_name, device)
+
+    def _held(self, adapter_name: str) -> list[Factor]:
+        groups = [getattr(self, name) for name in (*FACTORS, *STARTS)]
+        return [group[adapter_name] for group in groups if adapter_name in group]
 
     def factors(self, adapter_name: str) -> Factors:
         """Return (A, B, C, D) of one adapter."""
-        a, b, c, d = (getattr(self, name)[adapter_name] for name in FACTORS)
+        a, b, c, d = [self._modules[name][adapter_name]() for name in FACTORS]
         return a, b, c, d
 
     def start_factors(self, adapter_name: str) -> Factors | None:
         """Return the frozen (A, B, C, D) that `subtract_start` subtracts, or None without it."""
-        if adapter_name not in self.dual_lora_start_A:
+        if adapter_name not in self.dual_lowrank_start_magnitude_A:
             return None
-        a, b, c, d = (getattr(self, name)[adapter_name] for name in STARTS)
+        a, b, c, d = [self._modules[name][adapter_name]() for name in STARTS]
         return a, b, c, d
 
     # ---------------------------------------------------------------- computation
@@ -149,10 +153,13 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         Dtype: float32; D C is never formed in half precision, where rounding near zero flips signs.
         Not differentiable. Partitioned factors (ZeRO-3, FSDP2) are gathered, so every rank has to call it.
         """
-        update = self.update(adapter)
-        with gather_params_ctx(list(update.factors), modifier_rank=None):
-            a, b, c, d = (f.full_tensor() if hasattr(f, "full_tensor") else f for f in update.factors)
-            delta = form_update(update._replace(factors=(a, b, c, d)))
+        held = self._held(adapter)
+        with gather_params_ctx([factor.weight for factor in held], modifier_rank=None):
+            # Called where it is offloaded only: after a call ZeRO-3 would free it.
+            tensors = [factor() if factor.weight.is_meta else factor.weight for factor in held]
+            a, b, c, d, *start = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in tensors)
+            scaling = self.delta_warmup * self.scaling[adapter]
+            delta = form_update(Update((a, b, c, d), tuple(start) or None, scaling, self.spec[adapter]))
         return delta.T if self.transposed else delta
 
     def base_weight_is_plain(self) -> bool:
@@ -175,7 +182,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: `kernel='fused'` was requested and is not possible.
         """
-        dropouts = [self.dual_lora_dropout[name] for name in adapters]
+        dropouts = [self.dual_lowrank_dropout[name] for name in adapters]
         return select_kernel(
             self.spec[adapters[0]].kernel,
             device,
@@ -188,7 +195,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         """Return x (W₀ + Σ ΔW)ᵀ + b over the active adapters, shape (..., out_features)."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        active = [name for name in self.active_adapters if name in self.dual_lora_A]
+        active = [name for name in self.active_adapters if name in self.dual_lowrank_magnitude_A]
         if self.disable_adapters or self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
         choice = self.choose_kernel(x.device, active)
@@ -196,7 +203,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             return apply_update(x, self.base_layer.weight, self.base_layer.bias, self._step_update(active[0]))
         result = self.base_layer(x, *args, **kwargs)
         for name in active:
-            result = apply_update(self.dual_lora_dropout[name](x), None, None, self._step_update(name), base=result)
+            result = apply_update(self.dual_lowrank_dropout[name](x), None, None, self._step_update(name), base=result)
         return result
 
     def _step_update(self, adapter_name: str) -> Update:
@@ -220,7 +227,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             ValueError: with `safe_merge`, if the merged weight is not finite; the base weight is then untouched.
         """
         names = check_adapters_to_merge(self, adapter_names)
-        names = [name for name in names if name in self.dual_lora_A]
+        names = [name for name in names if name in self.dual_lowrank_magnitude_A]
         if not names:
             return
         weight = self._mergeable_weight()

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dual_lora.kernels import packed_once
 from dual_lora.tuner.config import DualLoraConfig
-from dual_lora.tuner.layer import FACTORS, STARTS, DualLoraLinear
+from dual_lora.tuner.factor import FACTORS, PREFIX, STARTS, with_current_names
+from dual_lora.tuner.layer import DualLoraLinear
 from dual_lora.tuner.registration import ReplaceModuleWithoutWeight, register
 
 # The modules of the commonsense and DoRA recipes; families that they do not name keep PEFT's LoRA default.
@@ -30,7 +31,7 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
     Use it through PEFT: `get_peft_model(model, DualLoraConfig(...))`.
     """
 
-    prefix = "dual_lora_"
+    prefix = PREFIX
     tuner_layer_cls = DualLoraLinear
     target_module_mapping = TARGET_MODULES
 
@@ -67,7 +68,13 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
             dtype = layer.weight.dtype
             for group in (getattr(layer, name) for name in (*FACTORS, *STARTS)):
                 if adapter_name in group and dtype in (torch.float16, torch.bfloat16):
-                    group[adapter_name] = group[adapter_name].to(dtype)
+                    group[adapter_name].to(dtype)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: DualLoraConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, with_current_names(state_dict))
 
     def __getattr__(self, name: str) -> Any:
         # Forwarded to the model as in every tuner, which has `generate` or not. No factor changes while it runs.
@@ -93,9 +100,9 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
         """
         names: Counter[str] = Counter()
         for layer in self.dual_lora_layers():
-            active = [name for name in layer.active_adapters if name in layer.dual_lora_A]
+            active = [name for name in layer.active_adapters if name in layer.dual_lowrank_magnitude_A]
             if active:
-                names[layer.choose_kernel(layer.dual_lora_A[active[0]].device, active).name] += 1
+                names[layer.choose_kernel(layer.factors(active[0])[0].device, active).name] += 1
         return dict(names)
 
 

@@ -18,6 +18,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
 
+from dual_lora.tuner.factor import PREFIX
+
 PEFT_TYPE_NAME = "DUAL_LORA"
 
 
@@ -44,7 +46,7 @@ def register(config_class: type, model_class: type) -> None:
 
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type()) is config_class:
         return
-    register_peft_method(name=PEFT_TYPE_NAME.lower(), config_cls=config_class, model_cls=model_class)
+    register_peft_method(name=PEFT_TYPE_NAME.lower(), config_cls=config_class, model_cls=model_class, prefix=PREFIX)
 
 
 class ReplaceModuleWithoutWeight:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
+from peft.utils.other import fsdp_auto_wrap_policy
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dual_lora import DeltaWarmupCallback, DualLoraConfig  # noqa: E402  # as a program, this file sets its own path
+from dual_lora.tuner.factor import Factor  # noqa: E402
 
 ZERO3 = {
     "train_micro_batch_size_per_gpu": "auto",
@@ -78,28 +80,35 @@ def train(kind: str, settings: dict, folder: Path) -> dict:
 
 
 def fully_sharded(settings: dict) -> dict:
-    """Three SGD steps on one batch, plain and under FSDP2."""
+    """Three SGD steps on one batch, plain, under FSDP2 by block and by factor, and under FSDP1."""
     from torch.distributed import fsdp, init_device_mesh
 
     losses = {}
-    for kind in ("plain", "sharded"):
+    for kind in ("plain", "sharded", "each factor sharded", "FSDP1"):
         base = make_base()
         torch.manual_seed(1)
         model = get_peft_model(base, DualLoraConfig(r_magnitude=3, r_direction=3, **settings))
-        if kind == "sharded":
+        if "sharded" in kind:
             mesh = init_device_mesh("cpu", (2,))
-            for block in (*model.base_model.model.model.layers, model):
-                fsdp.fully_shard(block, mesh=mesh)
+            factors = [module for module in model.modules() if isinstance(module, Factor)]
+            for part in (*(factors if "each" in kind else ()), *model.base_model.model.model.layers, model):
+                fsdp.fully_shard(part, mesh=mesh)
+        elif kind == "FSDP1":  # its policy for adapters makes a unit of each trained module without children
+            policy = fsdp_auto_wrap_policy(model)
+            wrapped = fsdp.FullyShardedDataParallel(
+                model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
+            )
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
         tokens = torch.arange(2, 22).view(2, 10)
         losses[kind] = []
         for _ in range(3):
-            loss = model(tokens, labels=tokens).loss
+            loss = (wrapped if kind == "FSDP1" else model)(tokens, labels=tokens).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             losses[kind].append(loss.item())
-        losses[f"{kind} update"] = model.base_model.dual_lora_layers()[0].get_delta_weight("default").norm().item()
+        if kind in ("plain", "sharded"):
+            losses[f"{kind} update"] = model.base_model.dual_lora_layers()[0].get_delta_weight("default").norm().item()
     return losses
 
 
@@ -130,7 +139,8 @@ def test_zero3_trains_as_data_parallel_does_and_refuses_to_merge(tmp_path, setti
 @pytest.mark.slow
 def test_fsdp2_trains_as_one_process_does(tmp_path):
     losses = run_on_two_processes("fsdp2", SETTINGS[0], tmp_path)
-    assert losses["sharded"] == pytest.approx(losses["plain"], rel=1e-5)
+    for kind in ("sharded", "each factor sharded", "FSDP1"):
+        assert losses[kind] == pytest.approx(losses["plain"], rel=1e-5), kind
     assert losses["sharded update"] == pytest.approx(losses["plain update"], rel=1e-4)
 
 

@@ -162,7 +162,7 @@ def warm_up_problems(
     base: nn.Module, batch: list[oracle.Row], config: RunConfig, loss: float, gradients: Gradients, *, regression: bool
 ) -> list[str]:
     """At step 1 the factor on ΔW is 0: the loss is the base's, no factor has a gradient, the head has the base's."""
-    head = {name: tensor for name, tensor in gradients.items() if "dual_lora_" not in name}
+    head = {name: tensor for name, tensor in gradients.items() if "dual_lowrank_" not in name}
     problems = [f"warm-up: {name} has a gradient" for name in set(gradients) - set(head) if gradients[name].any()]
     renamed = {
         name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): tensor
@@ -246,9 +246,9 @@ def test_factors_have_the_gradients_of_the_definition(recipe: str, bench: Bench)
     )
     factors: dict[str, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
-        layer, found, letter = name.removeprefix("base_model.model.").removesuffix(".default").partition(".dual_lora_")
+        layer, found, part = name.removeprefix("base_model.model.").partition(".dual_lowrank_")
         if found:
-            factors.setdefault(layer, {})[letter] = parameter.detach().clone()
+            factors.setdefault(layer, {})[part.removesuffix(".default.weight")[-1]] = parameter.detach().clone()
     base.requires_grad_(False)
     for layer, f in factors.items():
         weight = base.get_parameter(f"{layer}.weight")
@@ -262,13 +262,15 @@ def test_factors_have_the_gradients_of_the_definition(recipe: str, bench: Bench)
         to_magnitude = scaling * gradient * signs * (product > 0)
         to_direction = (scaling * gradient * product.clamp(min=0)).clamp(-1, 1)
         products = {
-            "A": f["B"].T @ to_magnitude,
-            "B": to_magnitude @ f["A"].T,
-            "C": f["D"].T @ to_direction,
-            "D": to_direction @ f["C"].T,
+            "magnitude_A": f["B"].T @ to_magnitude,
+            "magnitude_B": to_magnitude @ f["A"].T,
+            "direction_C": f["D"].T @ to_direction,
+            "direction_D": to_direction @ f["C"].T,
         }
-        own |= {f"base_model.model.{layer}.dual_lora_{letter}.default": value for letter, value in products.items()}
+        own |= {
+            f"base_model.model.{layer}.dual_lowrank_{part}.default.weight": value for part, value in products.items()
+        }
     set_delta_warmup(model, 1.0)
     _, gradients = first_step.train_one_step(model, tokenizer, config, task, len(batch))
-    gradients = {name: gradient for name, gradient in gradients.items() if "dual_lora_" in name}
+    gradients = {name: gradient for name, gradient in gradients.items() if "dual_lowrank_" in name}
     assert not differences("definition", 1.0, gradients, 1.0, own, gradient_tolerance(config)), recipe

@@ -83,10 +83,10 @@ def _adapter(method: Any, out: int, into: int) -> Shapes:
     if method.config_class == "dual_lora.DualLoraConfig":
         magnitude, direction = values["r_magnitude"], values["r_direction"]
         return {
-            "dual_lora_A.default": (magnitude, into),
-            "dual_lora_B.default": (out, magnitude),
-            "dual_lora_C.default": (direction, into),
-            "dual_lora_D.default": (out, direction),
+            "dual_lowrank_magnitude_A.default.weight": (magnitude, into),
+            "dual_lowrank_magnitude_B.default.weight": (out, magnitude),
+            "dual_lowrank_direction_C.default.weight": (direction, into),
+            "dual_lowrank_direction_D.default.weight": (out, direction),
         }
     if method.config_class == "peft.VeraConfig":
         return {"vera_lambda_d.default": (values["r"],), "vera_lambda_b.default": (out,)}

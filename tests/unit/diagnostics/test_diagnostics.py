@@ -20,6 +20,7 @@ from dual_lora.diagnostics.callback import compare_with_full, final_measures
 from dual_lora.diagnostics.measures import singular_values
 from dual_lora.diagnostics.products import ClipWatch, flipped_share, product_measures, signs
 from dual_lora.diagnostics.updates import whole_update
+from dual_lora.tuner.factor import FACTORS
 
 
 def llama() -> LlamaForCausalLM:
@@ -116,7 +117,7 @@ def test_sign_flips_are_counted_one_by_one():
     layer = next(iter(adapted_layers(dual()).values()))
     before = signs(layer)
     with torch.no_grad():
-        layer.dual_lora_D["default"][0] *= -1  # flips the signs of one row of P
+        layer.factors("default")[3][0] *= -1  # flips the signs of one row of P
     entries = layer.in_features * layer.out_features
     assert flipped_share(before, signs(layer), entries) == pytest.approx(1 / layer.out_features)
 
@@ -156,11 +157,11 @@ def test_a_training_is_followed_and_its_numbers_are_not_changed(tmp_path):
         assert entry["init_std"] == 0.02
         assert entry["start_ratio"] > 0
         expected = {"update_ratio", "zero_share", "positive_share", "max_abs_p", "clipped_share", "max_abs_q"}
-        gradients = {f"gradient_rms_dual_lora_{factor}" for factor in "ABCD"}
+        gradients = {f"gradient_rms_{name}" for name in FACTORS}
         assert set(entry["series"]) == expected | gradients | {"flipped_share"}
         assert all(len(values) == 6 for values in entry["series"].values())
-        assert entry["series"]["gradient_rms_dual_lora_A"][0] == 0, "w = 0 at the first step: no gradient"
-        assert entry["series"]["gradient_rms_dual_lora_A"][5] > 0
+        assert entry["series"][f"gradient_rms_{FACTORS[0]}"][0] == 0, "w = 0 at the first step: no gradient"
+        assert entry["series"][f"gradient_rms_{FACTORS[0]}"][5] > 0
         assert entry["final"]["untrained_numerical_rank"] > 8, "full rank before any training"
 
 

@@ -10,6 +10,7 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 
 from dual_lora import DualLoraConfig, DualLoraLinear
+from dual_lora.tuner.factor import FACTORS
 from tests.unit.tuner.tiny_adapted_model import MODELS, logits, make_base, make_config, train_a_little
 
 
@@ -27,7 +28,7 @@ def test_training_moves_every_factor_and_nothing_else(family):
     for name, parameter in model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         # A classification head is trained by PEFT's modules_to_save, its original stays.
-        assert moved == ("dual_lora_" in name or "modules_to_save" in name), name
+        assert moved == ("dual_lowrank_" in name or "modules_to_save" in name), name
     model.eval()
     restored = model.unload()
     for name, value in restored.state_dict().items():
@@ -56,7 +57,7 @@ def test_a_saved_adapter_loads_to_the_same_output(family, dtype, low_cpu_mem_usa
     torch.manual_seed(99)
     loaded = PeftModel.from_pretrained(make_base(family, dtype), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(logits(loaded), expected)
-    assert all(p.dtype == torch.float32 for n, p in loaded.named_parameters() if "dual_lora_" in n)
+    assert all(p.dtype == torch.float32 for n, p in loaded.named_parameters() if "dual_lowrank_" in n)
 
 
 def test_the_saved_file_holds_the_factors_and_nothing_else(tmp_path):
@@ -64,7 +65,7 @@ def test_the_saved_file_holds_the_factors_and_nothing_else(tmp_path):
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert len(saved) == 10 * 4
-    assert {key.rsplit(".", 1)[-1] for key in saved} == {"dual_lora_A", "dual_lora_B", "dual_lora_C", "dual_lora_D"}
+    assert {key.split("_proj.")[1] for key in saved} == {f"{name}.weight" for name in FACTORS}
 
 
 def test_auto_classes_load_base_and_adapter(tmp_path):

@@ -129,7 +129,7 @@ def test_safe_merge_of_a_broken_adapter_raises_and_touches_nothing():
     layer = adapted_layers(model)[0]
     before = layer.weight.clone()
     with torch.no_grad():
-        layer.dual_lora_B["default"].fill_(float("nan"))
+        layer.factors("default")[1].fill_(float("nan"))
     with pytest.raises(ValueError, match="NaNs detected"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.weight, before)
