@@ -129,22 +129,56 @@ def delta_weight(update: Update) -> Tensor:
         return result
 
 
+def build(x: Tensor, weight: Tensor | None, update: Update) -> Tensor | None:
+    """W0 + dW (or dW) as `forward` and `backward` of the fused kernels make it for `x`, to be given to both.
+
+    None where they would not: another kernel, few tokens, or a weight whose columns are contiguous (Conv1D), which
+    backward would read in another layout and so with other last digits.
+    """
+    oriented = weight.t() if weight is not None and update.spec.transposed else weight
+    by_columns = oriented is not None and oriented.stride(0) < oriented.stride(1)
+    if by_columns or _implementation(update.spec.kernel, x) is tiled:
+        return None
+    with _without_autocast(x), _on_device(x):
+        built: Tensor | None = _fused().kept_weight(x.reshape(-1, x.shape[-1]), oriented, update)
+        return built
+
+
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    update: Update,
+    base: Tensor | None = None,
+    built: Tensor | None = None,
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias``, or ``x @ dW^T + base`` without `weight`; x of any leading shape."""
+    """``x @ (W0 + dW)^T + bias``, or ``x @ dW^T + base`` without `weight`; x of any leading shape.
+
+    `built`: what `build` returned, if anything.
+    """
     flat_base = None if base is None else base.reshape(-1, base.shape[-1])
     with _without_autocast(x), _on_device(x):
         oriented = weight.t() if weight is not None and update.spec.transposed else weight
         flat_x = x.reshape(-1, x.shape[-1])
-        y = _implementation(update.spec.kernel, x).forward(flat_x, oriented, bias, update, flat_base)
+        if built is not None:
+            y = _fused().product(flat_x, built, bias, flat_base)
+        else:
+            y = _implementation(update.spec.kernel, x).forward(flat_x, oriented, bias, update, flat_base)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, update: Update, *, needs_input_grad: bool, needs_factor_grad: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    update: Update,
+    built: Tensor | None = None,
+    *,
+    needs_input_grad: bool,
+    needs_factor_grad: bool,
 ) -> Gradients:
     """Gradients of x, A, B, C, D, the last four in the factors' dtype; what is not needed is None or zero-sized."""
+    options: dict[str, Any] = {} if built is None else {"built": built}
     with _without_autocast(x), _on_device(x):
         grad_x, *grads = _implementation(update.spec.kernel, x).backward(
             grad.reshape(-1, grad.shape[-1]),
@@ -153,6 +187,7 @@ def backward(
             update,
             needs_input_grad=needs_input_grad,
             needs_factor_grad=needs_factor_grad,
+            **options,
         )
     a, b, c, d = (g.to(f.dtype) for g, f in zip(grads, update.factors, strict=True))
     return None if grad_x is None else grad_x.view(x.shape), a, b, c, d

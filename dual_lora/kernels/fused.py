@@ -38,7 +38,16 @@ def forward(
     if x.shape[0] <= tiles.FEW_TOKENS:
         y = _few_tokens(x, weight, bias, operands)
         return y if base is None else y.add_(base)
-    effective = _effective_weight(weight, operands, x)
+    return product(x, _effective_weight(weight, operands, x), bias, base)
+
+
+def kept_weight(x: Tensor, weight: Tensor | None, update: Update) -> Tensor | None:
+    """W0 + dW (or dW) for x of shape (tokens, in); None where `forward` does not form it."""
+    return _effective_weight(weight, prepare(update), x) if x.shape[0] > tiles.FEW_TOKENS else None
+
+
+def product(x: Tensor, effective: Tensor, bias: Tensor | None, base: Tensor | None) -> Tensor:
+    """``x @ effective^T + bias``, or + `base`."""
     if base is not None:
         return torch.addmm(base, x, effective.t())
     if bias is not None:
@@ -54,10 +63,11 @@ def backward(
     *,
     needs_input_grad: bool = True,
     needs_factor_grad: bool = True,
+    built: Tensor | None = None,
 ) -> Gradients:
     """Gradients of x and of A, B, C, D from `grad` (tokens, out) and `x` (tokens, in), both in x's dtype.
 
-    The factor gradients are float32, and zero-sized when `needs_factor_grad` is false.
+    The factor gradients are float32, and zero-sized when `needs_factor_grad` is false. `built`: W0 + dW, if kept.
     """
     if x.shape[0] == 0:
         sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in update.factors]
@@ -67,15 +77,18 @@ def backward(
         empty = update.factors[0].new_empty(0)
         if not needs_input_grad:
             return None, empty, empty, empty, empty
-        return torch.mm(grad, _effective_weight(weight, operands, x)), empty, empty, empty, empty
+        built = _effective_weight(weight, operands, x) if built is None else built
+        return torch.mm(grad, built), empty, empty, empty, empty
     g = torch.mm(grad.t(), x)
+    rebuilds = needs_input_grad and built is None
     if max(operands.geometry.ranks) > tiles.RANK_BLOCK:
         sums = _reduce_by_gemm(g, operands, update.factors)
-        if needs_input_grad:
+        if rebuilds:
             build(weight, g, operands)
     else:
-        sums = reduce(g, weight, operands, rebuild=needs_input_grad)
-    return (torch.mm(grad, g) if needs_input_grad else None, sums[0], sums[1], sums[2], sums[3])
+        sums = reduce(g, weight, operands, rebuild=rebuilds)
+    grad_x = torch.mm(grad, g if built is None else built) if needs_input_grad else None
+    return grad_x, sums[0], sums[1], sums[2], sums[3]
 
 
 def build(weight: Tensor | None, out: Tensor, operands: Operands) -> None:

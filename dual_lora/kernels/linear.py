@@ -124,7 +124,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class _DualLoraLinear(torch.autograd.Function):
-    """Saves x, the frozen weight and the factors; backward rebuilds the update tile by tile.
+    """Saves x, the frozen weight and the factors; backward rebuilds the update tile by tile, unless it was kept.
 
     `factors` are those of `update` once more: autograd sees only tensors that are arguments themselves.
     """
@@ -139,19 +139,20 @@ class _DualLoraLinear(torch.autograd.Function):
         update: Update,
         *factors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, *factors, *(update.start or ()))
+        built = dispatch.build(x, weight, update) if update.keeps_weight else None
+        ctx.save_for_backward(x, weight, built, *factors, *(update.start or ()))
         ctx.rest = update[2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return dispatch.forward(x, weight, bias, update, base)
+        return dispatch.forward(x, weight, bias, update, base, built)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, c, d, *start = ctx.saved_tensors
+        x, weight, built, a, b, c, d, *start = ctx.saved_tensors
         update = Update((a, b, c, d), tuple(start) or None, *ctx.rest)
         needs = ctx.needs_input_grad
         grad_x, *grads = dispatch.backward(
-            grad, x, weight, update, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])
+            grad, x, weight, update, built, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])
         )
         grad_bias = operators.bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
         factor_grads = [g if need else None for g, need in zip(grads, needs[5:], strict=True)]

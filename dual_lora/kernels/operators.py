@@ -16,7 +16,7 @@ from dual_lora.kernels.spec import Factors, Update, update_spec
 
 def apply_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None) -> Tensor:
     """`dual_lora.kernels.linear.apply_update` by the operator."""
-    factors, start, value, spec, _ = update
+    factors, start, value, spec = update[:4]
     scaling = torch.full((), value, dtype=torch.float64, device="cpu")
     options = (spec.ste, spec.magnitude_activation, spec.direction_activation, spec.transposed, spec.kernel)
     return linear(x, weight, bias, base, *factors, list(start or ()), scaling, *options)

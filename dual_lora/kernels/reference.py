@@ -81,7 +81,7 @@ def dual_lora_linear(
 
 def form_update(update: Update) -> Tensor:
     """`delta_weight` of an `Update`."""
-    factors, start, scaling, spec, _ = update
+    factors, start, scaling, spec = update[:4]
     with torch.autocast(factors[0].device.type, enabled=False):
         delta = _product(factors, spec)
         if start is not None:

@@ -53,6 +53,7 @@ class Update(NamedTuple):
 
     `in_memory`: s and 1 / |s| as two float32 numbers on the device. The fused kernels then read them when they run, so
     that a recorded call follows what is written there; the others take `scaling`.
+    `keeps_weight`: the fused kernels keep W0 + dW from forward to backward, where it is built once more otherwise.
     """
 
     factors: Factors
@@ -60,6 +61,7 @@ class Update(NamedTuple):
     scaling: float
     spec: UpdateSpec
     in_memory: Tensor | None = None
+    keeps_weight: bool = False
 
 
 def limit(scaling: float) -> float:

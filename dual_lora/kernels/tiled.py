@@ -100,7 +100,7 @@ def _reduce_tile(
     g: Tensor, u: Tensor, v: Tensor, window: Tensor | None, update: Update, rows: slice, sums: list[Tensor]
 ) -> None:
     """Add one row tile of G = dL/dW to the four factor gradients, without the factor s; consumes `g`."""
-    (a, b, c, d), _, scaling, spec, _ = update
+    (a, b, c, d), _, scaling, spec = update[:4]
     gm = g * v
     if spec.magnitude_activation == "relu":
         gm.mul_(u.sign())
@@ -123,7 +123,7 @@ def _effective_tile(base: Tensor | None, update: Update, rows: slice, dtype: tor
 
 def _add_base(u: Tensor, v: Tensor, base: Tensor | None, update: Update, rows: slice, dtype: torch.dtype) -> Tensor:
     """One row tile of W0 + s (U V - U0 V0), rounded once."""
-    _, start, scaling, spec, _ = update
+    _, start, scaling, spec = update[:4]
     if start is None and base is not None:
         return torch.addcmul(base[rows].to(u.dtype), u, v, value=scaling).to(dtype)
     delta = (u * v).mul_(scaling)

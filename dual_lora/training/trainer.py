@@ -36,6 +36,7 @@ from dual_lora.training.recorders import CudaRecorder, on_own_stream
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.sharded import ShardedTrainer
 from dual_lora.training.stopping import Interruption
+from dual_lora.tuner.kept_weights import kept_weights
 from dual_lora.tuner.warmup import follows_recorded, scaling_in_memory
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,9 @@ def train(
         attention.with_distances(unwrapped(model)),
         on_own_stream(trainer.args.device) if trainer.graphs_obstacle is None else nullcontext(),
         scaling_in_memory(model) if trainer.graphs_obstacle is None else nullcontext(),
+        kept_weights(model, 2 if dtype == "bfloat16" else 4, recomputed=config.launch.gradient_checkpointing)
+        if config.launch.engine in ("single", "torchrun")
+        else nullcontext(),
     ):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         finished = interruption.signal is None or trainer.state.global_step == steps

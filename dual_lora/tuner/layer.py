@@ -39,7 +39,8 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     `scaling[name]` is s₀, `spec[name]` the options of the kernels.
 
     `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
-    `scaling_in_memory` holds, while `warmup.scaling_in_memory` lasts, what the kernels read instead.
+    `scaling_in_memory` holds, while `warmup.scaling_in_memory` lasts, what the kernels read instead, and `keeps_weight`
+    is true while `kept_weights` says so.
     """
 
     adapter_layer_names = FACTORS
@@ -60,6 +61,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         self.transposed = isinstance(self.get_base_layer(), Conv1D)
         self.delta_warmup = 1.0
         self.scaling_in_memory: dict[str, Tensor] = {}
+        self.keeps_weight = False
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -208,7 +210,9 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
 
     def _step_update(self, adapter_name: str) -> Update:
         update, held = self.update(adapter_name), self.scaling_in_memory.get(adapter_name)
-        return update if held is None else update._replace(in_memory=held)
+        if held is None and not self.keeps_weight:
+            return update
+        return update._replace(in_memory=held, keeps_weight=self.keeps_weight)
 
     def _fits_base_dtype(self, x: Tensor) -> bool:
         # If dtypes do not match, the base layer is called and raises the error that it raises without an adapter.
