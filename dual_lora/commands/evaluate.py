@@ -23,6 +23,7 @@ from dual_lora.commands.parser import Parser, one_of
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.compose import compose_one
 from dual_lora.methods import saved
+from dual_lora.records import per_item
 
 
 def options(parser: Parser) -> None:
@@ -78,7 +79,8 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
         print(f"gate passed: {json.dumps({key: round(value, 4) for key, value in found.items()})}", file=sys.stderr)
     work = build_pipeline(task, loaded.tokenizer, config, folder / name, dtype)
     started = time.perf_counter()
-    measurements = [entry for entry in work.measure(model, items, None) if entry["split"] == "test"]
+    measurements, _ = per_item.apart(work.measure(model, items, None), checkpoint="")
+    measurements = [entry for entry in measurements if entry["split"] == "test"]
     seconds = time.perf_counter() - started
     # The last measurement of a scoring is of all its items.
     scored = sum({entry["scoring"]: entry["items"] for entry in measurements}.values())

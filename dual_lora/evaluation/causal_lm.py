@@ -65,6 +65,10 @@ class CausalLMPipeline:
     def known(self) -> int:
         return self._evaluator.known
 
+    @property
+    def eval_batch(self) -> int | None:
+        return self._evaluator.batch
+
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
         rows, counts = self._encoded(examples)
         if counts["over_length"]:
@@ -132,10 +136,10 @@ class CausalLMPipeline:
         self.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0
         self._set_padding_token()
         tokens = _VALIDATION_TOKENS.get(next(model.parameters()).device.type, 1024)
-        found = validation.losses(model, rows, Collator(self.tokenizer), batch_tokens=tokens)
+        found, each = validation.losses(model, rows, Collator(self.tokenizer), batch_tokens=tokens)
         if not all(map(math.isfinite, found.values())):
             raise Diverged(f"the validation loss of checkpoint {checkpoint!r} is {found['loss']}: no number is of use")
-        score = Score("all", "loss", len(rows), found)
+        score = Score("all", "loss", len(rows), found, per_item={"loss": each})
         return [{"split": "validation", "checkpoint": checkpoint, **dataclasses.asdict(score)}]
 
     def _gate(self, model: torch.nn.Module, items: Items) -> None:

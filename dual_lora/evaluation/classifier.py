@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from dual_lora.distributed import processes
 from dual_lora.evaluation import classification
 from dual_lora.evaluation.epoch_scores import EpochScores, Part
 from dual_lora.evaluation.pipeline import Rows
-from dual_lora.tasks.base import ClassificationTask, Example
+from dual_lora.records import per_item
+from dual_lora.tasks.base import ClassificationTask, Example, Reading
 from dual_lora.tasks.splits import Items
 
 _PREDICTION_BATCH = 64
@@ -32,6 +34,7 @@ class ClassificationPipeline:
         self._run_folder, self._folder = folder, folder / "epochs"
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         self._epochs: EpochScores | None = None
+        self.eval_batch = config.launch.eval_batch or _PREDICTION_BATCH
 
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
         rows, counts = classification.encode(
@@ -64,7 +67,7 @@ class ClassificationPipeline:
             self.task,
             parts,
             classification.Collator(self.tokenizer),
-            batch_size=self.config.launch.eval_batch or _PREDICTION_BATCH,
+            batch_size=self.eval_batch,
             autocast=self._autocast,
             keep_weights=keep,
             weights_of=methods.trainable_state,
@@ -93,9 +96,17 @@ class ClassificationPipeline:
         for part, split, examples in (("dev", "test", items.test), ("heldout", "validation", items.held_out)):
             if part in logits:
                 readings = classification.readings(logits[part], self.task.labels)
+                self._keep(readings, checkpoint, split)
                 for score in self.task.score(readings, examples, self.task.scorings[0]):
                     measurements.append({"split": split, "checkpoint": checkpoint, **dataclasses.asdict(score)})
         return measurements
+
+    def _keep(self, readings: Sequence[Reading], checkpoint: str, split: str) -> None:
+        """Write the predictions as a language model's are, for the hash in the record."""
+        if processes.is_main():
+            name = per_item.predictions(checkpoint, split, self.task.scorings[0])
+            lines = (json.dumps({"index": index, "value": value}) + "\n" for index, value in enumerate(readings))
+            records.write_text(self._run_folder / "predictions" / f"{name}.jsonl", "".join(lines))
 
     def curves(self) -> dict[str, list[list[float]]]:
         return self._epochs.curves() if self._epochs else {}

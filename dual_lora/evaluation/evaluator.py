@@ -18,6 +18,7 @@ from dual_lora import methods, records
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
 from dual_lora.evaluation.prediction_lines import read_lines, read_values
+from dual_lora.records import per_item
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
 # Sequences (beams, candidates) per batch. Kernel launches limit the decoding of a small model: the more the better.
@@ -36,6 +37,7 @@ class Evaluator:
     config: RunConfig
     folder: Path
     known: int = dataclasses.field(default=0, init=False)  # predictions found there, of an interrupted evaluation
+    batch: int | None = dataclasses.field(default=None, init=False)  # sequences at a time, once it is known
     _taken_over: set[str] = dataclasses.field(default_factory=set, init=False)  # checkpoints
 
     def measure(
@@ -48,7 +50,7 @@ class Evaluator:
         measurements: list[dict[str, Any]] = []
         with methods.merged(model) as plain:
             found = {
-                scoring: self._values(plain, examples, scoring, f"{checkpoint}.{split}.{scoring}")
+                scoring: self._values(plain, examples, scoring, per_item.predictions(checkpoint, split, scoring))
                 for scoring in self.config.task.scorings or self.config.protocol.scorings
             }
         for scoring, part in found.items():
@@ -75,7 +77,7 @@ class Evaluator:
         kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples), kind))
         self.known += 0 if name.partition(".")[0] in self._taken_over else len(kept.values)
         mine = kept.share(processes.rank(), processes.world_size())
-        batch_size = self._batch_size(model)
+        self.batch = batch_size = self._batch_size(model)
         with kept, processes.computing_together(model) as callable_model:
             if scoring in RANKINGS:
                 from dual_lora.evaluation import ranking

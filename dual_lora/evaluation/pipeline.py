@@ -25,6 +25,11 @@ class Pipeline(Protocol):
         """How many predictions an interrupted evaluation had left; the seconds of this one do not include theirs."""
         ...
 
+    @property
+    def eval_batch(self) -> int | None:
+        """How many sequences (beams, candidates, texts) were scored at a time; None before any was."""
+        ...
+
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
         """Encode examples for training; the effect of the cut-off goes into `notes`."""
         ...

@@ -17,6 +17,7 @@ from typing import Any
 from dual_lora import records, tasks
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.evaluation.prediction_lines import read_lines
+from dual_lora.records import per_item
 from dual_lora.tasks import splits
 from dual_lora.tasks.base import Example, Reading, Task
 
@@ -54,9 +55,13 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
             ]
     kept = [entry for entry in known["scores"]["measurements"] if entry["split"] != "test"]
     _check_nothing_lost(known, found)
-    measurements = [entry for entries in found.values() for entry in entries] + kept
+    shown = known["scores"]["headline"]["checkpoint"]
+    scored, rows = per_item.apart([entry for entries in found.values() for entry in entries], shown)
+    measurements = scored + kept
     origin = {**known["origin"], "rescored": _origin()}
     scores = {**known["scores"], "measurements": measurements, "headline": _headline(known, measurements)}
+    rows = {**known["scores"].get("per_item", {}), **rows}
+    scores |= {"per_item": rows} if rows else {}
     scores["notes"] = _notes(known["scores"]["notes"], task)
     return dict(json.loads(json.dumps({**known, "scores": scores, "origin": origin}, allow_nan=False)))
 
@@ -64,7 +69,7 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
 def _readings(
     known: Mapping[str, Any], task: Task, items: list[Example], folder: Path, checkpoint: str, scoring: str
 ) -> list[Reading]:
-    name = f"{checkpoint}.test.{scoring}"
+    name = per_item.predictions(checkpoint, "test", scoring)
     path = folder / "predictions" / f"{name}.jsonl"
     try:
         lines = sorted(read_lines(path), key=lambda line: int(json.loads(line)["index"]))

@@ -1,6 +1,6 @@
 """A language model's loss on validation examples, in nats per token: on the answers, and on the whole texts.
 
-    losses(model, rows, collator, batch_tokens=4096) -> {"loss": 1.2, "full_sequence_loss": 2.3}
+    losses(model, rows, collator, batch_tokens=4096) -> {"loss": 1.2, "full_sequence_loss": 2.3}, [(14.2, 12), ...]
 
 Unlike the Trainer's curve, which is of the trained objective, these are plain likelihoods: unsmoothed, and the same two
 numbers for every method and the base model. Where a protocol trains on whole texts (`loss_on=all`), no
@@ -27,7 +27,7 @@ def losses(
     collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
     *,
     batch_tokens: int,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[tuple[float, int]]]:
     """Return the mean negative log-likelihood per token, natural logarithm, over all rows together.
 
     Args:
@@ -36,10 +36,11 @@ def losses(
 
     Returns:
         "loss": over the tokens with a label; "full_sequence_loss": over every token but the first.
+        For each row, in order, the nats over its tokens with a label, and their number.
     """
     batches = _batches([len(row["input_ids"]) for row in rows], batch_tokens)
     device = next(model.parameters()).device
-    sums = torch.zeros(2, 2, dtype=torch.float64)  # (answer, everything) × (loss, tokens)
+    sums = torch.zeros(len(rows), 2, 2, dtype=torch.float64)  # row × (answer, everything) × (loss, tokens)
     was_training = model.training
     model.eval()
     try:
@@ -52,11 +53,13 @@ def losses(
             targets = batch["input_ids"][:, 1:]
             each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
             for place, counted in enumerate((labels != IGNORED, batch["attention_mask"][:, 1:].bool())):
-                sums[place] += torch.stack([(each * counted).sum(), counted.sum()]).cpu()
+                found = torch.stack([(each * counted).sum(1), counted.sum(1)], dim=1)
+                sums[indices, place] = found.to("cpu", torch.float64)
     finally:
         model.train(was_training)
-    (answer, answer_tokens), (whole, tokens) = sums.tolist()
-    return {"loss": answer / max(answer_tokens, 1), "full_sequence_loss": whole / max(tokens, 1)}
+    (answer, answer_tokens), (whole, tokens) = sums.sum(0).tolist()
+    means = {"loss": answer / max(answer_tokens, 1), "full_sequence_loss": whole / max(tokens, 1)}
+    return means, [(nats, int(number)) for nats, number in sums[:, 0].tolist()]
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -81,12 +81,7 @@ def bleu_and_nist(
         for prediction, group in zip(predictions, references, strict=True)
     ]
     orders = range(1, _NIST_ORDER + 1)
-    matches = [Counter[Ngram]() for _ in segments]
-    for matched, (prediction, group) in zip(matches, segments, strict=True):
-        best = Counter[Ngram]()
-        for reference in group:
-            best |= _ngrams(reference)
-        matched.update(_ngrams(prediction) & best)
+    matches = [_matched(prediction, group) for prediction, group in segments]
     matched_by_order = Counter[int]()
     for matched in matches:
         for ngram, count in matched.items():
@@ -95,6 +90,30 @@ def bleu_and_nist(
     closest = sum(_closest_length(prediction, group, variant) for prediction, group in segments)
     bleu = (_bleu_mteval if variant == "mteval" else _bleu_python)(matched_by_order, made, closest)
     return bleu, _nist(matches, made, [group for _, group in segments], variant)
+
+
+def bleu_counts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
+    """Return what BLEU ("mteval") is made of, per item, so that it can be computed again for other draws of items.
+
+    Six integers: matched n-grams of order 1 to 4, tokens of the prediction, tokens of the closest reference.
+    """
+    rows = []
+    for prediction, group in zip(predictions, references, strict=True):
+        tokens, tokenized = tokenize(prediction), [tokenize(reference) for reference in group]
+        matched = Counter[int]()
+        for ngram, count in _matched(tokens, tokenized).items():
+            matched[len(ngram)] += count
+        closest = _closest_length(tokens, tokenized, "mteval")
+        rows.append((*(matched[n] for n in range(1, _BLEU_ORDER + 1)), len(tokens), closest))
+    return rows
+
+
+def _matched(prediction: Sequence[str], group: Sequence[Sequence[str]]) -> Counter[Ngram]:
+    """Return the prediction's n-grams that a reference has, each as often as the reference that has it most."""
+    best = Counter[Ngram]()
+    for reference in group:
+        best |= _ngrams(reference)
+    return _ngrams(prediction) & best
 
 
 def _ngrams(tokens: Sequence[str]) -> Counter[Ngram]:

@@ -87,6 +87,7 @@ class Scores:
     measurements: tuple[Measurement, ...] = ()
     notes: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
+    per_item: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)  # `records.per_item`
 
 
 @dataclass(frozen=True, config=_TYPED)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dual_lora.records.schema import Record
-from dual_lora.report import measured, neighbours, stats
+from dual_lora.report import item_noise, measured, neighbours, stats
 from dual_lora.report.definition import Column, Endpoint, Experiment
-from dual_lora.report.layout import Comparison, Verdict
+from dual_lora.report.layout import Comparison, ItemNoise, Verdict
 from dual_lora.report.measured import MeasuredBlock, Row
 
 LEVEL = 0.05
@@ -66,6 +66,7 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
     tests = [_p(name, value) for name, value in named.items() if value is not None]
     if comparison.blocked is not None:
         tests.append(f"blocked {with_interval(comparison.blocked, decimals)}, df {comparison.blocked.df:.0f}")
+    tests += _items(comparison.items, decimals)
     words: Mapping[Verdict, str] = {
         "better": "better",
         "worse": "worse",
@@ -76,6 +77,18 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
         "too few pairs": f"fewer than {stats.MIN_PAIRS} pairs: no verdict",
     }
     return f"{text}; {'; '.join([*tests, words[comparison.verdict]])}."
+
+
+def _items(found: ItemNoise | None, decimals: int) -> list[str]:
+    """Return how much of the difference is the draw of the test items."""
+    if found is None:
+        return []
+    low, high = (f"{limit:+.{decimals}f}".replace("-", "−") for limit in (found.low, found.high))
+    said = [
+        f"by the draw of test items one run has sd {found.one:.{decimals}f}, the difference {found.pair:.{decimals}f}",
+        f"over items and seeds [{low}, {high}]",
+    ]
+    return said if found.mcnemar is None else [*said, _p("McNemar mid-p", found.mcnemar)]
 
 
 def with_interval(found: stats.Estimate, decimals: int) -> str:
@@ -95,7 +108,7 @@ def _raw(block: MeasuredBlock, endpoint: Endpoint, row: Row) -> _Raw | None:
     column = column_of(block.experiment, endpoint)
     ours = row.columns[column.label]
     pairs = measured.pairs_of(column, ours, reference.columns[column.label]) if reference else None
-    if pairs is None or any(record.untrained for record in row.records):
+    if reference is None or pairs is None or any(record.untrained for record in row.records):
         return None
     found = stats.estimate(pairs)
     comparison = Comparison(
@@ -104,9 +117,10 @@ def _raw(block: MeasuredBlock, endpoint: Endpoint, row: Row) -> _Raw | None:
         sign_flip=stats.sign_flip(pairs),
         p_equal=None if endpoint.margin is None else found.p_equal(endpoint.margin),
         blocked=_blocked(block, endpoint, row) if found.interval() else None,
+        items=item_noise.noise(block.experiment, column, row, reference),
         verdict="open",
     )
-    records = [record for side in (row, reference) if side for record in side.records]
+    records = [*row.records, *reference.records]
     return _Raw(comparison, column, "c" in ours.marks, not all(_began_after(endpoint.named, r) for r in records))
 
 

@@ -15,7 +15,8 @@ from dual_lora.report.terminal import FittedTable
 
 CSV_COLUMNS: tuple[str, ...] = ("block", "model", "method", "origin", "column", "value", "sd", "low", "high", "n")
 CSV_COLUMNS += ("difference", "difference_low", "difference_high", "pairs")
-CSV_COLUMNS += ("p", "sign_flip_p", "equal_p", "blocked", "blocked_low", "blocked_high", "verdict")  # of an endpoint
+CSV_COLUMNS += ("p", "sign_flip_p", "equal_p", "blocked", "blocked_low", "blocked_high")  # of an endpoint
+CSV_COLUMNS += ("item_sd", "item_sd_difference", "items_low", "items_high", "mcnemar_p", "verdict")
 CSV_COLUMNS += ("bold", "marks", "status", "source")
 
 
@@ -147,8 +148,11 @@ def _difference_digits(cell: Cell) -> list[str]:
     difference, tested = cell.difference, cell.comparison
     fields = _digits(*_limits(difference)) + [str(difference.n) if difference else ""]
     if tested is None:
-        return [*fields, *[""] * 7]
-    return [*fields, *_digits(tested.p, tested.sign_flip, tested.p_equal, *_limits(tested.blocked)), tested.verdict]
+        return [*fields, *[""] * 12]
+    items = tested.items
+    of_items = (items.one, items.pair, items.low, items.high, items.mcnemar) if items else (None,) * 5
+    tests = _digits(tested.p, tested.sign_flip, tested.p_equal, *_limits(tested.blocked), *of_items)
+    return [*fields, *tests, tested.verdict]
 
 
 def _limits(found: Estimate | None) -> tuple[float | None, float | None, float | None]:

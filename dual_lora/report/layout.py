@@ -26,6 +26,17 @@ MARKS = {
 
 
 @dataclass(frozen=True)
+class ItemNoise:
+    """How much a score and a difference depend on the draw of the test items, in the column's unit."""
+
+    one: float  # standard deviation of one run's score over draws of items
+    pair: float  # of the difference of two methods, their seeds as they are
+    low: float  # 95 % interval of the difference over draws of items and of seeds
+    high: float
+    mcnemar: float | None  # mid-p of right against wrong answers of all seeds; None if answers are not right or wrong
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The block's endpoint, one method against the reference. p values are adjusted for all endpoints of the page."""
 
@@ -34,6 +45,7 @@ class Comparison:
     sign_flip: float | None  # not adjusted: it needs no distribution and cannot be small with few pairs
     p_equal: float | None  # of "they differ by the margin or more"
     blocked: Estimate | None  # the same difference with the residual variance of several methods
+    items: ItemNoise | None  # None if the records do not have their items
     verdict: Verdict
 
 

@@ -181,12 +181,11 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
             points = [value for _, value in record.curves.get(column.curve, []) if value is not None]
             by_seed |= {record.seed: points[-1]} if points else {}
             continue
-        asked = [replace(column, subset=name) for name in column.subsets] or [column]
-        parts = [find(one, record) for one in asked]
+        parts = [find(of_subset(column, name), record) for name in column.subsets or (column.subset,)]
         found = [measurement for measurement in parts if measurement is not None]
         if len(found) < len(parts):
             continue
-        values = [measurement.metrics[_metric(column, record)] for measurement in found]
+        values = [measurement.metrics[metric_of(column, record)] for measurement in found]
         known = [value for value in values if value is not None]
         if len(known) < len(values):
             undefined += 1
@@ -218,7 +217,7 @@ def find(column: Column, record: Record) -> Measurement | None:
     found = [
         m
         for m in record.scores.measurements
-        if all(getattr(m, key) == value for key, value in wanted.items()) and _metric(column, record) in m.metrics
+        if all(getattr(m, key) == value for key, value in wanted.items()) and metric_of(column, record) in m.metrics
     ]
     # A checkpoint may be scored on validation too; a table shows the test's number unless the column names the split.
     found = [m for m in found if m.split == "test"] or found
@@ -231,7 +230,13 @@ def find(column: Column, record: Record) -> Measurement | None:
     return found[0] if found else None
 
 
-def _metric(column: Column, record: Record) -> str:
+def of_subset(column: Column, subset: str | None) -> Column:
+    """Return the column of one of a column's subsets."""
+    return replace(column, subset=subset, subsets=()) if column.subsets else column
+
+
+def metric_of(column: Column, record: Record) -> str:
+    """Return the metric a column shows of a finished record: its own, or the headline's."""
     assert record.scores.headline is not None
     return column.metric or record.scores.headline.metric
 

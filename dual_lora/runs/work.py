@@ -23,8 +23,8 @@ from dual_lora.distributed import deepspeed, processes, sharding
 from dual_lora.evaluation import build_pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
-from dual_lora.records import file_sha256, read_json, replacing, write_json
-from dual_lora.runs import warm_start
+from dual_lora.records import file_sha256, per_item, read_json, replacing, write_json
+from dual_lora.runs import machine, warm_start
 from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.splits import Items
 from dual_lora.training.trainer import Data, TrainingResult, resume_step, train
@@ -45,6 +45,8 @@ class Work:
     _samples: list[dict[str, str]] = field(default_factory=list)
     _curves: dict[str, Any] = field(default_factory=dict)
     _kernels: dict[str, int] = field(default_factory=dict)
+    _cards: list[str] = field(default_factory=list)
+    _eval_batch: int | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -111,8 +113,10 @@ class Work:
         finally:
             self._notes += work.notes
             self._curves = work.curves()
+            self._eval_batch = work.eval_batch
             self._cost["peak_memory_bytes"] = [self._peak_memory()]
         self._cost["peak_memory_bytes"] = processes.gather(self._peak_memory())
+        self._cards = sorted(set(processes.gather(machine.card(resolved.device))))
         self._origin["predictions_sha256"] = predictions_sha256(resolved.folder / "predictions")
 
     def _count_parameters(self, model: torch.nn.Module) -> None:
@@ -224,9 +228,9 @@ class Work:
     def scores(self) -> dict[str, Any]:
         if not self._measurements:
             return {"notes": self._notes}
-        headline = self._headline()
-        found = {"headline": headline, "measurements": self._measurements, "notes": self._notes}
-        return {**found, "samples": self._samples} if self._samples else found
+        measurements, rows = per_item.apart(self._measurements, self._shown())
+        found = {"headline": self._headline(), "measurements": measurements, "notes": self._notes}
+        return found | ({"samples": self._samples} if self._samples else {}) | ({"per_item": rows} if rows else {})
 
     def _shown(self) -> str:
         """Return the checkpoint that the headline is of."""
@@ -262,9 +266,9 @@ class Work:
 
     def execution(self) -> dict[str, Any]:
         batches = self.resolved.batches
-        cuda = self.resolved.device == "cuda"
         return {
-            "device": torch.cuda.get_device_name() if cuda else _processor(),
+            "device": machine.device(self.resolved.device),
+            "cards": self._cards or [machine.card(self.resolved.device)],
             "world_size": batches.world_size,
             "parallel": self.config.launch.parallel if self.config.launch.name == "local" else 1,
             "engine": self.config.launch.engine,
@@ -272,6 +276,7 @@ class Work:
             "global_batch": batches.global_batch,
             "per_device_batch": batches.per_device,
             "accumulation": batches.accumulation,
+            "eval_batch": self._eval_batch,
             "gradient_checkpointing": self.config.launch.gradient_checkpointing,
             "kernel": {"asked": self.config.kernel, "layers": self._kernels},
             "dtype": self.resolved.dtype,
@@ -299,15 +304,6 @@ def _trained(values: Any) -> tuple[TrainingResult, dict[str, str]]:
     if hashes.keys() != {"last.safetensors", *values["selected"].values()}:
         raise ValueError(f"it has hashes of {', '.join(hashes) or 'no file'}")
     return TrainingResult(**values), hashes
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "CPU"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"CPU: {names[0]}" if names else "CPU"
 
 
 def rendered_sha256(rows: Sequence[dict[str, Any]]) -> str:

@@ -55,6 +55,7 @@ class Score:
     counts: Mapping[str, int] = field(default_factory=dict)  # e.g. out_of_range, not_exact_sentence
     chance: float | None = None  # of the headline metric
     at_chance: bool | None = None
+    per_item: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # metric -> a row per item: `records.per_item`
 
 
 Reading = str | float | None  # None: unreadable

@@ -23,6 +23,7 @@ _SEPARATORS = {"gpt2": "<|endoftext|>"}
 _OTHER_SEPARATOR = " ||"
 
 Scorer = Callable[..., dict[str, float]]  # scores one subset: (predictions, references, metrics=...) -> {metric: value}
+PerItem = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, Sequence[Any]]]  # -> {metric: a row per item}
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class DataToText(Task):
         published: Mapping[Split, Published],
         origin: Origin,
         notes: Sequence[str] = (),
+        per_item: PerItem | None = None,
     ) -> None:
         self.name = config.task.name
         self.scorings = config.task.scorings or ("generate",)
@@ -85,7 +87,7 @@ class DataToText(Task):
         self.metrics = chosen_metrics(config, metrics)
         self._separator = _SEPARATORS.get(config.model.family, _OTHER_SEPARATOR)
         self._source, self._origin = config.data.source, origin
-        self._read, self._scorer, self._published = read, scorer, published
+        self._read, self._scorer, self._published, self._per_item = read, scorer, published, per_item
         self._notes = list(notes)
         left_out = [metric for metric in metrics if metric not in self.metrics]
         if left_out:
@@ -200,7 +202,8 @@ class DataToText(Task):
             references = [example.references for _, example in chosen]
             values = self._scorer(predictions, references, metrics=self.metrics)
             empty = sum(not prediction for prediction in predictions)
-            scores.append(Score(subset, scoring, len(chosen), values, counts={"empty": empty}))
+            rows = self._per_item(predictions, references) if self._per_item else {}
+            scores.append(Score(subset, scoring, len(chosen), values, counts={"empty": empty}, per_item=rows))
         return scores
 
 

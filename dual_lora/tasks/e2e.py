@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dual_lora.config import ConfigError, RunConfig, legal_values
-from dual_lora.metrics import e2e, java
+from dual_lora.metrics import e2e, java, mteval
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import (
@@ -93,6 +93,7 @@ def build(config: RunConfig) -> DataToText:
         published=PUBLISHED,
         origin=Origin(form, RELEASE if form == "lora" else HUB),
         notes=notes,
+        per_item=lambda predictions, references: {"BLEU": mteval.bleu_counts(predictions, references)},
     )
 
 

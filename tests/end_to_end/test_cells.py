@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
-from dual_lora.records import learning_rates
+from dual_lora.records import learning_rates, per_item
+from dual_lora.report import item_noise
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
 from dual_lora.training import loss
@@ -45,10 +47,14 @@ def without_java(arguments: Sequence[str]) -> list[str]:
 def test_a_run_leaves_a_whole_record(task: str, model: str, tmp_path: Path) -> None:
     record = cell(tmp_path, f"task={task}", f"model={model}", "method=dual_lora")
     assert record["status"] == "finished", record.get("message")
-    assert set(record) == {"schema", "status", "identity", "scores", "curves", "cost", "execution", "origin"}
+    sections = {"identity", "scores", "curves", "cost", "execution", "origin"}
+    assert set(record) == {"schema", "status", "checksum", *sections}
     assert record["identity"]["seed"] == 0
     assert record["scores"]["headline"]["metric"]
     assert all(entry["items"] for entry in record["scores"]["measurements"])
+    assert_items_give_the_scores(record)
+    assert record["execution"]["eval_batch"] > 0
+    assert [len(card) for card in record["execution"]["cards"]] == [8]
     assert [step for step, _ in record["curves"]["train_loss"]] == [1, 2, 3]
     for field in ("train_seconds", "eval_seconds", "tokens_per_second", "adapter_bytes", "trainable_parameters"):
         assert record["cost"][field] > 0, field
@@ -61,6 +67,23 @@ def test_a_run_leaves_a_whole_record(task: str, model: str, tmp_path: Path) -> N
     rates = [[line["step"], pytest.approx(line["learning_rate"], rel=1e-7)] for line in logged]
     assert len(rates) == 3
     assert learning_rates(record) == rates, "what a reader derives is not what the Trainer used"
+
+
+def assert_items_give_the_scores(record: dict[str, Any]) -> None:
+    """What the record keeps of each item gives its metrics again, and every prediction that it is of has a hash."""
+    kept = record["scores"]["per_item"]
+    assert kept
+    for name, metrics in kept.items():
+        assert name.endswith("loss") or name in record["origin"]["predictions_sha256"]
+        for entry in record["scores"]["measurements"]:
+            if per_item.predictions(entry["checkpoint"], entry["split"], entry["scoring"]) != name:
+                continue
+            for metric in (metric for metric in metrics if entry["subset"] in metrics[metric]):
+                rows = per_item.unpacked(metrics[metric][entry["subset"]])
+                assert len(rows) == entry["items"]
+                [value] = item_noise.value(metric, rows, np.ones((1, len(rows))))
+                stated = entry["metrics"][metric]
+                assert value == pytest.approx(0 if stated is None else stated, rel=2e-3, abs=2e-3), (name, metric)
 
 
 @pytest.mark.parametrize("method", ["none", "full", "lora", "dora"])

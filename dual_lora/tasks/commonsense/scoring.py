@@ -38,8 +38,8 @@ def score_subset(subset: str, examples: Sequence[Example], readings: Sequence[Re
     are anything but the taught answer, unreadable ones among them).
     """
     right = [example.references[0] for example in examples]
-    correct = sum(reading == answer for reading, answer in zip(readings, right, strict=True))
-    metrics: dict[str, float | None] = {"accuracy": correct / len(examples)}
+    fits = {"accuracy": [reading == answer for reading, answer in zip(readings, right, strict=True)]}
+    correct = sum(fits["accuracy"])
     counts = {"correct": correct}
     if scoring == "generate":
         counts["out_of_range"] = sum(
@@ -49,18 +49,18 @@ def score_subset(subset: str, examples: Sequence[Example], readings: Sequence[Re
         counts["not_exact_sentence"] = sum(not getattr(reading, "exact", False) for reading in readings)
     if scoring == "cloze":
         normalised = [getattr(reading, "normalised", None) for reading in readings]
-        fits = sum(reading == answer for reading, answer in zip(normalised, right, strict=True))
-        metrics["accuracy_normalised"] = fits / len(examples)
+        fits["accuracy_normalised"] = [reading == answer for reading, answer in zip(normalised, right, strict=True)]
     chance = chance_level(examples)
     return Score(
         subset=subset,
         scoring=scoring,
         items=len(examples),
-        metrics=metrics,
+        metrics={metric: sum(fit) / len(examples) for metric, fit in fits.items()},
         unreadable=sum(reading is None for reading in readings),
         counts=counts,
         chance=chance,
         at_chance=is_at_chance(correct, len(examples), chance),
+        per_item=fits,
     )
 
 

@@ -171,7 +171,20 @@ class Glue(ClassificationTask):
             unreadable=sum(reading is None for reading in readings),
             chance=metrics.chance(name, labels),
             at_chance=metrics.at_chance(name, readings, labels),
+            per_item=self._per_item(readings, labels),
         )
+
+    def _per_item(self, readings: list[Reading], labels: list[str]) -> dict[str, list[Any]]:
+        """Return what the headline metric is made of, per item; {} for a correlation with an unreadable answer."""
+        pairs = list(zip(readings, labels, strict=True))
+        if self.spec.headline == "accuracy":
+            return {"accuracy": [reading == label for reading, label in pairs]}
+        if None in readings:
+            return {}
+        if self.labels:
+            positive = self.labels[1]
+            return {self.spec.headline: [(reading == positive, label == positive) for reading, label in pairs]}
+        return {self.spec.headline: [(reading, float(label)) for reading, label in pairs]}
 
     def selection_score(self, readings: Sequence[Reading], examples: Sequence[Example]) -> float | None:
         """Return what an epoch is chosen by: the headline metric over all items (None: undefined, counts as lowest)."""

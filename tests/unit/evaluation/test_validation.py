@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq
@@ -32,17 +33,21 @@ def test_they_are_the_mean_negative_log_likelihoods_of_the_texts_computed_one_by
             value = -logs[place - 1, row["input_ids"][place]].item()
             whole.append(value)
             answer += [value] if row["labels"][place] != -100 else []
-    found = losses(model, rows, collator, batch_tokens=200)
+    found, each = losses(model, rows, collator, batch_tokens=200)
     assert found["loss"] == pytest.approx(sum(answer) / len(answer), rel=1e-5)
     assert found["full_sequence_loss"] == pytest.approx(sum(whole) / len(whole), rel=1e-5)
     assert len(answer) < len(whole)
+    assert [tokens for _, tokens in each] == [sum(label != -100 for label in row["labels"][1:]) for row in rows]
+    ends = np.cumsum([tokens for _, tokens in each])
+    alone = [sum(part) for part in np.split(np.array(answer), ends[:-1])]
+    assert [nats for nats, _ in each] == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 64, 10_000])
 def test_the_size_of_the_batches_changes_nothing(setting, batch_tokens):
     model, rows, collator = setting
-    reference = losses(model, rows, collator, batch_tokens=128)
-    assert losses(model, rows, collator, batch_tokens=batch_tokens) == pytest.approx(reference, rel=1e-5)
+    reference, _ = losses(model, rows, collator, batch_tokens=128)
+    assert losses(model, rows, collator, batch_tokens=batch_tokens)[0] == pytest.approx(reference, rel=1e-5)
 
 
 def test_the_model_comes_back_as_it_was(setting):
