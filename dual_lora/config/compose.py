@@ -21,6 +21,7 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.config.choices import CONFIGS, options, sweep_values
+from dual_lora.config.words import for_hydra
 
 GROUPS = {
     "model": "the checkpoint",
@@ -105,6 +106,7 @@ def compose(arguments: list[str]) -> list[RunConfig]:
 
     from dual_lora.config import recipe_source
 
+    arguments = for_hydra(arguments)
     recipe_source.register()
     ConfigStore.instance().store(name="settings", node=_every_setting())
     flags = {word for word in arguments if word.startswith("-")}
@@ -206,7 +208,8 @@ def _jobs(words: list[str]) -> list[tuple[str, ...]]:
     if chosen:
         params = hydra.compose("config", overrides=chosen, return_hydra_config=True).hydra.sweeper.params or {}
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
+    chosen = for_hydra([f"{key}={value}" for key, value in params.items()])
+    overrides = parser.parse_overrides([*chosen, *words])
     choices = {one.get_key_element(): [f"{one.get_key_element()}={x}" for x in sweep_values(one)] for one in overrides}
     return list(itertools.product(*choices.values()))
 
