@@ -1,6 +1,7 @@
 """One process works on a run at a time, also on a network file system.
 
-The lock is a file made with `os.link`, which is atomic on NFS too (flock is not relied on). It names its holder.
+The lock is a file made with `os.link`, which is atomic on NFS too (flock is not relied on). It names its holder. Where
+there are no hard links (cloud mounts, exFAT, SMB) it is made by exclusive creation, and is whole a moment later.
 A lock is stale if its process has ended (same host) or if its heartbeat, the file's modification time, is old (another
 host). Process ids are re-used, so the start time of the process is compared as well.
 
@@ -11,6 +12,7 @@ after it has itself watched it stay silent for all of `STALE_SECONDS`, and an em
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -25,6 +27,8 @@ HEARTBEAT_SECONDS = 20.0
 # Another host's lock is abandoned after this long without a heartbeat. Clocks of hosts may differ by minutes.
 STALE_SECONDS = 600.0
 _TAKEOVER_SECONDS = 120.0
+_WRITING_SECONDS = 3.0  # without hard links, a lock that cannot be read and is younger is still being written
+_NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
 _TRIES = 100
 
 
@@ -39,6 +43,7 @@ class RunLock:
         self.path = folder / "lock.json"
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
+        self._links = True
 
     def __enter__(self) -> RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +62,7 @@ class RunLock:
         try:
             for _ in range(_TRIES):  # another process may remove a stale lock between our check and our attempt
                 try:
-                    os.link(mine, self.path)
+                    self._name(mine, self.path)
                     break
                 except FileExistsError:
                     self._remove_if_stale(mine)
@@ -75,6 +80,21 @@ class RunLock:
         self._stop.set()
         self.path.unlink(missing_ok=True)
 
+    def _name(self, mine: Path, name: Path) -> None:
+        """Let this process's lock file have a name too. Raises `FileExistsError` if another process has it."""
+        if self._links:
+            try:
+                os.link(mine, name)
+                return
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._links = False
+        with name.open("x", encoding="utf-8") as file:
+            file.write(mine.read_text(encoding="utf-8"))
+
     def _keep_alive(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
@@ -91,8 +111,11 @@ class RunLock:
             holder = json.loads(text)
             pid, host, started = int(holder["pid"]), str(holder["host"]), float(holder["process_started"])
         except (ValueError, KeyError, TypeError):
+            if not self._links and age < _WRITING_SECONDS:
+                time.sleep(0.05)
+                return
             holder, pid, host, started = {}, -1, "", 0.0
-        # A lock file appears complete, so one that cannot be read was left by a crash of the machine.
+        # A link appears complete, so one that cannot be read was left by a crash of the machine.
         local = host in (socket.gethostname(), "")
         alive = _is_running(pid, started) if local else age < STALE_SECONDS
         if alive:
@@ -103,7 +126,7 @@ class RunLock:
         # One of several finders removes it, and only the lock it has read: never the fresh lock of a faster one.
         guard = self.path.with_name("lock.takeover")
         try:
-            os.link(mine, guard)
+            self._name(mine, guard)
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - guard.stat().st_mtime > _TAKEOVER_SECONDS:

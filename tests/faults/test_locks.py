@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -138,3 +139,46 @@ def test_one_of_many_takes_a_stale_lock(tmp_path):
     winners = [won.get(timeout=5)]
     assert won.empty()
     assert len(winners) == 1
+
+
+@pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def no_hard_links(request, monkeypatch):
+    """A cloud mount, exFAT or SMB: link(2) fails, all else works."""
+
+    def refuse(source, target, **_):
+        raise OSError(request.param, os.strerror(request.param), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_a_folder_without_hard_links_has_locks_too(tmp_path):
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+        with pytest.raises(RunIsBusy, match=f"process {os.getpid()} on"), RunLock(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    leave_lock(tmp_path, pid=dead_process())
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+
+
+def test_without_hard_links_a_lock_that_is_being_written_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("dual_lora.records.lock._WRITING_SECONDS", 0.3)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    path = tmp_path / "lock.json"
+    path.write_text("")
+    begun = path.stat().st_mtime
+    with RunLock(tmp_path):
+        assert time.time() - begun >= 0.3
+
+
+def test_without_hard_links_one_of_many_takes_a_stale_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    test_one_of_many_takes_a_stale_lock(tmp_path)
+
+
+def test_another_error_of_the_file_system_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "input/output error")))
+    with pytest.raises(OSError, match="input/output error"), RunLock(tmp_path):
+        pass
