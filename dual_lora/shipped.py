@@ -2,11 +2,12 @@
 
 folder("configs")     also experiments and results/published
 home()                what `results/`, README.md and docs/ are relative to: the checkout, or the current folder
-command()             how this suite is started, as words; PROGRAM: as a user types it
+command()             how this suite is started, as words; PROGRAM: as a user types it, command_line(...): with words
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def home() -> Path:
 def command() -> list[str]:
     """Return the words that start this suite in another process, from any folder."""
     return [sys.executable, str(_CHECKOUT / "run.py")] if IN_CHECKOUT else [sys.executable, "-m", "dual_lora"]
+
+
+def command_line(*words: str) -> str:
+    """Return what a user types to give the suite these words: a shell passes them on as they are."""
+    return f"{PROGRAM} {shlex.join(words)}"
 
 
 def import_root() -> Path:

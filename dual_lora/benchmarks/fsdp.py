@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
         rows = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
     found = {
         "environment": timing.environment("cuda" if torch.cuda.is_available() else "cpu", timing.LIBRARIES[1:]),
-        "command": redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]])),
+        "command": redaction.shareable(["python", "run.py", *sys.argv[1:]]),
         "seconds": round(time.perf_counter() - begun, 1),
         "gpus": options.gpus,
         "size": size,

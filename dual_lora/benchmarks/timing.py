@@ -33,7 +33,7 @@ def environment(device: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
 
 def command() -> str:
     """Return the command that this process was given, as a result file keeps it."""
-    return redaction.shareable(" ".join(["python", "run.py", *sys.argv[1:]]))
+    return redaction.shareable(["python", "run.py", *sys.argv[1:]])
 
 
 def quantiles(milliseconds: Sequence[float]) -> dict[str, float]:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
 import warnings
 from typing import Any
 
-from dual_lora import methods
+from dual_lora import methods, records
 from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
 from dual_lora.launch.show import show, title
 from dual_lora.launch.worker import work
-from dual_lora.records import redaction
 
 logger = logging.getLogger(__name__)
 BASE_ROW = MethodConfig(name="none", label="Base model", trains="nothing")
@@ -29,7 +27,7 @@ def launch(configs: list[RunConfig]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "datasets", "deepspeed", "DeepSpeed", "absl", "submitit"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("DUAL_LORA_COMMAND", redaction.hide(" ".join(["python", "run.py", *sys.argv[1:]])))
+    os.environ.setdefault("DUAL_LORA_COMMAND", records.command_of_this_process())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Renamed settings inside transformers warn at every start; a user of this suite cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

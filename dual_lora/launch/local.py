@@ -54,13 +54,13 @@ def write_config(item: Any) -> Path:
 
     Every start has its own file: two shells that start the same run must not change each other's settings.
     """
-    from dual_lora import records
+    from dual_lora.runs.lifecycle import save_config
 
     # Workers on a compute node must resolve "auto" as this process did when it named the run.
     launch = dataclasses.replace(item.config.launch, device=item.device)
     config = dataclasses.replace(item.config, launch=launch)
     file = item.folder / "starts" / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
-    records.write_json(file, config.to_dict())
+    save_config(file, config)
     return file
 
 

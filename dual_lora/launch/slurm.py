@@ -22,6 +22,7 @@ from dual_lora import records, shipped
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.launch.local import write_config
 from dual_lora.launch.show import title
+from dual_lora.records import redaction
 
 logger = logging.getLogger(__name__)
 _MAX_REQUEUES = 1000
@@ -48,7 +49,8 @@ def launch(configs: list[RunConfig]) -> int:
     if configs[0].plan:
         describe(configs)
         for settings, group in _by_settings(configs):
-            print(f"\n# {len(group)} job(s), {settings.parallel} at a time\n{script(group[0], len(group))}")
+            text = redaction.hide(script(group[0], len(group)))
+            print(f"\n# {len(group)} job(s), {settings.parallel} at a time\n{text}")
         return 0
     prepared = prepare(configs)
     waiting = _missing(prepared)

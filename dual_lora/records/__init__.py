@@ -17,13 +17,22 @@ from dual_lora.records.storage import (
     write_json,
     write_text,
 )
-from dual_lora.records.writing import build, origin_of_this_process, record_path, run_folder, weights_file, write
+from dual_lora.records.writing import (
+    build,
+    command_of_this_process,
+    origin_of_this_process,
+    record_path,
+    run_folder,
+    weights_file,
+    write,
+)
 
 __all__ = [
     "SCHEMA",
     "UNREADABLE",
     "Status",
     "build",
+    "command_of_this_process",
     "digest",
     "dumps",
     "file_sha256",

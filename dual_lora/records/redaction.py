@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 HIDDEN = "***"
 _NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
@@ -13,7 +16,9 @@ _FORMS = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{20,}\b|\bwandb_v1_\w{20,}\b|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 _ASSIGNED = re.compile(
-    r"((?:[\w.+-]*(?:token|secret|password|passwd|api_?key|access_?key)[\w-]*)\s*[=:]\s*)([^\s,;'\"]+)", re.IGNORECASE
+    r"((?:[\w.+-]*(?:token|secret|password|passwd|api_?key|access_?key)[\w-]*)\s*[=:]\s*)"
+    r"('[^']*'|\"[^\"]*\"|[^\s,;'\"]+)",
+    re.IGNORECASE,
 )
 # Names in this project that the pattern above would take for secrets.
 _HARMLESS = re.compile(r"tokens?_?(?:per|share|s\b)|max_(?:new|length)_tokens|_token(?:s|izer|_id)", re.IGNORECASE)
@@ -28,10 +33,47 @@ def hide(text: str) -> str:
     return _ASSIGNED.sub(lambda found: found[0] if _HARMLESS.search(found[1]) else found[1] + HIDDEN, text)
 
 
-_FOLDERS = re.compile(r"(?<![\w.])(data\.dir|model\.path|results|hydra\.searchpath|adapter)=(?:'[^']*'|\"[^\"]*\"|\S+)")
-_OPTIONS = re.compile(r"(--output|--results|--records|--data-dir|--data|--weights|--scratch)[ =]\S+")
+# Settings and options whose value is a place on this machine.
+_FOLDERS = frozenset(("data.dir", "model.path", "results", "hydra.searchpath", "adapter", "out", "home"))
+_FOLDER_OPTIONS: tuple[str, ...] = (
+    "--output",
+    "--results",
+    "--records",
+    "--data-dir",
+    "--data",
+    "--weights",
+    "--scratch",
+    "--adapter",
+)
+_FOLDER_OPTIONS += ("--out", "--home", "--tokenizers")
+# What says who ran it and how their cluster is laid out, and changes no number.
+_PRIVATE = re.compile(r"launch\.(setup|container|sbatch|account|partition|qos|constraint)\b.*")
+_PATH = re.compile(r"(?:^|[\s'\"=:,\[{(])(?:/|~/|\.\.?/|[A-Za-z]:\\)")
 
 
-def shareable(command: str) -> str:
-    """Return a command as a record keeps it: without secrets, and folders by their setting's name only."""
-    return _OPTIONS.sub(r"\1 FOLDER", _FOLDERS.sub(r"\1=FOLDER", hide(command)))
+def shareable(words: Sequence[str]) -> str:
+    """Return a command as a record keeps it: a shell reads it as these words, which are without secrets and places."""
+    shown, follows = [], False
+    for word in words:
+        shown.append("FOLDER" if follows else _shareable(word))
+        follows = word in _FOLDER_OPTIONS
+    return shlex.join(shown)
+
+
+def _shareable(word: str) -> str:
+    key, given, value = word.partition("=")
+    name = key.lstrip("+-")
+    if given and _PRIVATE.fullmatch(name):
+        return f"{key}={HIDDEN}"
+    if given and value != "null" and (name in _FOLDERS or f"--{name}" in _FOLDER_OPTIONS or _PATH.search(value)):
+        return f"{key}=FOLDER"
+    return "FOLDER" if not given and _PATH.search(word) else hide(word)
+
+
+def hide_all(values: Any, *, but: Iterable[str] = (), name: str = "") -> Any:
+    """Return a JSON value with every text in it as `hide` leaves it, except those of the settings `but`."""
+    if isinstance(values, Mapping):
+        return {key: hide_all(value, but=but, name=f"{name}.{key}".lstrip(".")) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [hide_all(value, but=but, name=name) for value in values]
+    return hide(values) if isinstance(values, str) and name not in but else values

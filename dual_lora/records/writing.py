@@ -61,11 +61,13 @@ def build(
     if message:
         record["message"] = redaction.hide(message)
     record["identity"] = identity
-    record["scores"] = scores or {}
+    record["scores"] = dict(scores or {})
+    if "notes" in record["scores"]:
+        record["scores"]["notes"] = redaction.hide_all(record["scores"]["notes"])
     record["curves"] = curves or {}
     record["cost"] = cost or {}
     record["execution"] = execution or {}
-    record["origin"] = {**origin_of_this_process(), **(origin or {})}
+    record["origin"] = redaction.hide_all({**origin_of_this_process(), **(origin or {})})
     # The same as a reader of the file gets: lists, not tuples.
     return dict(json.loads(json.dumps(record, allow_nan=False)))
 
@@ -78,7 +80,6 @@ def origin_of_this_process() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    command = os.environ.get("DUAL_LORA_COMMAND") or " ".join(["python run.py", *sys.argv[1:]])
     commit = _git("rev-parse", "HEAD")
     # results/ changes with every record and is not code.
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
@@ -86,8 +87,13 @@ def origin_of_this_process() -> dict[str, Any]:
         "commit": commit,
         "dirty": None if changed is None else bool(changed),
         "versions": versions,
-        "command": redaction.shareable(command),
+        "command": os.environ.get("DUAL_LORA_COMMAND") or command_of_this_process(),
     }
+
+
+def command_of_this_process() -> str:
+    """Return the command that this process was started with, fit to be shared."""
+    return redaction.shareable([*shipped.PROGRAM.split(), *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:

@@ -117,7 +117,7 @@ def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]]) -> 
         for key in experiment.sweep
         if set(product[key]) != set(experiment.sweep[key])
     ]
-    return " ".join([shipped.PROGRAM, "-m", f"experiment={experiment.name}", *narrowed])
+    return shipped.command_line("-m", f"experiment={experiment.name}", *narrowed)
 
 
 def _agrees(record: Record, key: str, value: str) -> bool:

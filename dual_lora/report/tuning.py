@@ -143,7 +143,7 @@ def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
     if not tried:
         raise TuningError(f"{study.name} has no run with a model, task and method of the trials")
     lines = [
-        " ".join([shipped.PROGRAM, "-m", f"experiment={study.name}", f"method={','.join(methods)}", *key])
+        shipped.command_line("-m", f"experiment={study.name}", f"method={','.join(methods)}", *key)
         for key, methods in grouped.items()
     ]
     rest = [run for run in study.runs() if tuple(run[key] for key in _GROUPS) not in tried]

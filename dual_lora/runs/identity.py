@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
-from dual_lora.config import RunConfig
-from dual_lora.records import digest, run_id
+from dual_lora.config import ConfigError, RunConfig
+from dual_lora.records import digest, redaction, run_id
 
 _NOT_IDENTITY = {
     # Metrics are computed from the kept predictions, at any time and as often as wanted (`run.py rescore`).
@@ -42,5 +43,24 @@ def identity(
     values["model"]["fingerprint"] = model_fingerprint
     values["data"] = {"source": config.data.source, "fingerprint": data_fingerprint}
     values.update(dtype=dtype, seed=config.seed, init_from=init_from)
+    values = _without_secrets(values)
     values["protocol"]["hash"] = protocol_hash(config)
     return {"run_id": run_id(values), **values}
+
+
+def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """Hide a secret in a label. One in a setting that names the run cannot be hidden there: raises `ConfigError`."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    hidden = redaction.hide_all(plain)
+    for group, held in plain.items():
+        if not isinstance(held, dict):
+            continue
+        if "label" in held:
+            held["label"] = hidden[group]["label"]
+        for name, value in held.items():
+            if value != hidden[group][name]:
+                raise ConfigError(
+                    f"{group}.{name} holds a token or a key (by its form, or because an environment variable named "
+                    "like one holds it), and every record of the run would show it; take it out"
+                )
+    return plain

@@ -14,6 +14,7 @@ import torch
 
 from dual_lora import records
 from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config.words import PATHS
 from dual_lora.distributed import processes
 from dual_lora.records import redaction
 from dual_lora.records.lock import RunLock
@@ -61,7 +62,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
         if known is not None:
             return known
         if processes.is_main():
-            records.write_json(resolved.folder / "config.json", resolved.config.to_dict())
+            save_config(resolved.folder / "config.json", resolved.config)
         with stopping.signals_interrupt():
             made, error = _run_locked(resolved)
         if processes.is_main():
@@ -163,6 +164,11 @@ def write_failure(resolved: Resolved, status: records.Status, message: str, trac
             _keep_trace(resolved.folder, message, trace)
         records.write(resolved.record_path, made)
     return status
+
+
+def save_config(path: Path, config: RunConfig) -> None:
+    """Write a resolved config, without the secrets that a run does not read (an exported token in launch.setup)."""
+    records.write_json(path, redaction.hide_all(config.to_dict(), but=PATHS))
 
 
 def load_config(path: Path) -> RunConfig:

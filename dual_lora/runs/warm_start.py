@@ -138,7 +138,7 @@ def command(config: RunConfig) -> str:
         "results": (config.results, "results"),
     }
     words += [f"{key}={value}" for key, (value, default) in optional.items() if value != default]
-    return " ".join([shipped.PROGRAM, *words])
+    return shipped.command_line(*words)
 
 
 def _records(config: RunConfig) -> list[dict[str, Any]]:

@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dual_lora import records
-from dual_lora.records.redaction import shareable
+from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose
+from dual_lora.launch import local
+from dual_lora.records import redaction
+from dual_lora.runs import lifecycle
+from dual_lora.runs.identity import identity
+from dual_lora.runs.resolve import resolve
 from tests import ROOT
 from tests.unit.report.report_builder import record
 
@@ -125,9 +131,41 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
     assert records.digest({"a": 1}) != records.digest({"a": 2})
 
 
-def test_a_kept_command_has_no_folder_of_this_machine() -> None:
-    command = "python run.py data.dir=/home/me/data model.path='/my models/x' results=/y init_from=none"
-    assert shareable(command) == ("python run.py data.dir=FOLDER model.path=FOLDER results=FOLDER init_from=none")
-    assert shareable("bench.py --output /home/me/out --smoke") == "bench.py --output FOLDER --smoke"
-    where = "--scratch /home/me/runs --weights=/dev/shm/me --data /home/me/data --data-dir /home/me/more --gpus 2"
-    assert shareable(where) == "--scratch FOLDER --weights FOLDER --data FOLDER --data-dir FOLDER --gpus 2"
+SECRET = "hf_" + "a1" * 16
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MY_API_KEY", "a-value-of-no-known-form")
+    return "a-value-of-no-known-form"
+
+
+def test_a_secret_pulled_into_a_label_is_in_no_file(tmp_path: Path, secret: str) -> None:
+    words = ["task=e2e", "model=tiny_gpt2", "method=none", "data.source=sample", "launch.device=cpu", "profile=quick"]
+    words += ["profile.test_items=1", "protocol.decoding.beams=1", "protocol.decoding.max_new_tokens=2"]
+    words += ["task.metrics=[BLEU]", "method.label=${oc.env:MY_API_KEY}", f"model.label=of {SECRET}"]
+    words += [f"launch.setup=['export HF_TOKEN={SECRET}', 'export A_PASSWORD=\"two words\"']"]
+    [config] = compose([*words, f"results={tmp_path}"])
+    resolved = resolve(config)
+    made = lifecycle.run(resolved)
+    assert made["status"] == "finished"
+    assert made["identity"]["model"]["label"] == "of ***"
+    worker = lifecycle.load_config(local.write_config(resolved))
+    assert resolve(worker).run_id == made["identity"]["run_id"], "a worker names the run as its parent does"
+    assert worker.results == str(tmp_path)
+    for path in tmp_path.rglob("*"):
+        text = path.read_bytes() if path.is_file() else b""
+        assert not any(word.encode() in text for word in (secret, SECRET, "two words")), path
+
+
+def test_a_secret_in_a_setting_that_names_the_run_is_refused() -> None:
+    [config] = compose(["task=e2e", "model=tiny_gpt2", "data.source=sample", f"protocol.prompt={SECRET}"])
+    with pytest.raises(ConfigError, match="protocol.prompt holds a token or a key"):
+        identity(config, dtype="float32", model_fingerprint={}, data_fingerprint={})
+
+
+def test_nothing_in_a_committed_record_looks_like_a_secret() -> None:
+    for path in (ROOT / "results" / "records").glob("*.json"):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        for part in ("identity", "execution", "origin"):
+            assert redaction.hide_all(made[part]) == made[part], path.name
