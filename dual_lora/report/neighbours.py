@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from dual_lora.records.schema import Record
+
+
+@dataclass(frozen=True)
+class _Timed:
+    started: datetime
+    finished: datetime
+    record: Record
 
 
 def alone(records: Iterable[Record]) -> frozenset[str]:
@@ -16,17 +25,22 @@ def alone(records: Iterable[Record]) -> frozenset[str]:
     seconds are of several times), or if its sweep ran several at a time: a neighbour may have left no record.
     """
     timed = sorted(
-        ((*times, record) for record in records if (times := span(record)) is not None), key=lambda entry: entry[0]
+        (_Timed(*times, record) for record in records if (times := span(record)) is not None),
+        key=lambda entry: entry.started,
     )
+    by_device, by_card = defaultdict[str, list[_Timed]](list), defaultdict[str, list[_Timed]](list)
+    for entry in timed:
+        by_device[str(entry.record.execution.get("device"))].append(entry)
+        for card in _cards(entry.record):
+            by_card[card].append(entry)
     shared: set[str] = set()
-    active: list[tuple[datetime, Record]] = []
-    for started, finished, record in timed:
-        active = [(end, other) for end, other in active if end > started]
-        for _, other in active:
-            if _share(record, other):
-                shared |= {record.run_id, other.run_id}
-        active.append((finished, record))
-    certain = {r.run_id for _, _, r in timed if r.parallel == 1 and not r.execution.get("resumed_from")}
+    for entries in by_device.values():
+        shared |= {entry.record.run_id for entry in _overlapping(entries) if not _cards(entry.record)}
+    for card, entries in by_card.items():
+        unknown = [e for e in by_device[str(entries[0].record.execution.get("device"))] if not _cards(e.record)]
+        merged = sorted([*entries, *unknown], key=lambda entry: entry.started)
+        shared |= {entry.record.run_id for entry in _overlapping(merged) if card in _cards(entry.record)}
+    certain = {e.record.run_id for e in timed if e.record.parallel == 1 and not e.record.execution.get("resumed_from")}
     return frozenset(certain - shared)
 
 
@@ -41,8 +55,14 @@ def span(record: Record) -> tuple[datetime, datetime] | None:
     return times if all(time.tzinfo is not None for time in times) else None
 
 
-def _share(one: Record, other: Record) -> bool:
-    ours, theirs = one.execution.get("cards"), other.execution.get("cards")
-    if ours and theirs:
-        return bool(set(ours) & set(theirs))
-    return one.execution.get("device") == other.execution.get("device")
+def _overlapping(entries: Sequence[_Timed]) -> Iterator[_Timed]:
+    """Yield those of some runs, sorted by start, during which another of them ran."""
+    latest: datetime | None = None  # end of the runs before
+    for entry, after in zip(entries, [*entries[1:], None], strict=True):
+        if (latest is not None and latest > entry.started) or (after is not None and after.started < entry.finished):
+            yield entry
+        latest = entry.finished if latest is None else max(latest, entry.finished)
+
+
+def _cards(record: Record) -> list[str]:
+    return record.execution.get("cards") or []

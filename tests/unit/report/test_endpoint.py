@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import random
 
 import pytest
 
-from dual_lora.report import escape, formats
+from dual_lora.records.schema import parse
+from dual_lora.report import escape, formats, neighbours
 from tests.unit.report.report_builder import EXPERIMENT, ours, record, seeds_of
 
 LORA = (0.600, 0.650, 0.700, 0.620, 0.680, 0.640)
@@ -204,3 +207,24 @@ def test_seconds_are_of_runs_that_had_their_card_to_themselves(build, other, sec
 @pytest.mark.parametrize("execution", [{"parallel": 3}, {"resumed_from": [40]}])
 def test_a_run_of_a_sweep_of_several_or_of_several_times_has_no_seconds(build, execution):
     assert ours(build(times(record("lora"), "12:00:00", "12:02:30", **execution)), "LORA").cost[0] == ""
+
+
+def test_neighbours_are_those_that_a_comparison_of_all_pairs_finds():
+    generator = random.Random(0)
+    for _ in range(200):
+        runs = []
+        for seed in range(generator.randint(2, 8)):
+            begun, device = generator.randint(10, 40), generator.choice("xy")
+            cards = generator.choice([None, [f"{device}1"], [f"{device}2"], [f"{device}1", f"{device}2"]])
+            execution = {"device": device} | ({"cards": cards} if cards else {})
+            ended = begun + generator.randint(1, 9)
+            runs.append(parse(times(record("lora", seed), f"12:{begun}:00", f"12:{ended}:00", **execution)))
+        shared = {one.run_id for one, other in itertools.permutations(runs, 2) if together(one, other)}
+        assert neighbours.alone(runs) == {run.run_id for run in runs} - shared
+
+
+def together(one, other) -> bool:
+    (begun, ended), (others, end) = neighbours.span(one), neighbours.span(other)
+    ours, theirs = (run.execution.get("cards") for run in (one, other))
+    same = set(ours) & set(theirs) if ours and theirs else one.execution["device"] == other.execution["device"]
+    return bool(same) and begun < end and others < ended
