@@ -44,8 +44,6 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
     Raises `ConfigError`: no finished record, weights that are not on this machine, a base that is not the run's.
     `FileExistsError` if `out` exists.
     """
-    from safetensors.torch import load_file
-
     from dual_lora import methods, models, records, tasks
     from dual_lora.runs.lifecycle import load_config
     from dual_lora.runs.resolve import at_budget
@@ -73,7 +71,7 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
     model = methods.apply(
         loaded.model, config.method, model_config=config.model, head=head, seed=config.seed, kernel=config.kernel
     )
-    methods.load_trainable_state(model, load_file(weights))
+    methods.load_trainable_state(model, methods.stored_state(weights))
     part = out.with_name(f"{out.name}.part")
     try:
         models.fuse_attention(methods.export_merged(model)).save_pretrained(part)

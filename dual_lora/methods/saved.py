@@ -10,11 +10,13 @@ from typing import Any
 
 from dual_lora.config import ConfigError
 
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
 
 def adapter_hash(folder: Path) -> str:
     """Return the sha256 of a saved adapter's files. Raises `ConfigError` if the folder has no safetensors adapter."""
     digest = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (_CONFIG, _WEIGHTS):
         path = folder / name
         if not path.is_file():
             other = folder / "adapter_model.bin"
@@ -25,21 +27,52 @@ def adapter_hash(folder: Path) -> str:
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
-    """Return the model with the adapter, in evaluation mode. Raises `ConfigError` if the two do not fit."""
+    """Return the model with the adapter, in evaluation mode.
+
+    Raises `ConfigError`: a damaged file, numbers that are none, a tensor of the base model among the adapter's, or an
+    adapter that does not fit this model.
+    """
+    import torch
     from peft import PeftModel
 
+    from dual_lora.methods.weights import stored_state
+
+    named = _base_name(folder)
+    state = stored_state(folder / _WEIGHTS)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            return PeftModel.from_pretrained(model, str(folder)).eval()
-        except (RuntimeError, ValueError, UserWarning, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever PEFT makes of settings that somebody else wrote
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 f"adapter={folder} does not fit this model ({first[:300]}); choose the model= it was trained on "
-                f"(its adapter_config.json names {_base_name(folder)})"
+                f"(its {_CONFIG} names {named})"
             ) from None
+    _refuse_base_tensors(adapted, folder, set(state))
+    return adapted
+
+
+def _refuse_base_tensors(model: Any, folder: Path, names: set[str]) -> None:
+    """PEFT would load them into the base, so that other weights than `model=` names are scored."""
+    biases = getattr(model.active_peft_config, "bias", "none") != "none"  # then they are trained, and the adapter's
+    held = {name for name in names & model.state_dict().keys() if not (biases and name.endswith(".bias"))}
+    if held:
+        raise ConfigError(
+            f"adapter={folder}: {_WEIGHTS} holds {len(held)} tensor(s) of the base model, e.g. {min(held)}, which "
+            "would replace the weights that model= names; save the adapter with save_embedding_layers=False, or merge "
+            "it and give the result as model.path"
+        )
 
 
 def _base_name(folder: Path) -> str:
-    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    """Return the base model that an adapter's config names. Raises `ConfigError` if the file is damaged."""
+    try:
+        values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"adapter={folder}: {_CONFIG} is damaged ({error}); save_pretrained writes it") from None
     return repr(values.get("base_model_name_or_path"))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from dual_lora.config import ConfigError
 from dual_lora.distributed import sharding
 from dual_lora.tuner.factor import with_current_names
 
@@ -26,8 +28,22 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def stored_state(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file on the host, under the names of today."""
-    return with_current_names(load_file(path, device="cpu"))
+    """Return the tensors of a safetensors file on the host, under the names of today.
+
+    Raises `ConfigError` naming a file that is damaged, or the tensor in it that holds a NaN or an infinite number.
+    """
+    try:
+        state = load_file(path, device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); copy it again, or save it again") from None
+    wrong = next((name for name, tensor in state.items() if not _finite(tensor)), None)
+    if wrong is not None:
+        raise ConfigError(f"{path}: {wrong} holds NaN or infinite numbers: the training that wrote it had diverged")
+    return with_current_names(state)
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
 
 
 def load_trainable_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -1,13 +1,18 @@
 """`run.py evaluate` scores a base model and any saved PEFT adapter, and says clearly what it cannot score."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load, save
 
-from dual_lora import models
+from dual_lora import methods, models
 from dual_lora.commands import main
+from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
+from dual_lora.methods import saved
 from dual_lora.tasks.base import Head
 
 SETTINGS = ["task=commonsense", "protocol=strict", "data.source=sample", "profile=quick"]
@@ -89,3 +94,99 @@ def test_a_pickled_adapter_is_refused(adapter, tmp_path, capsys):
     code, _ = evaluate(tmp_path, "model=tiny_llama", f"adapter={tmp_path}")
     assert code == 2
     assert "a pickled adapter_model.bin is not loaded" in capsys.readouterr().err
+
+
+def damaged(adapter, folder, name, change):
+    """Copy an adapter and change one of its files: from bytes to bytes."""
+    shutil.copytree(adapter, folder)
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+    return folder
+
+
+def with_settings(**settings):
+    return lambda held: json.dumps({**json.loads(held), **settings}).encode()
+
+
+def with_tensors(change):
+    def changed(held):
+        tensors = load(held)
+        change(tensors)
+        return save(tensors)
+
+    return changed
+
+
+def put_nan(tensors):
+    tensors[FACTOR][0, 0] = float("nan")
+
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FACTOR = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+DAMAGES = {
+    "no weights": (WEIGHTS, lambda held: b"", f"{WEIGHTS} is damaged"),
+    "cut weights": (WEIGHTS, lambda held: held[: len(held) // 2], f"{WEIGHTS} is damaged"),
+    "cut header": (WEIGHTS, lambda held: held[:20], f"{WEIGHTS} is damaged"),
+    "a huge header": (WEIGHTS, lambda held: b"\xff" * 7 + b"\x7f" + held, f"{WEIGHTS} is damaged"),
+    "other bytes": (WEIGHTS, lambda held: b"PK\x03\x04" * 100, f"{WEIGHTS} is damaged"),
+    "NaN": (WEIGHTS, with_tensors(put_nan), f"{FACTOR} holds NaN or infinite numbers"),
+    "a missing tensor": (WEIGHTS, with_tensors(lambda tensors: tensors.pop(FACTOR)), "does not fit this model"),
+    "no config": (CONFIG, lambda held: b"", f"{CONFIG} is damaged"),
+    "a cut config": (CONFIG, lambda held: held[:30], f"{CONFIG} is damaged"),
+    "a config that is a list": (CONFIG, lambda held: b"[]", f"{CONFIG} is damaged"),
+    "a nested config": (CONFIG, lambda held: b"[" * 100_000, f"{CONFIG} is damaged"),
+    "no method": (CONFIG, with_settings(peft_type="NONE_OF_THEM"), "does not fit this model"),
+    "a bad pattern": (CONFIG, with_settings(target_modules="q_proj("), "does not fit this model"),
+    "a rank that is a word": (CONFIG, with_settings(r="four"), "does not fit this model"),
+    "a token out of range": (CONFIG, with_settings(trainable_token_indices=[10**7]), "does not fit this model"),
+    "targets that are none": (CONFIG, with_settings(target_modules=["nothing"]), "does not fit this model"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base():
+    (config,) = compose(["model=tiny_llama", "method=none", *SETTINGS])
+    return lambda: models.load(config.model, Head("causal_lm"), dtype="float32", seed=0, device="cpu").model
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_adapter_is_refused_in_one_sentence(adapter, base, tmp_path, name):
+    file, change, said = DAMAGES[name]
+    folder = damaged(adapter, tmp_path / "damaged", file, change)
+    with pytest.raises(ConfigError) as refused:
+        saved.with_adapter(base(), folder)
+    assert said in str(refused.value)
+    assert str(folder) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_tensor_of_the_base_in_an_adapter_is_refused(adapter, base, tmp_path):
+    model = base()
+    weight = "model.layers.0.mlp.up_proj.weight"
+
+    def add(tensors):
+        tensors[f"base_model.model.{weight}"] = torch.zeros_like(model.get_parameter(weight))
+
+    folder = damaged(adapter, tmp_path / "more", WEIGHTS, with_tensors(add))
+    with pytest.raises(ConfigError, match=f"1 tensor.s. of the base model, e.g. base_model.model.{weight}"):
+        saved.with_adapter(model, folder)
+
+
+@pytest.mark.parametrize("settings", [{"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}])
+def test_what_an_adapter_trains_besides_factors_is_no_tensor_of_the_base(base, tmp_path, settings):
+    made = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **settings)
+    trained = get_peft_model(base(), made)
+    trained.save_pretrained(tmp_path)
+    again = saved.with_adapter(base(), tmp_path)
+    tokens = torch.arange(6)[None]
+    torch.testing.assert_close(again(tokens).logits, trained.eval()(tokens).logits)
+
+
+def test_weights_to_start_from_are_read_with_the_same_care(tmp_path):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="last.safetensors is damaged"):
+        methods.stored_state(path)
+    path.write_bytes(save({"a": torch.tensor([1.0, float("inf")])}))
+    with pytest.raises(ConfigError, match="a holds NaN or infinite numbers"):
+        methods.stored_state(path)
