@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from dual_lora.records.schema import Record
-from dual_lora.report import endpoint, measured, neighbours, notes, published, selection, stats
+from dual_lora.report import endpoint, labels, measured, neighbours, notes, published, selection, stats
 from dual_lora.report.definition import Column, Experiment, PublishedRows
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, Samples, TableView
 from dual_lora.report.measured import MeasuredBlock, Row
 from dual_lora.report.published import Published
 
-_FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source", "data.dir")
 _COST_HEADINGS = {
     "train_seconds": "train s",
     "eval_seconds": "eval s",
@@ -160,16 +157,7 @@ class Builder:
         )
 
     def _label(self, experiment: Experiment, part: str, row: Row) -> str:
-        """Return the table's own name for a model or method, else the record's, else the one in configs/."""
-        name = row.choices[part]
-        label = experiment.block.labels.get(name)
-        if label is None and row.records:
-            label = row.records[0].identity[part].get("label")
-        if label is None:
-            path = self.configs / part / f"{name}.yaml"
-            label = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("label") if path.exists() else None
-        varied = [f"{k}={v}" for k, v in row.choices.items() if k not in _FIXED and len(experiment.sweep[k]) > 1]
-        return f"{label or name} ({', '.join(varied)})" if part == "method" and varied else str(label or name)
+        return labels.of_row(self.configs, experiment, part, row)
 
     def _printed(self, experiment: Experiment) -> list[tuple[PublishedRows, list[Published]]]:
         return [

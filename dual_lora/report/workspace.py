@@ -15,7 +15,7 @@ from pathlib import Path
 from dual_lora import shipped
 from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
-from dual_lora.report import definition, documents, figures, formats, records, selection
+from dual_lora.report import definition, documents, figures, formats, measured, records, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import TableView
 from dual_lora.report.table import Builder
@@ -121,12 +121,16 @@ class Workspace:
         return diffs
 
     def draw(self, held: Sequence[Record]) -> list[Path]:
-        """Draw the figures that experiments ask for and that have points; return their paths."""
+        """Draw what tables ask for: blocks with the same figure make one, named after the first; return their paths."""
+        usable = [record for record in held if not selection.is_local_play(record)]
         drawn = []
-        for experiment in self.experiments().values():
-            path = self.root / "results" / "figures" / f"{experiment.name}.svg"
-            if experiment.block.figure is not None and figures.draw(experiment, held, path):
-                drawn.append(path)
+        for name, blocks in self.blocks().items():
+            title = self.experiment(name).block.title or name
+            for figure in dict.fromkeys(block.block.figure for block in blocks if block.block.figure):
+                asked = [measured.block(block, usable) for block in blocks if block.block.figure == figure]
+                path = self.root / "results" / "figures" / f"{asked[0].experiment.name}.svg"
+                if figures.draw(title, asked, self._shipped("configs"), path):
+                    drawn.append(path)
         return drawn
 
 

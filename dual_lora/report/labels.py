@@ -1,0 +1,36 @@
+"""What rows and settings are called where people read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from dual_lora.report.definition import Experiment
+from dual_lora.report.measured import Row
+
+_FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source", "data.dir")
+
+
+def of_row(configs: Path, experiment: Experiment, part: str, row: Row) -> str:
+    """Return a row's model or method, a method with the settings that the sweep varies."""
+    name = plain(configs, experiment, part, row)
+    varied = [f"{k}={v}" for k, v in row.choices.items() if k not in _FIXED and len(experiment.sweep[k]) > 1]
+    return f"{name} ({', '.join(varied)})" if part == "method" and varied else name
+
+
+def plain(configs: Path, experiment: Experiment, part: str, row: Row) -> str:
+    """Return the experiment's own name for a row's model or method, else the record's, else the one in configs/."""
+    name = row.choices[part]
+    label = experiment.block.labels.get(name)
+    if label is None and row.records:
+        label = row.records[0].identity[part].get("label")
+    if label is None:
+        path = configs / part / f"{name}.yaml"
+        label = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("label") if path.exists() else None
+    return str(label or name)
+
+
+def of_setting(key: str) -> str:
+    """Return a setting in words: "recipe.learning_rate" is the learning rate."""
+    return key.rpartition(".")[2].replace("_", " ")
