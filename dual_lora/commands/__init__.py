@@ -12,22 +12,23 @@ from typing import Any
 
 COMMANDS = {
     "run": "do a run, or a sweep of runs; the word may be omitted",
-    "tables": "write the tables that experiments define from the records",
+    "tables": "write the tables that experiments define from the records, and results/report.html",
+    "compare": "show two runs next to each other",
     "status": "show which runs of an experiment are done, running, failed or missing",
     "tune": "choose learning rates by validation scores, from the records of trials",
     "evaluate": "score a saved adapter, or a base model",
     "rescore": "score finished runs again from their kept predictions",
     "score": "score generated texts against references",
     "analyze": "measure a trained update: size, zeros, signs, ranks",
-    "export": "write what a run trained as a transformers checkpoint",
+    "export": "write all records as tables, or what a run trained as a transformers checkpoint",
     "random-checkpoint": "write a checkpoint of random weights",
     "bench": "measure speed and memory",
 }
 # What `pip install "dual-lora[bench]"` brings, as Python names it: pyproject.toml.
 BENCH_LIBRARIES = frozenset((
     "datasets", "deepspeed", "evaluate", "filelock", "gguf", "google", "hydra", "matplotlib", "nltk", "numpy",
-    "omegaconf", "psutil", "pycocoevalcap", "pydantic", "rich", "sacrebleu", "scipy", "sentencepiece", "sklearn",
-    "submitit", "wandb", "yaml",
+    "omegaconf", "psutil", "pyarrow", "pycocoevalcap", "pydantic", "rich", "sacrebleu", "scipy", "sentencepiece",
+    "sklearn", "submitit", "wandb", "yaml",
 ))  # fmt: skip
 
 

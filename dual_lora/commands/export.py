@@ -1,7 +1,10 @@
-"""Write what a finished run trained as a plain transformers checkpoint: to share it, or to start another run from it.
+"""Write all records as tables for other programs, or what one run trained as a plain transformers checkpoint.
 
-    python run.py export run=RUN_ID out=FOLDER
+    python run.py export out=FOLDER             # runs, measurements and curves, each as CSV and Parquet
+    python run.py export run=RUN_ID out=FOLDER  # a checkpoint: to share it, or to start another run from it
     python run.py model=small_gpt2 model.path=FOLDER task=webnlg method=lora
+
+The tables have one value a row; scores are as records hold them (fractions, unless unbounded).
 
 The weights are those of full fine-tuning, or the base with the adapter's update merged in. A GPT-2 whose attention was
 split gets its fused layers back. A classification head is written too, but the run that starts from it initializes a
@@ -14,17 +17,19 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from dual_lora.commands.parser import Parser, one_of
 from dual_lora.config import ConfigError
+from dual_lora.report import records, tidy
 
 CHECKPOINTS = ("last", "best_loss", "best_dev", "best_heldout")
 
 
 def options(parser: Parser) -> None:
-    parser.add_argument("--run", required=True, metavar="RUN_ID", help="whose record and run folder are in --results")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for config, safetensors and tokenizer")
+    parser.add_argument("--run", metavar="RUN_ID", help="whose record and run folder are in --results")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument(
         "--checkpoint", type=one_of(*CHECKPOINTS), help=f"{', '.join(CHECKPOINTS)}; default: the record's headline's"
     )
@@ -32,10 +37,23 @@ def options(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises `ConfigError` or `FileExistsError`: `export`."""
+    """Return 0, or 2 if a record is refused. Raises `ConfigError` or `FileExistsError`: `export`."""
+    if options.run is None:
+        return _records(options)
     export(options.results, options.run, options.out, options.checkpoint)
     print(options.out)
     return 0
+
+
+def _records(options: argparse.Namespace) -> int:
+    if options.checkpoint:
+        raise ConfigError("checkpoint= is of one run: give run=RUN_ID too")
+    held, refused = records.read_all(records.files(options.results / "records"))
+    for path in tidy.write(held, options.out):
+        print(path)
+    for text in refused:
+        print(f"error: refused: {text}", file=sys.stderr)
+    return 2 if refused else 0
 
 
 def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None) -> None:
@@ -44,18 +62,19 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
     Raises `ConfigError`: no finished record, weights that are not on this machine, a base that is not the run's.
     `FileExistsError` if `out` exists.
     """
-    from dual_lora import methods, models, records, tasks
+    from dual_lora import methods, models, tasks
+    from dual_lora.records import read, record_path, run_folder, weights_file
     from dual_lora.runs.lifecycle import load_config
     from dual_lora.runs.resolve import at_budget
 
     if out.exists():
         raise FileExistsError(f"out={out} exists; give another folder, or remove it")
-    known = records.read(records.record_path(str(results), run_id))
+    known = read(record_path(str(results), run_id))
     if known is None or known["status"] != "finished":
         raise ConfigError(f"run={run_id}: {results / 'records'} has no finished record of that name")
-    folder = records.run_folder(str(results), run_id)
+    folder = run_folder(str(results), run_id)
     checkpoint = checkpoint or known["scores"]["headline"]["checkpoint"]
-    weights = records.weights_file(folder, checkpoint)
+    weights = weights_file(folder, checkpoint)
     if not weights.is_file():
         raise ConfigError(
             f"run={run_id}: {weights} is not here (run folders are not committed, a run without training has none, and "

@@ -143,14 +143,14 @@ def _agrees(record: Record, key: str, value: str) -> bool:
         if not isinstance(held, Mapping) or part not in held:
             return False
         held = held[part]
-    return _same(held, value)
+    return same(held, value)
 
 
-def _same(held: Any, value: str) -> bool:
+def same(held: Any, value: str) -> bool:
     """Whether a value in a record is the one given on a command line."""
     if isinstance(held, list | tuple):
         words = [word.strip() for word in value.strip().removeprefix("[").removesuffix("]").split(",") if word.strip()]
-        return len(words) == len(held) and all(_same(*pair) for pair in zip(held, words, strict=True))
+        return len(words) == len(held) and all(same(*pair) for pair in zip(held, words, strict=True))
     if isinstance(held, bool) or held is None:
         return str(held).lower() == value.lower() or (held is None and value == "null")
     if isinstance(held, int | float):
@@ -194,16 +194,16 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def _weight(records: Sequence[Record]) -> tuple[int, bool, int, str]:
     finished = {record.seed for record in records if record.status == "finished"}
     latest = max(str(record.origin.get("finished") or "") for record in records)
-    return len(finished), _as_its_recipe(records[0]), len(records), latest
+    return len(finished), as_its_recipe(records[0]), len(records), latest
 
 
-def _as_its_recipe(record: Record) -> bool:
+def as_its_recipe(record: Record) -> bool:
     """Whether a run has the settings of the current recipe: of trials, the one that was chosen."""
     held = record.identity.get("recipe") or {}
     stated = recipes.find(str(held.get("name")))
     if stated is None or stated.name.startswith(recipes.DEFAULT):
         return False
-    return all(_same(held[setting], str(value)) for setting, value in stated.values.items() if setting in held)
+    return all(same(held[setting], str(value)) for setting, value in stated.values.items() if setting in held)
 
 
 def _one_per_seed(records: Sequence[Record]) -> list[Record]:

@@ -46,12 +46,20 @@ class Workspace:
         return self.root / "results" / "tables"
 
     @property
+    def page(self) -> Path:
+        return self.root / "results" / "report.html"
+
+    @property
+    def local_page(self) -> Path:
+        return self.root / "results" / "local" / "report.html"
+
+    @property
     def local_tables(self) -> Path:
         return self.root / "results" / "local" / "tables"
 
     def experiments(self) -> dict[str, Experiment]:
         """Return the experiments by name. Raises `DefinitionError`."""
-        return definition.read_all(self._shipped("experiments"))
+        return self._experiments
 
     def experiment(self, name: str) -> Experiment:
         """Return an experiment. Raises `DefinitionError`."""
@@ -76,6 +84,10 @@ class Workspace:
     def refused(self, *, committed: bool) -> list[str]:
         """Return why each of the other files is no record that can be used; with `committed` of those git tracks."""
         return [text for text in self._held[1] if not committed or text.startswith(tuple(self._committed))]
+
+    @cached_property
+    def _experiments(self) -> dict[str, Experiment]:
+        return definition.read_all(self._shipped("experiments"))
 
     @cached_property
     def _held(self) -> tuple[list[Record], list[str]]:

@@ -1,0 +1,100 @@
+"""Where a run's numbers come from: what it was set to and who said so, what made it, and how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dual_lora import shipped
+from dual_lora.config import recipes
+from dual_lora.records.schema import Record
+from dual_lora.report import selection
+from dual_lora.report.definition import Experiment
+
+SECTIONS = ("model", "task", "method", "recipe", "protocol", "profile", "data")
+_NOT_SETTINGS = ("run_id", "seed", *SECTIONS)
+_TITLES = {"label", "hash"}
+
+
+def sections(record: Record) -> list[dict[str, Any]]:
+    """Return all that can change the run's numbers, part by part, as dotted name -> value."""
+    identity = record.identity
+    parts = [{part: identity[part]} for part in SECTIONS if identity.get(part) is not None]
+    rest = {key: value for key, value in identity.items() if key not in _NOT_SETTINGS}
+    return [
+        {name: value for name, value in flat(part).items() if name.rpartition(".")[2] not in _TITLES}
+        for part in (*parts, rest)
+    ]
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """Return the same in one."""
+    return {name: value for part in sections(record) for name, value in part.items()}
+
+
+def off_recipe(record: Record) -> dict[str, tuple[Any, Any]]:
+    """Return setting -> (what the current recipe of this combination says, what the run had), where they differ."""
+    stated = recipes.find(str(record.identity["recipe"].get("name"))) if record.identity.get("recipe") else None
+    if stated is None or record.untrained:
+        return {}
+    held = settings(record)
+    found = {}
+    for setting, value in stated.values.items():
+        group, _, name = setting.partition(".")
+        keys = [f"recipe.{setting}"] if not name else [f"{group}.settings.{name}", setting]
+        key = next((key for key in keys if key in held), None)
+        if key is not None and not _agree(held[key], value):
+            found[setting] = (value, held[key])
+    return found
+
+
+def _agree(held: Any, stated: Any) -> bool:
+    return list(held) == list(stated) if isinstance(held, list) else selection.same(held, str(stated))
+
+
+def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names whose values differ, or that one of the two lacks."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def command(record: Record, experiments: Iterable[Experiment]) -> str:
+    """Return the command that does the run again: its part of an experiment, else what was typed then."""
+    for experiment in experiments:
+        if selection.in_sweep(record, experiment):
+            fitting = [run for run in experiment.runs() if selection.belongs(record, run)]
+            if fitting:
+                return selection.commands(experiment, fitting[:1])[0]
+    typed = str(record.origin.get("command") or "").split()
+    return " ".join([shipped.PROGRAM, *typed[2:]]) if len(typed) > 2 else ""
+
+
+def maker(record: Record) -> dict[str, str]:
+    """Return what code and machine made the run, in the order a reader asks, and what was typed."""
+    told, ran = record.origin, record.execution
+    found = {
+        "commit": _commit(told),
+        "card": f"{ran.get('world_size') or 1} × {ran['device']}" if ran.get("device") else "",
+        "versions": _versions(told),
+        "typed": str(told.get("command") or ""),
+    }
+    again = told.get("rescored")
+    if again:
+        found["scored again"] = f"{again.get('when') or ''}, {_commit(again)}, {_versions(again)}"
+    return {name: text for name, text in found.items() if text}
+
+
+def _commit(told: Mapping[str, Any]) -> str:
+    return f"{told.get('commit') or ''}{' with uncommitted changes' if told.get('dirty') else ''}"
+
+
+def _versions(told: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (told.get("versions") or {}).items())
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted name -> value of nested settings."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        found |= flat(value, name) if isinstance(value, Mapping) and value else {name: value}
+    return found
