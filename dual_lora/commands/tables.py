@@ -1,14 +1,16 @@
 """Write the tables that experiments/*.yaml define from the records of runs, with published numbers next to ours.
 
-    python run.py tables                     # all tables; results/tables from committed records
+    python run.py tables                     # all tables; results/tables from committed records; results/report.html
     python run.py tables --check             # exit 1 with a diff if a committed table or README is stale
     python run.py tables --only table_glue
     python run.py tables --records FOLDER    # tables over other records, in results/local/tables
+    python run.py tables --explain table_nlg "Dual LoRA" BLEU    # where a number comes from
 
-Committed tables (results/tables, and the parts of README.md and docs/*.md between `<!-- table:NAME -->` and
-`<!-- /table -->`) depend only on the records git tracks; `git add results/records/ID.json` makes one count. Records
-that are only on this machine make tables of their own in results/local/tables and are shown on the screen. The demo's
-records, and others on the sample data, are in no table.
+results/report.html is the same to browse, in one file without a server: every table with each cell's runs, figures, a
+page per run. Committed files (the page, results/tables, and the parts of README.md and docs/*.md between
+`<!-- table:NAME -->` and `<!-- /table -->`) depend only on the records git tracks; `git add results/records/ID.json`
+makes one count. Records that are only on this machine make tables and a page of their own in results/local and are
+shown on the screen. The demo's records, and others on the sample data, are in no table.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 
-from dual_lora import shipped
+from dual_lora import page, shipped
 from dual_lora.commands.parser import Parser
+from dual_lora.page import explain
 from dual_lora.records.schema import Record
-from dual_lora.report import formats, records, terminal, workspace
+from dual_lora.report import formats, records, selection, terminal, workspace
+from dual_lora.report.layout import TableView
 from dual_lora.report.screen import comparison
 from dual_lora.report.workspace import Workspace
 
@@ -32,6 +37,9 @@ from dual_lora.report.workspace import Workspace
 def options(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 with a diff if a file is stale")
     parser.add_argument("--only", action="append", default=[], metavar="TABLE", help="one table (may be repeated)")
+    parser.add_argument(
+        "--explain", nargs=3, metavar=("TABLE", "ROW", "COLUMN"), help="show where one number comes from; write nothing"
+    )
     parser.add_argument("--records", type=Path, metavar="FOLDER", help="use the records of another folder")
     parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
 
@@ -41,19 +49,43 @@ def run(options: argparse.Namespace) -> int:
     space, console = Workspace(options.home), terminal.console()
     if options.records is not None:
         return _other_records(space, options, console)
+    if options.explain is not None:
+        return _explain(space, *options.explain)
     views = space.views(space.committed_records(), options.only)
     refused = _refused(space.refused(committed=options.check))
     files = space.committed_files(views, with_documents=not options.only)
+    browsed = None if options.only else _page(space, views)
     if options.check:
-        return refused or _check(space.stale(files, complete=not options.only))
+        return refused or _check([*space.stale(files, complete=not options.only), *_stale_page(space, browsed)])
     changed = workspace.save(files)
     for name, view in views.items():
         done = f"{sum(b.runs_done for b in view.blocks)} of {sum(b.runs_all for b in view.blocks)} runs"
         state = "written" if space.tables / f"{name}.md" in changed else "unchanged"
         print(f"results/tables/{name}.md .tex .csv: {done}, {state}")
+    if browsed is not None:
+        print(f"results/report.html: {'written' if workspace.save({space.page: browsed}) else 'unchanged'}")
     space.draw(space.committed_records())
     _local(space, options.only, console)
     return refused
+
+
+def _explain(space: Workspace, table: str, row: str, column: str) -> int:
+    views = space.views(space.all_records(), [table])
+    print("\n".join(explain.explain(views[table], space.experiments(), row, column)))
+    return _refused(space.refused(committed=False))
+
+
+def _page(space: Workspace, views: Mapping[str, TableView]) -> str:
+    """Return the page of what belongs to the repository; a demo's run, or one on sample data, never does."""
+    held = [record for record in space.committed_records() if not selection.is_local_play(record)]
+    return page.document(space, views, held, space.refused(committed=True))
+
+
+def _stale_page(space: Workspace, text: str | None) -> list[str]:
+    """Say that a page is not what it should be; its lines are too long to show."""
+    if text is None or not space.page.exists() or space.page.read_text(encoding="utf-8") == text:
+        return []
+    return ["results/report.html is not what the committed records give\n"]
 
 
 def _refused(texts: list[str]) -> int:
@@ -83,7 +115,14 @@ def _other_records(space: Workspace, options: argparse.Namespace, console: Conso
     for name, view in views.items():
         console.print(*formats.on_screen(view), sep="\n")
         print(f"{space.local_tables / name}.md .tex .csv")
+    if not options.only:
+        _local_page(space, page.document(space, views, found, refused))
     return code
+
+
+def _local_page(space: Workspace, text: str) -> None:
+    workspace.save({space.local_page: text})
+    print(space.local_page)
 
 
 def _local(space: Workspace, only: list[str], console: Console) -> None:
@@ -102,6 +141,8 @@ def _local(space: Workspace, only: list[str], console: Console) -> None:
         workspace.save(workspace.table_files({name: view}, space.local_tables))
         console.print(*formats.on_screen(view), sep="\n")
         print(f"with records that are not committed: {space.local_tables / name}.md .tex .csv\n")
+    if not only:
+        _local_page(space, page.document(space, space.views(held), held, space.refused(committed=False)))
     if loose and not only:
         print("Records in no table (a demo, sample data, or settings that no experiment names):")
         for _, group in groupby(sorted(loose, key=_place), key=_place):

@@ -35,13 +35,14 @@ BELOW: dict[str, set[str]] = {
         *("shipped", "tasks", "training"),
     },
     "report": {"config", "records", "shipped"},
+    "page": {"config", "records", "report", "shipped"},
     "launch": {"config", "distributed", "evaluation", "methods", "records", "report", "runs", "shipped"},
     "benchmarks": {
         *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "report", "shipped"),
         *("tasks", "training", "tuner"),
     },
     "commands": {
-        *("config", "diagnostics", "evaluation", "launch", "methods", "metrics", "models", "records", "report"),
+        *("config", "diagnostics", "evaluation", "launch", "methods", "metrics", "models", "page", "records", "report"),
         *("runs", "shipped", "tasks"),
     },
 }

@@ -1,0 +1,100 @@
+"""All that the page shows, as plain values: overview, tables, figures, runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dual_lora import shipped
+from dual_lora.page import grids, overview, plots
+from dual_lora.page.values import Pool, number, plain, thinned, without_blanks
+from dual_lora.records.schema import Measurement, Record
+from dual_lora.report import neighbours, provenance
+from dual_lora.report.definition import Experiment
+from dual_lora.report.layout import MARKS, TableView
+from dual_lora.report.workspace import Workspace
+
+CURVE_DIGITS = 4
+
+
+def gather(
+    space: Workspace, views: Mapping[str, TableView], held: Sequence[Record], refused: Sequence[str]
+) -> dict[str, Any]:
+    """Return the page's values. The same records and files give the same values."""
+    experiments = space.experiments()
+    pool = Pool()
+    alone = neighbours.alone(held)
+    runs = {record.run_id: _run(record, pool, experiments.values(), alone) for record in held}
+    return {
+        "made": {"program": shipped.PROGRAM, "records": len(held), "refused": plain(refused)},
+        "question": overview.QUESTION,
+        "rule": overview.RULE,
+        "marks": MARKS,
+        "labels": _labels(views),
+        "verdicts": [entry for view in views.values() for entry in overview.verdicts(view, experiments)],
+        "coverage": overview.coverage(views, experiments),
+        "tables": [grids.table(view, experiments) for view in views.values()],
+        "swept": [figure for view in views.values() for figure in plots.swept(view, experiments)],
+        "speed": plots.speed(space.root / "results" / "benchmarks"),
+        "runs": dict(sorted(runs.items())),
+        "pool": pool.held,
+    }
+
+
+def _labels(views: Mapping[str, TableView]) -> dict[str, str]:
+    """Return method -> what most tables call it."""
+    lines = [line for view in views.values() for block in view.blocks for line in block.lines if line.source is None]
+    counted: dict[str, Counter[str]] = {}
+    for line in lines:
+        counted.setdefault(line.choices["method"], Counter())[plain(line.method)] += 1
+    return {method: counts.most_common(1)[0][0] for method, counts in sorted(counted.items())}
+
+
+def _run(record: Record, pool: Pool, experiments: Iterable[Experiment], alone: frozenset[str]) -> dict[str, Any]:
+    identity, told = record.identity, record.origin
+    headline = record.scores.headline
+    found = {
+        "status": record.status,
+        "message": plain(record.message),
+        **{part: plain(identity[part].get("label") or record.name(part)) for part in ("model", "task", "method")},
+        **{part: record.name(part) for part in ("protocol", "profile", "recipe")},
+        "seed": None if record.untrained else record.seed,
+        "settings": [pool.place(plain(part)) for part in provenance.sections(record)],
+        "off": plain(provenance.off_recipe(record)),
+        "sources": pool.place(plain(told.get("recipe_sources") or {})),
+        "trials": record.trials,
+        "headline": [headline.metric, number(headline.value), headline.subset, headline.checkpoint, headline.scoring]
+        if headline
+        else None,
+        "scores": [_measurement(measurement, pool) for measurement in record.scores.measurements],
+        "notes": plain(record.scores.notes),
+        "samples": [plain([sample.input, sample.reply, sample.reference]) for sample in record.scores.samples],
+        "curves": {name: _curve(points, pool) for name, points in record.curves.items() if points},
+        "cost": _cost(record),
+        "execution": pool.place(plain(record.execution)),
+        "alone": record.run_id in alone,
+        "origin": pool.place(plain(provenance.maker(record))),
+        "times": [plain(str(told.get(name) or "")) for name in ("started", "finished")],
+        "again": plain(provenance.command(record, experiments)),
+    }
+    return without_blanks(found)
+
+
+def _measurement(measurement: Measurement, pool: Pool) -> list[Any]:
+    """Return where it was taken (in the pool), items, unreadable replies, whether at chance, and the metrics."""
+    where = [measurement.subset, measurement.split, measurement.checkpoint, measurement.scoring, measurement.chance]
+    metrics = {name: number(value) for name, value in measurement.metrics.items()}
+    flag = None if measurement.at_chance is None else int(measurement.at_chance)
+    return [pool.place(plain(where)), measurement.items, measurement.unreadable, flag, plain(metrics)]
+
+
+def _curve(points: Sequence[Sequence[Any]], pool: Pool) -> list[Any]:
+    """Return the place of a curve's steps in the pool, and its values."""
+    shown = thinned(points)
+    return [pool.place([step for step, _ in shown]), [number(value, CURVE_DIGITS) for _, value in shown]]
+
+
+def _cost(record: Record) -> dict[str, Any]:
+    cost = vars(record.cost) | {"peak_memory_bytes": max(record.cost.peak_memory_bytes, default=None)}
+    return {name: number(value) for name, value in cost.items() if value is not None}

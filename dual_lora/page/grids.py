@@ -1,0 +1,181 @@
+"""Tables as the page shows them: each row with its choices and runs, each cell with its seeds and its command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dual_lora.page.values import number, plain, without_blanks
+from dual_lora.records.schema import Record
+from dual_lora.report import selection
+from dual_lora.report.definition import Column, Experiment
+from dual_lora.report.endpoint import with_interval
+from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
+from dual_lora.report.stats import Estimate
+
+
+def table(view: TableView, experiments: Mapping[str, Experiment]) -> dict[str, Any]:
+    """Return a table's blocks, rows and cells."""
+    return {
+        "name": view.name,
+        "title": plain(view.title),
+        "about": plain(view.about),
+        "sources": plain(view.sources),
+        "blocks": [_Block(block, experiments[block.experiment]).values() for block in view.blocks],
+    }
+
+
+@dataclass(frozen=True)
+class _Block:
+    view: BlockView
+    experiment: Experiment
+
+    def values(self) -> dict[str, Any]:
+        view, experiment = self.view, self.experiment
+        endpoint = experiment.block.endpoint
+        return {
+            "experiment": experiment.name,
+            "heading": plain(view.heading),
+            "protocol": experiment.sweep["protocol"][0],
+            "profile": experiment.sweep["profile"][0],
+            "columns": [self._column(label) for label in view.columns],
+            "costs": list(view.cost_columns),
+            "legend": plain(view.legend),
+            "reference": plain(view.reference),
+            "endpoint": None
+            if endpoint is None
+            else {"column": endpoint.column, "margin": endpoint.margin, "named": f"{endpoint.named:%Y-%m-%d %H:%M %Z}"},
+            "findings": plain(view.findings),
+            "notes": plain(view.notes),
+            "samples": [
+                {"input": plain(s.input), "reference": plain(s.reference), "replies": plain(s.replies)}
+                for s in view.samples
+            ],
+            "commands": plain(view.commands),
+            "done": view.runs_done,
+            "all": view.runs_all,
+            "rows": [self._row(line) for line in view.lines],
+        }
+
+    def _column(self, label: str) -> dict[str, Any]:
+        column = self._definition(label)
+        return {
+            "label": plain(label),
+            "task": ", ".join(self._tasks(column)),
+            "better": column.better,
+            "decimals": column.decimals,
+        }
+
+    def _definition(self, label: str) -> Column:
+        return next(column for column in self.experiment.block.columns if column.label == label)
+
+    def _tasks(self, column: Column) -> list[str]:
+        """Return the tasks whose runs a column needs: for an average, those of the columns before it."""
+        if not column.average:
+            return [column.task or self.experiment.tasks[0]]
+        panel = self.experiment.panels()[column.panel]
+        return list(dict.fromkeys(c.task or self.experiment.tasks[0] for c in panel if not c.average))
+
+    def _row(self, line: Line) -> dict[str, Any]:
+        measured = line.source is None
+        runs = self._runs(line) if measured else []
+        todo = [run for run in runs if not any(selection.belongs(record, run) for record in line.records)]
+        row: dict[str, Any] = {
+            "model": plain(line.model),
+            "method": plain(line.method),
+            "marks": line.marks,
+            "n": line.n,
+            "trials": line.trials,
+            "cost": plain(line.cost),
+            "cells": [
+                self._cell(cell, self._of_tasks(label, todo) or self._of_tasks(label, runs))
+                for label, cell in zip(self.view.columns, line.cells, strict=True)
+            ],
+        }
+        if not measured:
+            return {**row, "source": line.source, "of": self._ours(line)}
+        return {
+            **row,
+            "is": [line.choices["model"], line.choices["method"]],
+            "runs": [record.run_id for record in line.records],
+            "totals": _totals(line.records),
+            "todo": selection.commands(self.experiment, todo),
+            "again": selection.commands(self.experiment, [run for run in runs if run not in todo]),
+        }
+
+    def _ours(self, line: Line) -> list[str | None]:
+        """Return the model and method of ours that a published row is of, None where we have neither."""
+        block = self.experiment.block
+        models = {theirs: ours for ours, theirs in block.published_models.items()}
+        methods = {theirs: ours for rows in block.published for ours, names in rows.methods.items() for theirs in names}
+        return [models.get(line.model), methods.get(line.method)]
+
+    def _of_tasks(self, label: str, runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        tasks = self._tasks(self._definition(label))
+        return [run for run in runs if run["task"] in tasks]
+
+    def _cell(self, cell: Cell, runs: Sequence[dict[str, str]]) -> dict[str, Any]:
+        """Return a cell; an empty one of ours with the command that does `runs`, which it waits for."""
+        found: dict[str, Any] = {
+            "v": number(cell.value),
+            "sd": number(cell.sd),
+            "n": cell.n,
+            "low": number(cell.low),
+            "high": number(cell.high),
+            "bold": cell.bold,
+            "marks": cell.marks,
+            "word": plain(cell.word),
+            "diff": estimate(cell.difference),
+            "text": with_interval(cell.difference, cell.decimals + 1) if cell.difference else "",
+            "strata": [[[seed, number(value)] for seed, value in sorted(part.items())] for part in cell.strata],
+            "tests": _tests(cell.comparison),
+        }
+        if cell.value is None:
+            retry = " retry=true" if cell.word else ""
+            found["todo"] = [f"{command}{retry}" for command in selection.commands(self.experiment, runs)]
+        return {"v": None, **without_blanks(found)}
+
+    def _runs(self, line: Line) -> list[dict[str, str]]:
+        return [
+            run
+            for run in self.experiment.runs()
+            if all(run[setting] == value for setting, value in line.choices.items())
+        ]
+
+
+def estimate(found: Estimate | None) -> list[float | int | None] | None:
+    """Return mean, lower and upper limit, number of pairs, degrees of freedom."""
+    if found is None:
+        return None
+    low, high = found.interval() or (None, None)
+    return [number(found.mean), number(low), number(high), found.n, number(found.df, 3)]
+
+
+def _tests(tested: Comparison | None) -> dict[str, Any] | None:
+    if tested is None:
+        return None
+    found = {
+        "verdict": tested.verdict,
+        "p": number(tested.p, 4),
+        "sign_flip": number(tested.sign_flip, 4),
+        "p_equal": number(tested.p_equal, 4),
+        "blocked": estimate(tested.blocked),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _totals(records: Sequence[Record]) -> dict[str, float | int | None]:
+    """Return what a row took, as numbers for the figures: means over its finished runs, the largest for memory."""
+    finished = [record.cost for record in records if record.status == "finished"]
+    peaks = [max(cost.peak_memory_bytes) for cost in finished if cost.peak_memory_bytes]
+    trained = [cost.trainable_parameters_without_head for cost in finished]
+    flops = [cost.train_flops for cost in finished]
+    found = {"trainable parameters": _mean(trained), "training FLOPs": _mean(flops), "peak GiB": None}
+    found["peak GiB"] = max(peaks) / 1024**3 if peaks else None
+    return {name: number(value) for name, value in found.items() if value is not None}
+
+
+def _mean(values: Sequence[float | int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

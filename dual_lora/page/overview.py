@@ -1,0 +1,132 @@
+"""What the page says first: for each endpoint whether the claim holds, and how much of the paper is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dual_lora.page.grids import estimate
+from dual_lora.page.values import number, plain
+from dual_lora.report import endpoint, selection, stats
+from dual_lora.report.definition import Experiment
+from dual_lora.report.layout import BlockView, Cell, Line, TableView
+
+QUESTION = (
+    "Does Dual LoRA beat LoRA, DoRA and the rest, at what cost, and how sure can one be?",
+    "The paper (arXiv 2512.03402) says that at equal numbers of trained parameters it does.",
+)
+# The verdict of a comparison -> what the page calls it, and why.
+ANSWERS = {
+    "better": ("supported", "better than the reference after Holm's correction"),
+    "worse": ("not supported", "worse than the reference after Holm's correction"),
+    "equal": ("equal within the margin", "two one-sided tests against the margin"),
+    "open": ("not decidable", "neither a difference nor equality is shown: more seeds are needed"),
+    "at chance": ("not decidable", "the score is at chance"),
+    "too few pairs": ("not decidable", f"fewer than {stats.MIN_PAIRS} pairs"),
+    "exploratory": ("not decidable", "the runs are from before the endpoint was named, and may have led to it"),
+}
+RULE = (
+    "Each block names one column, its endpoint, before its runs. What counts is ours minus the reference, by seed.",
+    f"Supported: better by the paired t test, p below {endpoint.LEVEL} after Holm's correction over the endpoints of a "
+    f"table's page, from {stats.MIN_PAIRS} pairs on, above chance, in runs begun after the endpoint was named.",
+    "Not supported: worse by the same test.",
+    "Equal within the margin: two one-sided t tests, corrected by Holm, put the difference within the margin.",
+    "Not decidable: the runs show neither, are too few, at chance, or older than the endpoint.",
+    "Not run: no record of the method or of its reference.",
+)
+
+
+def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
+    """Return one entry for each endpoint of a table and each method that it compares with the reference."""
+    found = []
+    for place, block in enumerate(view.blocks):
+        experiment = experiments[block.experiment]
+        named = experiment.block.endpoint
+        if named is None or named.column not in block.columns:
+            continue
+        column = block.columns.index(named.column)
+        decides = endpoint.column_of(experiment, named)
+        for number_of_row, line in enumerate(block.lines):
+            if line.source is not None or line.choices["method"] == experiment.block.reference:
+                continue
+            entry = _verdict(line.cells[column], _without_runs(experiment, line))
+            if entry is not None:
+                found.append(
+                    {
+                        "table": view.name,
+                        "block": place,
+                        "row": number_of_row,
+                        "column": column,
+                        "endpoint": plain(named.column),
+                        "better": decides.better,
+                        "decimals": decides.decimals,
+                        "margin": named.margin,
+                        "reference": plain(block.reference or experiment.block.reference),
+                        "model": plain(line.model),
+                        "method": plain(line.method),
+                        "name": line.choices["method"],
+                        "value": number(line.cells[column].value),
+                        "against": number(_reference(block, experiment, line, column).value),
+                        **entry,
+                    }
+                )
+    return found
+
+
+def coverage(views: Mapping[str, TableView], experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
+    """Return, for each table with published numbers, how many cells of the published protocol are run here."""
+    found = []
+    for name, view in views.items():
+        blocks = [block for block in view.blocks if experiments[block.experiment].block.published_models]
+        lines = [line for block in blocks for line in block.lines if line.source is None]
+        cells = [cell for line in lines for cell in line.cells]
+        printed = [cell for block in blocks for line in block.lines if line.source is not None for cell in line.cells]
+        counted = {block.experiment: block for block in blocks}
+        if cells:
+            found.append(
+                {
+                    "table": name,
+                    "title": plain(view.title),
+                    "measured": sum(cell.value is not None for cell in cells),
+                    "cells": len(cells),
+                    "published": sum(cell.value is not None for cell in printed),
+                    "done": sum(block.runs_done for block in counted.values()),
+                    "runs": sum(block.runs_all for block in counted.values()),
+                }
+            )
+    return found
+
+
+def _verdict(cell: Cell, todo: list[str]) -> dict[str, Any] | None:
+    tested = cell.comparison
+    if tested is None:
+        if cell.value is not None:
+            return None  # the untrained base is compared with nothing
+        return {"answer": "not run", "why": cell.word or "no record", "todo": todo}
+    answer, why = ANSWERS.get(tested.verdict, ("not decidable", tested.verdict))
+    p_values = {"p": tested.p, "sign_flip": tested.sign_flip, "p_equal": tested.p_equal}
+    return {
+        "answer": answer,
+        "why": why,
+        "diff": estimate(tested.difference),
+        **{name: number(value, 4) for name, value in p_values.items() if value is not None},
+    }
+
+
+def _reference(block: BlockView, experiment: Experiment, line: Line, column: int) -> Cell:
+    wanted = {**line.choices, "method": experiment.block.reference}
+    other = next((row for row in block.lines if row.source is None and row.choices == wanted), None)
+    return other.cells[column] if other else Cell()
+
+
+def _without_runs(experiment: Experiment, line: Line) -> list[str]:
+    """Return the commands that do a row and its reference, where the row has no record."""
+    if line.records:
+        return []
+    methods = (line.choices["method"], str(experiment.block.reference))
+    runs = [
+        run
+        for run in experiment.runs()
+        if run["method"] in methods and all(run[key] == value for key, value in line.choices.items() if key != "method")
+    ]
+    return selection.commands(experiment, runs)

@@ -1,0 +1,78 @@
+"""Plain values for the page: text that is only text, numbers of few digits, and things that many runs share."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dual_lora.report import escape
+
+POINTS = 60  # of a curve that the page shows; the record holds all
+DIGITS = 6
+_NOTHING: tuple[Any, ...] = ("", [], {}, ())
+
+
+@dataclass
+class Pool:
+    """Values that several runs share, each kept once; a run holds their places."""
+
+    held: list[Any] = field(default_factory=list)
+    _places: dict[str, int] = field(default_factory=dict)
+
+    def place(self, value: Any) -> int:
+        """Return the place of a value in `held`."""
+        key = json.dumps(value, sort_keys=True)
+        if key not in self._places:
+            self._places[key] = len(self.held)
+            self.held.append(value)
+        return self._places[key]
+
+
+def plain(value: Any, digits: int = DIGITS) -> Any:
+    """Return JSON values as the page shows them: each text on one line, its control characters by their codes.
+
+    Numbers are rounded to `digits` digits, so that the last bits of a machine's arithmetic change no page.
+    """
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, bool) or value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return number(value, digits)
+    if isinstance(value, Mapping):
+        return {_text(str(key)): plain(item, digits) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [plain(item, digits) for item in value]
+    return _text(str(value))
+
+
+def without_blanks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that say something: zero does, None, no and nothing do not."""
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and value is not False and value not in _NOTHING
+    }
+
+
+@functools.cache
+def _text(text: str) -> str:
+    return escape.terminal(text)
+
+
+def number(value: float | None, digits: int = DIGITS) -> float | int | None:
+    """Return a number of few digits; whole ones as integers, which are shorter."""
+    if value is None:
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 10**15 else rounded
+
+
+def thinned(points: Sequence[Sequence[Any]], most: int = POINTS) -> list[Sequence[Any]]:
+    """Return at most `most` points of a curve, evenly spaced, first and last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]

@@ -1,0 +1,61 @@
+"""A small workspace with records as a run would write them, and its page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dual_lora import page
+from dual_lora.report.workspace import Workspace
+from tests.unit.report.conftest import PUBLISHED
+from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of, write
+
+HOSTILE = "</script><script>window.stolen = 1</script><img src=x onerror=window.stolen=1>"
+
+
+def workspace(folder: Path, *records: dict[str, Any], text: str = EXPERIMENT) -> Workspace:
+    """Return a workspace with one table and these records."""
+    (folder / "experiments").mkdir(parents=True)
+    (folder / "experiments" / "table_x.yaml").write_text(text, encoding="utf-8")
+    (folder / "results" / "published").mkdir(parents=True)
+    (folder / "results" / "published" / "papers.csv").write_text(PUBLISHED, encoding="utf-8")
+    write(folder / "results" / "records", *records)
+    return Workspace(folder)
+
+
+def document(space: Workspace) -> str:
+    """Return the page over all records of a workspace."""
+    held = space.all_records()
+    return page.document(space, space.views(held), held, space.refused(committed=False))
+
+
+def values(text: str) -> dict[str, Any]:
+    """Return what a page holds, read as a browser reads it."""
+    found = re.search(r'<script type="application/json" id="values">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def study() -> list[dict[str, Any]]:
+    """Return a base, LoRA and a Dual LoRA that is better; one run holds hostile texts and one did not finish."""
+    made = [
+        record("none"),
+        *seeds_of("lora", [0.60, 0.61, 0.62, 0.60, 0.61, 0.62], guessed=("epochs",)),
+        *seeds_of("dual_lora", [0.64, 0.65, 0.67, 0.64, 0.65, 0.66]),
+    ]
+    made[1]["scores"]["notes"] = [HOSTILE]
+    made[1]["scores"]["samples"] = [{"input": f"input {HOSTILE}", "reply": HOSTILE, "reference": "fine"}]
+    for place, values in enumerate(made):
+        values["identity"]["model"]["label"] = "Small \u202e<b>model</b>"
+        values["curves"] = {"train_loss": [[step, 3.0 / step + place / 50] for step in range(1, 200)]}
+        values["origin"]["command"] = "python run.py model=smollm2"
+    return made
+
+
+def of_method(page_values: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return our row of a method in the page's first block."""
+    rows = page_values["tables"][0]["blocks"][0]["rows"]
+    return next(row for row in rows if row.get("is", ["", ""])[1] == method)
