@@ -155,12 +155,14 @@ def estimate(found: Estimate | None) -> list[float | int | None] | None:
 def _tests(tested: Comparison | None) -> dict[str, Any] | None:
     if tested is None:
         return None
-    found = {
+    items = tested.items
+    found: dict[str, Any] = {
         "verdict": tested.verdict,
         "p": number(tested.p, 4),
         "sign_flip": number(tested.sign_flip, 4),
         "p_equal": number(tested.p_equal, 4),
         "blocked": estimate(tested.blocked),
+        "items": items and {name: number(value, 4) for name, value in vars(items).items()},
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -11,10 +11,10 @@ from typing import Any
 from dual_lora.config import recipes
 from dual_lora.page.values import number, plain
 from dual_lora.records.schema import Record
+from dual_lora.report import labels
 from dual_lora.report.definition import Experiment
-from dual_lora.report.layout import TableView
+from dual_lora.report.layout import Line, TableView
 
-_SETTINGS = {"recipe.learning_rate": "learning rate"}
 _TIMED = {"dual_lora": "Dual LoRA", "lora": "LoRA", "floor": "the three products a weight's gradient needs"}
 
 
@@ -26,8 +26,13 @@ def swept(view: TableView, experiments: Mapping[str, Experiment]) -> list[dict[s
         asked = experiment.block.figure
         if asked is None:
             continue
-        label = _SETTINGS.get(asked.x, asked.x)
-        new = {"table": view.name, "title": plain(view.title), "x": label, "log": asked.log_x, "column": asked.column}
+        new = {
+            "table": view.name,
+            "title": plain(view.title),
+            "x": labels.of_setting(asked.x),
+            "log": asked.log_x,
+            "column": asked.column,
+        }
         figure = figures.setdefault(asked.x, {**new, "columns": {}, "points": []})
         definitions = {column.label: column for column in experiment.block.columns}
         several = len(experiment.sweep["model"]) > 1
@@ -40,7 +45,7 @@ def swept(view: TableView, experiments: Mapping[str, Experiment]) -> list[dict[s
             figure["columns"][name] = {"better": column.better, "decimals": column.decimals}
             tasks = experiment.tasks if column.average else (column.task or experiment.tasks[0],)
             chosen = [_recipe_value(record, asked.x) for record in line.records if record.name("task") in tasks]
-            method = line.method.partition(" (")[0]
+            method = _method(experiment, line)
             figure["points"].append(
                 {
                     "column": name,
@@ -53,6 +58,12 @@ def swept(view: TableView, experiments: Mapping[str, Experiment]) -> list[dict[s
                 }
             )
     return [figure for figure in figures.values() if figure["points"]]
+
+
+def _method(experiment: Experiment, line: Line) -> str:
+    """Return what a row's method is called, without the settings that are swept."""
+    name = line.choices["method"]
+    return str(experiment.block.labels.get(name) or line.records[0].identity["method"].get("label") or name)
 
 
 def _recipe_value(record: Record, setting: str) -> float | None:

@@ -41,9 +41,18 @@ function cellValue(block, column, cell) {
       [`difference from ${block.reference}`, cell.diff ? `${interval(cell.diff, unit)}, ${plural(cell.diff[3], "pair")}` : null],
       ["tests", tests ? [["Holm p", tests.p], ["sign-flip p", tests.sign_flip], ["TOST Holm p", tests.p_equal]].filter(([, p]) => p !== undefined).map(([name, p]) => probability(name, p)).join("; ") : null],
       ["blocked difference", tests && tests.blocked ? interval(tests.blocked, unit) : null],
+      ...itemNoise(tests && tests.items, unit),
       ["verdict", tests ? tests.verdict : null],
       ["marks", [...(cell.marks || "")].map((mark) => `${mark}: ${data.marks[mark]}`).join("; ")],
     ])];
+}
+
+// How much of the difference is the draw of the test items.
+function itemNoise(items, decimals) {
+  if (!items) return [];
+  return [["noise of the test items", `one run's score has sd ${fixed(items.one, decimals)}, the difference ${fixed(items.pair, decimals)}`],
+    ["95 % interval over items and seeds", `${signed(items.low, decimals)} to ${signed(items.high, decimals)}`],
+    ["McNemar", items.mcnemar === null ? null : probability("mid-p", items.mcnemar)]];
 }
 
 function publishedBeside(table, block, row, place) {
