@@ -7,6 +7,7 @@ from dual_lora.config.errors import ConfigError, DataError, ModelError, legal_va
 from dual_lora.config.launch_settings import LaunchConfig
 from dual_lora.config.schema import (
     MNLI_STARTED,
+    BaseConfig,
     DataConfig,
     DecodingConfig,
     Dimensions,
@@ -22,6 +23,7 @@ from dual_lora.config.schema import (
 
 __all__ = [
     "MNLI_STARTED",
+    "BaseConfig",
     "ConfigError",
     "DataConfig",
     "DataError",

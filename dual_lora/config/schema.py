@@ -50,7 +50,9 @@ class ModelConfig:
     repository: str | None = None  # hub repository or PyPI package
     revision: str | None = None  # pinned hub commit, or package version
     path: str | None = None  # a local folder that replaces the source
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs and CPUs that compute in it
+    # auto: what the protocol says of the family (`protocol.base`), else bfloat16 on GPUs and CPUs that compute in it
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dropout: float | None = None  # in embeddings, attention and residuals; None: the protocol's, else the checkpoint's
     split_fused_attention: bool = False  # GPT-2: c_attn becomes q_proj, k_proj, v_proj after loading
     classifier_dropout: float | None = None
 
@@ -105,6 +107,14 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class BaseConfig:
+    """How the published runs held the base model of a family, where that is not what transformers would do."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    dropout: float | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ProtocolConfig:
     """What makes two numbers comparable: prompt, loss mask, decoding, reference form, checkpoint rule."""
 
@@ -127,6 +137,7 @@ class ProtocolConfig:
     scorings: tuple[str, ...] = ("generate",)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     mnli_start_allowed: bool = False
+    base: dict[str, BaseConfig] = dataclasses.field(default_factory=dict, hash=False)  # by the model's family
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -257,6 +268,9 @@ def _check(config: RunConfig) -> None:
     for name in ("learning_rate", "epochs"):
         if getattr(recipe, name) <= 0:
             raise ConfigError(f"recipe.{name}={getattr(recipe, name)}: it must be above 0")
+    dropout = config.model.dropout
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ConfigError(f"model.dropout={dropout}: legal are 0 (none), values below 1, and null for the checkpoint's")
     if config.data.source == "local" and not config.data.dir:
         raise ConfigError("data.source=local needs data.dir=FOLDER (layout: docs/data.md)")
     if config.profile.test_items == config.profile.validation_examples == 0:

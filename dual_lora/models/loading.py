@@ -35,6 +35,15 @@ from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
 
 _DROPOUT_FIELD = {"roberta": "classifier_dropout", "bert": "classifier_dropout", "deberta": "cls_dropout"}
+_ENCODER_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_BASE_DROPOUTS = {
+    "gpt2": ("embd_pdrop", "attn_pdrop", "resid_pdrop"),
+    "llama": ("attention_dropout",),
+    "qwen2": ("attention_dropout",),
+    "roberta": _ENCODER_DROPOUTS,
+    "bert": _ENCODER_DROPOUTS,
+    "deberta": _ENCODER_DROPOUTS,
+}
 # A weight of a transformer block; what else a checkpoint may hold besides are old buffers and heads for pretraining.
 _BLOCK_WEIGHT = re.compile(r"\.(h|layers?)\.\d+\.")
 _OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
@@ -70,7 +79,7 @@ def load(
     check_head(model, head)
     if dtype not in ("float32", "bfloat16"):
         raise ModelError(f"dtype={dtype!r}: a base model is held in float32 or bfloat16")
-    settings = _head_settings(model, head)
+    settings = _base_settings(model) | _head_settings(model, head)
     if model.source == "random" and not model.path:
         check_available(model)
         tokenizer: PreTrainedTokenizerBase = tiny_tokenizer(model.family, max_length=max_tokens(model))
@@ -89,6 +98,13 @@ def load(
     if not is_deepspeed_zero3_enabled():
         net.to(device)
     return Loaded(net.eval(), tokenizer, fingerprint(model))
+
+
+def _base_settings(model: ModelConfig) -> dict[str, Any]:
+    """Return the fields of the transformers config that the model's own dropout is in, where one is asked for."""
+    if model.dropout is None:
+        return {}
+    return dict.fromkeys(_BASE_DROPOUTS[model.family], model.dropout)
 
 
 def _head_settings(model: ModelConfig, head: Head) -> dict[str, Any]:

@@ -216,11 +216,15 @@ def _one_per_seed(records: Sequence[Record]) -> list[Record]:
 
 
 def _one_of_each(experiment: Experiment, records: Sequence[Record]) -> None:
-    """Refuse a block whose records of one protocol family differ in the protocol, or of one task in the profile."""
+    """Refuse a block whose records of one protocol family differ in the protocol, or of one task in the profile.
+
+    A protocol may hold the base of one family of models otherwise than another's (`protocol.base`): there too.
+    """
     seen: dict[tuple[str, str], Record] = {}
     for record in records:
         protocol, profile = record.identity["protocol"], record.identity["profile"]
-        for part, family in (("protocol", str(protocol.get("task"))), ("profile", record.name("task"))):
+        models = str(record.identity["model"].get("family"))
+        for part, family in (("protocol", f"{protocol.get('task')} with {models}"), ("profile", record.name("task"))):
             first = seen.setdefault((part, family), record)
             a, b = _flat(first.identity[part]), _flat(protocol if part == "protocol" else profile)
             differing = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]

@@ -17,11 +17,30 @@ _NOT_IDENTITY = {
     "recipe": ("sources", "learning_rates", "trials"),
     "profile": ("base_row", "samples"),
 }
+# Settings that are younger than the first records, with the value that these had: a run that leaves one so has the name
+# that it would have had before.
+_YOUNGER: dict[str, dict[str, Any]] = {
+    "model": {"dropout": None},
+    "protocol": {"base": None},
+}
 
 
 def protocol_hash(config: RunConfig) -> str:
-    """Return the hash that decides which numbers may be in one block of a table."""
-    return digest(dataclasses.asdict(config.protocol), 12)
+    """Return the hash that decides which numbers of one family of models may be in one block of a table."""
+    return digest(_section(config, "protocol"), 12)
+
+
+def _section(config: RunConfig, group: str) -> dict[str, Any]:
+    """Return the settings of a group that can change a number; of the protocol's bases that of the model's family."""
+    values = dataclasses.asdict(getattr(config, group))
+    if group == "protocol":
+        values["base"] = values["base"].get(config.model.family)
+    younger = _YOUNGER.get(group, {})
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _NOT_IDENTITY.get(group, ()) and not (name in younger and value == younger[name])
+    }
 
 
 def identity(
@@ -38,8 +57,7 @@ def identity(
     """
     values: dict[str, Any] = {}
     for group in ("model", "task", "method", "recipe", "protocol", "profile"):
-        section = dataclasses.asdict(getattr(config, group))
-        values[group] = {key: value for key, value in section.items() if key not in _NOT_IDENTITY.get(group, ())}
+        values[group] = _section(config, group)
     values["model"]["fingerprint"] = model_fingerprint
     values["data"] = {"source": config.data.source, "fingerprint": data_fingerprint}
     values.update(dtype=dtype, seed=config.seed, init_from=init_from)

@@ -34,7 +34,7 @@ class Resolved:
     not looked up. `steps` counts the items; examples that are left out for their length shorten the training itself.
     """
 
-    config: RunConfig  # with the ranks of its budget, and on a CPU with a batch that fits
+    config: RunConfig  # with the ranks of its budget, the base as the protocol says, on a CPU with a batch that fits
     task: Task
     device: str  # "cpu" or "cuda"; in a plan as requested, perhaps "auto"
     dtype: str
@@ -72,7 +72,7 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     planned_obstacle(config.launch, config.method)
     if not planned:
         methods.check(config.method)  # imports PEFT
-    config, budget = at_budget(config)
+    config, budget = at_budget(with_base_as_published(config))
     if not planned:
         check_writable(Path(config.results))
         models.check_available(config.model)
@@ -132,6 +132,16 @@ def check_smoothing(head: Head, label_smoothing: float) -> None:
             f"recipe.label_smoothing={label_smoothing}: this task is a regression and has no classes to smooth over; "
             "use recipe.label_smoothing=0"
         )
+
+
+def with_base_as_published(config: RunConfig) -> RunConfig:
+    """Return the config with the dtype and dropout that the protocol states for the model's family, unless given."""
+    base, model = config.protocol.base.get(config.model.family), config.model
+    if base is None:
+        return config
+    dtype = base.dtype if model.dtype == "auto" and base.dtype is not None else model.dtype
+    dropout = base.dropout if model.dropout is None else model.dropout
+    return dataclasses.replace(config, model=dataclasses.replace(model, dtype=dtype, dropout=dropout))
 
 
 def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:
