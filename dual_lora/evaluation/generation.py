@@ -176,7 +176,7 @@ def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> Generat
         length_penalty=decoding.length_penalty,
         no_repeat_ngram_size=0,  # transformers would count the prompt's n-grams too: `NoRepeatInReply`
         repetition_penalty=1.0,
-        early_stopping=False,
+        early_stopping=decoding.early_stopping,
         temperature=1.0,
         top_k=50,
         top_p=1.0,

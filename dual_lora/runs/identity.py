@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -19,9 +20,10 @@ _NOT_IDENTITY = {
 }
 # Settings that are younger than the first records, with the value that these had: a run that leaves one so has the name
 # that it would have had before.
-_YOUNGER: dict[str, dict[str, Any]] = {
-    "model": {"dropout": None},
-    "protocol": {"base": None},
+_YOUNGER: dict[str, Any] = {
+    "model.dropout": None,
+    "protocol.base": None,
+    "protocol.decoding.early_stopping": False,
 }
 
 
@@ -35,12 +37,13 @@ def _section(config: RunConfig, group: str) -> dict[str, Any]:
     values = dataclasses.asdict(getattr(config, group))
     if group == "protocol":
         values["base"] = values["base"].get(config.model.family)
-    younger = _YOUNGER.get(group, {})
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in _NOT_IDENTITY.get(group, ()) and not (name in younger and value == younger[name])
-    }
+    for path, before in _YOUNGER.items():
+        owner, *parts, name = path.split(".")
+        if owner == group:
+            holder = functools.reduce(dict.__getitem__, parts, values)
+            if holder[name] == before:
+                del holder[name]
+    return {name: value for name, value in values.items() if name not in _NOT_IDENTITY.get(group, ())}
 
 
 def identity(

@@ -47,6 +47,17 @@ def test_an_experiment_composes_to_the_cell_that_its_command_names(name, monkeyp
         assert config.data.dir == "/data"
 
 
+@by_name
+def test_a_published_nist_has_the_nist_of_the_same_option_next_to_it(name):
+    """The release scores with the scorer's option -p (examples/NLG/README.md: measure_scores.py … -p)."""
+    columns = EXPERIMENTS[name].block.columns
+    assert {column.metric for column in columns if column.published_metric == "NIST"} <= {"NIST_python"}
+    blocks = EXPERIMENTS[name].block.blocks
+    page = [column for block in blocks for column in EXPERIMENTS[block].block.columns]
+    if any(column.published_metric == "NIST" for column in page):
+        assert "NIST" not in {column.metric for column in page}, "two definitions on one page"
+
+
 def test_commands_cover_exactly_the_cells_they_are_for():
     experiment = EXPERIMENTS["table_glue"]
     wanted = [
