@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dual_lora.config import ConfigError, MethodConfig, RunConfig
+from dual_lora.config import ConfigError, MethodConfig, RecipeConfig, RunConfig
 from dual_lora.config.launch_settings import LaunchConfig
 
 _MAX_AUTO_DEVICE_BATCH = 16
@@ -60,6 +60,15 @@ def plan_steps(config: RunConfig, train_examples: int) -> tuple[int, int]:
     if config.profile.max_steps is not None:
         steps = min(steps, config.profile.max_steps)
     return max(steps, 1), max(per_epoch, 1)
+
+
+def check_warmup(recipe: RecipeConfig) -> None:
+    """Refuse a warm-up that is stated twice, of which one would have no effect. Raises `ConfigError`."""
+    if recipe.warmup_steps and recipe.warmup_ratio:
+        raise ConfigError(
+            f"recipe.warmup_steps={recipe.warmup_steps} and recipe.warmup_ratio={recipe.warmup_ratio:g}: the steps hold "
+            "and the ratio would have no effect; set one of them to 0"
+        )
 
 
 def plan_warmup(config: RunConfig, steps: int) -> int:

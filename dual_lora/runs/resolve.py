@@ -13,7 +13,7 @@ from typing import Any
 
 from dual_lora import methods, models, records, tasks
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.config.schedule import Batches, plan_batches, plan_steps, plan_warmup, planned_obstacle
+from dual_lora.config.schedule import Batches, check_warmup, plan_batches, plan_steps, plan_warmup, planned_obstacle
 from dual_lora.runs import warm_start
 from dual_lora.runs.identity import identity
 from dual_lora.runs.warm_start import WarmStart
@@ -70,6 +70,7 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     device = config.launch.device if planned else resolve_device(config)
     plan_batches(config, config.launch.world_size)
     planned_obstacle(config.launch, config.method)
+    check_warmup(config.recipe)
     if not planned:
         methods.check(config.method)  # imports PEFT
     config, budget = at_budget(with_base_as_published(config))

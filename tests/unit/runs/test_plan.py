@@ -128,13 +128,24 @@ def test_one_process_trains_on_one_of_the_gpus_it_sees(tmp_path: Path, monkeypat
     assert made.n_gpu == 1
 
 
-def test_a_recipe_that_states_a_share_of_warm_up_gets_it_or_says_that_it_has_no_effect() -> None:
-    """`plan_warmup` takes the steps where both are set, and a recipe may inherit steps from its task's default."""
-    without = []
+def test_no_recipe_states_a_warm_up_that_has_no_effect() -> None:
+    """A recipe may inherit steps or a ratio from its task's default; together, the steps hold."""
+    both = []
     for name in recipes.names():
         recipe, default = recipes.find(name), recipes.find(f"default/{'/'.join(name.split('/')[1:-1])}")
-        inherited = default.values.get("warmup_steps", 0) if default else 0
-        steps = recipe.values.get("warmup_steps", inherited)
-        if recipe.values.get("warmup_ratio") and steps and not recipe.sources["warmup_ratio"].startswith("no effect"):
-            without.append(name)
-    assert not without, f"set warmup_steps: 0 next to warmup_ratio in {without}"
+        assert recipe is not None
+        values = {**(default.values if default else {}), **recipe.values}
+        if values.get("warmup_ratio") and values.get("warmup_steps"):
+            both.append(name)
+    assert not both, f"set warmup_steps or warmup_ratio to 0 in {both}"
+
+
+def test_a_warm_up_stated_twice_is_refused() -> None:
+    config = cell("recipe.warmup_steps=100", "recipe.warmup_ratio=0.06")
+    with pytest.raises(ConfigError, match=r"warmup_steps=100 and recipe.warmup_ratio=0.06.* set one of them to 0"):
+        resolve(config, planned=True)
+
+
+def test_smollm2_warms_up_for_the_share_that_its_recipe_states() -> None:
+    [config] = compose(["model=smollm2", "task=e2e", "method=lora", "profile=full"])
+    assert plan_warmup(config, 2000) == 100
