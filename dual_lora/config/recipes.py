@@ -116,7 +116,7 @@ class _Table:
                 yield self._recipe(f"{DEFAULT}/{name}", task, {"shared": self.shared}, [])
         for method, block in self.methods.items():
             where = f"methods.{method}"
-            rows = dict(self._mapping(where, block))
+            rows = self._with_those_it_is_like(where, block)
             tasks, is_shared = rows.pop("tasks", list(self.tasks)), rows.pop("shared", True)
             if not isinstance(is_shared, bool):
                 raise ConfigError(f"{self.file}: {where}.shared: {is_shared!r} is not true or false")
@@ -125,6 +125,16 @@ class _Table:
             for task in tasks:
                 self._known(f"{where}.tasks", task, self.tasks, "task")
                 yield self._recipe(f"{self.model}/{self.tasks[task]}/{method}", task, sections, settings)
+
+    def _with_those_it_is_like(self, where: str, block: Any) -> dict[str, Any]:
+        """Return a method's rows over those of the method that it is like, if it is like one."""
+        rows = dict(self._mapping(where, block))
+        if "like" not in rows:
+            return rows
+        other = self._known(f"{where}.like", rows.pop("like"), self.methods, "method")
+        if "like" in (self.methods[other] or {}):
+            raise ConfigError(f"{self.file}: {where}.like: {other} is itself like another; name that one")
+        return self._mapping(f"methods.{other}", self.methods[other]) | rows
 
     def _recipe(self, name: str, task: str, sections: Mapping[str, Any], settings: list[str]) -> Recipe:
         values: dict[str, Any] = {}

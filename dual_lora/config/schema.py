@@ -104,8 +104,8 @@ class DecodingConfig:
     max_new_tokens: int = 32
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    # Of beams. True: once `beams` replies have ended. False: once the best running one is, at its length, below the worst
-    # of them. never: once no running one can get above it, whatever follows.
+    # Of beams. True: once `beams` replies have ended. False: once the best running one is, at its length, below the
+    # worst of them. never: once no running one can get above it, whatever follows.
     early_stopping: Literal[True, False, "never"] = False
 
 
