@@ -41,6 +41,7 @@ SETTINGS = {
     "tracking=wandb": "log to Weights & Biases; offline unless a key is set",
     "kernel=auto": "auto | fused | generic | reference",
     "init_from=none": "GLUE: none | auto | RUN_ID | path",
+    "init_head=new": "new | dense: the head's dense layer comes from init_from too",
     "recipe.learning_rate=…": "any number of the recipe; method.alpha=… any field of the method's PEFT config",
     "launch.parallel=N": "N runs of a sweep at a time on this machine",
 }

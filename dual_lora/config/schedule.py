@@ -62,12 +62,19 @@ def plan_steps(config: RunConfig, train_examples: int) -> tuple[int, int]:
     return max(steps, 1), max(per_epoch, 1)
 
 
+def plan_validation(config: RunConfig, steps: int, per_epoch: int) -> int:
+    """Return after how many optimizer steps training validates, again and again; `config` is a resolved one."""
+    every = config.protocol.validation_every_steps
+    assert every != "recipe", "resolve() has put the recipe's number there"
+    return min(every or per_epoch, steps)
+
+
 def check_warmup(recipe: RecipeConfig) -> None:
     """Refuse a warm-up that is stated twice, of which one would have no effect. Raises `ConfigError`."""
     if recipe.warmup_steps and recipe.warmup_ratio:
         raise ConfigError(
-            f"recipe.warmup_steps={recipe.warmup_steps} and recipe.warmup_ratio={recipe.warmup_ratio:g}: the steps hold "
-            "and the ratio would have no effect; set one of them to 0"
+            f"recipe.warmup_steps={recipe.warmup_steps} and recipe.warmup_ratio={recipe.warmup_ratio:g}: the steps "
+            "hold and the ratio would have no effect; set one of them to 0"
         )
 
 

@@ -132,7 +132,7 @@ class ProtocolConfig:
     validation_examples: int | None = None  # split off the training set; None: the data's own validation split
     validation_fraction: float | None = None  # GLUE: the share of the training set that is held out
     validation_seed: int = 42
-    validation_every_steps: int | None = None  # None: once per epoch
+    validation_every_steps: int | Literal["recipe"] | None = None  # recipe: as the recipe says; None: once per epoch
     # The one the headline shows. best_loss: lowest validation loss. best_dev, best_heldout: the epoch with the best
     # score on the development set (as published) or on a held-out part of the training set (honest).
     checkpoint: Literal["last", "best_loss", "best_dev", "best_heldout"] = "last"
@@ -162,6 +162,7 @@ class RecipeConfig:
     label_smoothing: float = 0.0
     length_grouped: bool = True  # batches of like lengths: less padding
     max_length_tokens: int = 512
+    validation_every_steps: int | None = None  # the published script's; protocol.validation_every_steps=recipe takes it
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     learning_rates: dict[str, float] = dataclasses.field(default_factory=dict)  # the table `learning_rate` is read from
     trials: int = 1  # how many learning rates were tried to find this one
@@ -212,6 +213,7 @@ class RunConfig:
     kernel: Literal["auto", "fused", "generic", "reference"] = "auto"
     diagnostics: Literal["off", "on"] = "off"
     init_from: str = "none"
+    init_head: Literal["new", "dense"] = "new"  # dense: the head's dense layer is init_from's too
     results: str = "results"
 
     @staticmethod

@@ -172,6 +172,7 @@ def _variant(record: Record) -> str:
         "data": identity.get("data"),
         "dtype": identity.get("dtype"),
         "init_from": str(identity.get("init_from") or "none") != "none",
+        "init_head": identity.get("init_head", "new"),
     }
     return json.dumps(_flat(parts), sort_keys=True, default=str)
 

@@ -15,7 +15,7 @@ _NOT_IDENTITY = {
     "task": ("metrics",),
     "model": ("path", "dimensions", "dtype"),  # the weights' fingerprint and the resolved dtype replace them
     "method": ("contract", "parameters"),
-    "recipe": ("sources", "learning_rates", "trials"),
+    "recipe": ("sources", "learning_rates", "trials", "validation_every_steps"),  # the protocol's is what acts
     "profile": ("base_row", "samples"),
 }
 # Settings that are younger than the first records, with the value that these had: a run that leaves one so has the name
@@ -64,6 +64,8 @@ def identity(
     values["model"]["fingerprint"] = model_fingerprint
     values["data"] = {"source": config.data.source, "fingerprint": data_fingerprint}
     values.update(dtype=dtype, seed=config.seed, init_from=init_from)
+    if config.init_head != "new":
+        values["init_head"] = config.init_head
     values = _without_secrets(values)
     values["protocol"]["hash"] = protocol_hash(config)
     return {"run_id": run_id(values), **values}

@@ -34,7 +34,7 @@ class Resolved:
     not looked up. `steps` counts the items; examples that are left out for their length shorten the training itself.
     """
 
-    config: RunConfig  # with the ranks of its budget, the base as the protocol says, on a CPU with a batch that fits
+    config: RunConfig  # with the ranks of its budget, the base as published, on a CPU with a batch that fits
     task: Task
     device: str  # "cpu" or "cuda"; in a plan as requested, perhaps "auto"
     dtype: str
@@ -73,7 +73,7 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     check_warmup(config.recipe)
     if not planned:
         methods.check(config.method)  # imports PEFT
-    config, budget = at_budget(with_base_as_published(config))
+    config, budget = at_budget(as_published(config))
     if not planned:
         check_writable(Path(config.results))
         models.check_available(config.model)
@@ -135,14 +135,27 @@ def check_smoothing(head: Head, label_smoothing: float) -> None:
         )
 
 
-def with_base_as_published(config: RunConfig) -> RunConfig:
-    """Return the config with the dtype and dropout that the protocol states for the model's family, unless given."""
-    base, model = config.protocol.base.get(config.model.family), config.model
-    if base is None:
-        return config
-    dtype = base.dtype if model.dtype == "auto" and base.dtype is not None else model.dtype
-    dropout = base.dropout if model.dropout is None else model.dropout
-    return dataclasses.replace(config, model=dataclasses.replace(model, dtype=dtype, dropout=dropout))
+def as_published(config: RunConfig) -> RunConfig:
+    """Return the config with what its protocol leaves to the model's family and to the recipe.
+
+    The dtype and dropout of the base, unless given, and how often training is interrupted to validate. Raises
+    `ConfigError` if the recipe does not say the latter.
+    """
+    protocol, model = config.protocol, config.model
+    if protocol.validation_every_steps == "recipe":
+        every = config.recipe.validation_every_steps
+        if every is None:
+            raise ConfigError(
+                f"protocol.validation_every_steps=recipe: {config.recipe.name} has none, as its published script looks "
+                "once an epoch, or there is no script; give a number of steps, or null for once an epoch"
+            )
+        protocol = dataclasses.replace(protocol, validation_every_steps=every)
+    base = protocol.base.get(model.family)
+    if base is not None:
+        dtype = base.dtype if model.dtype == "auto" and base.dtype is not None else model.dtype
+        dropout = base.dropout if model.dropout is None else model.dropout
+        model = dataclasses.replace(model, dtype=dtype, dropout=dropout)
+    return dataclasses.replace(config, protocol=protocol, model=model)
 
 
 def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:

@@ -2,10 +2,11 @@
 
     start = resolve(config)          # None for init_from=none; start.sha256 enters the run's identity
     model = methods.apply(...)
-    load(model, start)               # after the adapter is added; the head stays new
+    load(model, start, config.init_head)   # after the adapter is added
 
 LoRA's published MRPC, RTE and STS-B rows start from the adapter of its best MNLI run (appendix D; `--lora_path` in the
-scripts), with a new head, since the classes differ. `init_from` says so explicitly:
+scripts). The classes differ, so the output layer is new; whether the head's dense layer was MNLI's is not known (the
+released files have its size): `init_head` is `new` or `dense`. `init_from` says explicitly:
 
     none      no warm start (the default); the record is labelled "no MNLI start"
     auto      the finished MNLI record of the same model, method, recipe, protocol and data with the best headline score
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 _SOURCE_TASK = "glue/mnli"
 # Adapters that mean nothing without frozen random tensors, which come from the run's seed and are not in the file.
 _SEEDED_CONFIGS = ("peft.VeraConfig", "peft.RandLoraConfig")
+_WITH_DENSE_LAYER = ("roberta", "bert", "deberta")  # RoBERTa's `classifier.dense`, the others' `pooler.dense`
 _PEFT_FILE = "adapter_model.safetensors"
 
 
@@ -55,8 +57,17 @@ def resolve(config: RunConfig) -> WarmStart | None:
     method or recipe, weights that are not on this machine. The message for "auto" has the command that makes them.
     """
     # A sweep over all of GLUE sets init_from=auto for every task; those published without a warm start have none.
+    if config.init_from == "none" and config.init_head != "new":
+        raise ConfigError(
+            f"init_head={config.init_head} needs weights to come from; give init_from=auto, or init_head=new"
+        )
     if config.init_from == "none" or (config.init_from == "auto" and config.task.name not in MNLI_STARTED):
         return None
+    if config.init_head == "dense" and config.model.family not in _WITH_DENSE_LAYER:
+        raise ConfigError(
+            f"init_head=dense with model={config.model.name}: the head of a {config.model.family} model is one layer; "
+            f"use init_head=new (families with a dense layer: {', '.join(_WITH_DENSE_LAYER)})"
+        )
     _check_allowed(config)
     if config.init_from == "auto":
         return _best(config)
@@ -225,9 +236,10 @@ def _weights_in(path: Path) -> Path:
     return found[0]
 
 
-def load(model: nn.Module, start: WarmStart) -> int:
+def load(model: nn.Module, start: WarmStart, head: str = "new") -> int:
     """Copy the warm start's weights into what `model` trains, except the head; return how many tensors were copied.
 
+    head: "dense" copies the head's dense layer as well, and leaves its output layer new.
     Raises `ConfigError` if names or shapes differ: weights of another model, method or rank.
     """
     import torch
@@ -235,12 +247,14 @@ def load(model: nn.Module, start: WarmStart) -> int:
     from dual_lora import methods
     from dual_lora.models.head import is_head_parameter
 
-    stored = methods.stored_state(start.path)
-    given = {name: tensor for name, tensor in stored.items() if not is_head_parameter(model, name)}
+    def stays_new(name: str) -> bool:
+        return is_head_parameter(model, name) and not (head == "dense" and ".dense." in name)
+
+    given = {name: tensor for name, tensor in methods.stored_state(start.path).items() if not stays_new(name)}
     own = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not is_head_parameter(model, name)
+        if parameter.requires_grad and not stays_new(name)
     }
     if start.path.name == _PEFT_FILE:
         given = _full_names(given, own)
@@ -263,5 +277,5 @@ def load(model: nn.Module, start: WarmStart) -> int:
 
 def _full_names(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Names in a PEFT file lack the adapter's name: `lora_A.weight` is the parameter `lora_A.default.weight`."""
-    short = {name.replace(".default", ""): name for name in own}
+    short = {name.replace(".modules_to_save.default", "").replace(".default", ""): name for name in own}
     return {short.get(name, name): tensor for name, tensor in given.items()}

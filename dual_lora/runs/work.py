@@ -30,6 +30,7 @@ from dual_lora.tasks.splits import Items
 from dual_lora.training.trainer import Data, TrainingResult, resume_step, train
 
 logger = logging.getLogger(__name__)
+_DENSE_START = "the head's dense layer, a new output layer"
 
 
 @dataclass
@@ -92,7 +93,10 @@ class Work:
                 kernel=config.kernel,
             )
         if resolved.start is not None:
-            warm_start.load(model, resolved.start)
+            warm_start.load(model, resolved.start, config.init_head)
+            self._notes.append(
+                f"MNLI start: the adapter's weights, {'a new head' if config.init_head == 'new' else _DENSE_START}"
+            )
             self._origin["init_from"] = resolved.start.origin()
         del sharded
         self._count_parameters(model)

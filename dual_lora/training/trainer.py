@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from dual_lora import methods
 from dual_lora.config import RunConfig
-from dual_lora.config.schedule import Batches, plan_steps
+from dual_lora.config.schedule import Batches, plan_steps, plan_validation
 from dual_lora.distributed import processes, sharding
 from dual_lora.distributed.deepspeed import deepspeed_config, gather_whole_blocks, register_factors, zero_stage
 from dual_lora.distributed.ordered_reduce import clip, register_ordered_hook
@@ -101,7 +101,7 @@ def train(
             config,
             batches,
             steps,
-            min(config.protocol.validation_every_steps or per_epoch, steps) if len(data.validation) else None,
+            plan_validation(config, steps, per_epoch) if len(data.validation) else None,
             folder,
             dtype == "bfloat16",
             deepspeed_config(config, batches, dtype, _trained(model), block_elements),

@@ -11,8 +11,9 @@ import torch
 from dual_lora import methods, models
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.compose import compose
+from dual_lora.config.schedule import plan_validation
 from dual_lora.runs.identity import identity, protocol_hash
-from dual_lora.runs.resolve import resolve, with_base_as_published
+from dual_lora.runs.resolve import as_published, resolve
 from dual_lora.tasks.base import Head
 from tests import ROOT
 
@@ -26,7 +27,7 @@ def cell(*words: str) -> RunConfig:
 
 def active_dropouts(*words: str) -> dict[str, float]:
     """Return module -> probability of every dropout that acts in training, once loaded as a run loads it."""
-    config, head = with_base_as_published(cell("model=tiny_gpt2", "method=lora", *words)), Head("causal_lm")
+    config, head = as_published(cell("model=tiny_gpt2", "method=lora", *words)), Head("causal_lm")
     loaded = models.load(config.model, head, dtype="float32", seed=0)
     net = methods.apply(loaded.model, config.method, model_config=config.model, head=head, seed=0).train()
     modules = {name: layer.p for name, layer in net.named_modules() if isinstance(layer, torch.nn.Dropout) and layer.p}
@@ -67,11 +68,11 @@ PUBLISHED = [  # (model, task, held on a GPU): scripts and READMEs of microsoft/
 
 @pytest.mark.parametrize(("model", "task", "dtype"), PUBLISHED)
 def test_precision_is_part_of_the_published_protocol(model: str, task: str, dtype: str) -> None:
-    config = with_base_as_published(cell(f"model={model}", f"task={task}", "method=lora", "protocol=paper"))
+    config = as_published(cell(f"model={model}", f"task={task}", "method=lora", "protocol=paper"))
     assert models.resolve_dtype(config.model, "cuda") == dtype
     given = cell(f"model={model}", f"task={task}", "method=lora", "protocol=paper", "model.dtype=bfloat16")
-    assert models.resolve_dtype(with_base_as_published(given).model, "cuda") == "bfloat16"
-    strict = with_base_as_published(cell(f"model={model}", f"task={task}", "method=lora", "protocol=strict"))
+    assert models.resolve_dtype(as_published(given).model, "cuda") == "bfloat16"
+    strict = as_published(cell(f"model={model}", f"task={task}", "method=lora", "protocol=strict"))
     assert models.resolve_dtype(strict.model, "cuda") == "bfloat16"
 
 
@@ -82,8 +83,30 @@ def test_a_run_is_resolved_to_it() -> None:
     assert resolve(found.config, planned=True).identity == found.identity  # as a worker resolves what its parent did
 
 
+# eval_steps of microsoft/LoRA examples/NLU/deberta_v2_xxlarge_TASK.sh, c4593f0.
+LOOKS = {"cola": 20, "mnli": 500, "mrpc": 10, "qnli": 500, "qqp": 500, "rte": 20, "sst2": 100, "stsb": 50}
+
+
+@pytest.mark.parametrize("task", LOOKS)
+def test_debertas_development_set_can_be_looked_at_as_often_as_its_scripts_do(task: str) -> None:
+    words = ("model=deberta_xxl", f"task=glue/{task}", "method=lora")
+    config = as_published(cell(*words, "protocol.validation_every_steps=recipe"))
+    assert plan_validation(config, 10_000, 300) == LOOKS[task]
+    given = as_published(cell(*words, f"protocol.validation_every_steps={LOOKS[task]}"))
+    assert named(config)["run_id"] == named(given)["run_id"]
+    default = as_published(cell(*words))
+    assert plan_validation(default, 10_000, 300) == 300
+    assert "validation_every_steps" not in named(default)["recipe"]
+
+
+def test_a_recipe_without_a_cadence_is_asked_for_a_number() -> None:
+    words = ("model=roberta_base", "task=glue/rte", "method=lora", "protocol.validation_every_steps=recipe")
+    with pytest.raises(ConfigError, match=r"roberta_base/glue/rte/lora has none.*null for once an epoch"):
+        as_published(cell(*words))
+
+
 def named(config: RunConfig) -> dict[str, Any]:
-    config = with_base_as_published(config)
+    config = as_published(config)
     return identity(config, dtype="float32", model_fingerprint={}, data_fingerprint={})
 
 

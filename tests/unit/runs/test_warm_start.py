@@ -173,6 +173,46 @@ def test_everything_but_the_head_arrives(tmp_path, method):
             assert bool((parameter == 0.25).all())
 
 
+@pytest.mark.parametrize("model", ["tiny_roberta", "tiny_deberta"])
+@pytest.mark.parametrize("saved", ["run", "peft"])
+def test_the_dense_layer_of_the_head_comes_along_if_asked_for(tmp_path, model, saved):
+    """RoBERTa's `classifier.dense`, DeBERTa's `pooler.dense`: hidden size squared and a bias, 9.0 in the MNLI run."""
+    run_id, source = finish_mnli(composed(tmp_path, "mnli", "lora", f"model={model}"), 0.25)
+    source.save_pretrained(tmp_path / "adapter")
+    start = run_id if saved == "run" else tmp_path / "adapter"
+    config = composed(tmp_path, "rte", "lora", f"model={model}", f"init_from={start}", "init_head=dense")
+    model = adapted(config)
+    out = {
+        name: p.clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad and name.endswith(("out_proj.weight", "classifier.modules_to_save.default.weight"))
+    }
+    assert len(out) == 1
+    warm_start.load(model, warm_start.resolve(config), config.init_head)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = config.model.dimensions.hidden_size
+    assert sum(p.numel() for p in trained.values() if bool((p == 9.0).all())) == hidden * hidden + hidden
+    assert all(torch.equal(trained[name], value) for name, value in out.items())
+
+
+def test_a_dense_layer_needs_weights_to_come_from_and_a_head_that_has_one(tmp_path):
+    with pytest.raises(ConfigError, match="init_head=dense needs weights to come from"):
+        warm_start.resolve(composed(tmp_path, "rte", "lora", "init_head=dense"))
+    words = ("model=tiny_llama", "init_head=dense", "init_from=auto")
+    with pytest.raises(ConfigError, match="the head of a llama model is one layer"):
+        warm_start.resolve(composed(tmp_path, "rte", "lora", *words))
+
+
+def test_the_head_is_in_the_name_of_a_run_only_if_it_is_not_new(tmp_path):
+    def named(*words):
+        config = composed(tmp_path, "rte", "lora", *words)
+        return identity(config, dtype="float32", model_fingerprint={}, data_fingerprint={}, init_from="aa")
+
+    assert "init_head" not in named()
+    assert named("init_head=dense")["init_head"] == "dense"
+    assert named("init_head=dense")["run_id"] != named()["run_id"]
+
+
 def test_a_saved_peft_adapter_is_a_start_too(tmp_path):
     _, source = finish_mnli(composed(tmp_path, "mnli"), 0.25)
     source.save_pretrained(tmp_path / "adapter")
