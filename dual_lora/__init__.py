@@ -25,10 +25,18 @@ if TYPE_CHECKING:
         DualLoraLinear,
         DualLoraModel,
         set_delta_warmup,
+        set_loss_scale,
     )
 
 __version__ = "0.1.0"
-__all__ = ["DeltaWarmupCallback", "DualLoraConfig", "DualLoraLinear", "DualLoraModel", "set_delta_warmup"]
+__all__ = [
+    "DeltaWarmupCallback",
+    "DualLoraConfig",
+    "DualLoraLinear",
+    "DualLoraModel",
+    "set_delta_warmup",
+    "set_loss_scale",
+]
 
 
 def __getattr__(name: str) -> object:

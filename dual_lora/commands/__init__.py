@@ -21,9 +21,11 @@ COMMANDS = {
     "score": "score generated texts against references",
     "analyze": "measure a trained update: size, zeros, signs, ranks",
     "export": "write all records as tables, or what a run trained as a transformers checkpoint",
+    "exec": "run another program that can load Dual LoRA adapters then",
     "random-checkpoint": "write a checkpoint of random weights",
     "bench": "measure speed and memory",
 }
+OWN_PARSER = ("run", "bench", "exec")
 # What `pip install "dual-lora[bench]"` brings, as Python names it: pyproject.toml.
 BENCH_LIBRARIES = frozenset((
     "datasets", "deepspeed", "evaluate", "filelock", "gguf", "google", "hydra", "matplotlib", "nltk", "numpy",
@@ -56,9 +58,9 @@ def _run(name: str, module: Any, words: list[str]) -> int:
     from dual_lora.config import ConfigError
 
     # A run or a benchmark works for hours: any other error there has to show its traceback.
-    expected = (ConfigError,) if name in ("run", "bench") else (ValueError, RuntimeError, OSError)
+    expected = (ConfigError,) if name in OWN_PARSER else (ValueError, RuntimeError, OSError)
     try:
-        if name in ("run", "bench"):  # these parse their own arguments
+        if name in OWN_PARSER:
             return module.main(words)
         from dual_lora.commands.parser import Parser
 

@@ -1,25 +1,33 @@
 """The settings of a run: composed from `configs/` by Hydra (`compose`), checked and frozen (`schema`).
 
-Nothing here loads torch; the errors that a user can fix are in `errors`.
+Nothing here loads torch; the errors that a user can fix are in `errors`, and loading those needs no other package: the
+commands on adapters work without the suite's libraries.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from dual_lora.config.errors import ConfigError, DataError, ModelError, legal_values, nearest
-from dual_lora.config.launch_settings import LaunchConfig
-from dual_lora.config.schema import (
-    MNLI_STARTED,
-    BaseConfig,
-    DataConfig,
-    DecodingConfig,
-    Dimensions,
-    MethodConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProfileConfig,
-    ProtocolConfig,
-    RecipeConfig,
-    RunConfig,
-    TaskConfig,
-)
+
+if TYPE_CHECKING:
+    from dual_lora.config.launch_settings import LaunchConfig
+    from dual_lora.config.schema import (
+        MNLI_STARTED,
+        BaseConfig,
+        DataConfig,
+        DecodingConfig,
+        Dimensions,
+        MethodConfig,
+        ModelConfig,
+        OptimizerConfig,
+        ProfileConfig,
+        ProtocolConfig,
+        RecipeConfig,
+        RunConfig,
+        TaskConfig,
+    )
 
 __all__ = [
     "MNLI_STARTED",
@@ -42,3 +50,10 @@ __all__ = [
     "legal_values",
     "nearest",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'dual_lora.config' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module = "launch_settings" if name == "LaunchConfig" else "schema"
+    return getattr(importlib.import_module(f"dual_lora.config.{module}"), name)

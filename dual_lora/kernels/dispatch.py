@@ -75,7 +75,8 @@ def _select(requested: str, device_type: str, plain: bool, dropout: float, activ
     if requested == "auto":
         reason = f"auto on {device_type}" + (f": {obstacle}" if obstacle else "")
     choice = KernelChoice(kernel, one_gemm=not obstacle and requested != "generic", reason=reason)
-    logger.info("Dual LoRA layers run the kernel %s (%s)", choice.name, reason)
+    if not torch.compiler.is_compiling():  # a line of the log would cut the graph in two
+        logger.info("Dual LoRA layers run the kernel %s (%s)", choice.name, reason)
     return choice
 
 
@@ -102,7 +103,7 @@ def _resolve(requested: str, device_type: str, index: int | None) -> str:
         return "fused"
     if not obstacle and device_type == "cuda":
         return "fused"
-    if device_type == "cuda":
+    if device_type == "cuda" and not torch.compiler.is_compiling():
         logger.warning("Dual LoRA falls back from the fused to the generic kernel, which is slower: %s", obstacle)
     return "generic"
 

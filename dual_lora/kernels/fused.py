@@ -109,7 +109,7 @@ def reduce(g: Tensor, weight: Tensor | None, operands: Operands, *, rebuild: boo
     plan = reduction_plan(geometry, weight, g.dtype, rebuild=rebuild)
     sums = torch.empty(plan.workspace, dtype=torch.float32, device=g.device)
     outputs = (g, weight, g if rebuild else None)
-    _launch(plan.reduce, operands, (*outputs, *operands.pointers, sums), scaling, limit(scaling))
+    _launch(plan.reduce, operands, (*outputs, *operands.pointers, sums), scaling, limit(scaling, operands.loss_scale))
     (rank_m, rank_d), rows, columns = geometry.ranks, geometry.rows, geometry.columns
     grads = [
         torch.empty(shape, dtype=torch.float32, device=g.device)
@@ -135,7 +135,7 @@ def _reduce_by_gemm(g: Tensor, operands: Operands, factors: Factors) -> list[Ten
     """The factor gradients for large ranks: Gm / s (in place of G) and Gp / s as tensors, then four GEMMs."""
     direction = torch.empty_like(g)
     plan = plans.mask(operands.geometry, g.dtype)
-    _launch(plan, operands, (g, g, direction, *operands.pointers[:4]), limit(operands.scaling))
+    _launch(plan, operands, (g, g, direction, *operands.pointers[:4]), limit(operands.scaling, operands.loss_scale))
     a, b, c, d = contiguous(factors)
     grad_b, grad_d = _gemm_float32(g, a.t()), _gemm_float32(direction, c.t())
     grad_a, grad_c = _gemm_float32(g.t(), b).t().contiguous(), _gemm_float32(direction.t(), d).t().contiguous()

@@ -108,10 +108,12 @@ def apply_update(
     x = _compute_input(x, in_features)
     if base is not None and base.dtype != x.dtype:
         return base + apply_update(x, weight, bias, update).to(base.dtype)
-    if update.spec.kernel == "reference":
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in _PLAIN
+    # Plain operations are what vmap, grad and other transforms of torch.func can take apart.
+    if update.spec.kernel == "reference" or (not traced and torch._C._are_functorch_transforms_active()):
         with torch.autocast(x.device.type, enabled=False):
             return reference.apply_update(x, weight, bias, update, base)
-    if torch.compiler.is_compiling() or type(x) not in _PLAIN:
+    if traced:
         # The registered operator is what tracing sees. Eager calls skip its dispatch, which costs a small layer as much
         # as its kernels.
         return operators.apply_update(x, weight, bias, update, base)

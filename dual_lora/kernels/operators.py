@@ -16,10 +16,10 @@ from dual_lora.kernels.spec import Factors, Update, update_spec
 
 def apply_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None) -> Tensor:
     """`dual_lora.kernels.linear.apply_update` by the operator."""
-    factors, start, value, spec = update[:4]
-    scaling = torch.full((), value, dtype=torch.float64, device="cpu")
+    factors, start, scaling, spec = update[:4]
+    numbers = [torch.full((), value, dtype=torch.float64, device="cpu") for value in (scaling, update.loss_scale)]
     options = (spec.ste, spec.magnitude_activation, spec.direction_activation, spec.transposed, spec.kernel)
-    return linear(x, weight, bias, base, *factors, list(start or ()), scaling, *options)
+    return linear(x, weight, bias, base, *factors, list(start or ()), *numbers, *options)
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -39,6 +39,7 @@ def linear(
     D: Tensor,
     start: list[Tensor],
     scaling: Tensor,
+    loss_scale: Tensor,
     ste: str,
     magnitude_activation: str,
     direction_activation: str,
@@ -47,12 +48,12 @@ def linear(
 ) -> Tensor:
     """`dual_lora_linear` and, without `weight`, `dual_lora_delta_linear` as one operator.
 
-    `scaling` is a float64 scalar on the CPU: reading it waits for no device, and a compiled model accepts any value,
-    while it would be compiled again for every other Python float.
+    `scaling` and `loss_scale` are float64 scalars on the CPU: reading them waits for no device, and a compiled model
+    accepts any value, while it would be compiled again for every other Python float.
     """
     options = (ste, magnitude_activation, direction_activation, transposed, kernel)
     with factor_cache.disabled():
-        return dispatch.forward(x, weight, bias, _update((A, B, C, D), start, scaling, *options), base)
+        return dispatch.forward(x, weight, bias, _update((A, B, C, D), start, scaling, loss_scale, *options), base)
 
 
 @linear.register_fake
@@ -71,6 +72,7 @@ def linear_backward(
     D: Tensor,
     start: list[Tensor],
     scaling: Tensor,
+    loss_scale: Tensor,
     ste: str,
     magnitude_activation: str,
     direction_activation: str,
@@ -81,7 +83,7 @@ def linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, A, B, C, D; what is not needed is zero-sized."""
     options = (ste, magnitude_activation, direction_activation, transposed, kernel)
-    update = _update((A, B, C, D), start, scaling, *options)
+    update = _update((A, B, C, D), start, scaling, loss_scale, *options)
     grad_x, a, b, c, d = dispatch.backward(
         grad, x, weight, update, needs_input_grad=needs_input_grad, needs_factor_grad=needs_factor_grad
     )
@@ -96,17 +98,17 @@ def _linear_backward_fake(grad: Tensor, x: Tensor, weight: Any, *others: Any) ->
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, _, A, B, C, D, start, scaling, *options = inputs
-    ctx.save_for_backward(x, weight, A, B, C, D, scaling, *start)
+    x, weight, bias, _, A, B, C, D, start, scaling, loss_scale, *options = inputs
+    ctx.save_for_backward(x, weight, A, B, C, D, scaling, loss_scale, *start)
     ctx.options = options
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, weight, A, B, C, D, scaling, *start = ctx.saved_tensors
+    x, weight, A, B, C, D, scaling, loss_scale, *start = ctx.saved_tensors
     needs = ctx.needs_input_grad
     grad_x, *grads = linear_backward(
-        grad, x, weight, A, B, C, D, start, scaling, *ctx.options, needs[0], any(needs[4:8])
+        grad, x, weight, A, B, C, D, start, scaling, loss_scale, *ctx.options, needs[0], any(needs[4:8])
     )
     factor_grads = [g if need else None for g, need in zip(grads, needs[4:8], strict=True)]
     grad_bias = bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
@@ -117,13 +119,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad if needs[3] else None,
         *factor_grads,
         [None] * len(start),
-        *[None] * (1 + len(ctx.options)),
+        *[None] * (2 + len(ctx.options)),
     )
 
 
 linear.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _update(factors: Factors, start: list[Tensor], scaling: Tensor, *spec: Any) -> Update:
+def _update(factors: Factors, start: list[Tensor], scaling: Tensor, loss_scale: Tensor, *spec: Any) -> Update:
     frozen = (start[0], start[1], start[2], start[3]) if start else None
-    return Update(factors, frozen, float(scaling), update_spec(*spec))
+    return Update(factors, frozen, float(scaling), update_spec(*spec), loss_scale=float(loss_scale))

@@ -22,14 +22,15 @@ _NO_START = (None, None, None, None)
 class Operands(NamedTuple):
     """What the kernels get of one update, besides weights and gradients.
 
-    `pointers`: A, B, C, D as packed bf16 parts or in float32, then A0, B0, C0, D0 in float32 or None. `in_memory` as in
-    `Update`.
+    `pointers`: A, B, C, D as packed bf16 parts or in float32, then A0, B0, C0, D0 in float32 or None. `in_memory` and
+    `loss_scale` as in `Update`.
     """
 
     pointers: tuple[Tensor | None, ...]
     geometry: Geometry
     scaling: float
     in_memory: Tensor | None
+    loss_scale: float
 
 
 def prepare(update: Update) -> Operands:
@@ -53,7 +54,7 @@ def prepare(update: Update) -> Operands:
     has_start, reads_scaling = start is not None, update.in_memory is not None
     geometry = Geometry(a.get_device(), rows, columns, ranks, padded, update.spec, has_start, reads_scaling)
     pointers = factors + (_NO_START if start is None else contiguous(start))
-    return Operands(pointers, geometry, update.scaling, update.in_memory)
+    return Operands(pointers, geometry, update.scaling, update.in_memory, update.loss_scale)
 
 
 def contiguous(factors: Factors) -> Factors:

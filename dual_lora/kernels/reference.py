@@ -10,29 +10,35 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dual_lora.kernels.spec import Factors, Update, UpdateSpec
 
 
 class _StraightThroughSign(torch.autograd.Function):
-    """Sign with Sign(0) = -1; its gradient is one of the straight-through estimators of `UpdateSpec`."""
+    """Sign with Sign(0) = -1; its gradient is one of the straight-through estimators of `UpdateSpec`.
+
+    Written so that torch.func's vmap, grad and their like go through.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, p: Tensor, ste: str) -> Tensor:
-        ctx.ste = ste
-        ctx.save_for_backward(p)
+    def forward(p: Tensor, ste: str, loss_scale: float) -> Tensor:
         return torch.where(p > 0, 1.0, -1.0).to(p.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str, float], output: Tensor) -> None:
+        p, ctx.ste, ctx.loss_scale = inputs
+        ctx.save_for_backward(p)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (p,) = ctx.saved_tensors
         if ctx.ste == "clipped_gradient":
-            return grad.clamp(-1, 1), None
+            return grad.clamp(-ctx.loss_scale, ctx.loss_scale), None, None
         if ctx.ste == "hard_tanh":
-            return grad * (p.abs() <= 1), None
-        return grad, None
+            return grad * (p.abs() <= 1), None, None
+        return grad, None, None
 
 
 def delta_weight(
@@ -83,9 +89,9 @@ def form_update(update: Update) -> Tensor:
     """`delta_weight` of an `Update`."""
     factors, start, scaling, spec = update[:4]
     with torch.autocast(factors[0].device.type, enabled=False):
-        delta = _product(factors, spec)
+        delta = _product(factors, spec, update.loss_scale)
         if start is not None:
-            delta = delta - _product(start, spec).detach()
+            delta = delta - _product(start, spec, update.loss_scale).detach()
         return scaling * delta
 
 
@@ -103,10 +109,10 @@ def apply_update(
     return F.linear(x, effective, None if bias is None else bias.to(x.dtype))
 
 
-def _product(factors: Factors, spec: UpdateSpec) -> Tensor:
+def _product(factors: Factors, spec: UpdateSpec, loss_scale: float) -> Tensor:
     """U(BA) * V(DC)."""
     A, B, C, D = (f if f.dtype == torch.float64 else f.float() for f in factors)
     m, p = B @ A, D @ C
     u = torch.relu(m) if spec.magnitude_activation == "relu" else m
-    v = _StraightThroughSign.apply(p, spec.ste) if spec.direction_activation == "sign" else p
+    v = _StraightThroughSign.apply(p, spec.ste, loss_scale) if spec.direction_activation == "sign" else p
     return u * v

@@ -54,6 +54,7 @@ class Update(NamedTuple):
     `in_memory`: s and 1 / |s| as two float32 numbers on the device. The fused kernels then read them when they run, so
     that a recorded call follows what is written there; the others take `scaling`.
     `keeps_weight`: the fused kernels keep W0 + dW from forward to backward, where it is built once more otherwise.
+    `loss_scale`: what the loss is multiplied by, as fp16 training does; the clip of the gradient moves with it.
     """
 
     factors: Factors
@@ -62,11 +63,12 @@ class Update(NamedTuple):
     spec: UpdateSpec
     in_memory: Tensor | None = None
     keeps_weight: bool = False
+    loss_scale: float = 1.0
 
 
-def limit(scaling: float) -> float:
-    """Return 1 / |s|: where the clip of s G U to [-1, 1] acts on G U."""
-    return 1.0 / abs(scaling) if scaling else float("inf")
+def limit(scaling: float, loss_scale: float = 1.0) -> float:
+    """Return L / |s|: where the clip of s G U to [-L, L], for a loss that is multiplied by L, acts on G U."""
+    return loss_scale / abs(scaling) if scaling else float("inf")
 
 
 class Options(TypedDict, total=False):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dual_lora.kernels.spec import Factors, Gradients, Update, UpdateSpec
+from dual_lora.kernels.spec import Factors, Gradients, Update, UpdateSpec, limit
 
 # Elements per tile. CPU: 2 MiB of float32, the L2 cache of one or two server cores. CUDA: 64 MiB of float32, so large
 # that kernel launches do not matter.
@@ -108,7 +108,8 @@ def _reduce_tile(
     sums[0].addmm_(b[rows].t(), gm)
     q = g.mul_(u)
     if spec.direction_activation == "sign" and spec.ste == "clipped_gradient" and scaling:
-        q.clamp_(-1 / abs(scaling), 1 / abs(scaling))
+        largest = limit(scaling, update.loss_scale)
+        q.clamp_(-largest, largest)
     if window is not None:
         q.mul_(window)
     torch.mm(q, c.t(), out=sums[3][rows])

@@ -8,7 +8,7 @@ from dual_lora.tuner.layer import DualLoraLinear
 from dual_lora.tuner.model import DualLoraModel
 
 if TYPE_CHECKING:
-    from dual_lora.tuner.warmup import DeltaWarmupCallback, set_delta_warmup, warmup_factor
+    from dual_lora.tuner.warmup import DeltaWarmupCallback, set_delta_warmup, set_loss_scale, warmup_factor
 
 __all__ = [
     "DeltaWarmupCallback",
@@ -16,6 +16,7 @@ __all__ = [
     "DualLoraLinear",
     "DualLoraModel",
     "set_delta_warmup",
+    "set_loss_scale",
     "warmup_factor",
 ]
 

@@ -16,9 +16,14 @@ MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def is_quantized(base: nn.Module) -> bool:
-    """Return whether the weight is stored as something other than plain floating point (bitsandbytes, GPTQ, float8)."""
+    """Return whether the weight is stored as something other than plain floating point (bitsandbytes, GPTQ, float8).
+
+    The tensors of torchao and quanto say that they are float32 or bfloat16, but are classes of their own.
+    """
     weight = getattr(base, "weight", None)
-    return weight is None or weight.dtype not in MERGEABLE_DTYPES or type(weight).__name__ == "Params4bit"
+    if weight is None or weight.dtype not in MERGEABLE_DTYPES:
+        return True
+    return type(weight) not in (Tensor, nn.Parameter) and not hasattr(weight, "placements")
 
 
 def is_partitioned(base: nn.Module) -> bool:

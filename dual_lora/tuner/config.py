@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
 
 from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, MAGNITUDE_ACTIVATIONS, STE_VARIANTS, UpdateSpec
+from dual_lora.tuner.card import say_how_to_load
 from dual_lora.tuner.registration import peft_type
 
 BIASES = ("none", "all", "dual_lora_only")
@@ -65,6 +67,10 @@ class DualLoraConfig(PeftConfig):
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata=_help("Modules besides the adapters to train and save whole, e.g. a classifier.")
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None,
+        metadata=_help("Tokens whose embeddings to train: their indices, or by module such as {'embed_tokens': [1]}."),
     )
     bias: str = field(default="none", metadata=_help(f"Which biases to train, one of {BIASES}."))
     init_weights: bool = field(
@@ -140,6 +146,11 @@ class DualLoraConfig(PeftConfig):
         fields = super().to_dict()
         fields.pop("kernel")
         return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and into README.md how such an adapter is loaded."""
+        super().save_pretrained(save_directory, **kwargs)
+        say_how_to_load(Path(save_directory))
 
     @property
     def initial_scaling(self) -> float:

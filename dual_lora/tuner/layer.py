@@ -27,6 +27,7 @@ from dual_lora.kernels.spec import Factors
 from dual_lora.tuner.base_weight import is_available, is_quantized, is_whole, resolve_init_std
 from dual_lora.tuner.config import DualLoraConfig
 from dual_lora.tuner.factor import FACTORS, STARTS, Factor
+from dual_lora.tuner.mixed_batch import forward_of_rows
 
 
 class DualLoraLinear(nn.Module, BaseTunerLayer):
@@ -39,10 +40,12 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     `scaling[name]` is s₀, `spec[name]` the options of the kernels.
 
     `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
+    `loss_scale` likewise (`set_loss_scale`).
     `scaling_in_memory` holds, while `warmup.scaling_in_memory` lasts, what the kernels read instead, and `keeps_weight`
     is true while `kept_weights` says so.
     """
 
+    cast_input_dtype_enabled = True  # PEFT's switch; no input is cast here, except by autocast
     adapter_layer_names = FACTORS
     other_param_names = (*STARTS, "dual_lowrank_dropout", "scaling", "spec", "init_std", "r_magnitude", "r_direction")
 
@@ -60,6 +63,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self.transposed = isinstance(self.get_base_layer(), Conv1D)
         self.delta_warmup = 1.0
+        self.loss_scale = 1.0
         self.scaling_in_memory: dict[str, Tensor] = {}
         self.keeps_weight = False
         self._disable_adapters = False
@@ -144,7 +148,8 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     def update(self, adapter_name: str) -> Update:
         """Return what one adapter adds to the frozen weight, at the current warm-up, as the kernels take it."""
         scaling = self.delta_warmup * self.scaling[adapter_name]
-        return Update(self.factors(adapter_name), self.start_factors(adapter_name), scaling, self.spec[adapter_name])
+        factors, start = self.factors(adapter_name), self.start_factors(adapter_name)
+        return Update(factors, start, scaling, self.spec[adapter_name], loss_scale=self.loss_scale)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return what the adapter currently adds to its frozen weight.
@@ -193,8 +198,16 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             active_adapters=len(adapters),
         )
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return x (W₀ + Σ ΔW)ᵀ + b over the active adapters, shape (..., out_features)."""
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """Return x (W₀ + Σ ΔW)ᵀ + b over the active adapters, shape (..., out_features).
+
+        adapter_names: the adapter of each row of x instead, "__base__" for none (`DualLoraModel` gives it).
+
+        Raises:
+            ValueError: `adapter_names` has another length than x, or an adapter is merged.
+        """
+        if adapter_names is not None:
+            return forward_of_rows(self, x, adapter_names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         active = [name for name in self.active_adapters if name in self.dual_lowrank_magnitude_A]
@@ -247,7 +260,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             merged = merged + self.get_delta_weight(name).to(merged.device)
         merged = merged.to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(f"NaNs detected in the merged weights. The adapters {names} seem to be broken")
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken")
         if self._unmerged_weight is None:
             self._unmerged_weight = weight.cpu() if weight.device.type != "cpu" else weight.clone()
         weight.copy_(merged)

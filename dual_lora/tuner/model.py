@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from dual_lora.kernels import packed_once
 from dual_lora.tuner.config import DualLoraConfig
 from dual_lora.tuner.factor import FACTORS, PREFIX, STARTS, with_current_names
 from dual_lora.tuner.layer import DualLoraLinear
+from dual_lora.tuner.mixed_batch import adapter_of_each_row
 from dual_lora.tuner.registration import ReplaceModuleWithoutWeight, register
 
 # The modules of the commonsense and DoRA recipes; families that they do not name keep PEFT's LoRA default.
@@ -75,6 +78,13 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
         cls, model: nn.Module, config: DualLoraConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, with_current_names(state_dict))
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PeftModel enters this around `forward` and `generate`, with their arguments.
+        names = kwargs.get("adapter_names")
+        with nullcontext() if names is None else adapter_of_each_row(self, names, kwargs.get("num_beams")):
+            yield
 
     def __getattr__(self, name: str) -> Any:
         # Forwarded to the model as in every tuner, which has `generate` or not. No factor changes while it runs.

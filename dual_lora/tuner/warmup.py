@@ -41,14 +41,18 @@ def set_delta_warmup(model: nn.Module, factor: float) -> None:
     """
     if not 0 <= factor <= 1:
         raise ValueError(f"factor = {factor!r} must be in [0, 1]; 1 is the trained update.")
-    layers = _layers(model)
-    if not layers:
-        raise ValueError("the model has no Dual LoRA layer: call get_peft_model(model, DualLoraConfig(...)) first.")
-    _set(layers, float(factor))
+    _set(_some_layers(model), float(factor))
 
 
 def _layers(model: nn.Module) -> list[DualLoraLinear]:
     return [module for module in model.modules() if isinstance(module, DualLoraLinear)]
+
+
+def _some_layers(model: nn.Module) -> list[DualLoraLinear]:
+    layers = _layers(model)
+    if not layers:
+        raise ValueError("the model has no Dual LoRA layer: call get_peft_model(model, DualLoraConfig(...)) first.")
+    return layers
 
 
 def _set(layers: Sequence[DualLoraLinear], factor: float) -> None:
@@ -64,6 +68,25 @@ def _set(layers: Sequence[DualLoraLinear], factor: float) -> None:
 def _write(held: Tensor, scaling: float) -> None:
     held[0].fill_(scaling)  # the number goes along with the kernel: a copy from the host would wait for the device
     held[1].fill_(limit(scaling))
+
+
+def set_loss_scale(model: nn.Module, scale: float) -> None:
+    """Tell every Dual LoRA layer of `model` what the loss is multiplied by before the backward pass.
+
+    fp16 training does so (`torch.amp.GradScaler`), and the clip of the straight-through gradient has to move with it:
+
+        set_loss_scale(model, scaler.get_scale())
+        scaler.scale(loss).backward()
+
+    `DeltaWarmupCallback` does so in a Trainer.
+
+    Raises:
+        ValueError: `scale` is not a number above 0, or `model` has no Dual LoRA layer.
+    """
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale = {scale!r} must be a number above 0; 1 is a loss that is not scaled.")
+    for layer in _some_layers(model):
+        layer.loss_scale = float(scale)
 
 
 def follows_recorded(model: nn.Module) -> Callable[[], bool]:
@@ -108,7 +131,8 @@ class DeltaWarmupCallback(TrainerCallback):
 
     w_k is set when an optimizer step begins, from the number k of completed steps, and goes back to 1 when the step
     ends: whatever happens between steps (validation, saving, a best checkpoint, a resume) sees the adapter as it would
-    be loaded. `state.global_step` counts optimizer steps, not forward passes, and survives a restart.
+    be loaded. `state.global_step` counts optimizer steps, not forward passes, and survives a restart. Under fp16 the
+    callback also tells the layers what the loss is multiplied by.
 
     Args:
         warmup_steps: T; 0 for no warm-up; None for min(100, ⌈0.1·N⌉) of the N optimizer steps of the training.
@@ -130,6 +154,11 @@ class DeltaWarmupCallback(TrainerCallback):
             self.resolved_warmup_steps = default_warmup_steps(state.max_steps)
         set_delta_warmup(kwargs["model"], 1.0)
         self._layers = _layers(kwargs["model"])
+        if args.fp16 and _scaler(kwargs) is None:
+            raise ValueError(
+                "fp16 multiplies the loss, here by a number that Dual LoRA cannot read (DeepSpeed's): its clip of a "
+                "gradient would act at the wrong size. Use bf16=True, or fp16 without DeepSpeed."
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -138,6 +167,10 @@ class DeltaWarmupCallback(TrainerCallback):
         factor = warmup_factor(state.global_step, self.resolved_warmup_steps)
         if factor < 1:
             _set(self._layers, factor)
+        if args.fp16:
+            scale = _scaler(kwargs).get_scale()
+            for layer in self._layers:
+                layer.loss_scale = scale
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.resolved_warmup_steps is not None
@@ -149,3 +182,10 @@ class DeltaWarmupCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         _set(self._layers, 1.0)
+        for layer in self._layers:
+            layer.loss_scale = 1.0
+
+
+def _scaler(given: dict[str, Any]) -> Any:
+    """Return the `torch.amp.GradScaler` of a Trainer's optimizer, or None."""
+    return getattr(given.get("optimizer"), "scaler", None)

@@ -48,6 +48,9 @@ DOCUMENTED = sorted(
 @pytest.mark.parametrize("line", DOCUMENTED)
 def test_a_documented_command_has_these_options(line: str) -> None:
     name, *words = [word for word in shlex.split(line.split(" && ")[0]) if word not in (";", "done")]
+    if name == "exec":
+        assert words
+        return
     if name == "bench":
         assert parser_of(words[0]).parse(words[1:])
         return

@@ -22,6 +22,7 @@ def arguments(case: Case) -> tuple[Any, ...]:
         *case.factors,
         list(options.get("start") or ()),
         torch.tensor(case.scaling, dtype=torch.float64),
+        torch.tensor(1.0, dtype=torch.float64),  # loss_scale
         "clipped_gradient",
         "relu",
         "sign",

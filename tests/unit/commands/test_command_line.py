@@ -69,6 +69,7 @@ def test_an_unknown_word_is_refused_with_the_legal_ones(words, message):
         (["rescore"], "name RUN_IDs, or use --all"),
         (["export", "run=0"], "required: --out"),
         (["model=lama2"], "did you mean 'llama2'"),
+        (["exec", "no_such_program"], "neither a console script, nor a module"),
     ],
 )
 def test_what_cannot_be_used_ends_with_2_and_a_sentence(words, message, capsys):
@@ -81,13 +82,13 @@ def test_what_cannot_be_used_ends_with_2_and_a_sentence(words, message, capsys):
 def test_help_lists_the_commands_and_each_explains_itself(capsys):
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for name in COMMANDS.keys() - {"run", "bench"}:
+    for name in COMMANDS.keys() - {"run", "bench", "exec"}:
         assert f"\n  {name} " in listed
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])
         assert end.value.code == 0
         assert f"python run.py {name}" in capsys.readouterr().out.split("\n\n", 1)[1]
-    assert main(["run", "--help"]) == main(["bench", "--help"]) == 0
+    assert main(["run", "--help"]) == main(["bench", "--help"]) == main(["exec", "--help"]) == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -1,0 +1,58 @@
+"""`exec`: a program that loads an adapter by itself, in a fresh interpreter as its users start it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from peft import get_peft_model
+from torch import nn
+
+from dual_lora import DualLoraConfig
+from dual_lora.commands import exec as exec_command
+from dual_lora.tuner.card import say_how_to_load
+
+LOADS = """
+import sys, torch, peft
+model = peft.PeftModel.from_pretrained(torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)}), sys.argv[1])
+print(type(model.base_model).__name__, sys.argv)
+"""
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    model = get_peft_model(nn.ModuleDict({"layer": nn.Linear(4, 4)}), DualLoraConfig(target_modules=["layer"]))
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_program_without_a_word_of_dual_lora_loads_an_adapter(adapter, tmp_path):
+    (tmp_path / "loads.py").write_text(LOADS)
+    alone = subprocess.run([sys.executable, "loads.py", adapter], cwd=tmp_path, capture_output=True, text=True)
+    assert "DUAL_LORA" in alone.stderr, "the day PEFT finds it by itself, drop exec"
+    command = [sys.executable, "-m", "dual_lora", "exec", "loads.py", str(adapter)]
+    started = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert started.stdout.split(maxsplit=1) == ["DualLoraModel", f"['loads.py', {str(adapter)!r}]\n"], started.stderr
+
+
+@pytest.mark.parametrize("program", ["json.tool", "pygmentize"])
+def test_modules_and_console_scripts_run_with_their_own_arguments(program, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["before"])
+    with pytest.raises(SystemExit) if program == "json.tool" else nullcontext():
+        exec_command.main([program, "--help"])
+    assert "usage" in capsys.readouterr().out.lower()
+    assert sys.argv[1:] == ["--help"]
+
+
+def test_the_card_says_how_to_load_and_keeps_what_is_there(adapter):
+    card = adapter / "README.md"
+    text = card.read_text()
+    assert text.startswith("---\n"), "PEFT's front matter stays in front"
+    assert "import dual_lora" in text
+    assert text.index("import dual_lora") < text.index("# Model Card")
+    card.write_text(text + "\nMy own words.\n")
+    say_how_to_load(adapter)
+    assert card.read_text() == text + "\nMy own words.\n"
