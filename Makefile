@@ -40,7 +40,7 @@ types: $(DEV)
 	$(BIN)/mypy
 
 unit: $(DEV)
-	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile -m "not gpu and not slurm and not slow and not triton"
+	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow and not triton"
 
 # A process of its own: Triton reads the variable when a kernel is defined, and it makes kernel=fused legal on a CPU.
 test-interpreter: $(DEV)

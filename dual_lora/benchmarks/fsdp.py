@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from dual_lora.benchmarks import timing
 from dual_lora.benchmarks.training import LLAMA_7B, TINY, adapter_config, make_model
 from dual_lora.config import ConfigError
 from dual_lora.distributed import ordered_reduce, processes, sharding
-from dual_lora.records import redaction
 
 METHODS = ("lora", "dora", "dual_lora")
 KINDS = ("one GPU", "DDP", "fsdp", "fsdp, torch's memory")
@@ -159,11 +157,11 @@ def run(options: argparse.Namespace) -> None:
     size = SIZES["smoke" if options.smoke else "full"]
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options.gpus, timing.free_port(), options.methods or list(METHODS), size, folder)
-        torch.multiprocessing.start_processes(work, arguments, nprocs=options.gpus, start_method="spawn")
+        torch.multiprocessing.start_processes(work, arguments, nprocs=options.gpus, start_method=timing.start_method())
         rows = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
     found = {
         "environment": timing.environment("cuda" if torch.cuda.is_available() else "cpu", timing.LIBRARIES[1:]),
-        "command": redaction.shareable(["python", "run.py", *sys.argv[1:]]),
+        "command": timing.command(),
         "seconds": round(time.perf_counter() - begun, 1),
         "gpus": options.gpus,
         "size": size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import socket
@@ -72,6 +73,14 @@ def time_steps(
         times.append(1e3 * (time.perf_counter() - begun))
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     return {**quantiles(times), "peak_GiB": peak}
+
+
+def start_method() -> str:
+    """Return how a benchmark starts its processes; where no GPU is timed, as forks of one that has the imports."""
+    if torch.cuda.is_available():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["dual_lora.benchmarks.zero", "dual_lora.benchmarks.fsdp"])
+    return "forkserver"
 
 
 def free_port() -> int:

@@ -110,7 +110,7 @@ class Worker:
         self.method, self.launcher, self.name = method, launcher, f"{method}, {launcher}"
         self.times: list[float] = []
         self.peaks: list[int] = []
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(timing.start_method())
         self._pipe, other = context.Pipe()
         arguments = (other, method, launcher, size, device, str(folder / f"{method}-{launcher}"))
         self._process = context.Process(target=work, args=arguments, daemon=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -30,6 +31,7 @@ def work(file: str) -> int:
     from dual_lora.runs import lifecycle
     from dual_lora.runs.resolve import resolve, resolve_device
 
+    gc.freeze()  # a training collects garbage: for half a second it would look through all that was imported
     try:
         config = lifecycle.load_config(Path(file))
         processes.join(resolve_device(config))

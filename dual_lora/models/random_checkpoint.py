@@ -97,9 +97,13 @@ def write_llama(model: ModelConfig, folder: Path, workers: int = 8) -> int:
         free = shutil.disk_usage(part).free
         if free < size:
             raise ConfigError(f"out={folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-        context = multiprocessing.get_context("spawn")  # each draws on the GPU
-        with ProcessPoolExecutor(min(workers, len(files)), mp_context=context) as pool:
-            list(pool.map(_write_file, [part / name for name in files], files.values()))
+        work = [part / name for name in files], files.values()
+        if workers == 1:
+            list(map(_write_file, *work))
+        else:
+            context = multiprocessing.get_context("spawn")  # each draws on the GPU
+            with ProcessPoolExecutor(min(workers, len(files)), mp_context=context) as pool:
+                list(pool.map(_write_file, *work))
         weights = {name: file for file, shapes in files.items() for name in shapes}
         index = {"metadata": {"total_size": size}, "weight_map": weights}
         (part / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")

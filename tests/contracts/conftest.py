@@ -14,7 +14,6 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import functools
-import gc
 import importlib.util
 import warnings
 
@@ -43,12 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
     items.sort(key=key)
-
-
-def pytest_collection_finish() -> None:
-    """Every Trainer collects garbage; without the objects of imports and of thousands of tests that takes no time."""
-    gc.collect()
-    gc.freeze()
 
 
 def promise_of(function_name: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from dual_lora.config import ConfigError
 from dual_lora.launch import check, launch
 from tests.faults.children import wait_for
+from tests.forked_groups import fork_groups
 from tests.small_cells import CLASSIFYING, config, only_record
 
 TWO = ("launch=torchrun", "launch.num_gpus=2", "launch.per_device_batch=4")
@@ -21,7 +22,7 @@ LONG = ("profile.max_steps=2000", "recipe.epochs=1000", "launch.save_every_steps
 # Read by Python as it starts, before anything of ours: the fault is in the test, not in the program.
 FAULT = """
 import os
-if os.environ.get("RANK") == "1" and {condition}:
+if os.environ.get("RANK") == "1":
     import threading, time, sys
     def act():
         while "dual_lora.training.trainer" not in sys.modules: time.sleep(0.05)
@@ -35,17 +36,14 @@ if os.environ.get("RANK") == "1" and {condition}:
 """
 
 
-def inject(folder: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> Path:
-    """Make the second process of groups do something in its third step, until the returned file exists."""
-    over = folder / "over"
-    condition = f"not os.path.exists({str(over)!r})"
-    (folder / "sitecustomize.py").write_text(FAULT.format(condition=condition, action=action))
+def inject(folder: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    """Make the second process of groups that are started as commands do something in its third step."""
+    (folder / "sitecustomize.py").write_text(FAULT.format(action=action))
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    return over
 
 
 def test_killed_process_takes_the_group_down_and_the_run_continues(tmp_path, monkeypatch, caplog):
-    over = inject(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
+    inject(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
     begun = time.monotonic()
     assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 130
     record = only_record(tmp_path / "results")
@@ -53,7 +51,7 @@ def test_killed_process_takes_the_group_down_and_the_run_continues(tmp_path, mon
     assert "rank 1 was ended by SIGKILL" in record["message"]
     assert "rank 1 was ended by SIGKILL" in next(line for line in caplog.messages if "interrupted" in line)
     assert time.monotonic() - begun < 300  # most of it is starting; the end itself is below a minute, see the next test
-    over.touch()
+    fork_groups(monkeypatch)
     assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 0
     assert only_record(tmp_path / "results")["execution"]["resumed_from"] == [2]
 

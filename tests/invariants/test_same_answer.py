@@ -21,6 +21,7 @@ from dual_lora import models
 from dual_lora.launch import launch
 from dual_lora.records.per_item import unpacked
 from dual_lora.tasks.base import Head
+from tests.forked_groups import fork_groups
 from tests.small_cells import CLASSIFYING, config, only_record
 
 BOUND = 2e-5
@@ -117,10 +118,11 @@ def test_accumulation(alone, checkpoint, tmp_path):
     assert_same(record, tmp_path, alone)
 
 
-def test_partitioned_over_two_processes(checkpoint, tmp_path):
+def test_partitioned_over_two_processes(checkpoint, tmp_path, monkeypatch):
     """The hardest of them stands for all in the short tests: weights, gradients and optimizer are split."""
     generate = "task.scorings=[generate]"  # each forward pass gathers every weight: ranking as well takes a minute
     alone = run(tmp_path / "alone", checkpoint, generate), tmp_path / "alone"
+    fork_groups(monkeypatch)
     record = run(tmp_path, checkpoint, *GROUPS["ZeRO-3"], generate)
     assert record["execution"]["zero_stage"] == 3
     assert record["execution"]["world_size"] == 2

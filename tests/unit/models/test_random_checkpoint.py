@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -12,7 +9,6 @@ from dual_lora import models
 from dual_lora.commands import main
 from dual_lora.config.compose import compose
 from dual_lora.tasks.base import Head
-from tests import ROOT
 
 # LLaMA-7B's YAML at a size that a test can write; one whose YAML says `source: random` is made another way.
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 3, "num_heads": 4, "num_key_value_heads": 2}
@@ -20,13 +16,8 @@ LLAMA = ["model=llama", *(f"model.dimensions.{name}={size}" for name, size in SI
 LLAMA += ["model.dimensions.vocab_size=512"]
 
 
-def write(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "run.py"), "random-checkpoint", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a command that writes nothing says; in this process, as another would import for longer than it runs."""
+    """Return what a command that writes nothing says."""
     assert main(["random-checkpoint", *words]) == 2
     return capsys.readouterr().err
 
@@ -37,8 +28,7 @@ def load(folder, *words):
 
 
 def test_it_loads_with_the_dimensions_asked_for(tmp_path, capsys):
-    done = write(*LLAMA, f"out={tmp_path / 'made'}", "workers=1")
-    assert done.returncode == 0, done.stderr
+    assert main(["random-checkpoint", *LLAMA, f"out={tmp_path / 'made'}", "workers=1"]) == 0
     net, dimensions = load(tmp_path / "made", *LLAMA)
     weights = net.state_dict()
     assert len(net.model.layers) == dimensions.num_layers == 3
@@ -58,7 +48,7 @@ def test_it_loads_with_the_dimensions_asked_for(tmp_path, capsys):
 @pytest.mark.slow
 def test_weights_do_not_depend_on_the_number_of_workers(tmp_path):
     for workers in (1, 2):
-        assert write(*LLAMA, f"out={tmp_path / str(workers)}", f"workers={workers}").returncode == 0
+        assert main(["random-checkpoint", *LLAMA, f"out={tmp_path / str(workers)}", f"workers={workers}"]) == 0
     one, two = (load(tmp_path / str(workers), *LLAMA)[0].state_dict() for workers in (1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

@@ -17,13 +17,61 @@ import dual_lora
 from dual_lora.tuner import registration
 from tests import ROOT
 
+ADAPTER = """
+import torch
+base = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)})
+model = peft.PeftModel.from_pretrained(base, sys.argv[1])
+print(type(model.base_model).__name__, type(model.base_model.model["layer"]).__name__)
+"""
+PROGRAMS = {
+    "import dual_lora, peft": f"import dual_lora, peft{ADAPTER}",
+    "import peft, dual_lora": f"import peft, dual_lora{ADAPTER}",
+    "import dual_lora.tuner, peft": f"import dual_lora.tuner, peft{ADAPTER}",
+    "import peft alone": """
+import dual_lora, importlib.util
+assert importlib.util.find_spec("peft") is not None
+import peft
+print("dual_lora.tuner" in sys.modules, "DUAL_LORA" in peft.PeftType.__members__)
+""",
+    "import the Trainer": """
+import dual_lora
+from transformers import Trainer
+print("peft" in sys.modules, "DUAL_LORA" in sys.modules["peft"].PeftType.__members__)
+print(issubclass(dual_lora.DeltaWarmupCallback, sys.modules["transformers"].TrainerCallback))
+""",
+    "import the config": "from dual_lora import DualLoraConfig; print(*sys.modules)",
+}
+# What PEFT and transformers need of torch takes seconds, and is the same for all programs.
+FORKS = """
+import os, sys
+import scipy.optimize, torch, torch._dynamo, torch.distributed.tensor
+assert not sys.modules.keys() & {"dual_lora", "peft", "transformers"}
+for number, program in enumerate(sys.argv[2:]):
+    if os.fork() == 0:
+        os.dup2(os.open(f"{sys.argv[1]}/{number}", os.O_CREAT | os.O_WRONLY), 1)
+        exec(program, {"sys": sys})
+        sys.exit()
+    assert os.wait()[1] == 0, program
+"""
 
-def run_python(code: str) -> str:
-    """Return the output of `code` in a fresh interpreter."""
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+def run_python(*words: str) -> str:
+    """Return the output of a fresh interpreter."""
+    result = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The words that each program prints: begun without dual_lora, peft and transformers; argument 1: an adapter."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = get_peft_model(
+        nn.ModuleDict({"layer": nn.Linear(4, 4)}), dual_lora.DualLoraConfig(target_modules=["layer"])
+    )
+    model.save_pretrained(folder)
+    run_python("-c", FORKS, str(folder), *PROGRAMS.values())
+    return {name: (folder / str(number)).read_text().split() for number, name in enumerate(PROGRAMS)}
 
 
 def test_peft_still_refuses_methods_outside_its_enum():
@@ -64,45 +112,29 @@ def test_registering_twice_is_harmless_and_a_foreign_claim_is_refused():
         registration.register(LoraConfig, dual_lora.DualLoraModel)
 
 
-@pytest.mark.parametrize(
-    "imports", ["import dual_lora, peft", "import peft, dual_lora", "import dual_lora.tuner, peft"]
-)
-def test_import_dual_lora_alone_is_enough_to_load_an_adapter(imports, tmp_path):
-    model = get_peft_model(
-        nn.ModuleDict({"layer": nn.Linear(4, 4)}), dual_lora.DualLoraConfig(target_modules=["layer"])
-    )
-    model.save_pretrained(tmp_path)
-    code = (
-        f"{imports}\n"
-        "import torch\n"
-        "base = torch.nn.ModuleDict({'layer': torch.nn.Linear(4, 4)})\n"
-        f"model = peft.PeftModel.from_pretrained(base, {str(tmp_path)!r})\n"
-        "print(type(model.base_model).__name__, type(model.base_model.model['layer']).__name__)"
-    )
-    assert run_python(code).split() == ["DualLoraModel", "DualLoraLinear"]
+@pytest.mark.parametrize("imports", [name for name, program in PROGRAMS.items() if ADAPTER in program])
+def test_import_dual_lora_alone_is_enough_to_load_an_adapter(imports, printed):
+    assert printed[imports] == ["DualLoraModel", "DualLoraLinear"]
 
 
-def test_importing_loads_nothing_until_peft_or_a_public_name_is_wanted():
-    code = (
-        "import sys, dual_lora\n"
-        "print('torch' in sys.modules, 'peft' in sys.modules)\n"
-        "import importlib.util\n"
-        "assert importlib.util.find_spec('peft') is not None\n"  # as transformers looks whether it is installed
-        "import peft\n"
-        "print('dual_lora.tuner' in sys.modules, 'DUAL_LORA' in peft.PeftType.__members__)"
-    )
-    assert run_python(code).split() == ["False", "False", "True", "True"]
+def test_importing_loads_nothing_until_peft_or_a_public_name_is_wanted(printed):
+    loads = "import sys, dual_lora; print('torch' in sys.modules, 'peft' in sys.modules)"
+    looks = "import importlib.util; importlib.util.find_spec('peft'); print('peft' in sys.modules)"  # as transformers
+    assert run_python("-c", f"{loads}; {looks}").split() == ["False", "False", "False"]
+    assert printed["import peft alone"] == ["True", "True"]
 
 
-def test_it_registers_while_transformers_is_half_imported():
+def test_it_registers_while_transformers_is_half_imported(printed):
     """Its Trainer imports PEFT, in the middle of modules that the warm-up's callback needs whole."""
-    code = (
-        "import dual_lora, sys\n"
-        "from transformers import Trainer\n"
-        "print('peft' in sys.modules, 'DUAL_LORA' in sys.modules['peft'].PeftType.__members__)\n"
-        "print(issubclass(dual_lora.DeltaWarmupCallback, sys.modules['transformers'].TrainerCallback))"
-    )
-    assert run_python(code).split() == ["True", "True", "True"]
+    assert printed["import the Trainer"] == ["True", "True", "True"]
+
+
+def test_using_the_adapter_loads_no_suite(printed):
+    loaded = set(printed["import the config"])
+    assert "dual_lora.kernels.linear" in loaded
+    assert not loaded & {"hydra", "deepspeed", "wandb", "datasets"}
+    # Where Triton is installed torch._dynamo imports it, whatever we do; our kernels wait for the first fused call.
+    assert not any(name.startswith("dual_lora.kernels.triton") for name in loaded)
 
 
 def test_a_misspelt_name_says_which_names_there_are():
