@@ -8,6 +8,7 @@ command()             how this suite is started, as words; PROGRAM: as a user ty
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def command() -> list[str]:
 def command_line(*words: str) -> str:
     """Return what a user types to give the suite these words: a shell passes them on as they are."""
     return f"{PROGRAM} {shlex.join(words)}"
+
+
+def here() -> str:
+    """Return how a user of this machine starts the suite: PROGRAM, or with the environment that is not activated."""
+    found = shutil.which("python")
+    if not IN_CHECKOUT or (found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()):
+        return PROGRAM
+    python = Path(sys.executable)
+    return f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} run.py"
 
 
 def import_root() -> Path:

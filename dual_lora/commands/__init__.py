@@ -12,6 +12,7 @@ from typing import Any
 
 COMMANDS = {
     "run": "do a run, or a sweep of runs; the word may be omitted",
+    "data": "make the folder of data that the experiments name, from its public sources",
     "tables": "write the tables that experiments define from the records, and results/report.html",
     "compare": "show two runs next to each other",
     "status": "show which runs of an experiment are done, running, failed or missing",

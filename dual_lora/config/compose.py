@@ -206,9 +206,12 @@ def _jobs(words: list[str]) -> list[tuple[str, ...]]:
     params: Mapping[str, Any] = {}
     if any("," in word for word in chosen) or len(chosen) > 1:
         raise ConfigError(f"{' '.join(chosen)}: a sweep is one experiment; give one command for each")
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     if chosen:
         params = hydra.compose("config", overrides=chosen, return_hydra_config=True).hydra.sweeper.params or {}
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        given = {one.key_or_group for one in parser.parse_overrides(words)}
+        # One that is given anew is not resolved: it may name an environment variable that this machine lacks.
+        params = {key: "null" if key in given else params[key] for key in params}
     chosen = for_hydra([f"{key}={value}" for key, value in params.items()])
     overrides = parser.parse_overrides([*chosen, *words])
     choices = {one.get_key_element(): [f"{one.get_key_element()}={x}" for x in sweep_values(one)] for one in overrides}
@@ -250,7 +253,13 @@ def _explain(error: BaseException) -> str:
     text = str(error)
     absent = re.search(r"Environment variable '(\w+)' not found", text)
     if absent:
-        return f"a setting needs the environment variable {absent[1]}, which is unset; export {absent[1]}=VALUE"
+        hint = f"; export {absent[1]}=VALUE"
+        if absent[1] == "DUAL_LORA_DATA":
+            hint = (
+                f": the folder of data. `{shipped.PROGRAM} data out=data` makes it and says what to export; or give "
+                "data.source=hub data.dir=null (docs/data.md)"
+            )
+        return f"a setting needs the environment variable {absent[1]}, which is unset{hint}"
     key = getattr(cause, "key", None)
     parent: Any = getattr(cause, "parent_node", None)
     if key is not None and hasattr(parent, "keys"):

@@ -56,5 +56,5 @@ def _before_and_after(samples: list[tuple[str, str, str]], label: str) -> Any:
 
 def _next_command(config: RunConfig) -> str:
     if config.profile.name == "demo":
-        return f"{shipped.PROGRAM} -m profile=demo method=lora,dora,dual_lora"
-    return f"{shipped.PROGRAM} tables"
+        return f"{shipped.here()} -m profile=demo method=lora,dora,dual_lora"
+    return f"{shipped.here()} tables"

@@ -128,6 +128,8 @@ def _agrees(record: Record, key: str, value: str) -> bool:
         return True
     if record.untrained and (key == "seed" or key.startswith("recipe.")):
         return True  # an untrained run has no seed and no recipe in its identity: one record serves all
+    if key == "data.source" and value != "sample":
+        return identity.get("data", {}).get("source") in ("hub", "local")  # the same texts; a variant of the row
     if key == "seed":
         return record.seed == int(value)
     if key == "init_from":

@@ -54,6 +54,18 @@ def read_text(folder: str | Path, name: str) -> tuple[str, str]:
 
     Raises `DataError` if neither NAME nor NAME.gz is there, the gzip stream is damaged, or the bytes are not UTF-8.
     """
+    raw, path = read_bytes(folder, name), _locate(Path(folder), name)
+    assert path is not None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise fail(path, f"not UTF-8 (byte {error.start}: {error.reason}); convert the file", line=line) from None
+    return text, hashlib.sha256(raw).hexdigest()
+
+
+def read_bytes(folder: str | Path, name: str) -> bytes:
+    """Return a file's content, decompressed. Raises `DataError` as `read_text` does."""
     folder = Path(folder)
     path = _locate(folder, name)
     if path is None:
@@ -68,12 +80,7 @@ def read_text(folder: str | Path, name: str) -> tuple[str, str]:
             raw = gzip.decompress(raw)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise fail(path, f"the gzip stream is damaged or truncated ({error}); fetch the file again") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise fail(path, f"not UTF-8 (byte {error.start}: {error.reason}); convert the file", line=line) from None
-    return text, hashlib.sha256(raw).hexdigest()
+    return raw
 
 
 def open_lines(folder: str | Path, name: str) -> tuple[list[str], str]:

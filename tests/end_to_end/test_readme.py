@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,8 +21,8 @@ from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
 BOUNDED = [
-    "model=tiny_llama", "data.source=sample", "profile=quick", "profile.max_steps=2", "profile.test_items=1",
-    "profile.train_examples=16", "protocol.decoding.beams=1", "protocol.decoding.max_new_tokens=4", "launch.device=cpu",
+    "profile=quick", "profile.max_steps=2", "profile.test_items=1", "profile.train_examples=16",
+    "protocol.decoding.beams=1", "protocol.decoding.max_new_tokens=4", "launch.device=cpu",
 ]  # fmt: skip
 
 
@@ -71,10 +74,33 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_readme_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DUAL_LORA_DATA", "unused: the sample stands in for it")
-    arguments = [word for word in shlex.split(command) if not word.startswith(("data.dir=", "seed=", "model="))]
-    metrics = ["task.metrics=[BLEU]"] if "task=e2e" in arguments else []
-    assert launch(compose([*arguments, *BOUNDED, *metrics, f"results={tmp_path}"])) == 0
+    """As written, but small: on a tiny model, and on the sample where it would fetch."""
+    monkeypatch.setenv("DUAL_LORA_DATA", str(ROOT / "dual_lora" / "tasks" / "sample"))
+    written = [os.path.expandvars(word) for word in shlex.split(command)]
+    for config in compose(written):  # nothing is changed yet: it names what there is
+        assert config.task.name
+    sampled = (
+        [] if any(word.startswith(("data.source=", "experiment=")) for word in written) else ["data.source=sample"]
+    )
+    metrics = ["task.metrics=[BLEU]"] if "e2e" in command or "nlg" in command else []
+    words = [*written, "model=tiny_llama", "seed=0", *sampled, *BOUNDED, *metrics, f"results={tmp_path}"]
+    assert launch(compose(words)) == 0
+
+
+def test_the_readme_says_how_python_is_the_suites() -> None:
+    assert ". .venv/bin/activate" in README
+    assert README.index(". .venv/bin/activate") < README.index("python run.py")
+
+
+def test_the_measured_environment_is_that_of_the_records() -> None:
+    lines = (ROOT / "constraints-measured.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    held: Counter[tuple[tuple[str, str], ...]] = Counter()
+    for path in (ROOT / "results" / "records").glob("*.json"):
+        versions = json.loads(path.read_text(encoding="utf-8"))["origin"]["versions"]
+        held[tuple(sorted((name, word) for name, word in versions.items() if name != "python"))] += 1
+    [(most, _)] = held.most_common(1)
+    assert dict(most) == pinned
 
 
 def test_every_file_the_readme_points_to_is_there() -> None:

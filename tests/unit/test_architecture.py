@@ -57,6 +57,7 @@ TWINS: dict[str, str] = {
     **dict.fromkeys(["e2e", "glue"], "a task and its public scorer: tasks.e2e, metrics.e2e"),
     "data_to_text": "evaluate.load wants a scorer's file called as its folder",
     "config": "PEFT's layout of a method: tuner/config.py, layer.py, model.py",
+    "data": "a command's module is called what is typed; of commonsense, where its files come from",
     "records": "the room writes records, the report's module reads many for its tables",
     "schema": "of settings, of records",
 }
