@@ -1,10 +1,9 @@
-"""Writing a table as Markdown, LaTeX (booktabs) and CSV."""
+"""Writing a table as Markdown and CSV, and on a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,9 @@ CSV_COLUMNS += ("bold", "marks", "status", "source")
 
 
 @dataclass(frozen=True)
-class _Markup:
+class Markup:
+    """How a format writes text, bold numbers and marks."""
+
     text: Callable[[str], str]
     bold: Callable[[str], str]
     raised: Callable[[str], str]
@@ -69,9 +70,9 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
         lines += [f"{escape.markdown(block.heading)}:", "", _pipes([*who, *columns])]
         lines += [_pipes(["---"] * len(who) + ["---:"] * len(columns))]
         for line in block.lines:
-            texts = dict(zip(names, _texts(line, block, _MARKDOWN)[3:], strict=True))
+            shown = dict(zip(names, line_texts(line, block, _MARKDOWN)[3:], strict=True))
             named = [escape.markdown(word) for word in (line.model, line.method)][-len(who) :]
-            lines.append(_pipes([*named, *(texts[column] for column in columns)]))
+            lines.append(_pipes([*named, *(shown[column] for column in columns)]))
             cells = dict(zip(block.columns, line.cells, strict=True))
             marks |= {mark for column in columns if column in cells for mark in cells[column].marks}
         found = [f"- {escape.markdown(finding)}" for finding in block.findings]
@@ -88,38 +89,12 @@ def on_screen(table: TableView) -> list[FittedTable | str]:
     found: list[FittedTable | str] = [] if shown else [f"{escape.terminal(table.title)}: nothing measured yet"]
     for block in shown:
         headings = ["model", "method", *block.columns, "n", "rates tried", *block.cost_columns]
-        rows = [_texts(line, block, _TERMINAL) for line in block.lines]
+        rows = [line_texts(line, block, _TERMINAL) for line in block.lines]
         rows = [[model, method, *rest] for model, method, _, *rest in rows]
         found += [FittedTable(headings, rows, block.heading, keys=2)]
         found += [escape.terminal(text) for text in (block.legend, *block.findings)]
     marks = TableView(table.name, "", "", tuple(shown)).marks()
     return [*found, *("; ".join(f"{mark}: {MARKS[mark]}" for mark in marks) for _ in marks[:1])]
-
-
-def latex(table: TableView) -> str:
-    """Return a `table*` environment for a document that loads booktabs."""
-    text = escape.latex
-    lines = [f"% {table.name}: made by run.py tables, do not edit", r"\begin{table*}", r"\centering\small"]
-    lines.append(rf"\caption{{{text(table.title)}}}")
-    lines.append(rf"\label{{tab:{re.sub('[^a-zA-Z0-9]+', '-', table.name)}}}")
-    for block in table.blocks:
-        headings = ["model", "method", "from", *block.columns, "n", "rates", *block.cost_columns]
-        lines += [rf"\begin{{tabular}}{{lll{'r' * (len(headings) - 3)}}}", r"\toprule"]
-        lines.append(rf"\multicolumn{{{len(headings)}}}{{l}}{{\textit{{{text(block.heading)}}}}} \\")
-        lines += [r"\midrule", " & ".join(text(column) for column in headings) + r" \\", r"\midrule"]
-        lines += [" & ".join(_texts(line, block, _LATEX_MARKUP)) + r" \\" for line in block.lines]
-        lines += [
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-            rf"{{\footnotesize {text(' '.join([block.legend, *block.findings]))}}}",
-            "",
-        ]
-    below = [f"{mark}: {MARKS[mark]}" for mark in table.marks()]
-    below += [f"[{k}] {source}" for k, source in enumerate(table.sources, start=1)]
-    if below:
-        lines.append(rf"{{\footnotesize {text('; '.join(below))}}}")
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
 def tidy_csv(table: TableView) -> str:
@@ -167,7 +142,7 @@ def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     headings = ["model", "method", "from", *block.columns, "n", "rates tried", *block.cost_columns]
     rule = ["---"] * 3 + ["---:"] * (len(headings) - 3)
     lines = [f"## {escape.markdown(block.heading)}", "", _pipes(headings), _pipes(rule)]
-    lines += [_pipes(_texts(line, block, _MARKDOWN)) for line in block.lines]
+    lines += [_pipes(line_texts(line, block, _MARKDOWN)) for line in block.lines]
     lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs.", ""]
     lines += _differences(block)
     lines += [*(f"- {escape.markdown(finding)}" for finding in block.findings), ""] if block.findings else []
@@ -201,7 +176,8 @@ def _differences(block: BlockView) -> list[str]:
     return [*lines, ""]
 
 
-def _texts(line: Line, block: BlockView, markup: _Markup) -> list[str]:
+def line_texts(line: Line, block: BlockView, markup: Markup) -> list[str]:
+    """Return a line's model, method, origin, cells, n, rates tried and costs as a format writes them."""
     method = markup.text(line.method) + markup.raised(line.marks)
     cells = [_cell(cell, markup) for cell in line.cells]
     cost = [*line.cost, *[""] * (len(block.cost_columns) - len(line.cost))]
@@ -209,7 +185,7 @@ def _texts(line: Line, block: BlockView, markup: _Markup) -> list[str]:
     return [markup.text(line.model), method, line.origin, *cells, *(markup.text(text) for text in rest)]
 
 
-def _cell(cell: Cell, markup: _Markup) -> str:
+def _cell(cell: Cell, markup: Markup) -> str:
     if cell.value is None:
         return markup.text(cell.word)
     number = f"{cell.value:.{cell.decimals}f}"
@@ -228,18 +204,13 @@ def _pipes(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-_MARKDOWN = _Markup(
+_MARKDOWN = Markup(
     text=escape.markdown,
     bold=lambda text: f"**{text}**",
     raised=lambda marks: f"<sup>{','.join(marks)}</sup>" if marks else "",
 )
-_TERMINAL = _Markup(
+_TERMINAL = Markup(
     text=escape.terminal,
     bold=lambda text: f"*{text}",
     raised=lambda marks: f" {','.join(marks)}" if marks else "",
-)
-_LATEX_MARKUP = _Markup(
-    text=escape.latex,
-    bold=lambda text: rf"\textbf{{{text}}}",
-    raised=lambda marks: rf"\textsuperscript{{{','.join(marks)}}}" if marks else "",
 )

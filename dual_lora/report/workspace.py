@@ -15,14 +15,14 @@ from pathlib import Path
 from dual_lora import shipped
 from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
-from dual_lora.report import definition, documents, figures, formats, measured, records, selection
+from dual_lora.report import definition, documents, figures, formats, latex, measured, records, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import TableView
 from dual_lora.report.table import Builder
 
 FORMATS: Mapping[str, Callable[[TableView], str]] = {
     "md": formats.markdown,
-    "tex": formats.latex,
+    "tex": latex.latex,
     "csv": formats.tidy_csv,
 }
 

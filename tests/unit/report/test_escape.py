@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from dual_lora.records.schema import parse
-from dual_lora.report import escape, formats
+from dual_lora.report import escape, formats, latex
 from dual_lora.report.layout import BlockView, Cell, Line, Samples, TableView
 from dual_lora.report.screen import comparison
 from dual_lora.report.stats import Estimate
@@ -110,7 +110,7 @@ def test_a_table_with_such_texts_is_a_table_in_every_format(text: str) -> None:
     rendered = MARKDOWN.render(formats.markdown(view))
     assert not re.search(r"<(a|img|b|em|strong|code|s|blockquote)\b", rendered)
     assert rendered.count("<table>") == 2  # the differences have their own
-    assert "\x1b" not in formats.latex(view)
+    assert "\x1b" not in latex.latex(view)
     rows = list(csv.reader(io.StringIO(formats.tidy_csv(view))))
     assert {len(row) for row in rows} == {len(formats.CSV_COLUMNS)}
     assert not any(re.match(r"[=@]|[+-](?![\d.]+$)", cell) for row in rows for cell in row)

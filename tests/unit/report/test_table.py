@@ -115,17 +115,6 @@ def test_cost_columns(build):
     assert ours(build(record("lora")), "LORA").trials == "4"
 
 
-def test_latex_is_escaped_and_uses_booktabs(build):
-    text = formats.latex(build(*seeds_of("lora", (0.6, 0.62, 0.64)), record("dual_lora", status="out_of_memory")))
-    assert r"out\_of\_memory" in text
-    assert r"A paper \& its\_table" in text
-    assert r"62.0 $\pm$ 2.0" in text
-    assert r"0.83 \%" in text
-    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert {line.replace(r"\&", "").count("&") for line in rows} == {10}
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == 1
-
-
 def test_csv_holds_every_number_unrounded(build):
     text = formats.tidy_csv(build(*seeds_of("lora", (0.601, 0.62, 0.64)), record("dual_lora")))
     rows = list(csv.DictReader(io.StringIO(text)))
