@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Container images set it. With it every process would compile all it imports anew, torch too: 20 s instead of 7.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint types unit test-interpreter test-slow test-slurm test-gpu tables clean
+.PHONY: install demo test lint types unit browser test-interpreter test-slow test-slurm test-gpu tables clean
 
 install: $(DEV)
 
@@ -39,7 +39,13 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
-unit: $(DEV)
+# Debian's Chromium opens results/report.html. Where apt cannot install it, those tests are skipped and say so.
+browser:
+	@command -v chromium > /dev/null || ( [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20 \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null ) \
+		|| echo "no Chromium: tests of the page in a browser are skipped"
+
+unit: $(DEV) browser
 	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow and not triton"
 
 # A process of its own: Triton reads the variable when a kernel is defined, and it makes kernel=fused legal on a CPU.

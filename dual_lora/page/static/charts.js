@@ -83,6 +83,8 @@ function plotted(caption, options, methods = []) {
   try {
     const figure = Plot.plot({ width: 600, height: 350, marginTop: 30, marginLeft: 58, marginBottom: 44, ariaLabel: caption, ...scales(methods), ...options,
       style: { background: "none", fontFamily: "inherit", fontSize: "13px", overflow: "visible", maxWidth: "100%" } });
+    figure.setAttribute("role", "img");
+    for (const part of figure.querySelectorAll("g[aria-label]")) part.removeAttribute("aria-label");  // "line" tells nobody anything
     return h("figure", { class: "plot" }, h("figcaption", {}, caption), methods.length ? legend(methods) : null, figure);
   } catch (error) {
     console.error(error);

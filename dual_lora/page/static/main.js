@@ -24,6 +24,7 @@ function show() {
   if (dialog.open) dialog.close();
   navigation(view);
   main.replaceChildren(...filled(document.createDocumentFragment(), {}, [VIEWS[view][1](...words)]).childNodes);
+  main.dataset.view = location.hash.slice(1);
   document.title = `${main.querySelector("h1").textContent} – Dual LoRA, measured`;
   if (!first) {
     scrollTo(0, 0);

@@ -1,0 +1,250 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright, checked by axe-core.
+
+One browser and one small page for all tests. What a click shows is compared with what the records hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dual_lora.report.workspace import Workspace
+from tests.unit.page.page_builder import HOSTILE, document, study, workspace
+from tests.unit.report.report_builder import EXPERIMENT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make install")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make install")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+
+FIGURE = "  figure: {x: recipe.learning_rate, column: BoolQ, log_x: true}\n  published_models"
+SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Workspace:
+    text = EXPERIMENT.replace("  published_models", FIGURE).replace(
+        "seed: 0", "recipe.learning_rate: 2e-4\n      seed: 0"
+    )
+    made = workspace(tmp_path_factory.mktemp("page"), *study(), text=text)
+    (made.records / "damaged.json").write_text("{", encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def file(space) -> str:
+    path = space.root / "report.html"
+    path.write_text(document(space), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, file):
+    """A tab; whatever it logs as an error, or asks of a network, fails the test."""
+    context = browser.new_context(viewport=SIZES["desktop"])
+    context.set_default_timeout(5_000)
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on(
+        "console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None
+    )
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
+    opened.goto(file)
+    yield opened
+    stolen = opened.evaluate("window.stolen")
+    context.close()
+    assert problems == []
+    assert stolen is None
+
+
+def runs(space: Workspace, method: str) -> list[str]:
+    held = (record for record in space.all_records() if record.name("method") == method)
+    return [record.run_id for record in sorted(held, key=lambda record: record.seed)]
+
+
+def views(space: Workspace) -> list[str]:
+    one, other = runs(space, "lora")[0], runs(space, "dual_lora")[0]
+    return ["overview", "tables", "table/table_x", "figures", "runs", f"run/{one}", f"compare/{one}/{other}", "reading"]
+
+
+def go(page, view: str) -> None:
+    page.evaluate("view => { location.hash = view }", view)
+    page.wait_for_function("view => document.querySelector('main').dataset.view === view", arg=view)
+
+
+def column(page, heading: str) -> list[str]:
+    """Return the texts of a column of the first table of the view, from top to bottom."""
+    headings = page.locator("main table").first.locator("thead th").all_inner_texts()
+    place = next(k for k, text in enumerate(headings) if text.startswith(heading))
+    cells = page.locator("main table").first.locator(f"tbody tr > :nth-child({place + 1})")
+    return [text.strip() for text in cells.all_inner_texts()]
+
+
+def test_every_view_opens_at_every_width_and_fits_it(page, space):
+    for name, size in SIZES.items():
+        page.set_viewport_size(size)
+        for view in views(space):
+            go(page, view)
+            assert page.locator("h1").count() == 1, view
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (view, name)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page, space, scheme):
+    page.emulate_media(color_scheme=scheme)
+    for view in views(space):
+        go(page, view)
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, f"{view}\n{found.generate_report()}"
+
+
+def test_the_overview_says_the_verdict_with_its_interval_and_the_refused_file(page):
+    assert "damaged.json" in page.locator("[role=alert]").inner_text()
+    row = page.locator("tbody tr", has_text="DUAL_LORA").first.inner_text()
+    assert "✓ supported" in row
+    assert "+4.17 [+3.74, +4.60], 6 pairs" in row  # scipy.stats.t.interval of 4, 4, 5, 4, 4, 4
+    assert page.locator(".tiles li", has_text="supported").first.inner_text().startswith("1")
+
+
+def test_a_table_sorts_by_a_column_both_ways(page):
+    go(page, "table/table_x")
+    assert column(page, "method")[0] == "NONEg" or column(page, "method")[0].startswith(("Prefix", "NONE"))
+    heading = page.get_by_role("button", name="BoolQ", exact=True)
+    heading.click()
+    values = [text.split("\n")[0].split(" ")[0] for text in column(page, "BoolQ")]
+    assert values == sorted(values, key=float, reverse=True)
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("BoolQ")
+    heading.click()
+    assert [text.split("\n")[0].split(" ")[0] for text in column(page, "BoolQ")] == values[::-1]
+
+
+def test_a_table_is_filtered(page):
+    go(page, "table/table_x")
+    every = len(column(page, "method"))
+    page.get_by_role("combobox", name="method", exact=True).select_option("DUAL_LORA")
+    assert column(page, "method") == ["DUAL_LORA"]
+    page.get_by_role("combobox", name="method", exact=True).select_option("")
+    page.get_by_role("combobox", name="rows", exact=True).select_option("here")
+    assert len(column(page, "method")) == every - 2  # without the two published ones
+    assert page.locator("#said").inner_text() == f"{every - 2} rows shown"
+
+
+def test_a_cell_says_where_it_comes_from(page, space):
+    go(page, "table/table_x")
+    cell = page.get_by_role("button", name="DUAL_LORA, BoolQ: 65.2")
+    cell.click()
+    text = page.locator("dialog").inner_text()
+    for part in ("65.2 ± 1.2", "Holm p", "better", "c0ffee", "NVIDIA H100", "-m experiment=table_x method=dual_lora"):
+        assert part in text
+    assert page.locator("dialog a[href^='#run/']").count() == 6
+    page.keyboard.press("Escape")
+    assert page.locator("dialog").is_hidden()
+    assert cell.evaluate("node => node === document.activeElement")
+
+
+def test_an_empty_cell_shows_its_command(page):
+    go(page, "table/table_x")
+    page.get_by_role("button", name="LORA, PIQA: 70.0").first.click()
+    assert "A paper & its_table" not in page.locator("dialog").inner_text()  # nothing was published of PIQA
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="LORA, BoolQ: 61.0").first.click()
+    assert "A paper & its_table" in page.locator("dialog").inner_text()
+
+
+def test_two_runs_are_compared(page, space):
+    go(page, "runs")
+    one, other = runs(space, "lora")[0], runs(space, "dual_lora")[3]
+    page.get_by_label(f"compare {one}").check()
+    page.get_by_label(f"compare {other}").check()
+    page.get_by_role("link", name="compare").click()
+    page.wait_for_selector("h1:has-text('Two runs')")
+    differing = column(page, "")
+    assert "method.name" in differing
+    assert "seed" in differing
+    assert "model.name" not in differing
+    assert "+4.0" in page.get_by_role("region", name="scores").inner_text()  # 0.64 and 0.60
+
+
+def test_texts_of_records_are_shown_as_they_are(page, space):
+    go(page, f"run/{runs(space, 'lora')[0]}")
+    text = page.locator("main").inner_text()
+    assert text.count(HOSTILE) == 3  # a note, a sample's input, its reply
+    assert "Small [U+202E]<b>model</b>" in text
+
+
+def test_the_keyboard_is_enough(page):
+    def tab_to(selector: str, most: int = 80) -> None:
+        for _ in range(most):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        pytest.fail(f"{selector} is not reached")
+
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the link that skips the navigation
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.evaluate("document.activeElement.blur()")
+    tab_to("nav a[href='#tables']")
+    page.keyboard.press("Enter")
+    tab_to("main a[href='#table/table_x']")
+    page.keyboard.press("Enter")
+    tab_to("main .sort")
+    page.keyboard.press("Enter")
+    assert page.locator("th[aria-sort]").count() == 1
+    tab_to("main .cell")
+    page.keyboard.press("Enter")
+    assert page.locator("dialog").is_visible()
+    assert page.evaluate("document.activeElement.closest('dialog') !== null")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.matches('.cell')")
+
+
+def test_figures_are_drawn_as_vectors_and_print_without_controls(page):
+    go(page, "figures")
+    assert page.locator("figure.plot svg[aria-label]").count() >= 3
+    assert page.locator("canvas").count() == 0
+    assert page.locator("figure.plot path[stroke], figure.plot circle").count() > 0
+    page.emulate_media(media="print")
+    assert page.locator("nav").is_hidden()
+    assert page.locator(".filters").first.is_hidden()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_the_theme_can_be_chosen(page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.locator("#theme").click()
+    assert page.evaluate(background) == light
+    page.locator("#theme").click()
+    assert page.evaluate(background) != light
+
+
+def test_unknown_addresses_say_so(page):
+    for view in ("run/nothing", "compare/nothing/neither", "run/%E0%A4%A"):
+        page.evaluate("view => { location.hash = view }", view)
+        page.wait_for_selector("h1:has-text('No such run')")
+
+
+def test_a_page_without_records_opens(browser, tmp_path: Path):
+    path = tmp_path / "report.html"
+    path.write_text(document(workspace(tmp_path / "empty")), encoding="utf-8")
+    opened = browser.new_page()
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.goto(path.as_uri())
+    for view in ("overview", "table/table_x", "figures", "runs"):
+        opened.evaluate("view => { location.hash = view }", view)
+        opened.wait_for_selector("h1")
+    assert problems == []
+    opened.close()
