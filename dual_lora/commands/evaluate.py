@@ -66,14 +66,13 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
     loaded = models.load(config.model, task.head, dtype=dtype, seed=config.seed, device=device)
     model = loaded.model if adapter is None else saved.with_adapter(loaded.model, adapter[0])
     if task.head.kind == "causal_lm" and options.gate == "on":
-        pretrained = config.model.source != "random"
         found = gate.check(
             model,
             loaded.tokenizer,
             task,
             items.test,
             config.protocol,
-            pretrained=pretrained,
+            pretrained=models.is_pretrained(config.model),
             dtype=getattr(torch, dtype),
         )
         print(f"gate passed: {json.dumps({key: round(value, 4) for key, value in found.items()})}", file=sys.stderr)

@@ -15,6 +15,8 @@ Any other LLaMA has that model's speed and memory without its licence. Weights a
 deviation of LLaMA's initialisation (0.02), norms are 1; each tensor is drawn from a seed of its own name, so the files
 do not depend on the number of workers (they do on CPU or GPU). The tokenizer is the small one of the tiny models: its
 ids fit into any vocabulary.
+
+The folder gets a file random_weights.txt. Without it, a run with weights that know no language stops before training.
 """
 
 from __future__ import annotations

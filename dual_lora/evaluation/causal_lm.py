@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
-from dual_lora import methods
+from dual_lora import methods, models
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
 from dual_lora.evaluation import gate, validation
@@ -91,6 +91,17 @@ class CausalLMPipeline:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # padding is masked and has no loss: any id will do
 
+    def check_base(self, model: torch.nn.Module, items: Items) -> None:
+        """Before hours of training, find weights that are not loaded, or a prompt that is not what is evaluated.
+
+        Raises `gate.GateError`. No weight is trained yet, so a base that will be trained itself is judged as well.
+        """
+        examples = items.test or items.validation or items.train
+        if not processes.is_partitioned(model):
+            known = models.is_pretrained(self.config.model)
+            with self._computing(model):
+                gate.check_base(model, self.tokenizer, self.task, examples, self.config.protocol, pretrained=known)
+
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
         return []
 
@@ -145,6 +156,8 @@ class CausalLMPipeline:
     def _gate(self, model: torch.nn.Module, items: Items) -> None:
         """Before hours of evaluation, find a fault that would be measured instead of the model."""
         if processes.world_size() == 1:  # a partitioned model needs all processes; the same code is checked with one
+            # Full fine-tuning may unlearn the prompts' English, and has no adapter to disable.
+            unchanged = self.config.method.trains in ("nothing", "adapter")
             gate.check(
                 model,
                 self.tokenizer,
@@ -152,8 +165,7 @@ class CausalLMPipeline:
                 items.test,
                 self.config.protocol,
                 dtype=self._autocast or torch.float32,
-                # Full fine-tuning may unlearn the prompts' English, and has no adapter to disable.
-                pretrained=self.config.model.source != "random" and self.config.method.trains in ("nothing", "adapter"),
+                pretrained=unchanged and models.is_pretrained(self.config.model),
             )
 
     def curves(self) -> dict[str, list[list[float]]]:

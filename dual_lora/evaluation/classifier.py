@@ -50,6 +50,9 @@ class ClassificationPipeline:
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
         return classification.Collator(self.tokenizer, few_shapes=processes.uses_gpu(self.config.launch.device))
 
+    def check_base(self, model: torch.nn.Module, items: Items) -> None:
+        """Nothing: an encoder whose head is new says nothing that weights could be judged by."""
+
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
         self._epochs = self._following(items)
         self._epochs.forget_after(resume_step())

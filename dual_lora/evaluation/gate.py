@@ -1,5 +1,6 @@
 """A check of prompts, padding, mask and weights that takes a minute, before hours of evaluation.
 
+    check_base(model, tokenizer, task, examples, protocol, pretrained=True)     # before training: prompts and weights
     check(model, tokenizer, task, examples, protocol, pretrained=True, dtype=torch.float32) -> dict[str, float]
         raises `GateError` naming the fault; returns what was measured, for the log
 
@@ -25,6 +26,7 @@ import torch
 
 from dual_lora.config import DecodingConfig, ProtocolConfig
 from dual_lora.evaluation import generation
+from dual_lora.models.sources import RANDOM_MARK
 from dual_lora.tasks.base import Example, Task
 from dual_lora.tasks.encoding import prompt_ids
 
@@ -38,6 +40,20 @@ PRETRAINED_SHARE = 0.7
 
 class GateError(RuntimeError):
     """An evaluation that would measure a fault instead of the model."""
+
+
+@torch.no_grad()
+def check_base(
+    model: Any, tokenizer: Any, task: Task, examples: Sequence[Example], protocol: ProtocolConfig, *, pretrained: bool
+) -> None:
+    """Raise `GateError` if training would start from weights that are not loaded, or on another prompt than is asked.
+
+    Args: as of `check`. A model that is not `pretrained` computes nothing.
+    """
+    chosen = _spread(examples, tokenizer, task, _positions(model))
+    _check_prompts(tokenizer, task, chosen, protocol)
+    if pretrained:
+        _check_weights(_base_loss(model, tokenizer, task, chosen), model)
 
 
 @torch.no_grad()
@@ -61,13 +77,12 @@ def check(
         dtype: what the model computes in, whatever the dtype of weights and outputs: it decides how much is rounding.
         generate: the function that the evaluation will use.
     """
-    chosen = _spread(examples, tokenizer, task)
+    chosen = _spread(examples, tokenizer, task, _positions(model))
     _check_prompts(tokenizer, task, chosen, protocol)
+    loss = _base_loss(model, tokenizer, task, chosen)
     was_training = model.training
     model.eval()
     try:
-        with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
-            loss = _loss(model, tokenizer, task, chosen)
         if pretrained:
             _check_weights(loss, model)
         prompts = [task.render(one, training=False).prompt for one in chosen]
@@ -77,10 +92,21 @@ def check(
     return {"base_prompt_loss": loss, "largest_gap": gap}
 
 
-def _spread(examples: Sequence[Example], tokenizer: Any, task: Task) -> list[Example]:
-    """Return items from all over the data, including the shortest and the longest of a sample."""
-    step = max(1, len(examples) // 60)
-    by_length = sorted(examples[::step], key=lambda one: len(task.render(one, training=False).prompt))
+def _positions(model: Any) -> int | None:
+    """Return how many tokens a prompt of the gate may have; None: any number."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else int(limit) - NEW_TOKENS
+
+
+def _spread(examples: Sequence[Example], tokenizer: Any, task: Task, longest: int | None) -> list[Example]:
+    """Return items from all over the data, including the shortest and the longest of a sample that fits the model."""
+
+    def prompt(one: Example) -> str:
+        return task.render(one, training=False).prompt
+
+    sample = examples[:: max(1, len(examples) // 60)]
+    fitting = [one for one in sample if longest is None or len(prompt_ids(prompt(one), tokenizer)) <= longest]
+    by_length = sorted(fitting or sample, key=lambda one: len(prompt(one)))
     places = {round(place * (len(by_length) - 1) / (ITEMS - 1)) for place in range(ITEMS)}
     return [by_length[place] for place in sorted(places)]
 
@@ -106,6 +132,17 @@ def _device(model: Any) -> torch.device:
     return torch.device(next(model.parameters()).device)
 
 
+def _base_loss(model: Any, tokenizer: Any, task: Task, examples: Sequence[Example]) -> float:
+    """Return `_loss` of the base in evaluation mode, its adapter disabled."""
+    was_training = model.training
+    model.eval()
+    try:
+        with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
+            return _loss(model, tokenizer, task, examples)
+    finally:
+        model.train(was_training)
+
+
 def _loss(model: Any, tokenizer: Any, task: Task, examples: Sequence[Example]) -> float:
     """Return the mean loss per token (nats) on the prompts, each computed alone."""
     total, count = 0.0, 0
@@ -123,7 +160,8 @@ def _check_weights(loss: float, model: Any) -> None:
         raise GateError(
             f"the model's loss on plain prompts is {loss:.2f} nats a token; random weights give "
             f"{math.log(model.config.vocab_size):.2f}, a pretrained model stays below {limit:.2f}. The base weights "
-            "are not loaded, or only some of them"
+            "are not loaded, or only some of them: fetch the checkpoint again. Weights that are random on purpose have "
+            f"a file {RANDOM_MARK} in their folder (run.py random-checkpoint writes it)"
         )
 
 

@@ -36,6 +36,10 @@ class Pipeline(Protocol):
 
     def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]: ...
 
+    def check_base(self, model: torch.nn.Module, items: Items) -> None:
+        """Before training, find a base that is not what it should be. Raises `gate.GateError`."""
+        ...
+
     def callbacks(self, items: Items, resume_step: Callable[[], int]) -> list[TrainerCallback]:
         """Return what follows training in addition to the loss."""
         ...

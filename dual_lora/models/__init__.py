@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dual_lora.config import ModelError
 from dual_lora.models.dtypes import resolve_dtype
 from dual_lora.models.shapes import LayerShape, adapted_layer_shapes, count_biases, count_parameters, head_parameters
-from dual_lora.models.sources import check_available, fingerprint
+from dual_lora.models.sources import check_available, fingerprint, is_pretrained
 
 if TYPE_CHECKING:
     from dual_lora.models.gpt2 import adapter_base_class, fuse_attention, split_attention
@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "fuse_attention",
     "head_parameters",
+    "is_pretrained",
     "load",
     "resolve_dtype",
     "split_attention",

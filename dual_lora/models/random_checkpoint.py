@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import ConfigError, ModelConfig
+from dual_lora.models.sources import RANDOM_MARK
 
 SPREAD = 0.02
 INDEX = "model.safetensors.index.json"
@@ -60,6 +61,7 @@ def write_small(model: ModelConfig, folder: Path, tokenizers: Path | None) -> in
     part = folder.with_name(f"{folder.name}.part")
     net.save_pretrained(part)
     tokenizer.save_pretrained(part)
+    _mark(part)
     part.rename(folder)
     return 4 * sum(parameter.numel() for parameter in net.parameters())
 
@@ -109,11 +111,21 @@ def write_llama(model: ModelConfig, folder: Path, workers: int = 8) -> int:
         (part / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         config.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        _mark(part)
         part.rename(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     return size
+
+
+def _mark(folder: Path) -> None:
+    """Say in the folder that nobody trained these weights: no run takes them for a checkpoint that was not loaded."""
+    (folder / RANDOM_MARK).write_text(
+        "These weights were drawn at random by run.py random-checkpoint. A run does not expect them to know any\n"
+        "language; take this file away once they have been trained.\n",
+        encoding="utf-8",
+    )
 
 
 def _file(name: str) -> str:

@@ -19,6 +19,7 @@ from dual_lora.models.packages import checked_package_file, package_file
 from dual_lora.models.tiny_tokenizer import VOCAB_SIZE, text_sha256
 
 _READERS = 16  # of files at a time: hashing takes a core each, and the 140 GB of a 70B model a minute of one
+RANDOM_MARK = "random_weights.txt"  # in the folder of a checkpoint that `random-checkpoint` has drawn
 RANDOM_WEIGHTS_SEED = 0  # of a random base; the run's seed draws only a head
 
 
@@ -71,6 +72,11 @@ def fingerprint(model: ModelConfig) -> dict[str, Any]:
         "dimensions": dataclasses.asdict(model.dimensions),
         "tokenizer_text_sha256": text_sha256(),
     }
+
+
+def is_pretrained(model: ModelConfig) -> bool:
+    """Whether the base is meant to know its language: not if it is random by its YAML, or marked so in its folder."""
+    return model.source != "random" and not (model.path and (Path(model.path).expanduser() / RANDOM_MARK).exists())
 
 
 def weights_folder(model: ModelConfig) -> Path:

@@ -138,6 +138,7 @@ class Work:
         validation = work.rows(items.validation, "validation") if items.validation else []
         result = self._finished_training(model)
         if result is None:
+            work.check_base(model, items)
             result = train(
                 model,
                 self.config,

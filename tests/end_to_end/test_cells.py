@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
+from dual_lora.models import random_checkpoint
 from dual_lora.records import learning_rates, per_item
 from dual_lora.report import item_noise
 from dual_lora.runs import lifecycle
@@ -237,3 +239,34 @@ def test_training_on_answers_computes_no_logits_for_prompts(tmp_path: Path, monk
     assert record["status"] == "finished", record.get("message")
     assert len(seen) >= record["cost"]["steps"]
     assert all(0 < answer < everything for answer, everything in seen)
+
+
+GARBAGE = ["model=llama", "model.dimensions.hidden_size=64", "model.dimensions.intermediate_size=128"]
+GARBAGE += ["model.dimensions.num_layers=2", "model.dimensions.num_heads=4", "model.dimensions.num_key_value_heads=2"]
+GARBAGE += ["model.dimensions.vocab_size=512", "task=commonsense", "protocol.decoding.max_new_tokens=2"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as `run.py random-checkpoint` writes it."""
+    folder = tmp_path_factory.mktemp("drawn") / "random"
+    random_checkpoint.write_llama(compose([*GARBAGE, "method=none"])[0].model, folder, workers=1)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_that_are_not_loaded_end_a_run_before_its_first_step(tmp_path: Path, drawn: Path, method: str) -> None:
+    """A checkpoint that is whole by name and shape and knows nothing, as one of a broken download or conversion."""
+    folder = Path(shutil.copytree(drawn, tmp_path / "garbage"))
+    (folder / "random_weights.txt").unlink()
+    record = cell(tmp_path, *GARBAGE, f"model.path={folder}", f"method={method}", "profile.test_items=0")
+    assert record["status"] == "failed"
+    assert "The base weights are not loaded" in record["message"]
+    assert "steps" not in record["cost"]
+    assert not list((tmp_path / "runs").glob("*/curves.jsonl")), "a step was made"
+
+
+def test_a_random_checkpoint_trains_as_documented(tmp_path: Path, drawn: Path) -> None:
+    record = cell(tmp_path, *GARBAGE, f"model.path={drawn}", "method=lora")
+    assert record["status"] == "finished", record.get("message")
+    assert record["cost"]["steps"] == 3
