@@ -9,7 +9,8 @@ from sklearn.metrics import matthews_corrcoef
 
 from dual_lora.metrics import mteval
 from dual_lora.records import per_item
-from dual_lora.report import item_noise
+from dual_lora.report import definition, item_noise, measured, records
+from tests import ROOT
 from tests.unit.report.report_builder import EXPERIMENT, ours, record
 
 GENERATOR = np.random.default_rng(5)
@@ -189,3 +190,36 @@ def test_the_checkpoint_that_a_table_shows_is_kept_and_measurements_stay_numbers
         "best_loss.test.cloze": {"accuracy": {"a": per_item.packed([True, False])}},
         "last.validation.loss": {"loss": {"a": per_item.packed([(1.5, 3)])}},
     }
+
+
+def test_committed_records_give_their_scores_again_from_their_items():
+    folder, checked = ROOT / "results" / "records", 0
+    held, _ = records.read_all(records.committed(folder))
+    for found in held:
+        for entry in found.scores.measurements:
+            kept = found.scores.per_item.get(per_item.predictions(entry.checkpoint, entry.split, entry.scoring), {})
+            for metric in kept:
+                if entry.subset in kept[metric]:
+                    stated = entry.metrics[metric]
+                    again = again_of(metric, kept[metric][entry.subset])
+                    assert again == pytest.approx(0 if stated is None else stated, abs=2e-3), (found.run_id, metric)
+                    checked += 1
+    assert checked >= 10
+
+
+def again_of(metric: str, text: str) -> float:
+    rows = per_item.unpacked(text)
+    [found] = item_noise.value(metric, rows, np.ones((1, len(rows))))
+    return float(found)
+
+
+def test_e2e_has_the_item_noise_of_an_audit():
+    """Its bootstrap over the 630 inputs, of public outputs: 0.80 BLEU of one run, 0.23 to 0.39 of a pair."""
+    experiment = definition.read(ROOT / "experiments" / "nlg_smollm2.yaml")
+    held, _ = records.read_all(records.committed(ROOT / "results" / "records"))
+    block = measured.block(experiment, held)
+    rows = {row.choices["method"]: row for row in block.rows}
+    found = item_noise.noise(experiment, experiment.block.columns[0], rows["dual_lora"], rows["lora"])
+    assert found is not None
+    assert found.one == pytest.approx(0.80, abs=0.05)
+    assert found.pair < 0.39  # of the mean of several pairs
