@@ -253,7 +253,7 @@ class Bench:
         else:
             self.written.add(folder)
             [config] = compose([*model, "task=commonsense", "method=none", "data.source=sample"])
-            write_llama(config.model, folder, workers=2 if self.smoke else 16)
+            write_llama(config.model, folder, workers=1 if self.smoke else 16)
         return [*model, f"model.path={folder}"]
 
     def drop(self) -> None:

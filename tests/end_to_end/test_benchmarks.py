@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from dual_lora import shipped
 from dual_lora.benchmarks import fsdp, scaling_tables
 from dual_lora.commands import main
 from dual_lora.commands.bench import NAMES
+from dual_lora.config.compose import compose
+from dual_lora.launch import check, launch
 from tests import ROOT
+from tests.small_cells import config
 
 
 def bench(*words: str, timeout: int = 600) -> subprocess.CompletedProcess[str]:
@@ -29,7 +33,7 @@ def smoke(name: str, folder: Path, *words: str, file: str) -> dict[str, Any]:
     """Run a benchmark in this process and return its result file."""
     assert main(["bench", name, "--smoke", "--output", str(folder), *words]) == 0
     found = json.loads((folder / f"{file}.json").read_text())
-    assert {"card", "torch"} <= found["environment"].keys()
+    assert {"card", "torch"} <= found.get("environment", found.get("2", {}).get("environment")).keys()
     return found
 
 
@@ -135,13 +139,19 @@ def test_pages_show_what_the_benchmark_files_hold():
     assert main(["bench", "report", "--check"]) == 0
 
 
-@pytest.mark.slow
-def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
-    """Two processes of tiny models on the CPU stand for two GPUs; the records and the pages' tables come with them."""
-    words = ("--smoke", "--output", str(tmp_path / "made"), "--scratch", str(tmp_path / "scratch"))
-    ran = bench("scaling", *words, timeout=1800)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = json.loads((tmp_path / "made" / "scaling.json").read_text())["2"]
+SCALING = [
+    "2, fsdp",
+    "; 2 runs, ",
+    "for comparison, same identity",
+    "held, same identity",
+    "was ended by SIGKILL",
+    "layers of LLaMA-3-70B",
+]
+
+
+def assert_scaling(folder: Path) -> None:
+    every = json.loads((folder / "scaling.json").read_text())
+    found = every["2"]
     same, killed, speed = found["same"]["dual_lora, float32"]["fsdp"], found["killed"], found["speed"]["dual_lora"]
     assert same["within_bound"]
     assert same["same_identity"]
@@ -153,14 +163,30 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     assert speed["fsdp"]["efficiency"] == pytest.approx(rate / 2)
     assert found["large"]["adapter"]["elements"] == found["large"]["adapter"]["trained"] > 0
     assert len(speed["one"]["medians"]) == 2, "on each card"
-    assert len((tmp_path / "made" / "scaling.jsonl").read_text().splitlines()) == 11
-    text = scaling_tables.section(json.loads((tmp_path / "made" / "scaling.json").read_text()))
-    for part in (
-        "2, fsdp",
-        "; 2 runs, ",
-        "for comparison, same identity",
-        "held, same identity",
-        "was ended by SIGKILL",
-        "layers of LLaMA-3-70B",
-    ):
-        assert part in text
+    assert len((folder / "scaling.jsonl").read_text().splitlines()) == 11
+    text = scaling_tables.section(every)
+    assert [part for part in SCALING if part not in text] == []
+
+
+@pytest.mark.slow
+def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
+    """Two processes of tiny models on the CPU stand for two GPUs; the records and the pages' tables come with them."""
+    words = ("--smoke", "--output", str(tmp_path / "made"), "--scratch", str(tmp_path / "scratch"))
+    ran = bench("scaling", *words, timeout=1800)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert_scaling(tmp_path / "made")
+
+
+def test_scaling_benchmark_gives_commands_that_compose_and_tells_their_runs(tmp_path, monkeypatch):
+    """Its runs take minutes. Here each copies one that is made first; that their commands would run is checked."""
+    assert launch([config(tmp_path / "one", "profile.max_steps=12", "recipe.epochs=1000")]) == 0
+    command = [sys.executable, str(ROOT / "tests" / "end_to_end" / "stand_in.py"), str(tmp_path / "one")]
+    monkeypatch.setattr(shipped, "command", lambda: command)
+    smoke("scaling", tmp_path / "made", "--scratch", str(tmp_path / "scratch"), file="scaling")
+    assert_scaling(tmp_path / "made")
+    given = [line.split() for line in (tmp_path / "one" / "commands.txt").read_text().splitlines()]
+    assert len(given) == 11, "a row each; the run that is killed has two, and its command is given twice"
+    for words in given:
+        [cell] = compose(words)
+        check(cell)
+    assert {word for words in given for word in words if word.startswith("launch=")} == {"launch=fsdp"}

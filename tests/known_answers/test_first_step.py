@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,9 +74,6 @@ class Bench:
         key = first_step.what_matters(config)
         if key not in self._found:
             self._found[key] = self._compare(config)
-            if len(self._found) == 1:  # every Trainer collects garbage: what was imported is none
-                gc.collect()
-                gc.freeze()
         return self._found[key]
 
     def _with_the_cut_off_that_acts(self, config: RunConfig) -> RunConfig:
