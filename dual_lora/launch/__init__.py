@@ -28,13 +28,14 @@ def launch(configs: list[RunConfig]) -> int:
     for noisy in ("httpx", "transformers", "datasets", "deepspeed", "DeepSpeed", "absl", "submitit"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("DUAL_LORA_COMMAND", records.command_of_this_process())
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Renamed settings inside transformers warn at every start; a user of this suite cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     configs = _with_base_rows(configs)
     for config in configs:
         check(config)
     first = configs[0].launch
+    alone = first.engine == "single" and (first.parallel == 1 or len(configs) == 1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if alone else "false")  # all cores to encode examples
     if first.name == "slurm":
         from dual_lora.launch import slurm
 
@@ -42,7 +43,7 @@ def launch(configs: list[RunConfig]) -> int:
     if configs[0].plan:
         describe(configs)
         return 0
-    if first.engine == "single" and first.parallel > 1 and len(configs) > 1:
+    if first.engine == "single" and not alone:
         from dual_lora.launch import forks
 
         forks.serve(configs)

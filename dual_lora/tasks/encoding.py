@@ -3,6 +3,7 @@
     encode(prompt, tokenizer, protocol, max_length_tokens) -> {"input_ids": [...], "labels": [...]} | None, over
     encode_all(prompts, tokenizer, protocol, max_length_tokens) -> rows, counts
     prompt_ids(text, tokenizer) -> [...]             # what the model reads at evaluation; the same ids as in training
+    all_prompt_ids(texts, tokenizer) -> [[...], ...] # the same of many texts, on all cores if the tokenizer may
     max_length(protocol, max_length_tokens) -> int   # the protocol's cut-off if it has one, else the recipe's
 
 The cut-off: `protocol=paper` truncates the whole text as the published code does, so an answer can lose its end; every
@@ -14,13 +15,14 @@ predict is left out everywhere: it would be a batch without a loss, 0 / 0, if it
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dual_lora.config import DataError, ProtocolConfig
 from dual_lora.tasks.base import Prompt
 
+_AT_ONCE = 1000  # texts
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
@@ -31,14 +33,42 @@ def max_length(protocol: ProtocolConfig, max_length_tokens: int) -> int:
 
 def prompt_ids(text: str, tokenizer: Any) -> list[int]:
     """Return the ids of text that goes on: with the tokenizer's start token if it has one, without an end token."""
-    ids = list(tokenizer(text)["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
-        ids.pop()
-    return ids
+    return all_prompt_ids([text], tokenizer)[0]
+
+
+def all_prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return `prompt_ids` of each text."""
+    found: list[list[int]] = []
+    for begin in range(0, len(texts), _AT_ONCE):
+        part = list(texts[begin : begin + _AT_ONCE])
+        for text, ids in zip(part, tokenizer(part, return_attention_mask=False)["input_ids"], strict=True):
+            ends = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token))
+            found.append(list(ids[:-1] if ends else ids))
+    return found
 
 
 def encode(
     prompt: Prompt, tokenizer: Any, protocol: ProtocolConfig, max_length_tokens: int
+) -> tuple[dict[str, list[int]] | None, bool]:
+    """`encode_all` of one example: its row, or None if it is left out, and whether the text was over the cut-off."""
+    [found] = _encoded([prompt], tokenizer, protocol, max_length_tokens)
+    return found
+
+
+def _encoded(
+    prompts: Sequence[Prompt], tokenizer: Any, protocol: ProtocolConfig, max_length_tokens: int
+) -> Iterator[tuple[dict[str, list[int]] | None, bool]]:
+    heads: Sequence[list[int] | None] = [None] * len(prompts)
+    if protocol.loss_on == "answer":
+        heads = all_prompt_ids([prompt.prompt for prompt in prompts], tokenizer)
+    wholes = all_prompt_ids([prompt.text for prompt in prompts], tokenizer)
+    for prompt, head, ids in zip(prompts, heads, wholes, strict=True):
+        start = 0 if head is None else _answer_start(prompt, head, ids, tokenizer)
+        yield _row(ids, start, tokenizer, protocol, max_length_tokens)
+
+
+def _row(
+    ids: list[int], start: int, tokenizer: Any, protocol: ProtocolConfig, max_length_tokens: int
 ) -> tuple[dict[str, list[int]] | None, bool]:
     """Return ids and labels of one training example, both of one length, and whether the text was over the cut-off.
 
@@ -48,10 +78,6 @@ def encode(
     alone. Raises `DataError` if they are not.
     """
     limit = max_length(protocol, max_length_tokens)
-    ids = prompt_ids(prompt.text, tokenizer)
-    start = 0
-    if protocol.loss_on == "answer":
-        start = _answer_start(prompt, ids, tokenizer)
     ends_itself = bool(ids) and ids[-1] == tokenizer.eos_token_id
     end = [tokenizer.eos_token_id] if protocol.append_end and not ends_itself else []
     if protocol.name == "paper":
@@ -68,9 +94,8 @@ def encode(
     return ({"input_ids": ids, "labels": labels} if learned else None), over
 
 
-def _answer_start(prompt: Prompt, ids: Sequence[int], tokenizer: Any) -> int:
-    head = prompt_ids(prompt.prompt, tokenizer)
-    if list(ids[: len(head)]) != head:
+def _answer_start(prompt: Prompt, head: Sequence[int], ids: Sequence[int], tokenizer: Any) -> int:
+    if list(ids[: len(head)]) != list(head):
         at = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), min(len(head), len(ids)))
         joined = tokenizer.decode(ids[at : at + 3])
         raise DataError(
@@ -90,8 +115,7 @@ def encode_all(
     """
     rows: list[dict[str, list[int]]] = []
     counts = {"examples": len(prompts), "over_length": 0, "answer_cut": 0, "left_out": 0}
-    for prompt in prompts:
-        row, over = encode(prompt, tokenizer, protocol, max_length_tokens)
+    for row, over in _encoded(prompts, tokenizer, protocol, max_length_tokens):
         counts["over_length"] += over
         if row is None:
             counts["left_out"] += 1
@@ -112,7 +136,7 @@ def encode_all(
 def _needed(prompts: Sequence[Prompt], tokenizer: Any, protocol: ProtocolConfig) -> list[int]:
     """Return the lowest cut-off of each example at which it is not left out."""
     unlimited = replace(protocol, max_length_tokens=sys.maxsize)
-    whole = [row["labels"] for prompt in prompts if (row := encode(prompt, tokenizer, unlimited, 1)[0])]
+    whole = [row["labels"] for row, _ in _encoded(prompts, tokenizer, unlimited, 1) if row]
     if protocol.name == "paper":  # the first token that is predicted
         return [max(labels.count(IGNORED) + 1, 2) for labels in whole]
     return [len(labels) for labels in whole]
