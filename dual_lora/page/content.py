@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,10 +32,11 @@ def gather(
         "question": overview.QUESTION,
         "rule": overview.RULE,
         "marks": MARKS,
+        "answers": overview.ANSWERS,
         "labels": _labels(views),
         "verdicts": [entry for view in views.values() for entry in overview.verdicts(view, experiments)],
         "coverage": overview.coverage(views, experiments),
-        "tables": [grids.table(view, experiments) for view in views.values()],
+        "tables": [grids.table(view, experiments, alone) for view in views.values()],
         "swept": [figure for view in views.values() for figure in plots.swept(view, experiments)],
         "speed": plots.speed(space.root / "results" / "benchmarks"),
         "runs": dict(sorted(runs.items())),
@@ -82,11 +84,23 @@ def _run(record: Record, pool: Pool, experiments: Iterable[Experiment], alone: f
 
 
 def _measurement(measurement: Measurement, pool: Pool) -> list[Any]:
-    """Return where it was taken (in the pool), items, unreadable replies, whether at chance, and the metrics."""
+    """Return where it was taken (in the pool), items, unreadable replies, whether at chance, metrics, their errors."""
     where = [measurement.subset, measurement.split, measurement.checkpoint, measurement.scoring, measurement.chance]
     metrics = {name: number(value) for name, value in measurement.metrics.items()}
+    errors = {name: number(error, 3) for name in metrics if (error := _standard_error(measurement, name)) is not None}
     flag = None if measurement.at_chance is None else int(measurement.at_chance)
-    return [pool.place(plain(where)), measurement.items, measurement.unreadable, flag, plain(metrics)]
+    return [pool.place(plain(where)), measurement.items, measurement.unreadable, flag, plain(metrics), plain(errors)]
+
+
+def _standard_error(measurement: Measurement, metric: str) -> float | None:
+    """Return the standard error of an accuracy over its items, as lm-eval prints it; None for what is no mean of 0/1.
+
+    Source: lm_eval.api.metrics.mean_stderr, the sample standard deviation over the square root of the items.
+    """
+    value, items = measurement.metrics[metric], measurement.items
+    if not metric.startswith("accuracy") or measurement.subset == "average" or value is None or items < 2:
+        return None
+    return math.sqrt(value * (1 - value) / (items - 1))
 
 
 def _curve(points: Sequence[Sequence[Any]], pool: Pool) -> list[Any]:

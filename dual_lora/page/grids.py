@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
 from dual_lora.report.stats import Estimate
 
 
-def table(view: TableView, experiments: Mapping[str, Experiment]) -> dict[str, Any]:
-    """Return a table's blocks, rows and cells."""
+def table(view: TableView, experiments: Mapping[str, Experiment], alone: Container[str] = ()) -> dict[str, Any]:
+    """Return a table's blocks, rows and cells. `alone`: ids of runs that had their card to themselves."""
     return {
         "name": view.name,
         "title": plain(view.title),
         "about": plain(view.about),
         "sources": plain(view.sources),
-        "blocks": [_Block(block, experiments[block.experiment]).values() for block in view.blocks],
+        "blocks": [_Block(block, experiments[block.experiment], alone).values() for block in view.blocks],
     }
 
 
@@ -30,6 +30,7 @@ def table(view: TableView, experiments: Mapping[str, Experiment]) -> dict[str, A
 class _Block:
     view: BlockView
     experiment: Experiment
+    alone: Container[str]
 
     def values(self) -> dict[str, Any]:
         view, experiment = self.view, self.experiment
@@ -99,7 +100,7 @@ class _Block:
             **row,
             "is": [line.choices["model"], line.choices["method"]],
             "runs": [record.run_id for record in line.records],
-            "totals": _totals(line.records),
+            "totals": _totals(line.records, self.alone),
             "todo": selection.commands(self.experiment, todo),
             "again": selection.commands(self.experiment, [run for run in runs if run not in todo]),
         }
@@ -167,14 +168,24 @@ def _tests(tested: Comparison | None) -> dict[str, Any] | None:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _totals(records: Sequence[Record]) -> dict[str, float | int | None]:
-    """Return what a row took, as numbers for the figures: means over its finished runs, the largest for memory."""
+def _totals(records: Sequence[Record], alone: Container[str]) -> dict[str, float | int | None]:
+    """Return what a row took, as numbers for the figures: means over its finished runs, the largest for memory.
+
+    Times are of runs that had their card to themselves; without one there is none.
+    """
+    timed = [record.cost for record in records if record.status == "finished" and record.run_id in alone]
     finished = [record.cost for record in records if record.status == "finished"]
     peaks = [max(cost.peak_memory_bytes) for cost in finished if cost.peak_memory_bytes]
     trained = [cost.trainable_parameters_without_head for cost in finished]
     flops = [cost.train_flops for cost in finished]
-    found = {"trainable parameters": _mean(trained), "training FLOPs": _mean(flops), "peak GiB": None}
-    found["peak GiB"] = max(peaks) / 1024**3 if peaks else None
+    found = {
+        "trainable parameters": _mean(trained),
+        "adapter MiB": _mean([cost.adapter_bytes and cost.adapter_bytes / 1024**2 for cost in finished]),
+        "training FLOPs": _mean(flops),
+        "peak GiB": max(peaks) / 1024**3 if peaks else None,
+        "training seconds": _mean([cost.train_seconds for cost in timed]),
+        "tokens a second": _mean([cost.tokens_per_second for cost in timed]),
+    }
     return {name: number(value) for name, value in found.items() if value is not None}
 
 

@@ -42,7 +42,7 @@ function cellValue(block, column, cell) {
       ["tests", tests ? [["Holm p", tests.p], ["sign-flip p", tests.sign_flip], ["TOST Holm p", tests.p_equal]].filter(([, p]) => p !== undefined).map(([name, p]) => probability(name, p)).join("; ") : null],
       ["blocked difference", tests && tests.blocked ? interval(tests.blocked, unit) : null],
       ...itemNoise(tests && tests.items, unit),
-      ["verdict", tests ? tests.verdict : null],
+      ["verdict", tests ? (data.answers[tests.verdict] || [tests.verdict]).join(": ") : null],
       ["marks", [...(cell.marks || "")].map((mark) => `${mark}: ${data.marks[mark]}`).join("; ")],
     ])];
 }
@@ -67,11 +67,13 @@ function seedTable(column, cell, runs) {
   const tasks = column.task.split(", ");  // in the order of the strata
   const rows = cell.strata.flatMap((part, k) => part.map(([seed, value]) => ({ seed, value, task: cell.strata.length > 1 ? tasks[k] : tasks[0],
     runs: runs.filter(([, run]) => (run.seed === undefined || run.seed === seed) && (cell.strata.length === 1 || taskOf(run) === tasks[k])).map(([id]) => id) })));
-  const low = d3.min(rows, (row) => row.value), high = d3.max(rows, (row) => row.value);
-  const x = d3.scaleLinear([low, high === low ? low + 1 : high], [6, 114]);
+  const places = new Map(d3.groups(rows, (row) => row.task).map(([task, own]) => {
+    const [low, high] = d3.extent(own, (row) => row.value);
+    return [task, d3.scaleLinear([low, high === low ? low + 1 : high], [6, 114])];
+  }));
   return [h("h3", {}, "Seeds"), scrolled("seeds", h("table", {}, h("thead", {}, h("tr", {}, [cell.strata.length > 1 ? "task" : null, "seed", column.label, "", "run"].filter((text) => text !== null).map((text) => h("th", { scope: "col" }, text || h("span", { class: "unseen" }, "place"))))),
     h("tbody", {}, rows.map((row) => h("tr", {}, cell.strata.length > 1 ? h("td", {}, row.task) : null, h("td", {}, String(row.seed)), h("td", { class: "number" }, fixed(row.value, column.decimals + 1)),
-      h("td", {}, svg("svg", { width: 120, height: 14, "aria-hidden": "true" }, svg("line", { x1: 6, x2: 114, y1: 7, y2: 7, class: "zero" }), svg("circle", { cx: x(row.value), cy: 7, r: 4, class: "seed" }))),
+      h("td", {}, svg("svg", { width: 120, height: 14, "aria-hidden": "true" }, svg("line", { x1: 6, x2: 114, y1: 7, y2: 7, class: "zero" }), svg("circle", { cx: places.get(row.task)(row.value), cy: 7, r: 4, class: "seed" }))),
       h("td", {}, row.runs.map((id) => [runLink(id), " "])))))))];
 }
 

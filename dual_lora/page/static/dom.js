@@ -37,7 +37,8 @@ function general(value) {
     return (small ? value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e") : String(+value.toPrecision(5))).replace("-", MINUS);
   }
   if (Array.isArray(value)) return value.length ? value.map(general).join(", ") : "none";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (typeof value === "object") return Object.entries(value).map(([name, held]) => `${name}: ${general(held)}`).join(", ") || "none";
+  return String(value);
 }
 
 const bytes = (value) => (value >= 2 ** 30 ? `${fixed(value / 2 ** 30, 1)} GiB` : `${fixed(value / 2 ** 20, 1)} MiB`);

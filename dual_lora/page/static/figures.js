@@ -74,7 +74,7 @@ function curvesSection(measured) {
 function costSection(measured) {
   const places = measured.filter(({ block }) => block.rows.filter((row) => row.totals && Object.keys(row.totals).length).length > 1 && block.rows.some((row) => row.cells.some((cell) => cell.diff)));
   if (!places.length) return null;
-  let { block } = places[0], column = focusOf(block), cost = "trainable parameters";
+  let { block } = d3.greatest(places, (one) => one.block.rows.filter((row) => row.totals).length), column = focusOf(block), cost = "trainable parameters";
   const held = h("div", {});
   function fill() {
     const costs = [...new Set(block.rows.flatMap((row) => Object.keys(row.totals || {})))];
@@ -90,12 +90,24 @@ function costSection(measured) {
       chooser("score", block.columns.map((one, k) => [String(k), one.label]), String(column), (k) => { column = +k; fill(); }), chooser("against", costs.map((one) => [one, one]), cost, (one) => { cost = one; fill(); })),
     plotted(`${shown.label} against ${cost}${shown.better === "lower" ? " (lower is better)" : ""}`, {
       x: { type: wide ? "log" : "linear", label: cost, ticks: wide ? logTicks(d3.min(points, (point) => point.x) / 1.3, d3.max(points, (point) => point.x) * 1.3) : 5, tickFormat: "~s", insetLeft: 14, insetRight: 14 }, y: { label: shown.label, grid: true, nice: true },
-      marks: [Plot.ruleX(points, { x: "x", y1: "low", y2: "high", stroke: "method", strokeWidth: 1.6 }), Plot.dot(points, { x: "x", y: "y", fill: "method", stroke: "method", symbol: "method", r: 5.5 }),
+      marks: [Plot.lineY(frontier(points, cost === "tokens a second", shown.better), { x: "x", y: "y", curve: "step-after", stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3 3" }),
+        Plot.ruleX(points, { x: "x", y1: "low", y2: "high", stroke: "method", strokeWidth: 1.6 }), Plot.dot(points, { x: "x", y: "y", fill: "method", stroke: "method", symbol: "method", r: 5.5 }),
         Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: (point) => `${point.method}\n${shown.label} ${fixed(point.y, shown.decimals)}${point.text}\n${cost} ${general(point.x)}` }))],
     }, methods));
   }
   fill();
-  return h("section", {}, h("h2", {}, "Score against cost"), h("p", { class: "hint" }, "Bars: one standard deviation over seeds. Parameters are those of the adapter, without a head."), held);
+  return h("section", {}, h("h2", {}, "Score against cost"), h("p", { class: "hint" }, "Bars: one standard deviation over seeds. Dashes: the frontier, where nothing costs less and scores better. Parameters are those of the adapter, without a head; seconds those of runs alone on their card."), held);
+}
+
+// The points that no other beats in both: from the cheapest on, each that scores better than all before it.
+function frontier(points, moreIsCheaper, better) {
+  const ordered = d3.sort(points, (a, b) => (moreIsCheaper ? b.x - a.x : a.x - b.x) || (better === "lower" ? a.y - b.y : b.y - a.y));
+  const found = [];
+  for (const point of ordered) {
+    const last = found[found.length - 1];
+    if (!last || (better === "lower" ? point.y < last.y : point.y > last.y)) found.push(point);
+  }
+  return found;
 }
 
 function speedSection() {

@@ -112,11 +112,14 @@ function scoreTable(ids) {
   ids.forEach((id, side) => (data.runs[id].scores || []).forEach((row) => Object.entries(row[4]).forEach(([name, value]) => {
     const key = scoreKey(row, name);
     if (!entries.has(key)) entries.set(key, { where: pool[row[0]], name, sides: [] });
-    entries.get(key).sides[side] = { value, items: row[1], unreadable: row[2], atChance: row[3] };
+    entries.get(key).sides[side] = { value, items: row[1], unreadable: row[2], atChance: row[3], error: row[5][name] };
   })));
   const rows = [...entries.values()];
   const two = ids.length === 2;
-  const text = (row, side) => (row.sides[side] ? metric(row.name, row.sides[side].value) : "");
+  const text = (row, side) => {
+    const held = row.sides[side];
+    return held ? [metric(row.name, held.value), held.error === undefined ? null : h("span", { class: "spread", title: "standard error over the items" }, ` ± ${fixed(100 * held.error, 1)}`)] : "";
+  };
   const difference = (row) => (row.sides[0] && row.sides[1] && row.sides[0].value !== null && row.sides[1].value !== null ? (row.sides[1].value - row.sides[0].value) * (UNBOUNDED.includes(row.name) ? 1 : 100) : null);
   const known = (row) => row.sides.find(Boolean);
   return sortable("scores", [

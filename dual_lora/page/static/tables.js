@@ -57,7 +57,7 @@ function blockView(table, block, filters, state, refill) {
   return h("section", { class: "block" }, headed("h2", block.heading),
     h("p", { class: "hint" }, `${grouped(block.done)} of ${plural(block.all, "run")} done.${empty && filters.rows !== "all" ? ` ${plural(empty, "row")} without a number ${empty === 1 ? "is" : "are"} hidden.` : ""}`),
     rows.length ? [
-      estimates.length ? h("div", { class: "filters" }, chooser("difference of", shownColumns.map(([column, place]) => [String(place), column.label]), String(state.focus), (value) => { state.focus = +value; refill(); }), h("span", { class: "hint" }, `from ${block.reference}, 95 % interval${margin ? `; grey: the margin ± ${margin}` : ""}`)) : null,
+      estimates.length ? h("div", { class: "filters" }, chooser("difference of", shownColumns.map(([column, place]) => [String(place), column.label]), String(state.focus), (value) => { state.focus = +value; refill(); }), h("span", { class: "hint" }, `${focus.label}: difference from ${block.reference}, 95 % interval${margin ? `; grey: the margin ± ${margin}` : ""}`)) : null,
       sortable(block.heading, columns, drawn, state.sort)] : h("p", { class: "hint" }, "Nothing is measured or published for these filters."),
     block.findings.length ? h("ul", { class: "findings" }, block.findings.map((finding) => h("li", {}, finding))) : null,
     h("details", {}, h("summary", {}, "What the numbers are"), h("p", {}, block.legend)),

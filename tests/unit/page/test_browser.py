@@ -215,9 +215,15 @@ def test_figures_are_drawn_as_vectors_and_print_without_controls(page):
     assert page.locator("figure.plot svg[aria-label]").count() >= 3
     assert page.locator("canvas").count() == 0
     assert page.locator("figure.plot path[stroke], figure.plot circle").count() > 0
-    page.emulate_media(media="print")
+    figure = page.get_by_role("img", name="A block: train loss")
+    figure.scroll_into_view_if_needed()
+    box = figure.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("figure svg :text('step')")  # the point below the pointer says what it is
+    page.locator("#theme").click(click_count=2)  # dark
+    page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("nav").is_hidden()
-    assert page.locator(".filters").first.is_hidden()
+    assert page.locator("select").first.is_hidden()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 

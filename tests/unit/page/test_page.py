@@ -187,3 +187,11 @@ def test_bundled_libraries_are_those_of_their_packages():
     held = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (STATIC / "vendor").glob("*.js")}
     assert stated == held
     assert len(held) == 2
+
+
+def test_an_accuracy_has_the_standard_error_of_its_items(tmp_path):
+    run = values(document(workspace(tmp_path, record("lora", scores={"boolq": 0.36}, items=10_001))))["runs"].popitem()[
+        1
+    ]
+    (_, items, _, _, metrics, errors) = run["scores"][0]
+    assert (items, metrics, errors) == (10_001, {"accuracy": 0.36}, {"accuracy": 0.0048})  # sqrt(.36 * .64 / 10,000)
