@@ -110,6 +110,10 @@ def compose(arguments: list[str]) -> list[RunConfig]:
     arguments = for_hydra(arguments)
     recipe_source.register()
     ConfigStore.instance().store(name="settings", node=_every_setting())
+    for word in arguments:
+        group, _, values = word.partition("=")
+        if group in GROUPS and not {"null", ""}.isdisjoint(values.split(",")):
+            raise ConfigError(f"{word}: choose one; legal: {', '.join(options(group))}")
     flags = {word for word in arguments if word.startswith("-")}
     if flags <= {"-m", "--multirun"} and not any(word.startswith("hydra") for word in arguments):
         sweeps = flags or any(word.startswith("experiment=") for word in arguments)

@@ -50,7 +50,8 @@ def plan_batches(config: RunConfig, world_size: int = 1) -> Batches:
 
 
 def _divisors(number: int) -> str:
-    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return ", ".join(map(str, sorted({*small, *(number // divisor for divisor in small)})))
 
 
 def plan_steps(config: RunConfig, train_examples: int) -> tuple[int, int]:

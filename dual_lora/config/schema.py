@@ -8,17 +8,35 @@ ones and the nearest.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from dual_lora.config.bounds import (
+    AboveZero,
+    BelowOne,
+    Count,
+    Epochs,
+    Fraction,
+    NotNegative,
+    Positive,
+    Real,
+    Seed,
+    Share,
+    Whole,
+    legal_range,
+)
+from dual_lora.config.choices import options
 from dual_lora.config.errors import ConfigError, legal_values
 from dual_lora.config.launch_settings import LaunchConfig
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+Scoring = Literal["generate", "likelihood", "cloze", "classify"]
+Checkpoint = Literal["last", "best_loss", "best_dev", "best_heldout"]
 # The tasks whose published GLUE rows start from the weights of an MNLI run (LoRA paper, appendix D).
 MNLI_STARTED = ("glue/mrpc", "glue/rte", "glue/stsb")
 
@@ -27,14 +45,14 @@ MNLI_STARTED = ("glue/mrpc", "glue/rte", "glue/stsb")
 class Dimensions:
     """Sizes of an architecture, so that `plan=true` can count parameters and memory without its weights."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_key_value_heads: int
-    vocab_size: int
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_layers: Positive
+    num_heads: Positive
+    num_key_value_heads: Positive
+    vocab_size: Positive
     tied_embeddings: bool = False
-    max_positions: int = 0  # learned position embeddings (GPT-2, RoBERTa); 0 for rotary ones
+    max_positions: Count = 0  # learned position embeddings (GPT-2, RoBERTa); 0 for rotary ones
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -52,9 +70,9 @@ class ModelConfig:
     path: str | None = None  # a local folder that replaces the source
     # auto: what the protocol says of the family (`protocol.base`), else bfloat16 on GPUs and CPUs that compute in it
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    dropout: float | None = None  # in embeddings, attention and residuals; None: the protocol's, else the checkpoint's
+    dropout: BelowOne | None = None  # in embeddings, attention and residuals; None: the protocol's, else the checkpoint's
     split_fused_attention: bool = False  # GPT-2: c_attn becomes q_proj, k_proj, v_proj after loading
-    classifier_dropout: float | None = None
+    classifier_dropout: BelowOne | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -67,7 +85,7 @@ class TaskConfig:
     subsets: tuple[str, ...]
     headline: str  # the metric a table shows and a study selects by
     target: Literal["label", "text"] = "label"  # commonsense: learn "answer1" or the answer's text
-    scorings: tuple[str, ...] = ()  # empty: the protocol's
+    scorings: tuple[Scoring, ...] = ()  # empty: the protocol's
     metrics: tuple[str, ...] = ()  # empty: all of the task's; e.g. all but METEOR on a machine without Java
 
 
@@ -90,8 +108,8 @@ class MethodConfig:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     delta_warmup: bool = False  # Dual LoRA: the factor on the update rises from 0
-    delta_warmup_steps: int | None = None  # None: min(100, ceil(0.1 N)); 0: none
-    budget: str | int | None = None  # trainable parameters, or like:METHOD@RANK
+    delta_warmup_steps: Count | None = None  # None: min(100, ceil(0.1 N)); 0: none
+    budget: str | Whole | None = None  # trainable parameters, or like:METHOD@RANK
     parameters: str | None = None  # formula of the trainable count per adapted layer, in `i`, `o` and the settings
     contract: dict[str, Any] = dataclasses.field(default_factory=dict)  # exceptions to tests/contracts, with reasons
 
@@ -100,10 +118,10 @@ class MethodConfig:
 class DecodingConfig:
     """How replies are generated. Greedy unless `beams` > 1."""
 
-    beams: int = 1
-    max_new_tokens: int = 32
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    beams: Positive = 1
+    max_new_tokens: Positive = 32
+    length_penalty: Real = 1.0
+    no_repeat_ngram_size: Count = 0
     # Of beams. True: once `beams` replies have ended. False: once the best running one is, at its length, below the
     # worst of them. never: once no running one can get above it, whatever follows.
     early_stopping: Literal[True, False, "never"] = False
@@ -114,7 +132,7 @@ class BaseConfig:
     """How the published runs held the base model of a family, where that is not what transformers would do."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
-    dropout: float | None = None
+    dropout: BelowOne | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -126,18 +144,18 @@ class ProtocolConfig:
     prompt: str = "default"
     loss_on: Literal["answer", "all"] = "answer"
     append_end: bool = True
-    max_length_tokens: int | None = None  # None: the recipe's
+    max_length_tokens: Positive | None = None  # None: the recipe's
     reference_form: str | None = None
     drop_repeated_examples: bool = False
-    validation_examples: int | None = None  # split off the training set; None: the data's own validation split
-    validation_fraction: float | None = None  # GLUE: the share of the training set that is held out
-    validation_seed: int = 42
-    validation_every_steps: int | Literal["recipe"] | None = None  # recipe: as the recipe says; None: once per epoch
+    validation_examples: Positive | None = None  # split off the training set; None: the data's own validation split
+    validation_fraction: Fraction | None = None  # GLUE: the share of the training set that is held out
+    validation_seed: Seed = 42
+    validation_every_steps: Positive | Literal["recipe"] | None = None  # recipe: as the recipe says; None: once per epoch
     # The one the headline shows. best_loss: lowest validation loss. best_dev, best_heldout: the epoch with the best
     # score on the development set (as published) or on a held-out part of the training set (honest).
-    checkpoint: Literal["last", "best_loss", "best_dev", "best_heldout"] = "last"
-    also_report: tuple[str, ...] = ()  # further checkpoints that are scored and recorded
-    scorings: tuple[str, ...] = ("generate",)
+    checkpoint: Checkpoint = "last"
+    also_report: tuple[Checkpoint, ...] = ()  # further checkpoints that are scored and recorded
+    scorings: tuple[Scoring, ...] = ("generate",)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     mnli_start_allowed: bool = False
     base: dict[str, BaseConfig] = dataclasses.field(default_factory=dict, hash=False)  # by the model's family
@@ -148,24 +166,24 @@ class RecipeConfig:
     """The numbers of one combination of model, task and method. Every one has its source in `sources`."""
 
     name: str  # "<model>/<task>/<method>", or "default/<task>" for a combination without a recipe of its own
-    global_batch: int
-    learning_rate: float
-    epochs: float
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.0  # used when warmup_steps is 0
+    global_batch: Positive
+    learning_rate: AboveZero
+    epochs: Epochs
+    warmup_steps: Count = 0
+    warmup_ratio: Share = 0.0  # used when warmup_steps is 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0  # 0: no clipping
-    label_smoothing: float = 0.0
+    weight_decay: NotNegative = 0.0
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
+    adam_epsilon: AboveZero = 1e-8
+    max_grad_norm: NotNegative = 1.0  # 0: no clipping
+    label_smoothing: BelowOne = 0.0
     length_grouped: bool = True  # batches of like lengths: less padding
-    max_length_tokens: int = 512
-    validation_every_steps: int | None = None  # the published script's; protocol.validation_every_steps=recipe takes it
+    max_length_tokens: Positive = 512
+    validation_every_steps: Positive | None = None  # the published script's; protocol.validation_every_steps=recipe takes it
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
-    learning_rates: dict[str, float] = dataclasses.field(default_factory=dict)  # the table `learning_rate` is read from
-    trials: int = 1  # how many learning rates were tried to find this one
+    learning_rates: dict[str, AboveZero] = dataclasses.field(default_factory=dict)  # where `learning_rate` is from
+    trials: Positive = 1  # how many learning rates were tried to find this one
 
     @property
     def is_default(self) -> bool:
@@ -178,12 +196,12 @@ class ProfileConfig:
     """How much of the full run is done. Only sizes differ between profiles; None means all."""
 
     name: str
-    train_examples: int | None = None
-    max_steps: int | None = None  # bounds the recipe's epochs
-    validation_examples: int | None = None
-    test_items: int | None = None  # per subset; 0: only validation is scored, to choose settings by
+    train_examples: Positive | None = None
+    max_steps: Positive | None = None  # bounds the recipe's epochs
+    validation_examples: Count | None = None
+    test_items: Count | None = None  # per subset; 0: only validation is scored, to choose settings by
     base_row: bool = False  # first do the same run with method=none
-    samples: int = 0  # generations shown before and after
+    samples: Count = 0  # generations shown before and after
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -206,7 +224,7 @@ class RunConfig:
     profile: ProfileConfig
     launch: LaunchConfig
     data: DataConfig
-    seed: int = 0
+    seed: Seed = 0
     retry: bool = False
     plan: bool = False
     tracking: Literal["none", "wandb"] = "none"
@@ -225,6 +243,8 @@ class RunConfig:
         # `table` is what an experiment file tells the report; a run does not read it.
         values = {key: value for key, value in values.items() if key not in ("hydra", "table")}
         values["method"] = _with_settings_apart(values.get("method", {}))
+        for name, number in _not_finite(values):
+            raise ConfigError(f"{name}={number}: it must be a finite number")
         try:
             config = TypeAdapter(RunConfig).validate_python(dict(values))
         except ValidationError as error:
@@ -237,8 +257,23 @@ class RunConfig:
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
 
 
-def _with_settings_apart(method: Mapping[str, Any]) -> dict[str, Any]:
+def _not_finite(values: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers that are NaN or infinite with the names of their settings, also in what PEFT will check."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            # A method's PEFT settings are given at the level of its own.
+            yield from _not_finite(value, name if key == "settings" else f"{name}.{key}".lstrip("."))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _not_finite(value, name)
+    elif isinstance(values, float) and not math.isfinite(values):
+        yield name, values
+
+
+def _with_settings_apart(method: Any) -> Any:
     """Move a method's PEFT settings, which are at the top level of its YAML (`method.alpha`), to `settings`."""
+    if not isinstance(method, Mapping) or not isinstance(method.get("settings", {}), Mapping):
+        return method  # refused by its type
     own = {field.name for field in dataclasses.fields(MethodConfig)}
     settings = {**method.get("settings", {}), **{key: value for key, value in method.items() if key not in own}}
     return {**{key: value for key, value in method.items() if key in own}, "settings": settings}
@@ -255,27 +290,37 @@ def _explain(error: ValidationError) -> str:
                 owner = _field_type(owner, part)
             legal = [field.name for field in dataclasses.fields(owner)]
             lines.append(f"unknown setting {name!r}{legal_values(path[-1], sorted(legal))}")
+            continue
+        name, annotation = _setting(path)
+        value = "" if problem["type"] == "missing" else f"={problem['input']!r}"
+        legal_numbers = legal_range(annotation)
+        if legal_numbers is not None and str not in typing.get_args(annotation):
+            lines.append(f"{name}{value}: it must be {legal_numbers}")
+        elif dataclasses.is_dataclass(annotation) and options(name):
+            lines.append(f"{name}{value}: choose one; legal: {', '.join(options(name))}")
         else:
-            lines.append(f"{name}={problem.get('input')!r}: {problem['msg']}")
-    return "\n".join(lines)
+            lines.append(f"{name}{value}: {problem['msg']}")
+    return "\n".join(dict.fromkeys(lines))  # each type of a union has its own complaint
 
 
 def _field_type(owner: Any, name: str) -> Any:
-    return typing.get_type_hints(owner)[name]
+    return typing.get_type_hints(owner, include_extras=True)[name]
+
+
+def _setting(path: list[str]) -> tuple[str, Any]:
+    """Return the name and the type of the setting that a path leads to or into."""
+    owner: Any = RunConfig
+    known = []
+    for part in path:
+        if not dataclasses.is_dataclass(owner) or part not in typing.get_type_hints(owner):
+            break
+        owner = _field_type(owner, part)
+        known.append(part)
+    return ".".join(known), owner
 
 
 def _check(config: RunConfig) -> None:
     """Refuse contradictions before anything starts."""
-    recipe = config.recipe
-    for name in ("global_batch", "max_length_tokens"):
-        if getattr(recipe, name) <= 0:
-            raise ConfigError(f"recipe.{name}={getattr(recipe, name)}: it must be at least 1")
-    for name in ("learning_rate", "epochs"):
-        if getattr(recipe, name) <= 0:
-            raise ConfigError(f"recipe.{name}={getattr(recipe, name)}: it must be above 0")
-    dropout = config.model.dropout
-    if dropout is not None and not 0 <= dropout < 1:
-        raise ConfigError(f"model.dropout={dropout}: legal are 0 (none), values below 1, and null for the checkpoint's")
     if config.data.source == "local" and not config.data.dir:
         raise ConfigError("data.source=local needs data.dir=FOLDER (layout: docs/data.md)")
     if config.profile.test_items == config.profile.validation_examples == 0:
@@ -283,5 +328,3 @@ def _check(config: RunConfig) -> None:
             f"profile={config.profile.name} with profile.test_items=0 and profile.validation_examples=0: nothing would "
             "be measured; give one of them 1 or more, or null for all"
         )
-    if config.seed < 0:
-        raise ConfigError(f"seed={config.seed}: it must be 0 or more")

@@ -51,7 +51,7 @@ class Evaluator:
         with methods.merged(model) as plain:
             found = {
                 scoring: self._values(plain, examples, scoring, per_item.predictions(checkpoint, split, scoring))
-                for scoring in self.config.task.scorings or self.config.protocol.scorings
+                for scoring in self.task.scorings
             }
         for scoring, part in found.items():
             values = _gathered(part)

@@ -101,11 +101,6 @@ def _shares_process(prepared: list[Any]) -> bool:
 def check(config: RunConfig) -> None:
     """Refuse launch settings that contradict each other. Raises `ConfigError`."""
     launch = config.launch
-    if launch.num_gpus < 1 or launch.nodes < 1 or launch.processes_per_node < 1:
-        raise ConfigError(
-            f"launch.num_gpus={launch.num_gpus} launch.gpus_per_node={launch.gpus_per_node} "
-            f"launch.nodes={launch.nodes}: each must be at least 1 (without GPUs: launch.device=cpu)"
-        )
     if launch.engine == "single" and launch.world_size > 1:
         raise ConfigError(
             f"launch.engine=single is one process, but {launch.world_size} are requested; use launch.engine=torchrun "
@@ -117,10 +112,6 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"launch.zero_stage={launch.zero_stage} needs launch.engine=deepspeed (or launch=deepspeed)")
     if launch.offload and launch.zero_stage == 0:
         raise ConfigError("launch.offload=true needs launch.zero_stage=1, 2 or 3")
-    if launch.parallel < 1 or launch.keep_checkpoints < 1:
-        raise ConfigError(
-            f"launch.parallel={launch.parallel}, launch.keep_checkpoints={launch.keep_checkpoints}: at least 1 each"
-        )
     if launch.engine == "deepspeed":
         methods.check_zero_stage(config.method, launch.zero_stage)
     if launch.engine == "fsdp":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import typing
 from typing import Any
 
 from dual_lora.config import ConfigError, MethodConfig, legal_values
@@ -22,6 +23,7 @@ _OURS = (
     "peft_version",
     "auto_mapping",
 )
+_NUMBERS = (int, float)
 _RANKS = ("r", "init_r", "target_r")
 # PEFT configs and optimizers that read whole gradients in training, and the ZeRO stage from which there are none:
 # AdaLoRA reads `grad` after the step, GaLore projects the gradient of a whole matrix within it.
@@ -50,8 +52,6 @@ def check(method: MethodConfig) -> None:
             f"remove {', '.join(f'method.{name}' for name in method.settings)}"
         )
     _check_optimizer(method)
-    if method.delta_warmup_steps is not None and method.delta_warmup_steps < 0:
-        raise ConfigError(f"method.delta_warmup_steps={method.delta_warmup_steps}: 0 (no warm-up) or more, or null")
 
 
 def check_task(method: MethodConfig, head: Head) -> None:
@@ -93,7 +93,7 @@ def config_class(method: MethodConfig) -> type:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter two for names that begin with a dot
         raise ConfigError(
             f"method.config_class={path} cannot be imported ({error}); install the package that defines it, or put its "
             "folder on PYTHONPATH"
@@ -108,12 +108,14 @@ def config_class(method: MethodConfig) -> type:
 
 
 def _check_adapter(method: MethodConfig) -> None:
-    legal = sorted(field.name for field in dataclasses.fields(config_class(method)) if field.name not in _OURS)
+    cls = config_class(method)
+    legal = sorted(field.name for field in dataclasses.fields(cls) if field.name not in _OURS)
     for name in method.settings:
         if name not in legal:
             raise ConfigError(
                 f"method={method.name} ({method.config_class}) has no setting {name!r}{legal_values(name, legal)}"
             )
+    _check_values(method, cls)
     ranks = {name for name in method.settings if name in _RANKS or name.startswith("r_")}
     ranks |= set(rank_names(method)) & set(method.settings)
     for name in sorted(ranks):
@@ -123,6 +125,31 @@ def _check_adapter(method: MethodConfig) -> None:
     first, last = method.settings.get("init_r"), method.settings.get("target_r")
     if first is not None and last is not None and last >= first:
         raise ConfigError(f"method.target_r={last} must be below method.init_r={first}: AdaLoRA prunes down to it")
+
+
+def _check_values(method: MethodConfig, cls: type) -> None:
+    """Refuse what is no number, switch or text where PEFT's config has one; it takes anything and fails much later."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except (NameError, TypeError):  # a class of somebody's own, whose annotations name what is not there
+        hints = {}
+    for name, value in method.settings.items():
+        kinds = set(typing.get_args(hints.get(name)) or (hints.get(name),)) - {type(None)}
+        [kind] = kinds if len(kinds) == 1 else [None]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        wanted = None
+        if value is None:
+            continue
+        if "dropout" in name and kind in _NUMBERS:
+            wanted = None if number and 0 <= value < 1 else "a number of at least 0 and below 1"
+        elif name in ("alpha", "lora_alpha"):
+            wanted = None if number and value > 0 else "a number above 0"
+        elif kind in _NUMBERS:
+            wanted = None if number else "a number"
+        elif kind is bool:
+            wanted = None if isinstance(value, bool) else "true or false"
+        if wanted:
+            raise ConfigError(f"method.{name}={value!r}: it must be {wanted}")
 
 
 def _check_optimizer(method: MethodConfig) -> None:

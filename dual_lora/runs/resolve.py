@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora import methods, models, records, tasks
-from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.config.schedule import Batches, check_warmup, plan_batches, plan_steps, plan_warmup, planned_obstacle
 from dual_lora.runs import warm_start
 from dual_lora.runs.identity import identity
@@ -23,6 +23,7 @@ from dual_lora.tasks.splits import Items
 
 # On a CPU. A language model's logits (tokens × vocabulary) take gigabytes; a classifier's batch only gets faster: 2.0
 # core-seconds for 32 examples of RTE with MiniLM and Dual LoRA in batches of 16, 2.45 in batches of 4.
+MIN_LENGTH_TOKENS = 8  # of an encoder's input
 _CPU_BATCH = {"causal_lm": 4, "classification": 16}
 
 
@@ -80,6 +81,9 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     task = tasks.load(config)
     methods.check_task(config.method, task.head)
     check_smoothing(task.head, config.recipe.label_smoothing)
+    check_headline(task, config)
+    if not planned:
+        methods.check_settings(config.method, config.model, task.head)
     config = _bounded_batch(config, device, _CPU_BATCH[task.head.kind])
     # Every file is read once now: a damaged one is found before any training.
     items = None if planned else splits.select(task, config)
@@ -126,8 +130,6 @@ def _named(config: RunConfig, dtype: str, task: Task, planned: bool) -> tuple[Wa
 
 def check_smoothing(head: Head, label_smoothing: float) -> None:
     """Refuse a label smoothing that has no meaning. Raises `ConfigError`."""
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ConfigError(f"recipe.label_smoothing={label_smoothing}: legal are 0 (none) and values below 1")
     if label_smoothing and head.regression:
         raise ConfigError(
             f"recipe.label_smoothing={label_smoothing}: this task is a regression and has no classes to smooth over; "
@@ -156,6 +158,30 @@ def as_published(config: RunConfig) -> RunConfig:
         dropout = base.dropout if model.dropout is None else model.dropout
         model = dataclasses.replace(model, dtype=dtype, dropout=dropout)
     return dataclasses.replace(config, protocol=protocol, model=model)
+
+
+def check_headline(task: Task, config: RunConfig) -> None:
+    """Refuse a headline that the run would not measure, and find that out before it trains. Raises `ConfigError`."""
+    for name, asked in [("headline", config.task.headline), *(("metrics", metric) for metric in config.task.metrics)]:
+        if asked not in task.metrics:
+            raise ConfigError(
+                f"task.{name}: {task.name} does not measure {asked!r}{legal_values(asked, [*task.metrics])}"
+            )
+    protocol, trains = config.protocol, config.method.trains != "nothing"
+    checkpoints = {"last": True, "best_loss": config.profile.validation_examples != 0}
+    if task.head.kind == "classification":
+        checkpoints = {"last": True, "best_dev": True, "best_heldout": protocol.validation_fraction is not None}
+    legal = [name for name, measured in checkpoints.items() if measured]
+    if trains and config.profile.test_items != 0 and protocol.checkpoint not in legal:
+        raise ConfigError(
+            f"protocol.checkpoint={protocol.checkpoint}: under these settings task={task.name} measures no such "
+            f"checkpoint{legal_values(protocol.checkpoint, legal)}"
+        )
+    cut_off = protocol.max_length_tokens or config.recipe.max_length_tokens
+    if task.head.kind == "classification" and cut_off < MIN_LENGTH_TOKENS:
+        raise ConfigError(
+            f"recipe.max_length_tokens={cut_off}: an encoder needs at least {MIN_LENGTH_TOKENS} for its special tokens"
+        )
 
 
 def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:

@@ -67,6 +67,7 @@ class Task(ABC):
     name: str
     head: Head
     scorings: tuple[str, ...]
+    metrics: tuple[str, ...]  # what `score` gives for all items under the first scoring: one of them is the headline
     free_text = False  # replies are texts worth reading: some go into the record
     settles_early = False  # `complete` can tell before the model stops
 

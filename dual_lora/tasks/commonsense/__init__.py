@@ -58,6 +58,7 @@ class Commonsense(Task):
                     raise ConfigError(f"task.{kind}={value!r} does not exist{legal_values(value, list(legal))}")
             if not values:
                 raise ConfigError(f"task.{kind} is empty; name at least one of {', '.join(legal)}")
+        self.metrics = ("accuracy", "accuracy_normalised") if self.scorings[0] == "cloze" else ("accuracy",)
         self.target, self.subsets, self.protocol, self.data = task.target, task.subsets, protocol, data
         prompt(protocol.prompt, "", training=True)  # a misspelt name is found now
         self._splits: dict[Split, LoadedSplit] = {}

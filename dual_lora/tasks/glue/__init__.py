@@ -71,6 +71,8 @@ class Glue(ClassificationTask):
         self.name = f"glue/{spec.name}"
         self.labels = spec.labels
         self.head = Head("classification", num_labels=len(spec.labels) or 1, regression=not spec.labels)
+        words = spec.labels or (1.0, 2.0)
+        self.metrics = tuple(metrics.score(spec.name, words, words))
         self._source, self._folder, self._own_notes = source, folder, notes
         self._read: dict[str, tuple[list[Example], dict[str, Any]]] = {}
 

@@ -134,12 +134,6 @@ def test_a_low_precision_loss_is_computed_in_float32():
     assert mean_loss(logits, labels) == mean_loss(logits.float(), labels)
 
 
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5, math.nan, math.inf])
-def test_a_smoothing_that_is_no_share_is_refused(smoothing):
-    with pytest.raises(ConfigError, match="label_smoothing"):
-        check_smoothing(Head("causal_lm"), smoothing)
-
-
 def test_a_regression_has_nothing_to_smooth():
     with pytest.raises(ConfigError, match="regression"):
         check_smoothing(Head("classification", 1, regression=True), 0.1)

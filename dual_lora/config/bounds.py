@@ -1,0 +1,50 @@
+"""What a number in the settings may be: types that pydantic checks, and their legal range in words.
+
+Whole numbers and fractions are taken as such: `true`, "3" or 2.5 is no count. None may be NaN or infinite.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+MAX_SEED = 2**32 - 1  # numpy's
+_MOST = 2**31 - 1  # more is no count of anything here, and overflows somewhere below
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
+Positive = Annotated[int, Field(ge=1, le=_MOST, strict=True)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
+Real = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Epochs = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, strict=True)]  # neither none nor all
+
+_WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def legal_range(annotation: Any) -> str | None:
+    """Return what a setting of this type may be, e.g. "a whole number, at least 1, or null".
+
+    None for a type without bounds.
+    """
+    parts = typing.get_args(annotation)
+    for part in (annotation, *parts):
+        for note in getattr(part, "__metadata__", ()):
+            if isinstance(note, FieldInfo):
+                kind = "a whole number" if typing.get_args(part)[0] is int else "a finite number"
+                limits = [
+                    f"{word} {getattr(limit, name)}"
+                    for limit in note.metadata
+                    for name, word in _WORDS.items()
+                    if hasattr(limit, name)
+                ]
+                words = [f"or {word}" for other in parts for word in typing.get_args(other) if isinstance(word, str)]
+                words += ["or null"] if type(None) in parts else []
+                return ", ".join(filter(None, (kind, " and ".join(limits), *words)))
+    return None
