@@ -6,6 +6,7 @@ returns the exit code. All of them are imported when they are called, so that he
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -57,7 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(name: str, module: Any, words: list[str]) -> int:
     from dual_lora.config import ConfigError
+    from dual_lora.config.environment import leave_out_other_tools
 
+    in_group = words[:1] == ["--worker"] and "TORCHELASTIC_RUN_ID" in os.environ
+    if foreign := leave_out_other_tools(os.environ, in_group=in_group):
+        print(f"left out, as settings of other tools: {', '.join(foreign)}", file=sys.stderr)
     # A run or a benchmark works for hours: any other error there has to show its traceback.
     expected = (ConfigError,) if name in OWN_PARSER else (ValueError, RuntimeError, OSError)
     try:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pycocoevalcap
 
+# The same text and numbers under every locale: German writes 0,5 and Turkish lower-cases I to a letter without a dot.
+_JAVA = ("java", "-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 HOW_TO_INSTALL = "install a Java runtime (Debian: apt-get install default-jre-headless; conda: conda install openjdk)"
 
 
@@ -36,7 +38,7 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "texts"
         file.write_bytes("\n".join(texts).encode())
-        command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+        command = [*_JAVA, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
         lines = _run([*command, str(file)]).decode().split("\n")
     if len(lines) < len(texts):
         raise JavaError(f"the PTB tokenizer returned {len(lines)} lines for {len(texts)} texts")
@@ -49,19 +51,7 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
     The text protocol is that of pycocoevalcap's `Meteor`, which asks for one item at a time over a pipe and never reads
     the program's messages. Here each of the two steps is one run: statistics of all items, then their aggregate.
     """
-    command = [
-        "java",
-        "-Dfile.encoding=UTF-8",
-        "-Xmx2G",
-        "-jar",
-        "meteor-1.5.jar",
-        "-",
-        "-",
-        "-stdio",
-        "-l",
-        "en",
-        "-norm",
-    ]
+    command = [*_JAVA, "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     if not available():
         raise JavaError(f"METEOR needs Java, and no working `java` was found; {HOW_TO_INSTALL}")
     questions = [
@@ -97,5 +87,5 @@ def _run(command: Sequence[str]) -> bytes:
         raise JavaError(f"no working `java` was found; {HOW_TO_INSTALL}")
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
-        raise JavaError(f"{Path(command[2]).name} failed: {done.stderr.decode(errors='replace')[-300:]}")
+        raise JavaError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace')[-300:]}")
     return done.stdout

@@ -18,7 +18,14 @@ def cache_folder() -> Path:
 
     Raises `ModelError` if it cannot be written.
     """
-    folder = Path(os.environ.get("DUAL_LORA_CACHE") or Path.home() / ".cache" / "dual_lora")
+    given = os.environ.get("DUAL_LORA_CACHE")
+    try:
+        folder = Path(given) if given else Path.home() / ".cache" / "dual_lora"
+    except RuntimeError:
+        raise ModelError(
+            "there is no home folder for the cache (HOME is unset and the user has none); set DUAL_LORA_CACHE to a "
+            "folder that can be written"
+        ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

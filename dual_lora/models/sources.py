@@ -6,6 +6,7 @@ Light to import: `plan=true` and the check before a run load neither torch nor t
 from __future__ import annotations
 
 import dataclasses
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def weights_folder(model: ModelConfig) -> Path:
 
 def _local(model: ModelConfig) -> Path:
     """Return `model.path`, a folder that holds a checkpoint or a GGUF file. Raises `ModelError`."""
-    path = Path(str(model.path)).expanduser()
+    path = Path(os.path.expanduser(str(model.path)))  # unlike Path's, leaves ~ as it is where there is no home folder
     wanted = "give a folder with config.json, *.safetensors and a tokenizer, or a .gguf file"
     if not path.exists():
         raise ModelError(f"model.path={model.path} does not exist; {wanted}")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def resolve(config: RunConfig) -> WarmStart | None:
         if faults:
             raise ConfigError(f"init_from={config.init_from} cannot be used: {'; '.join(faults)}")
         return _start_of(config, known)
-    path = Path(config.init_from).expanduser()
+    path = Path(os.path.expanduser(config.init_from))
     if not path.exists():
         raise ConfigError(
             f"init_from={config.init_from}: neither a record in {Path(config.results) / 'records'} nor a file or "

@@ -77,7 +77,6 @@ def test_every_shipped_method_passes_its_check(name):
             dataclasses.replace(read_method("lora"), optimizer=OptimizerConfig("lora_plus", {"ratio": 0.5})),
             "ratio=0.5: LoRA\\+ asks for at least 1",
         ),
-        (dataclasses.replace(read_method("dual_lora"), delta_warmup_steps=-1), "delta_warmup_steps=-1"),
     ],
 )
 def test_what_no_model_can_use_is_refused_before_one_is_loaded(method, message):

@@ -1,0 +1,88 @@
+"""The shell a run is started in: settings of other tools, locales, no home folder, memory that others took."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from dual_lora import models
+from dual_lora.config import ModelError
+from dual_lora.config.environment import leave_out_other_tools
+from dual_lora.metrics import java
+from dual_lora.models.checkpoint_files import cache_folder, remembered_sha256
+from tests.small_cells import arguments, config, numbers, only_record, start
+
+# What accelerate launch, accelerate config, a Kubernetes job, torchrun, mpirun and srun leave in a shell.
+LEFT_OVER = {
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29544",
+    "TORCHELASTIC_RUN_ID": "theirs",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "PMI_SIZE": "2",
+}
+
+
+def test_settings_of_other_tools_change_neither_numbers_nor_the_run(tmp_path):
+    """In a process of its own: accelerate reads them once. For the ranks of others it would wait for ever."""
+    from dual_lora.launch import prepare
+    from dual_lora.runs import lifecycle
+
+    child = start(*arguments(tmp_path / "there"), **LEFT_OVER)
+    [prepared] = prepare([config(tmp_path / "here")])
+    here = lifecycle.run(prepared)
+    said, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert f"left out, as settings of other tools: {', '.join(sorted(LEFT_OVER))}" in said
+    assert numbers(only_record(tmp_path / "there")) == numbers(here)
+
+
+def test_a_process_of_a_group_keeps_what_its_parent_told_it():
+    given = {**LEFT_OVER, "RANKING": "ours", "MY_ACCELERATE_X": "theirs", "PATH": "/bin"}
+    kept = leave_out_other_tools(inside := dict(given), in_group=True)
+    torchrun = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"}
+    assert inside.keys() == {"RANKING", "MY_ACCELERATE_X", "PATH", *torchrun}
+    assert set(kept) == LEFT_OVER.keys() - torchrun
+    leave_out_other_tools(alone := dict(given), in_group=False)
+    assert alone.keys() == {"RANKING", "MY_ACCELERATE_X", "PATH"}
+
+
+@pytest.mark.skipif(not java.available(), reason="no Java")
+def test_java_counts_and_writes_as_everywhere_under_any_locale(monkeypatch):
+    """LC_CTYPE alone is enough, which ssh passes on: Turkish and German write 0,5; Turkish lower-cases I otherwise."""
+    scored = ["the mill is a pub .", "café food"], [["it is a pub , the mill ."], ["food at the café"]]
+    before = java.meteor(*scored)
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=tr -Duser.country=TR -Dfile.encoding=US-ASCII")
+    assert java.meteor(*scored) == before
+    assert java.ptb_tokenize(["The MILL IS in Istanbul", "Café"]) == ["the mill is in istanbul", "café"]
+
+
+@pytest.fixture
+def without_home(monkeypatch):
+    """A container's user without an entry in /etc/passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("DUAL_LORA_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+
+def test_without_a_home_folder_the_cache_has_to_be_named(without_home, tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="no home folder for the cache .*set DUAL_LORA_CACHE"):
+        cache_folder()
+    (tmp_path / "weights").write_bytes(b"x")
+    assert len(remembered_sha256(tmp_path / "weights")) == 64
+    model = dataclasses.replace(config(tmp_path).model, path="~/model")
+    with pytest.raises(ModelError, match=r"model\.path=~/model does not exist"):
+        models.check_available(model)
+    monkeypatch.setenv("DUAL_LORA_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == Path(tmp_path / "cache")
