@@ -143,8 +143,9 @@ def check_settings(method: MethodConfig, model_config: ModelConfig, head: Head) 
                 f"model={model_config.name}, e.g. {names[0]}; or give a list, [{names[0].rpartition('.')[2]}]"
             )
     else:
-        names = targets if isinstance(targets, str) else sorted(set(targets) - {"lm_head"})
-        models.adapted_layer_shapes(model_config, names)
+        models.adapted_layer_shapes(
+            model_config, targets if isinstance(targets, str) else sorted(set(targets) - {"lm_head"})
+        )
 
 
 def _check_targets(model: nn.Module, config: PeftConfig, model_config: ModelConfig) -> None:

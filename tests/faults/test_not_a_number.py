@@ -69,7 +69,7 @@ def test_a_classifier_whose_validation_is_nan_is_diverged_too(tmp_path, monkeypa
 
 
 def test_an_untrained_model_whose_loss_is_nan_is_no_measurement(tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "losses", lambda *_, **__: {"loss": NAN, "full_sequence_loss": 1.0})
+    monkeypatch.setattr(validation, "losses", lambda *_, **__: ({"loss": NAN, "full_sequence_loss": 1.0}, []))
     made = run(tmp_path / "results", "method=none")
     assert made["status"] == "diverged"
     assert made["message"].startswith("the validation loss of checkpoint 'base' is nan")
