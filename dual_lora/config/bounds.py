@@ -5,17 +5,19 @@ Whole numbers and fractions are taken as such: `true`, "3" or 2.5 is no count. N
 
 from __future__ import annotations
 
+import math
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 MAX_SEED = 2**32 - 1  # numpy's
-_MOST = 2**31 - 1  # more is no count of anything here, and overflows somewhere below
+MOST = 2**31 - 1  # more is no count of anything here, and overflows somewhere below
 Whole = Annotated[int, Field(strict=True)]
-Count = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
-Positive = Annotated[int, Field(ge=1, le=_MOST, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
+Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
 Real = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
@@ -48,3 +50,16 @@ def legal_range(annotation: Any) -> str | None:
                 words += ["or null"] if type(None) in parts else []
                 return ", ".join(filter(None, (kind, " and ".join(limits), *words)))
     return None
+
+
+def not_finite(values: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers that are NaN or infinite with the names of their settings, also in what PEFT will check."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            # A method's PEFT settings are given at the level of its own.
+            yield from not_finite(value, name if key == "settings" else f"{name}.{key}".lstrip("."))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from not_finite(value, name)
+    elif isinstance(values, float) and not math.isfinite(values):
+        yield name, values

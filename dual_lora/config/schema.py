@@ -8,9 +8,8 @@ ones and the nearest.
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -29,6 +28,7 @@ from dual_lora.config.bounds import (
     Share,
     Whole,
     legal_range,
+    not_finite,
 )
 from dual_lora.config.choices import options
 from dual_lora.config.errors import ConfigError, legal_values
@@ -70,7 +70,8 @@ class ModelConfig:
     path: str | None = None  # a local folder that replaces the source
     # auto: what the protocol says of the family (`protocol.base`), else bfloat16 on GPUs and CPUs that compute in it
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    dropout: BelowOne | None = None  # in embeddings, attention and residuals; None: the protocol's, else the checkpoint's
+    # In embeddings, attention and residuals; None: the protocol's, else the checkpoint's.
+    dropout: BelowOne | None = None
     split_fused_attention: bool = False  # GPT-2: c_attn becomes q_proj, k_proj, v_proj after loading
     classifier_dropout: BelowOne | None = None
 
@@ -150,7 +151,8 @@ class ProtocolConfig:
     validation_examples: Positive | None = None  # split off the training set; None: the data's own validation split
     validation_fraction: Fraction | None = None  # GLUE: the share of the training set that is held out
     validation_seed: Seed = 42
-    validation_every_steps: Positive | Literal["recipe"] | None = None  # recipe: as the recipe says; None: once per epoch
+    # recipe: as the recipe says; None: once per epoch
+    validation_every_steps: Positive | Literal["recipe"] | None = None
     # The one the headline shows. best_loss: lowest validation loss. best_dev, best_heldout: the epoch with the best
     # score on the development set (as published) or on a held-out part of the training set (honest).
     checkpoint: Checkpoint = "last"
@@ -180,7 +182,8 @@ class RecipeConfig:
     label_smoothing: BelowOne = 0.0
     length_grouped: bool = True  # batches of like lengths: less padding
     max_length_tokens: Positive = 512
-    validation_every_steps: Positive | None = None  # the published script's; protocol.validation_every_steps=recipe takes it
+    # The published script's; protocol.validation_every_steps=recipe takes it.
+    validation_every_steps: Positive | None = None
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     learning_rates: dict[str, AboveZero] = dataclasses.field(default_factory=dict)  # where `learning_rate` is from
     trials: Positive = 1  # how many learning rates were tried to find this one
@@ -243,7 +246,7 @@ class RunConfig:
         # `table` is what an experiment file tells the report; a run does not read it.
         values = {key: value for key, value in values.items() if key not in ("hydra", "table")}
         values["method"] = _with_settings_apart(values.get("method", {}))
-        for name, number in _not_finite(values):
+        for name, number in not_finite(values):
             raise ConfigError(f"{name}={number}: it must be a finite number")
         try:
             config = TypeAdapter(RunConfig).validate_python(dict(values))
@@ -255,19 +258,6 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries and lists, as JSON writes them."""
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
-
-
-def _not_finite(values: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers that are NaN or infinite with the names of their settings, also in what PEFT will check."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            # A method's PEFT settings are given at the level of its own.
-            yield from _not_finite(value, name if key == "settings" else f"{name}.{key}".lstrip("."))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _not_finite(value, name)
-    elif isinstance(values, float) and not math.isfinite(values):
-        yield name, values
 
 
 def _with_settings_apart(method: Any) -> Any:

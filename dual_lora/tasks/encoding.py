@@ -14,12 +14,12 @@ predict is left out everywhere: it would be a batch without a loss, 0 / 0, if it
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dual_lora.config import DataError, ProtocolConfig
+from dual_lora.config.bounds import MOST
 from dual_lora.tasks.base import Prompt
 
 _AT_ONCE = 1000  # texts
@@ -135,7 +135,7 @@ def encode_all(
 
 def _needed(prompts: Sequence[Prompt], tokenizer: Any, protocol: ProtocolConfig) -> list[int]:
     """Return the lowest cut-off of each example at which it is not left out."""
-    unlimited = replace(protocol, max_length_tokens=sys.maxsize)
+    unlimited = replace(protocol, max_length_tokens=MOST)
     whole = [row["labels"] for row, _ in _encoded(prompts, tokenizer, unlimited, 1) if row]
     if protocol.name == "paper":  # the first token that is predicted
         return [max(labels.count(IGNORED) + 1, 2) for labels in whole]

@@ -19,13 +19,15 @@ from dual_lora.launch import check, prepare
 from tests.small_cells import CLASSIFYING, WRITING, config
 
 NAN, INF = math.nan, math.inf
-FRACTIONS = {"recipe.label_smoothing", "recipe.adam_beta1", "recipe.adam_beta2", "model.classifier_dropout"}
+FRACTIONS = {"recipe.label_smoothing", "recipe.adam_beta1", "recipe.adam_beta2", "model.dropout"}
+FRACTIONS |= {"model.classifier_dropout"}
 # What each number in the settings may be, written down a second time: lowest and highest legal value, what is just
 # outside. Everything else in this file follows from the schema.
 COUNTS = {
     1: "recipe.global_batch recipe.max_length_tokens recipe.trials protocol.decoding.beams "
     "protocol.decoding.max_new_tokens protocol.max_length_tokens protocol.validation_examples "
-    "protocol.validation_every_steps profile.train_examples profile.max_steps launch.num_gpus launch.nodes "
+    "protocol.validation_every_steps recipe.validation_every_steps profile.train_examples profile.max_steps "
+    "launch.num_gpus launch.nodes "
     "launch.parallel launch.per_device_batch launch.eval_batch launch.save_every_steps launch.keep_checkpoints "
     "launch.gpus_per_node launch.time_limit_minutes launch.cpus_per_task launch.memory_gb "
     "model.dimensions.hidden_size model.dimensions.intermediate_size model.dimensions.num_layers "
@@ -94,7 +96,8 @@ def test_what_is_no_number_of_the_kind_is_refused_by_name(name, values):
 @pytest.mark.parametrize(("lowest", "name"), [(low, name) for low, names in COUNTS.items() for name in names.split()])
 def test_a_count_out_of_range_is_refused_with_the_range(lowest, name, values):
     highest = 2**32 - 1 if "seed" in name.rpartition(".")[2].split("_") else 2**31 - 1
-    null = ", or null" if type(None) in typing.get_args(numbers()[name]) else ""
+    null = ", or recipe" if name == "protocol.validation_every_steps" else ""
+    null += ", or null" if type(None) in typing.get_args(numbers()[name]) else ""
     told = f"it must be a whole number, at least {lowest} and at most {highest}{null}"
     for value in (lowest - 1, -5, highest + 1, 10**30, 2.5):
         assert refused(values, name, value) == f"{name}={value!r}: {told}"
