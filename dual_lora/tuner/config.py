@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+from peft.utils.other import get_pattern_key
 
 from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, MAGNITUDE_ACTIVATIONS, STE_VARIANTS, UpdateSpec
 from dual_lora.tuner.card import say_how_to_load
@@ -56,6 +58,18 @@ class DualLoraConfig(PeftConfig):
         default=None,
         metadata=_help("Names, a regular expression or 'all-linear'. Default: by the model's family."),
     )
+    rank_pattern: dict[str, int | list[int]] = field(
+        default_factory=dict,
+        metadata=_help(
+            "Ranks of single layers, by name or regular expression: {'q_proj': 4} for r₁ = r₂ = 4, or [r₁, r₂]."
+        ),
+    )
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict, metadata=_help("α of single layers, by name or regular expression.")
+    )
+    target_parameters: list[str] | None = field(
+        default=None, metadata=_help("Not supported, see the error: Dual LoRA adapts layers, not bare parameters.")
+    )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata=_help("Names or a regular expression of modules to leave out.")
     )
@@ -96,15 +110,30 @@ class DualLoraConfig(PeftConfig):
         self._check_choices()
 
     def _check_numbers(self) -> None:
-        for name in ("r_magnitude", "r_direction"):
-            rank = getattr(self, name)
+        ranks = {"r_magnitude": self.r_magnitude, "r_direction": self.r_direction}
+        for pattern, given in self.rank_pattern.items():
+            if isinstance(given, list) and len(given) != 2:
+                raise ValueError(f"rank_pattern[{pattern!r}] = {given} must be one rank or [r_magnitude, r_direction].")
+            for index, rank in enumerate(given if isinstance(given, list) else [given]):
+                ranks[f"rank_pattern[{pattern!r}], number {index + 1},"] = rank
+        for name, rank in ranks.items():
             if not isinstance(rank, int) or isinstance(rank, bool) or rank <= 0:
                 raise ValueError(
                     f"{name} = {rank!r} is not a rank: give a whole number of at least 1 "
                     "(r_magnitude = r_direction = r/2 has the parameters of LoRA at rank r)."
                 )
-        if isinstance(self.alpha, (str, bool)) or not self.alpha > 0:
-            raise ValueError(f"alpha = {self.alpha!r} must be a number above 0 (with rank 16 the usual value is 32).")
+        alphas = {
+            "alpha": self.alpha,
+            **{f"alpha_pattern[{key!r}]": value for key, value in self.alpha_pattern.items()},
+        }
+        for name, alpha in alphas.items():
+            if isinstance(alpha, (str, bool)) or not alpha > 0:
+                raise ValueError(f"{name} = {alpha!r} must be a number above 0 (with rank 16 the usual value is 32).")
+        if self.target_parameters:
+            raise ValueError(
+                f"target_parameters = {self.target_parameters!r}: Dual LoRA adapts linear layers, not bare parameters "
+                "such as the experts of a mixture; name layers in target_modules (attention, shared experts)."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout!r} must be in [0, 1); 0 turns it off.")
         self.relative_init_std()
@@ -146,6 +175,18 @@ class DualLoraConfig(PeftConfig):
         fields = super().to_dict()
         fields.pop("kernel")
         return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+
+    def of_layer(self, name: str) -> DualLoraConfig:
+        """Return the settings of the layer `name`: these, with what `rank_pattern` and `alpha_pattern` say of it."""
+        rank = self.rank_pattern.get(get_pattern_key(self.rank_pattern, name))
+        alpha = self.alpha_pattern.get(get_pattern_key(self.alpha_pattern, name), self.alpha)
+        if rank is None and alpha == self.alpha:
+            return self
+        magnitude, direction = rank if isinstance(rank, list) else (rank, rank)
+        its = copy.copy(self)
+        its.r_magnitude, its.r_direction = magnitude or self.r_magnitude, direction or self.r_direction
+        its.alpha = alpha
+        return its
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and into README.md how such an adapter is loaded."""

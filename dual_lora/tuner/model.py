@@ -48,6 +48,7 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
         current_key: str,
         **unused: Any,
     ) -> None:
+        peft_config = peft_config.of_layer(current_key)
         if isinstance(target, DualLoraLinear):
             target.update_layer(adapter_name, peft_config, inference_mode=peft_config.inference_mode)
             return
@@ -90,6 +91,17 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
         # Forwarded to the model as in every tuner, which has `generate` or not. No factor changes while it runs.
         found = super().__getattr__(name)
         return packed_once()(found) if name == "generate" else found
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: an update is not linear in its factors, so a weighted sum of updates has none of its own.
+
+        Raises:
+            NotImplementedError: always; the message says what adds updates up.
+        """
+        raise NotImplementedError(
+            "A weighted sum of Dual LoRA updates has no factors: ReLU(B A) ⊙ Sign(D C) is not linear in them. To add "
+            "updates up make several adapters active, model.base_model.set_adapter([...])."
+        )
 
     def dual_lora_layers(self) -> list[DualLoraLinear]:
         """Return the adapted layers, in the order of the model."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from peft import get_peft_model
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -16,7 +18,17 @@ from transformers import (
 )
 
 from dual_lora import DualLoraConfig, DualLoraLinear
-from tests.unit.tuner.tiny_adapted_model import BERT_SIZES, LLAMA_SIZES, gpt2, llama, make_base, make_config, roberta
+from tests.unit.tuner.tiny_adapted_model import (
+    BERT_SIZES,
+    LLAMA_SIZES,
+    gpt2,
+    llama,
+    logits,
+    make_base,
+    make_config,
+    roberta,
+    train_a_little,
+)
 
 TARGETS = {
     "gpt2": ({"c_attn"}, gpt2),
@@ -72,3 +84,45 @@ def test_a_module_that_is_no_linear_layer_is_refused_by_name():
 def test_which_layers_are_adapted(settings, layers):
     model = get_peft_model(make_base("llama"), make_config("llama", **settings))
     assert len([module for module in model.modules() if isinstance(module, DualLoraLinear)]) == layers
+
+
+def test_ranks_and_alpha_of_single_layers(tmp_path):
+    patterns = {"rank_pattern": {"q_proj": 4, r"layers\.1\..*up_proj": [1, 5]}, "alpha_pattern": {"q_proj": 2.0}}
+    settings = {"r_magnitude": 3, "r_direction": 2, "alpha": 8, "init_std": 0.2}
+    model = get_peft_model(make_base("llama"), make_config("llama", **settings, **patterns)).eval()
+    found = {}
+    for name, layer in model.base_model.model.named_modules():
+        if isinstance(layer, DualLoraLinear):
+            a, _, c, _ = layer.factors("default")
+            found[name] = (a.shape[0], c.shape[0], layer.scaling["default"])
+    for name, (magnitude, direction, scaling) in found.items():
+        ranks, alpha = ((4, 4), 2.0) if "q_proj" in name else ((3, 2), 8.0)
+        ranks = (1, 5) if "1.mlp.up_proj" in name else ranks
+        assert (magnitude, direction) == ranks, name
+        assert scaling == pytest.approx(alpha / (ranks[0] * ranks[1]) ** 0.5), name
+    assert len({value[:2] for value in found.values()}) == 3
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base("llama"), tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_what_an_update_without_linearity_cannot_do_is_refused_in_a_sentence(tmp_path):
+    model = get_peft_model(make_base("llama"), make_config("llama"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(NotImplementedError, match=r"not linear.*set_adapter"):
+        model.add_weighted_adapter(["default"], [0.5], "half")
+    with pytest.raises(ValueError, match="DUAL_LORA"):
+        hotswap_adapter(model, str(tmp_path), adapter_name="default", torch_device="cpu")
+
+
+def test_trained_tokens_travel_with_the_adapter(tmp_path):
+    """TRL sets this field where a chat template adds tokens."""
+    model = get_peft_model(make_base("llama"), make_config("llama", trainable_token_indices={"embed_tokens": [3, 5]}))
+    train_a_little(model.train())
+    expected = logits(model.eval())
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(make_base("llama"), tmp_path)), expected)
+    changed = model.get_input_embeddings()(torch.arange(8)) != make_base("llama").get_input_embeddings()(
+        torch.arange(8)
+    )
+    assert changed.any(1).nonzero().flatten().tolist() == [3, 5]
