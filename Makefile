@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Container images set it. With it every process would compile all it imports anew, torch too: 20 s instead of 7.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint types unit browser test-interpreter test-slow test-slurm test-gpu tables clean
+.PHONY: install demo test lint types unit browser test-interpreter test-slow test-slurm test-gpu test-oldest tables clean
 
 install: $(DEV)
 
@@ -57,6 +57,17 @@ test-slow: $(DEV)
 
 test-slurm: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -m slurm tests/slurm
+
+# The adapter with the oldest libraries of its range: their own folder, everything else from .venv.
+OLDEST := $(VENV)/oldest
+$(OLDEST)/.made: $(DEV) constraints-oldest.txt
+	$(BIN)/python -m venv --without-pip $(OLDEST)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(OLDEST)/lib/python*/site-packages)/zz_suite.pth
+	$(BIN)/python -m pip --python $(OLDEST)/bin/python install --quiet --disable-pip-version-check --no-compile --no-deps -r constraints-oldest.txt
+	touch $(OLDEST)/.made
+
+test-oldest: $(OLDEST)/.made
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit/tuner
 
 # In an environment that already has torch with CUDA and triton.
 test-gpu:

@@ -12,7 +12,7 @@ from peft.utils.other import get_pattern_key
 
 from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, MAGNITUDE_ACTIVATIONS, STE_VARIANTS, UpdateSpec
 from dual_lora.tuner.card import say_how_to_load
-from dual_lora.tuner.registration import peft_type
+from dual_lora.tuner.registration import peft_type, saves_biases
 
 BIASES = ("none", "all", "dual_lora_only")
 RELATIVE = "relative:"
@@ -153,6 +153,8 @@ class DualLoraConfig(PeftConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(map(repr, legal))}"
                 )
+        if self.bias != "none" and not saves_biases():
+            raise ValueError(f"bias={self.bias!r} needs PEFT 0.21: earlier ones would train biases and not save them.")
         UpdateSpec(self.ste, self.magnitude_activation, self.direction_activation)  # raises on what it does not know
 
     def relative_init_std(self) -> float | None:

@@ -6,6 +6,7 @@
 2. `BaseTuner._replace_module` assigns `new_module.weight = child.weight` whenever a module is put back in place of its
    wrapper. For a wrapped classification head (`modules_to_save`), which has no `weight`, `merge_and_unload` then fails
    with an AttributeError (huggingface/peft issue 3114, still present in 0.21.2).
+3. PEFT before 0.21 saves trained biases for the methods that it names only: `bias` is refused there.
 
 `tests/unit/tuner/test_registration.py` asserts that both reasons still hold and fails when a PEFT release changes them.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
 
 from dual_lora.tuner.factor import PREFIX
@@ -47,6 +48,11 @@ def register(config_class: type, model_class: type) -> None:
     if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type()) is config_class:
         return
     register_peft_method(name=PEFT_TYPE_NAME.lower(), config_cls=config_class, model_cls=model_class, prefix=PREFIX)
+
+
+def saves_biases() -> bool:
+    """Return whether PEFT saves the biases that any method trains."""
+    return hasattr(BaseTuner, "_get_learnable_bias_state_dict")
 
 
 class ReplaceModuleWithoutWeight:

@@ -24,7 +24,7 @@ def test_gradient_checkpointing_leaves_the_gradients_as_they_are(use_reentrant):
         return [p.grad for p in model.parameters() if p.requires_grad]
 
     for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
-        torch.testing.assert_close(checkpointed, plain, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-8)
 
 
 def test_autocast_computes_in_its_dtype_with_float32_factors():

@@ -106,12 +106,12 @@ def make_layer(
         direction_activation=direction,
         subtract_start=oracle.start is not None,
         dropout=dropout,
-        bias="all",
         target_modules=["layer"],
         kernel=kernel,
     )
     model = get_peft_model(nn.ModuleDict({"layer": base}), config)
     layer = model.base_model.model["layer"]
+    layer.bias.requires_grad_(True)
     with torch.no_grad():
         for parameter, value in zip(layer.factors("default"), oracle.factors, strict=True):
             parameter.copy_(torch.from_numpy(value))

@@ -10,6 +10,7 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 
 from dual_lora import DualLoraConfig, DualLoraLinear
+from dual_lora.tuner import registration
 from dual_lora.tuner.factor import FACTORS
 from tests.unit.tuner.tiny_adapted_model import MODELS, logits, make_base, make_config, train_a_little
 
@@ -152,6 +153,10 @@ def test_modules_to_save_are_trained_and_travel_with_the_adapter(tmp_path):
 @pytest.mark.parametrize(("bias", "expected"), [("none", 0), ("dual_lora_only", 2 * 2), ("all", 2 * 6 + 1)])
 def test_bias_settings(bias, expected, tmp_path):
     """Each of the two layers has six biases, two of them in adapted modules; the final norm has one."""
+    if bias != "none" and not registration.saves_biases():
+        with pytest.raises(ValueError, match=f"bias='{bias}' needs PEFT 0.21"):
+            make_config("gpt2", bias=bias)
+        return
     model = get_peft_model(make_base("gpt2"), make_config("gpt2", bias=bias, target_modules=["c_attn", "c_fc"])).train()
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "bias" in name]
     assert len(trained) == expected
