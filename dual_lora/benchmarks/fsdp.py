@@ -71,7 +71,7 @@ def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any],
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    losses, marks = [], [_mark(cuda)]
+    losses, marks = [], [timing.mark(cuda)]
     for _ in range(size["warmup"] + size["steps"]):
         parts = []
         for turn in turns:
@@ -88,8 +88,8 @@ def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any],
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(torch.stack(parts).cpu() if not cuda else torch.stack(parts))
-        marks.append(_mark(cuda))
-    found = timing.quantiles(_between(marks, cuda)[size["warmup"] :])
+        marks.append(timing.mark(cuda))
+    found = timing.quantiles(timing.between(marks, cuda)[size["warmup"] :])
     if cuda:
         found["peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
     own = torch.stack(losses).tolist()
@@ -101,22 +101,6 @@ def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any],
 def _tokens(process: int, size: dict[str, Any], vocabulary: int, device: str) -> torch.Tensor:
     draw = torch.Generator().manual_seed(100 + process)
     return torch.randint(3, vocabulary, (size["batch"], size["length"]), generator=draw).to(device)
-
-
-def _mark(cuda: bool) -> Any:
-    if not cuda:
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _between(marks: list[Any], cuda: bool) -> list[float]:
-    """Return milliseconds from each mark to the next."""
-    if cuda:
-        torch.cuda.synchronize()
-        return [begin.elapsed_time(end) for begin, end in zip(marks, marks[1:], strict=False)]
-    return [1e3 * (end - begin) for begin, end in zip(marks, marks[1:], strict=False)]
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import gc
 import json
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,7 @@ class Steps(TrainerCallback):
         self._profile: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._ends.append(event)
-        else:
-            self._ends.append(time.perf_counter())
+        self._ends.append(timing.mark(self._cuda))
         if self._after is None or not self._cuda:
             return
         if state.global_step == self._after:
@@ -69,11 +63,7 @@ class Steps(TrainerCallback):
 
     def times(self) -> dict[str, float]:
         """Return median, least and most of the counted steps, ms."""
-        ends = self._ends[UNCOUNTED : self._after]
-        if self._cuda:
-            torch.cuda.synchronize()
-        pairs = zip(ends, ends[1:], strict=False)
-        found = [a.elapsed_time(b) if self._cuda else 1e3 * (b - a) for a, b in pairs]
+        found = timing.between(self._ends[UNCOUNTED : self._after], self._cuda)
         return {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found)}
 
     def busy_ms(self) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ NARROW: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_layers": 30, "num_heads": 4, "num_key_value_heads": 4,
     "vocab_size": 512, "batch": 2, "length": 16, "steps": 40, "rounds": 3,
 }  # fmt: skip
-UNCOUNTED = 3  # a training's first steps
 
 
 def make_config(method: str, size: dict[str, Any], device: str, folder: Path, *launcher: str) -> RunConfig:
@@ -81,20 +79,3 @@ def train(
         head=Head("causal_lm"),
         callbacks=list(callbacks),
     )
-
-
-class Clock(TrainerCallback):
-    """Notes when each step ends, the device's work included."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda, self._ends = device == "cuda", list[float]()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
-        self._ends.append(time.perf_counter())
-
-    def milliseconds(self) -> list[float]:
-        """Return the times of the counted steps."""
-        pairs = zip(self._ends[UNCOUNTED - 1 :], self._ends[UNCOUNTED:], strict=False)
-        return [1e3 * (end - begin) for begin, end in pairs]

@@ -75,6 +75,24 @@ def time_steps(
     return {**quantiles(times), "peak_GiB": peak}
 
 
+def mark(cuda: bool) -> Any:
+    """Return this moment: on a GPU an event, so that nothing waits for it."""
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(marks: Sequence[Any], cuda: bool) -> list[float]:
+    """Return the milliseconds from each mark to the next."""
+    pairs = zip(marks, marks[1:], strict=False)
+    if not cuda:
+        return [1e3 * (end - begin) for begin, end in pairs]
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in pairs]
+
+
 def start_method() -> str:
     """Return how a benchmark starts its processes; where no GPU is timed, as forks of one that has the imports."""
     if torch.cuda.is_available():

@@ -60,7 +60,7 @@ class Blocks(TrainerCallback):
             self._next(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._marks.append(self._mark())
+        self._marks.append(timing.mark(self._cuda))
         self._left -= 1
         if self._left == 0:
             self._parent.send(self._report())
@@ -73,20 +73,9 @@ class Blocks(TrainerCallback):
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
 
-    def _mark(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def _report(self) -> dict[str, Any]:
-        pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        if not self._cuda:
-            return {"ms": [1e3 * (end - begin) for begin, end in pairs], "peak_bytes": None}
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated()
-        return {"ms": [begin.elapsed_time(end) for begin, end in pairs], "peak_bytes": peak}
+        times = timing.between(self._marks, self._cuda)
+        return {"ms": times, "peak_bytes": torch.cuda.max_memory_allocated() if self._cuda else None}
 
 
 def work(parent: Connection, method: str, launcher: str, size: dict[str, Any], device: str, folder: str) -> None:

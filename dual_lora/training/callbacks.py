@@ -313,7 +313,3 @@ class Selection(TrainerCallback):
     def files(self) -> dict[str, Path]:
         path = self.folder / "best_loss.safetensors"
         return {"best_loss": path} if self._best and path.exists() else {}
-
-    @property
-    def best_step(self) -> int | None:
-        return self._best.get("step")
