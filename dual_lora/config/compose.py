@@ -147,6 +147,11 @@ def _plain(composed: Any) -> dict[str, Any]:
 
     values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
+    if "name" not in values["recipe"]:
+        raise ConfigError(
+            f"task={values['task']['name']} has no default recipe: it is in no table configs/recipe/default.*.yaml, "
+            "and its own file has no section `recipe` (docs/own_task.md)"
+        )
     return {str(key): value for key, value in values.items()}
 
 
@@ -249,9 +254,6 @@ def _explain(error: BaseException) -> str:
             family, _, wrong = wrong.rpartition("/")
             legal = [path.stem for path in sorted((CONFIGS / "protocol" / family).glob("*.yaml"))]
             return f"protocol={wrong} does not exist for task={family}{legal_values(wrong, legal)}"
-        if group == "recipe":
-            task = wrong.removeprefix("default/")
-            return f"task={task} is in no table configs/recipe/default.*.yaml; add a default recipe for it"
         legal = options(group)
         return f"unknown {group} {wrong!r}{legal_values(wrong, legal)}"
     text = str(error)

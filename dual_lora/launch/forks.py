@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dual_lora import shipped
 from dual_lora.config import RunConfig
+from dual_lora.tasks import module_name
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _EVERY = [
@@ -37,7 +38,7 @@ def serve(configs: Sequence[RunConfig]) -> None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     tasks = {config.task.module for config in configs}
     pipelines = {_PIPELINES.get(module, "dual_lora.evaluation.causal_lm") for module in tasks}
-    preloaded = [*_EVERY, *sorted(pipelines), *(f"dual_lora.tasks.{name}" for name in sorted(tasks))]
+    preloaded = [*_EVERY, *sorted(pipelines), *(module_name(name) for name in sorted(tasks))]
     _CONTEXT.set_forkserver_preload(preloaded)
     multiprocessing.forkserver.ensure_running()
 

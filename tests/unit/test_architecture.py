@@ -36,7 +36,7 @@ BELOW: dict[str, set[str]] = {
     },
     "report": {"config", "records", "shipped"},
     "page": {"config", "records", "report", "shipped"},
-    "launch": {"config", "distributed", "evaluation", "methods", "records", "report", "runs", "shipped"},
+    "launch": {"config", "distributed", "evaluation", "methods", "records", "report", "runs", "shipped", "tasks"},
     "benchmarks": {
         *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "report", "shipped"),
         *("tasks", "training", "tuner"),

@@ -72,7 +72,7 @@ class Commonsense(Task):
 
     def examples(self, split: Split) -> list[Example]:
         """Return all items of a split, in the files' order. Raises `DataError`."""
-        return self._split(split).examples
+        return list(self._split(split).examples)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return source, sha256 of every file read (hub: the pinned revision) and counts per split."""
