@@ -202,6 +202,7 @@ class ProfileConfig:
     train_examples: Positive | None = None
     max_steps: Positive | None = None  # bounds the recipe's epochs
     validation_examples: Count | None = None
+    validation_of_trials: Positive | None = None  # as many as trials drew to choose by: left out, not judges too
     test_items: Count | None = None  # per subset; 0: only validation is scored, to choose settings by
     base_row: bool = False  # first do the same run with method=none
     samples: Count = 0  # generations shown before and after
@@ -314,7 +315,5 @@ def _check(config: RunConfig) -> None:
     if config.data.source == "local" and not config.data.dir:
         raise ConfigError("data.source=local needs data.dir=FOLDER (layout: docs/data.md)")
     if config.profile.test_items == config.profile.validation_examples == 0:
-        raise ConfigError(
-            f"profile={config.profile.name} with profile.test_items=0 and profile.validation_examples=0: nothing would "
-            "be measured; give one of them 1 or more, or null for all"
-        )
+        zeros = "profile.test_items=0 and profile.validation_examples=0"
+        raise ConfigError(f"{zeros}: nothing would be measured; give one of them 1 or more, or null for all")

@@ -57,9 +57,22 @@ def notes(
     found += [f"{'; '.join(names)}: without a public source: {text}" for text, names in chosen_here.items()]
     records = list({record.run_id: record for row in rows for record in row.records}.values())
     found += [f"{record.name('task')}: {note}" for record in records for note in record.scores.notes]
+    found += _judged_by_their_choice(experiment, records)
     found += _cost(experiment, records, alone)
     found += _loose(experiment, source, *printed)
     return list(dict.fromkeys(found))
+
+
+def _judged_by_their_choice(experiment: Experiment, records: Sequence[Record]) -> list[str]:
+    """Say which columns compare methods on validation examples that may have chosen the methods' settings."""
+    shown = [column.label for column in experiment.block.columns if column.split == "validation" or column.curve]
+    apart = all(record.identity["profile"].get("validation_of_trials") for record in records if not record.untrained)
+    if experiment.block.reference is None or apart or not shown:
+        return []
+    return [
+        f"{', '.join(shown)}: of validation examples that trials may have chosen the settings by; "
+        "profile.validation_of_trials keeps them apart"
+    ]
 
 
 def _cost(experiment: Experiment, records: Sequence[Record], alone: Collection[str]) -> list[str]:

@@ -22,6 +22,7 @@ _NOT_IDENTITY = {
 # that it would have had before.
 _YOUNGER: dict[str, Any] = {
     "model.dropout": None,
+    "profile.validation_of_trials": None,
     "protocol.base": None,
     "protocol.decoding.early_stopping": False,
 }

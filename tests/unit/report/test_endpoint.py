@@ -228,3 +228,14 @@ def together(one, other) -> bool:
     ours, theirs = (run.execution.get("cards") for run in (one, other))
     same = set(ours) & set(theirs) if ours and theirs else one.execution["device"] == other.execution["device"]
     return bool(same) and begun < end and others < ended
+
+
+def test_a_column_judged_by_what_chose_the_settings_is_named(build):
+    text = EXPERIMENT.replace("{label: PIQA, subset: piqa}", "{label: loss, curve: validation_loss}")
+    values = [record("lora"), record("dual_lora"), record("none")]
+    said = "loss: of validation examples that trials may have chosen the settings by"
+    assert said in " ".join(build(*values, text=text).blocks[0].notes)
+    for value in values[:2]:
+        value["identity"]["profile"]["validation_of_trials"] = 1024
+    values[2]["identity"]["profile"]["validation_of_trials"] = 1024
+    assert said not in " ".join(build(*values, text=text).blocks[0].notes)
