@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Container images set it. With it every process would compile all it imports anew, torch too: 20 s instead of 7.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint types unit browser test-interpreter test-slow test-slurm test-gpu test-oldest tables clean
+.PHONY: install demo test lint types unit browser test-interpreter test-slow test-deepspeed test-slurm test-gpu test-oldest tables clean
 
 install: $(DEV)
 
@@ -54,6 +54,17 @@ test-interpreter: $(DEV)
 
 test-slow: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -m "slow and not gpu and not slurm"
+
+# The suite with the oldest DeepSpeed that pyproject.toml allows; the other tests run with the newest.
+DEEPSPEED := $(shell sed -n 's/.*"deepspeed>=\([0-9.]*\).*/\1/p' pyproject.toml)
+OLD_DEEPSPEED := $(CURDIR)/$(VENV)/deepspeed-$(DEEPSPEED)
+$(OLD_DEEPSPEED): $(DEV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target $@ deepspeed==$(DEEPSPEED)
+
+test-deepspeed: export PYTHONPATH := $(OLD_DEEPSPEED)
+test-deepspeed: $(OLD_DEEPSPEED)
+	$(BIN)/python -c "import deepspeed; assert deepspeed.__version__ == '$(DEEPSPEED)', deepspeed.__version__"
+	$(TEST_ENV) $(PYTEST) -q -m "not gpu" -k "deepspeed or ZeRO or zero3 or partition or sharded_run" tests/unit/distributed/test_deepspeed.py tests/invariants
 
 test-slurm: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -m slurm tests/slurm

@@ -168,9 +168,11 @@ def test_four_processes_train_as_one_to_the_last_bit(name, dtype, checkpoint, tm
 @pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in ZERO), ("ZeRO-3", "bfloat16")])
 def test_four_processes_of_deepspeed_train_as_one_within_the_bound(name, dtype, checkpoint, tmp_path):
     """Its sums are in an order of its own."""
-    words, curves = ("profile.test_items=0", "profile.max_steps=12", f"model.dtype={dtype}"), []
+    words, records = ("profile.test_items=0", "profile.max_steps=12", f"model.dtype={dtype}"), []
     for folder, more in (("alone", ("launch.per_device_batch=2",)), ("group", (*ZERO[name], *FOUR))):
-        curves.append([loss for _, loss in run(tmp_path / folder, checkpoint, *more, *words)["curves"]["train_loss"]])
+        records.append(run(tmp_path / folder, checkpoint, *more, *words))
+    assert records[0]["identity"] == records[1]["identity"]
+    curves = [[loss for _, loss in record["curves"]["train_loss"]] for record in records]
     assert curves[1] == pytest.approx(curves[0], rel=BOUND if dtype == "float32" else BOUND_BFLOAT16)
 
 
@@ -252,16 +254,21 @@ def test_bfloat16_base_partitioned_over_two_processes(checkpoint, tmp_path):
         pytest.param("cpu", "float32", marks=pytest.mark.slow),
     ],
 )
-def test_one_process_of_deepspeed_computes_as_without_it(device, dtype, method, checkpoint, tmp_path):
-    """It clips, and drops gradients. On a GPU its engine decides about autocast: LoRA ran in float32 unasked."""
+@pytest.mark.parametrize("launcher", ["deepspeed", "fsdp"])
+def test_one_process_of_a_launcher_computes_as_without_it(launcher, device, dtype, method, checkpoint, tmp_path):
+    """DeepSpeed clips, and drops gradients. On a GPU its engine decides about autocast: LoRA ran in float32 unasked."""
     words = (f"model.path={checkpoint}", f"model.dtype={dtype}", f"method={method}", f"launch.device={device}")
     words += ("recipe.max_grad_norm=0.05", "recipe.learning_rate=1e-2")  # clipped at every step, and it shows
-    curves = []
-    for launcher in ("launch=local", "launch=deepspeed"):
-        results = tmp_path / launcher.partition("=")[2]
-        assert launch([config(results, launcher, *words)]) == 0
-        curves.append([value for _, value in only_record(results)["curves"]["train_loss"]])
-    assert curves[0] == pytest.approx(curves[1], rel=BOUND if dtype == "float32" else 1e-4)
+    records = []
+    for name in ("local", launcher):
+        assert launch([config(tmp_path / name, f"launch={name}", *words)]) == 0
+        records.append(only_record(tmp_path / name))
+    assert records[0]["identity"] == records[1]["identity"]
+    curves = [[value for _, value in record["curves"]["train_loss"]] for record in records]
+    if launcher == "fsdp":
+        assert curves[1] == curves[0]
+    else:
+        assert curves[1] == pytest.approx(curves[0], rel=BOUND if dtype == "float32" else 1e-4)
 
 
 @pytest.mark.slow
