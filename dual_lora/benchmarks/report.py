@@ -79,8 +79,8 @@ def target_rows(data: dict[str, Any]) -> Iterable[Target]:
     """(quantity, measured, target) for every target, for each baseline that it may be read against."""
     for part, name, targets in (
         ("short", "LLaMA-7B step, 16 × 112 tokens", (1.00, 0.55, 1.08, 0.95)),
-        ("steps", "LLaMA-7B step", (1.00, 0.55, 1.08, 0.95)),
-        ("checkpointing", "LLaMA-7B step, checkpointing", (1.00, 0.52, 1.15, 1.00)),
+        ("steps", "LLaMA-7B step, 16 × 256 tokens", (1.00, 0.55, 1.08, 0.95)),
+        ("checkpointing", "LLaMA-7B step, 16 × 256 tokens, checkpointing", (1.00, 0.52, 1.15, 1.00)),
     ):
         if part == "short" and part not in data:
             continue  # the committed files are older and do not have it
@@ -94,7 +94,7 @@ def target_rows(data: dict[str, Any]) -> Iterable[Target]:
     yield "… or weight-gradient GEMM and reduction / that GEMM", value(up, "gemm_and_reduce_over_gemm"), 1.12
     yield from _both(data, "small", "SmolLM2-135M step / LoRA", "lora", 0.9)
     yield from _both(data, "small_cuda_graph", "… as one CUDA graph / LoRA", "lora", 0.9)
-    yield from _both(data, "dropout", "LLaMA-7B step, dropout 0.05 / LoRA", "lora", 1.35)
+    yield from _both(data, "dropout", "LLaMA-7B step, 16 × 256 tokens, dropout 0.05 / LoRA", "lora", 1.35)
     for batch in (1, 16):
         for kind, name in (("generate", "`generate`"), ("cuda_graph", "CUDA graph")):
             base = value(data, "generation", f"base_batch_{batch}", kind, "median_ms")
