@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +11,14 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.page import grids, overview, plots
 from dual_lora.page.values import Pool, number, plain, thinned, without_blanks
-from dual_lora.records.schema import Measurement, Record
+from dual_lora.records.schema import Cost, Measurement, Record
 from dual_lora.report import neighbours, provenance
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import MARKS, TableView
 from dual_lora.report.workspace import Workspace
 
 CURVE_DIGITS = 4
+COSTS = tuple(field.name for field in dataclasses.fields(Cost))
 
 
 def gather(
@@ -39,6 +41,7 @@ def gather(
         "tables": [grids.table(view, experiments, alone) for view in views.values()],
         "swept": [figure for view in views.values() for figure in plots.swept(view, experiments)],
         "speed": plots.speed(space.root / "results" / "benchmarks"),
+        "costs": COSTS,
         "runs": dict(sorted(runs.items())),
         "pool": pool.held,
     }
@@ -109,6 +112,7 @@ def _curve(points: Sequence[Sequence[Any]], pool: Pool) -> list[Any]:
     return [pool.place([step for step, _ in shown]), [number(value, CURVE_DIGITS) for _, value in shown]]
 
 
-def _cost(record: Record) -> dict[str, Any]:
+def _cost(record: Record) -> list[float | int | None]:
+    """Return what the run took, in the order of `COSTS`; of memory the largest peak of any rank."""
     cost = vars(record.cost) | {"peak_memory_bytes": max(record.cost.peak_memory_bytes, default=None)}
-    return {name: number(value) for name, value in cost.items() if value is not None}
+    return [number(cost[name]) for name in COSTS]

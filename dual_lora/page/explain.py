@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dual_lora.config import legal_values
 from dual_lora.page import grids
 from dual_lora.records.schema import Record
-from dual_lora.report import escape, provenance
+from dual_lora.report import endpoint, escape, provenance
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
 
 
 def explain(view: TableView, experiments: Mapping[str, Experiment], row: str, column: str) -> list[str]:
-    """Return what is known of the cells of a row and column, in every block that has them; measured ones first.
+    """Return what is known of the cells of a row and column, in every block that has them: ours, published, empty.
 
     `row` is a method as the table or configs/ call it, or "MODEL, METHOD". Raises `ValueError` with the legal names.
     """
@@ -35,7 +35,7 @@ def explain(view: TableView, experiments: Mapping[str, Experiment], row: str, co
     ]
     if not found:
         raise ValueError(f"no block of table {view.name} has both the row {row!r} and the column {column!r}")
-    found.sort(key=lambda one: one[1].cells[one[2]].value is None)
+    found.sort(key=lambda one: (one[1].cells[one[2]].empty, one[1].source is not None))
     lines_of = [text for one in found for text in (*_cell(view, experiments, *one), "")]
     return [f"{text[: len(text) - len(text.lstrip())]}{escape.terminal(text)}" for text in lines_of[:-1]]
 
@@ -57,7 +57,8 @@ def _cell(
     row = values["rows"][block.lines.index(line)]
     yield f"    {_number(cell) or cell.word or 'not run'}"
     if cell.difference is not None:
-        yield f"    difference from {block.reference}: {row['cells'][place]['text']}, {cell.difference.n} pairs"
+        difference = endpoint.with_interval(cell.difference, cell.decimals + 1)
+        yield f"    difference from {block.reference}: {difference}, {cell.difference.n} pairs"
     if cell.comparison is not None:
         yield f"    verdict: {cell.comparison.verdict}"
     yield from (f"    {mark}: {MARKS[mark]}" for mark in (*line.marks, *cell.marks))
@@ -100,7 +101,7 @@ def _origin(records: Sequence[Record]) -> Iterator[str]:
     """Say once what all records share, and otherwise each value with its number of runs."""
     of: dict[str, Callable[[Record], str]] = {
         name: lambda record, name=name: provenance.maker(record).get(name, "")  # type: ignore[misc]
-        for name in ("commit", "card", "versions", "scored again")
+        for name in ("commit", "card", "versions", "scored again by")
     }
     of |= {"recipe": lambda record: record.name("recipe"), "rates tried": lambda record: str(record.trials)}
     for name, tell in of.items():

@@ -10,7 +10,6 @@ from dual_lora.page.values import number, plain, without_blanks
 from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Column, Experiment
-from dual_lora.report.endpoint import with_interval
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
 from dual_lora.report.stats import Estimate
 
@@ -128,7 +127,6 @@ class _Block:
             "marks": cell.marks,
             "word": plain(cell.word),
             "diff": estimate(cell.difference),
-            "text": with_interval(cell.difference, cell.decimals + 1) if cell.difference else "",
             "strata": [[[seed, number(value)] for seed, value in sorted(part.items())] for part in cell.strata],
             "tests": _tests(cell.comparison),
         }

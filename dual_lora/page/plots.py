@@ -1,4 +1,4 @@
-"""The figures' numbers that no table of the page holds: a swept setting, and speed by tokens from a benchmark."""
+"""The figures' numbers that no table of the page holds: a swept setting, and speed from a benchmark."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dual_lora.report import labels
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import Line, TableView
 
+_AXES = {"tokens": "tokens", "rank": "rank", "layer size": "out"}  # axis of the benchmark -> what varies on it
 _TIMED = {"dual_lora": "Dual LoRA", "lora": "LoRA", "floor": "the three products a weight's gradient needs"}
 
 
@@ -80,19 +81,23 @@ def _recipe_value(record: Record, setting: str) -> float | None:
 
 
 def speed(benchmarks: Path) -> dict[str, Any] | None:
-    """Return milliseconds of a layer by tokens, from the kernels' benchmark; None where that was not measured."""
+    """Return milliseconds of a layer by tokens, rank and size, from the kernels' benchmark; None if not measured."""
     path = benchmarks / "kernels.json"
     if not path.is_file():
         return None
     found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows: Sequence[Mapping[str, Any]] = found.get("growth", {}).get("rows", [])
     points = [
-        {"method": label, "tokens": row["tokens"], "ms": number(row[name]["median_ms"], 4)}
+        {
+            "axis": row["axis"],
+            "x": row[_AXES[row["axis"]]],
+            "layer": [row["out"], row["in"], row["rank"], row["tokens"]],
+            "method": label,
+            "ms": number(row[name]["median_ms"], 4),
+        }
         for row in rows
-        if row["axis"] == "tokens"
+        if row["axis"] in _AXES
         for name, label in _TIMED.items()
         if name in row
     ]
-    environment = found.get("environment", {})
-    shape = next(({"out": row["out"], "in": row["in"], "rank": row["rank"]} for row in rows), {})
-    return {"points": points, **plain(environment), **shape} if points else None
+    return {"points": points, **plain(found.get("environment", {}))} if points else None

@@ -79,7 +79,7 @@ def maker(record: Record) -> dict[str, str]:
     }
     again = told.get("rescored")
     if again:
-        found["scored again"] = f"{again.get('when') or ''}, {_commit(again)}, {_versions(again)}"
+        found["scored again by"] = f"{_commit(again)}, {_versions(again)}"
     return {name: text for name, text in found.items() if text}
 
 

@@ -39,7 +39,7 @@ def tables(one: Record, other: Record) -> list[FittedTable]:
     scores = _scores(one, other)
     return [
         FittedTable(["setting", *heads], settings, f"settings that differ ({alike} do not)"),
-        FittedTable(["subset", "split", "checkpoint", "scoring", "metric", *heads, "difference"], scores, "scores", 5),
+        FittedTable(["where", "metric", *heads, "difference"], scores, "scores", 2),
         FittedTable(["", *heads], took, "cost and origin"),
     ]
 
@@ -59,7 +59,14 @@ def _scores(one: Record, other: Record) -> list[list[str]]:
         values = [side.get(where) for side in sides]
         known = [value for value in values if value is not None]
         difference = f"{(known[1] - known[0]) * scale:+.{decimals}f}" if len(known) == 2 else ""
-        rows.append([*where, *("" if v is None else f"{v * scale:.{decimals}f}" for v in values), difference])
+        rows.append(
+            [
+                ", ".join(where[:-1]),
+                where[-1],
+                *("" if v is None else f"{v * scale:.{decimals}f}" for v in values),
+                difference,
+            ]
+        )
     return rows
 
 

@@ -112,13 +112,22 @@ function frontier(points, moreIsCheaper, better) {
 
 function speedSection() {
   if (!data.speed) return null;
-  const { points, card, torch, out, rank } = data.speed;
-  const methods = [...new Set(points.map((point) => point.method))];
-  return h("section", {}, h("h2", {}, "Speed by tokens"), h("p", { class: "hint" }, `One layer of ${grouped(out)} × ${grouped(data.speed.in)}, rank ${rank}, forward and backward, as a CUDA graph; ${card}, PyTorch ${torch} (results/benchmarks/kernels.json).`),
-    plotted("Milliseconds of a layer by tokens", {
-      x: { type: "log", base: 2, label: "tokens", ticks: [...new Set(points.map((point) => point.tokens))], tickFormat: (x) => grouped(x) }, y: { type: "log", label: "ms", grid: true, tickFormat: (y) => ([1, 2, 5].includes(Number(y.toExponential()[0])) ? general(y) : "") },
-      marks: [...methods.map((method) => Plot.lineY(points.filter((point) => point.method === method), { x: "tokens", y: "ms", stroke: "method", strokeDasharray: look(method).dash, strokeWidth: 1.6 })),
-        Plot.dot(points, { x: "tokens", y: "ms", stroke: "method", fill: "method", symbol: "method", r: 4 }),
-        Plot.tip(points, Plot.pointer({ x: "tokens", y: "ms", title: (point) => `${point.method}\n${grouped(point.tokens)} tokens: ${general(point.ms)} ms` }))],
+  const axes = [...new Set(data.speed.points.map((point) => point.axis))];
+  const held = h("div", {});
+  function fill(axis) {
+    const points = d3.sort(data.speed.points.filter((point) => point.axis === axis), (point) => point.x);
+    const methods = [...new Set(points.map((point) => point.method))];
+    const [out, into, rank, tokens] = points[0].layer;
+    const fixedAt = { tokens: `${grouped(out)} × ${grouped(into)}, rank ${rank}`, rank: `${grouped(out)} × ${grouped(into)}, ${grouped(tokens)} tokens`, "layer size": `square, rank ${rank}, ${grouped(tokens)} tokens` }[axis];
+    held.replaceChildren(plotted(`Milliseconds of a layer by ${axis} (${fixedAt})`, {
+      x: { type: "log", base: 2, label: axis, ticks: [...new Set(points.map((point) => point.x))], tickFormat: (x) => grouped(x) },
+      y: { type: "log", label: "ms", grid: true, tickFormat: (y) => ([1, 2, 5].includes(Number(y.toExponential()[0])) ? general(y) : "") },
+      marks: [...methods.map((method) => Plot.lineY(points.filter((point) => point.method === method), { x: "x", y: "ms", stroke: "method", strokeDasharray: look(method).dash, strokeWidth: 1.6 })),
+        Plot.dot(points, { x: "x", y: "ms", stroke: "method", fill: "method", symbol: "method", r: 4 }),
+        Plot.tip(points, Plot.pointer({ x: "x", y: "ms", title: (point) => `${point.method}\n${axis} ${grouped(point.x)}: ${general(point.ms)} ms` }))],
     }, methods));
+  }
+  fill(axes[0]);
+  return h("section", {}, h("h2", {}, "Speed"), h("p", { class: "hint" }, `Forward and backward of one layer, as a CUDA graph; ${data.speed.card}, PyTorch ${data.speed.torch} (results/benchmarks/kernels.json).`),
+    h("div", { class: "filters" }, chooser("by", axes.map((axis) => [axis, axis]), axes[0], fill)), held);
 }
