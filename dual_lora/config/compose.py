@@ -21,7 +21,7 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.config.choices import CONFIGS, options, sweep_values
-from dual_lora.config.words import for_hydra
+from dual_lora.config.words import for_hydra, with_peft_fields
 
 GROUPS = {
     "model": "the checkpoint",
@@ -107,7 +107,7 @@ def compose(arguments: list[str]) -> list[RunConfig]:
 
     from dual_lora.config import recipe_source
 
-    arguments = for_hydra(arguments)
+    arguments = with_peft_fields(for_hydra(arguments))
     recipe_source.register()
     ConfigStore.instance().store(name="settings", node=_every_setting())
     for word in arguments:

@@ -6,7 +6,13 @@ name a second time, within the quotes of the shell.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
+
+from dual_lora.config.choices import method_values
+from dual_lora.config.schema import MethodConfig
 
 PATHS = ("data.dir", "model.path", "results", "init_from")  # settings whose whole value is a name on this machine
 _QUOTES = ("'", '"')
@@ -45,3 +51,32 @@ def _text(value: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(value, Quote.single).with_quotes()
+
+
+def with_peft_fields(words: Sequence[str]) -> list[str]:
+    """Let `method.FIELD=VALUE` add a field of the method's PEFT config that its YAML does not state.
+
+    PEFT is imported only for a field that no YAML has; one that no class has is left for Hydra to refuse.
+    """
+    named = [word.partition("=")[2] for word in words if word.startswith("method=")]
+    methods = named[-1].split(",") if named else ["dual_lora"]
+    return [f"++{word}" if _is_peft_field(word, methods) else word for word in words]
+
+
+def _is_peft_field(word: str, methods: Sequence[str]) -> bool:
+    group, _, name = word.partition("=")[0].partition(".")
+    if group != "method" or not name.isidentifier() or name in (field.name for field in fields(MethodConfig)):
+        return False
+    try:
+        without = [values for values in map(method_values, methods) if name not in values]
+    except FileNotFoundError:  # a method of the user's own
+        return False
+    return bool(without) and all(name in _peft_fields(values.get("config_class")) for values in without)
+
+
+@cache
+def _peft_fields(path: str | None) -> frozenset[str]:
+    module, _, name = (path or "").rpartition(".")
+    if not module:
+        return frozenset()
+    return frozenset(field.name for field in fields(getattr(importlib.import_module(module), name)))

@@ -139,18 +139,38 @@ def _best(config: RunConfig) -> WarmStart:
 
 
 def command(config: RunConfig) -> str:
-    """Return the command that makes the MNLI run whose weights this config would start from."""
+    """Return the command that makes the MNLI run whose weights this config would start from.
+
+    It has this config's settings wherever those of its own choices are others.
+    """
+    from dual_lora.config.compose import compose_one
+
     words = [f"model={config.model.name}", f"task={_SOURCE_TASK}", f"method={config.method.name}"]
-    optional = {
-        "protocol": (config.protocol.name, "paper"),
-        "profile": (config.profile.name, "full"),
-        "seed": (config.seed, 0),
-        "data.source": (config.data.source, "hub"),
-        "data.dir": (config.data.dir, None),
-        "results": (config.results, "results"),
-    }
-    words += [f"{key}={value}" for key, (value, default) in optional.items() if value != default]
+    choices = (("protocol", config.protocol.name, "paper"), ("profile", config.profile.name, "full"))
+    words += [f"{group}={name}" for group, name, default in choices if name != default]
+    source = [f"data.source={config.data.source}", f"data.dir={config.data.dir or 'null'}"]
+    base, wanted = compose_one([*words, *source]).to_dict(), config.to_dict()
+    if config.data.source != "hub":
+        words += source[: 1 + bool(config.data.dir)]
+    for part in ("model", "method", "protocol", "profile", "launch", "seed", "results"):
+        own, its = _settings(part, wanted[part]), _settings(part, base[part])
+        words += [f"{name}={_word(value)}" for name, value in own.items() if value != its.get(name)]
     return shipped.command_line(*words)
+
+
+def _settings(part: str, held: Any) -> dict[str, Any]:
+    """Return a section's settings under their names on a command line, without those that others decide."""
+    if not isinstance(held, dict):
+        return {part: held}
+    flat = {name: value for name, value in held.items() if name not in ("settings", "per_device_batch", "contract")}
+    return {f"{part}.{name}": value for name, value in {**flat, **held.get("settings", {})}.items()}
+
+
+def _word(value: Any) -> str:
+    """Return a value as it is given on a command line."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False).replace('"', "").replace(", ", ",")
 
 
 def _records(config: RunConfig) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import shlex
 import shutil
 
 import pytest
@@ -80,7 +81,7 @@ def test_auto_takes_the_best_finished_mnli_run(tmp_path):
 def test_auto_without_a_run_names_the_command_that_makes_it(tmp_path):
     config = composed(tmp_path, "stsb", "lora", "init_from=auto", "protocol=strict", "seed=3")
     expected = (
-        f"model=tiny_roberta task=glue/mnli method=lora protocol=strict seed=3 data.source=sample results={tmp_path}"
+        f"model=tiny_roberta task=glue/mnli method=lora protocol=strict data.source=sample seed=3 results={tmp_path}"
     )
     with pytest.raises(ConfigError, match=f"python run.py {expected}") as error:
         warm_start.resolve(config)
@@ -245,3 +246,33 @@ def test_the_start_is_hashed_by_content_and_not_by_place(tmp_path):
     shutil.copy(start.path, moved)
     again = warm_start.resolve(composed(tmp_path, "rte", "dual_lora", f"init_from={moved}"))
     assert again == dataclasses.replace(start, path=moved, run_id=None, checkpoint=None)
+
+
+def test_the_proposed_command_makes_a_run_that_fits(tmp_path):
+    """Settings given by hand, a folder with a blank and a local checkpoint are in it: no difference is left."""
+    words = ["model=tiny_roberta", "task=glue/rte", "method=lora", "protocol=strict", "data.source=sample", "seed=3"]
+    words += ["method.r=3", "method.use_rslora=true", "method.target_modules=[query,value]", "launch.device=cpu"]
+    words += ["profile=quick", "profile.max_steps=2", "init_from=auto", f"results={tmp_path}/my results"]
+    words += ["protocol.validation_seed=7", "model.dtype=float32"]
+    [config] = compose(words)
+    with pytest.raises(ConfigError, match="Make one with") as refused:
+        warm_start.resolve(config)
+    _, _, *proposed = shlex.split(str(refused.value).splitlines()[1])
+    made = compose(proposed)[0]
+    assert made.task.name == "glue/mnli"
+    for part in ("model", "method", "protocol", "profile", "data", "seed", "results"):
+        assert getattr(made, part) == getattr(config, part), part
+    assert made.launch.device == "cpu"
+    run_id, _ = finish_mnli(made, 0.5)
+    assert warm_start.resolve(config).run_id == run_id
+
+
+def test_a_field_that_no_yaml_states_can_be_set_and_a_misspelt_one_is_refused():
+    [config] = compose(["model=tiny_llama", "task=e2e", "method=lora", "data.source=sample", "method.use_rslora=true"])
+    assert config.method.settings["use_rslora"] is True
+    configs = compose(["-m", "model=tiny_llama", "task=e2e", "method=lora,dora", "method.use_rslora=true,false"])
+    assert [c.method.settings["use_rslora"] for c in configs] == [True, False] * 2
+    with pytest.raises(ConfigError, match="unknown setting 'method.use_rslorra'"):
+        compose(["model=tiny_llama", "task=e2e", "method=lora", "method.use_rslorra=true"])
+    with pytest.raises(ConfigError, match="unknown setting 'method.use_rslora'"):
+        compose(["model=tiny_llama", "task=e2e", "method=full", "method.use_rslora=true"])
