@@ -10,7 +10,6 @@ process, with its own arguments.
 
 from __future__ import annotations
 
-import importlib
 import os
 import runpy
 import sys
@@ -30,7 +29,8 @@ def main(words: list[str]) -> int:
     scripts = list(entry_points(group="console_scripts", name=program))
     if not scripts and not program.endswith(".py") and not _is_module(program):
         raise ConfigError(f"exec {program}: neither a console script, nor a module, nor a file that ends in .py")
-    importlib.import_module("dual_lora.tuner")
+    import dual_lora.tuner  # noqa: F401  # registers the method
+
     sys.argv = list(words)
     if scripts:
         result = scripts[0].load()()

@@ -43,7 +43,7 @@ BELOW: dict[str, set[str]] = {
     },
     "commands": {
         *("config", "diagnostics", "evaluation", "launch", "methods", "metrics", "models", "page", "records", "report"),
-        *("runs", "shipped", "tasks"),
+        *("runs", "shipped", "tasks", "tuner"),
     },
 }
 
