@@ -95,7 +95,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
         "eval_seconds": seconds,
         "items_from_before": work.known,
         "items_per_second": (scored - work.known) / seconds if scored > work.known else None,
-        "notes": [*task.notes, *work.notes],
+        "notes": [*task.notes, *loaded.notes, *work.notes],
         "measurements": measurements,
     }
     out = options.out or folder / f"{name}.json"

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    LlamaTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -49,6 +50,9 @@ _BLOCK_WEIGHT = re.compile(r"\.(h|layers?)\.\d+\.")
 _OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
 
 
+_START_TOKENS = ("<s>", "<|begin_of_text|>")  # of LLaMA 1 and 2, and of LLaMA 3
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A base model in evaluation mode, its tokenizer, and what identifies its weights."""
@@ -56,6 +60,8 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     fingerprint: dict[str, Any]
+    start_token: str | None = None  # with which the tokenizer begins every text
+    notes: tuple[str, ...] = ()  # what was done to the checkpoint, for the record
 
 
 def load(
@@ -86,7 +92,7 @@ def load(
         net = _random_model(model, head, tokenizer, settings, getattr(torch, dtype))
     else:
         folder = weights_folder(model)
-        tokenizer = _tokenizer(folder)
+        tokenizer = _tokenizer(folder, model.family)
         net = _from_folder(model, head, folder, settings, getattr(torch, dtype), torch.device(device), sharded)
     if head.kind == "classification":
         draw_head(net, HEADS[model.family], seed)
@@ -97,7 +103,9 @@ def load(
         sharding.shard(net, torch.device(device).type)
     if not is_deepspeed_zero3_enabled():
         net.to(device)
-    return Loaded(net.eval(), tokenizer, fingerprint(model))
+    notes = require_start_token(tokenizer, model)
+    start = tokenizer.bos_token if _starts(tokenizer) else None
+    return Loaded(net.eval(), tokenizer, fingerprint(model), start, notes)
 
 
 def _base_settings(model: ModelConfig) -> dict[str, Any]:
@@ -246,9 +254,12 @@ def _check_complete(model: ModelConfig, new: tuple[str, ...], folder: Path, info
         )
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, family: str) -> PreTrainedTokenizerBase:
+    alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    # Nothing names the class of a lone tokenizer.model; transformers' guess leaves out the blank before a text.
+    kind = LlamaTokenizer if alone and family == "llama" else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         merge_by_score(tokenizer, folder)
         return tokenizer
     except Exception as error:  # transformers raises OSError, ValueError and others
@@ -256,6 +267,35 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: the tokenizer cannot be loaded ({error}); the folder needs tokenizer.json, or the family's own "
             "vocabulary files, and tokenizer_config.json"
         ) from error
+
+
+def require_start_token(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> tuple[str, ...]:
+    """Let every text begin with the token that LLaMA was trained to begin with; return a note if that had to be added.
+
+    transformers 5 adds it only where a tokenizer's files say so; version 4 did without being told, so conversions of
+    2023, lone vocabularies and early copies of LLaMA 3 do not say it. Others of the architecture (SmolLM2) have no such
+    token. Raises `ModelError` if it cannot be added.
+    """
+    known = [token for token in _START_TOKENS if token in tokenizer.get_vocab()]
+    if model.family != "llama" or not known or tokenizer.bos_token not in (None, *known):
+        return ()
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = known[0]
+    if _starts(tokenizer):
+        return ()
+    tokenizer.add_bos_token = True  # writes the post-processor of a tokenizer.json anew
+    if not _starts(tokenizer):
+        raise ModelError(
+            f"model={model.name}: texts do not begin with {tokenizer.bos_token!r} (once), as LLaMA was trained: "
+            f"{tokenizer('a').tokens()}; take tokenizer.json and tokenizer_config.json of a current copy, with "
+            '"add_bos_token": true'
+        )
+    return (f"start token {tokenizer.bos_token} added: the checkpoint's tokenizer leaves it out",)
+
+
+def _starts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    start = tokenizer.bos_token_id
+    return start is not None and [number == start for number in tokenizer("a a")["input_ids"][:2]] == [True, False]
 
 
 def _set_padding(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: Head) -> None:

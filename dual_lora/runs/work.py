@@ -83,6 +83,8 @@ class Work:
             device=processes.device_name(resolved.device),
             sharded=config.launch.shards_weights,
         )
+        self._notes += loaded.notes
+        self._origin["start_token"] = loaded.start_token
         with sharding.whole_while_adapted():
             model = methods.apply(
                 loaded.model,

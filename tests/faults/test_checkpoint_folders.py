@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,14 +12,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from dual_lora.config import DecodingConfig, ModelConfig, ModelError
 from dual_lora.config.compose import compose
 from dual_lora.evaluation.generation import generate
+from dual_lora.launch import prepare
 from dual_lora.models import check_available, fingerprint, hub, load
+from dual_lora.models.loading import _tokenizer, require_start_token
 from dual_lora.models.sources import weights_folder
-from dual_lora.tasks.base import Head
+from dual_lora.runs import lifecycle
+from dual_lora.tasks.base import Head, Prompt
+from dual_lora.tasks.encoding import encode, prompt_ids
+from tests.small_cells import config
 
 GENERATE = Head("causal_lm")
 PROMPTS = ["name : The Mill | food : Thai ||", "name : A ||", "area : riverside | near : The Old Bank ||"]
@@ -36,6 +42,11 @@ def folder(tiny: ModelConfig, tmp_path: Path) -> Path:
     loaded.model.save_pretrained(tmp_path / "base")
     loaded.tokenizer.save_pretrained(tmp_path / "base")
     return tmp_path / "base"
+
+
+def run(results: Path, *words: str) -> dict:
+    [prepared] = prepare([config(results, *words)])
+    return lifecycle.run(prepared)
 
 
 def at(model: ModelConfig, folder: Path) -> ModelConfig:
@@ -172,3 +183,84 @@ def test_no_generation_setting_of_a_checkpoint_changes_a_reply(name, plain, tmp_
     for decoding, wanted in zip(decodings, replies, strict=True):
         assert generate(loaded.model, loaded.tokenizer, PROMPTS, decoding, batch_size=3) == wanted
     assert loaded.model.generation_config is own, "it is put back, so that an exported checkpoint keeps it"
+
+
+def text_of_tokenizer(folder: Path, change) -> None:
+    """Change tokenizer.json as a dictionary, in place."""
+    values = json.loads((folder / "tokenizer.json").read_text())
+    change(values)
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+
+
+def without_start(values: dict) -> None:
+    values["post_processor"] = None
+
+
+def with_two_starts(values: dict) -> None:
+    single = values["post_processor"]["single"]
+    values["post_processor"]["single"] = [single[0], *single]
+
+
+@pytest.mark.parametrize("start", ["<s>", "<|begin_of_text|>"])
+@pytest.mark.parametrize("change", [without_start, with_two_starts])
+def test_llama_texts_begin_with_the_start_token_once_and_the_record_says_that_it_was_added(change, start, folder):
+    """Copies of LLaMA 3 from its first weeks, and conversions of LLaMA 2 from 2023."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text().replace("<s>", start))
+    text_of_tokenizer(folder, change)
+    made = run(folder.parent / "results", f"model.path={folder}")
+    assert made["status"] == "finished"
+    assert made["origin"]["start_token"] == start
+    assert f"start token {start} added: the checkpoint's tokenizer leaves it out" in made["scores"]["notes"]
+    [cell] = compose(["model=tiny_llama", "task=commonsense", "data.source=sample", f"model.path={folder}"])
+    tokenizer = load(cell.model, GENERATE, dtype="float32", seed=0).tokenizer
+    [start_id] = tokenizer.convert_tokens_to_ids([start])
+    protocol = dataclasses.replace(cell.protocol, loss_on="all")
+    row, _ = encode(Prompt("a prompt", " an answer"), tokenizer, protocol, 128)
+    for ids in (row["input_ids"], prompt_ids("a prompt", tokenizer), tokenizer("a", "b")["input_ids"]):
+        assert ids[0] == start_id != ids[1]
+    assert row["input_ids"][-1] == tokenizer.eos_token_id != row["input_ids"][-2]
+
+
+def test_a_start_token_that_cannot_be_added_is_refused(folder, tiny, monkeypatch):
+    text_of_tokenizer(folder, without_start)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "add_bos_token", None)
+    with pytest.raises(ModelError, match=r"texts do not begin with '<s>' \(once\).*\"add_bos_token\": true"):
+        load(at(tiny, folder), GENERATE, dtype="float32", seed=0)
+
+
+def test_other_models_of_the_architecture_get_no_start_token(folder, tiny):
+    """SmolLM2 has LLaMA's architecture and was trained without one."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text().replace("<s>", "<|im_start|>"))
+    text_of_tokenizer(folder, without_start)
+    loaded = load(at(tiny, folder), GENERATE, dtype="float32", seed=0)
+    assert (loaded.start_token, loaded.notes) == (None, ())
+    assert loaded.tokenizer.bos_token_id not in loaded.tokenizer("a prompt")["input_ids"]
+
+
+SAID = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+
+
+@pytest.mark.skipif("DUAL_LORA_DATA" not in os.environ, reason="needs LLaMA 2's vocabulary")
+@pytest.mark.parametrize(
+    ("said", "added"),
+    [({**SAID, "add_bos_token": True}, False), (SAID, True), (None, True), ({**SAID, "add_bos_token": False}, True)],
+)
+def test_llama_2_reads_as_sentencepiece_does_after_its_start_token(said, added, folder, tiny):
+    """With the setting, without it as in 2023's conversions, and from the vocabulary alone."""
+    from sentencepiece import SentencePieceProcessor
+
+    vocabulary = Path(os.environ["DUAL_LORA_DATA"]) / "tokenizers" / "llama2" / "tokenizer.model"
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    shutil.copy(vocabulary, folder)
+    if said is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    tokenizer = _tokenizer(folder, "llama")
+    notes = require_start_token(tokenizer, tiny)
+    assert bool(notes) is added
+    pieces = SentencePieceProcessor(model_file=str(vocabulary))
+    for text in ("hello a world", "Below is an instruction:\n### Response:\nthe correct answer is true"):
+        assert tokenizer(text)["input_ids"] == [1, *pieces.encode(text)]
+        assert prompt_ids(text, tokenizer) == [1, *pieces.encode(text)]
