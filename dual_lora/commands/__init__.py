@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 COMMANDS = {
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(name: str, module: Any, words: list[str]) -> int:
     from dual_lora.config import ConfigError
     from dual_lora.config.environment import leave_out_other_tools
+    from dual_lora.records import disk
 
     in_group = words[:1] == ["--worker"] and "TORCHELASTIC_RUN_ID" in os.environ
     if foreign := leave_out_other_tools(os.environ, in_group=in_group):
@@ -78,6 +80,12 @@ def _run(name: str, module: Any, words: list[str]) -> int:
     except expected as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        full = disk.shortage(error, Path.cwd())
+        if full is None:
+            raise
+        print(f"error: {full}", file=sys.stderr)
+        return 1
 
 
 def _print_in_any_encoding() -> None:

@@ -16,7 +16,7 @@ from dual_lora import records
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.words import PATHS
 from dual_lora.distributed import processes
-from dual_lora.records import redaction
+from dual_lora.records import disk, redaction
 from dual_lora.records.lock import RunLock
 from dual_lora.runs.resolve import Resolved
 from dual_lora.runs.work import Work
@@ -50,8 +50,18 @@ def run(resolved: Resolved) -> dict[str, Any]:
     """Run (or continue, or skip) and return the record, which is written in any case.
 
     In a group every process calls this; the first one holds the lock and writes. Raises `RunIsBusy` if another process
-    works on this run, `ProcessFailed` in a group.
+    works on this run, `ProcessFailed` in a group, `ConfigError` if the disk is too full for a record.
     """
+    try:
+        return _run(resolved)
+    except OSError as error:
+        full = disk.shortage(error, resolved.folder)
+        if full is None:
+            raise
+        raise ConfigError(f"{full}. There was no room for a record") from None
+
+
+def _run(resolved: Resolved) -> dict[str, Any]:
     # Checkpoints are plain tensors and numbers; libraries that would unpickle anything (DeepSpeed) must not do so.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     known = processes.from_main(lambda: existing(resolved))
@@ -94,6 +104,8 @@ def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:
             status, message = "out_of_memory", f"{work.memory_advice()}{detail}"
         elif stopping.asked():  # another process of the group stopped first, and this one waited for it
             status, message, trace = _stopped(), f"stopped by {stopping.asked()}", None
+        elif full := disk.shortage(error, resolved.folder):
+            message = full
         else:
             _keep_trace(resolved.folder, message, trace)
     made = records.build(
