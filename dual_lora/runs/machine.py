@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import platform
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,6 +29,32 @@ def card(kind: str) -> str:
     else:
         identity = platform.node()
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+
+def forget_peak_memory(kind: str) -> bool:
+    """Begin to measure the peak memory anew; return whether this machine lets a process do so.
+
+    A process's own measure, `ru_maxrss`, is the largest that it has ever been, as an earlier run or before an exec.
+    """
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    gc.collect()
+    with suppress(OSError, AttributeError):  # what an earlier run freed goes back to the system; glibc only
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc: the peak is what it is now
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory(kind: str) -> int:
+    """Return the bytes that this process has had at most since `forget_peak_memory`: on its card, else on the host."""
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    [found] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(found) * 1024
 
 
 def _processor() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,6 +45,7 @@ class Work:
     _samples: list[dict[str, str]] = field(default_factory=list)
     _curves: dict[str, Any] = field(default_factory=dict)
     _kernels: dict[str, int] = field(default_factory=dict)
+    _peak_is_own: bool = False
     _cards: list[str] = field(default_factory=list)
     _eval_batch: int | None = None
 
@@ -68,8 +68,7 @@ class Work:
             logger.warning("this combination has no recipe of its own; it uses %s", config.recipe.name)
         if resolved.budget is not None:
             self._notes.append(f"budget: {budget_note(resolved.budget)}")
-        if resolved.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        self._peak_is_own = machine.forget_peak_memory(resolved.device)
         # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
         held = "float32" if config.method.trains in ("everything", "biases") else resolved.dtype
         deepspeed.trust_own_types(config)
@@ -120,8 +119,8 @@ class Work:
             self._notes += work.notes
             self._curves = work.curves()
             self._eval_batch = work.eval_batch
-            self._cost["peak_memory_bytes"] = [self._peak_memory()]
-        self._cost["peak_memory_bytes"] = processes.gather(self._peak_memory())
+            self._cost["peak_memory_bytes"] = self._peak_memory()
+        self._cost["peak_memory_bytes"] = [peak for peaks in processes.gather(self._peak_memory()) for peak in peaks]
         self._cards = sorted(set(processes.gather(machine.card(resolved.device))))
         self._origin["predictions_sha256"] = predictions_sha256(resolved.folder / "predictions")
 
@@ -214,11 +213,9 @@ class Work:
             write_json(self.folder / "trained.json", values)
         processes.barrier()
 
-    def _peak_memory(self) -> int:
-        """Return the peak memory of this process: on its GPU, or on the host if it has none."""
-        if self.resolved.device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def _peak_memory(self) -> list[int]:
+        """Return the peak memory of this process in this run; [] where that cannot be told from an earlier run's."""
+        return [machine.peak_memory(self.resolved.device)] if self._peak_is_own else []
 
     def memory_advice(self) -> str:
         """Return what did not fit and what to try."""

@@ -86,3 +86,24 @@ def test_without_a_home_folder_the_cache_has_to_be_named(without_home, tmp_path,
         models.check_available(model)
     monkeypatch.setenv("DUAL_LORA_CACHE", str(tmp_path / "cache"))
     assert cache_folder() == Path(tmp_path / "cache")
+
+
+def test_the_peak_memory_of_a_run_is_its_own(tmp_path, monkeypatch):
+    """On a CPU a process's own measure is the largest it has ever been, whichever run needed it."""
+    import torch
+
+    from dual_lora.launch import prepare
+    from dual_lora.runs import lifecycle, machine
+
+    def peaks(name: str) -> list[int]:
+        [prepared] = prepare([config(tmp_path / name, "method=none", "profile.test_items=1")])
+        return lifecycle.run(prepared)["cost"]["peak_memory_bytes"]
+
+    if machine.forget_peak_memory("cpu"):
+        before = machine.peak_memory("cpu")
+        torch.ones(100 * 2**20)  # 400 MiB, of an earlier run
+        assert machine.peak_memory("cpu") > before + 350 * 2**20
+        [peak] = peaks("one")
+        assert 50 * 2**20 < peak < before + 250 * 2**20
+    monkeypatch.setattr(machine, "forget_peak_memory", lambda kind: False)  # a system that does not let a process do so
+    assert peaks("two") == []
