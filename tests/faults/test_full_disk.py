@@ -85,21 +85,17 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device", str(absent))
     assert str(disk.shortage(full, Path("/"))).startswith(f"No space left on device: {tmp_path} has ")
     assert disk.shortage(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path)
-    try:
-        raise RuntimeError("the library's own") from full
-    except RuntimeError as error:
-        assert disk.shortage(error, tmp_path)
+    wrapped = RuntimeError("the library's own")
+    wrapped.__cause__ = full
+    assert disk.shortage(wrapped, tmp_path)
     words = RuntimeError("SafetensorError: Error while serializing: I/O error: No space left on device (os error 28)")
     assert disk.shortage(words, tmp_path)
-    for other in (
-        OSError(errno.EACCES, "no"),
-        RuntimeError("PytorchStreamWriter failed writing file"),
-        ValueError("x"),
-    ):
+    written = RuntimeError("PytorchStreamWriter failed writing file")  # torch says no more
+    for other in (OSError(errno.EACCES, "no"), written, ValueError("x")):
         assert disk.shortage(other, tmp_path) is None
     usage = type("Usage", (), {"free": 4096})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert "has 0 MiB free" in str(disk.shortage(RuntimeError("PytorchStreamWriter failed writing file"), tmp_path))
+    assert "has 0 MiB free" in str(disk.shortage(written, tmp_path))
     assert disk.shortage(ValueError("x"), tmp_path) is None
 
 
