@@ -35,7 +35,7 @@ from transformers import (
 
 from dual_lora.config import DecodingConfig
 from dual_lora.evaluation.static_decoding import StaticDecoding
-from dual_lora.tasks.encoding import prompt_ids
+from dual_lora.tasks.encoding import all_prompt_ids
 
 Complete = Callable[[int, str], bool]
 OnBatch = Callable[[list[int], list[str]], None]
@@ -54,12 +54,9 @@ def pad_left(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, both (rows, longest), int64, the padding on the left."""
     longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[number, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)
+    ids = torch.tensor([[*[pad] * (longest - len(row)), *row] for row in rows], dtype=torch.long, device=device)
+    mask = torch.arange(longest) >= longest - torch.tensor([[len(row)] for row in rows])
+    return ids, mask.long().to(device)
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
@@ -84,7 +81,7 @@ def generate(
     Raises `ValueError` if a prompt and its reply cannot fit the model's positions.
     """
     replies: dict[int, str] = {}
-    rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    rows = all_prompt_ids(prompts, tokenizer)
     _check_fits(model, rows, decoding.max_new_tokens)
     # Longest first: memory runs out at once or never, and the time left is overestimated rather than underestimated.
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))

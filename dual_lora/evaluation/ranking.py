@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from dual_lora.evaluation.generation import pad_id, pad_left, positions
 from dual_lora.models.output_positions import logits_at
-from dual_lora.tasks.encoding import prompt_ids
+from dual_lora.tasks.encoding import all_prompt_ids
 
 OnBatch = Callable[[list[int], list[list[float]]], None]
 _TOKENS_AT_ONCE = 1024  # 4 × vocabulary bytes each
@@ -47,10 +47,7 @@ def rank(
     Raises `ValueError` for an empty candidate, or where prompt and candidate cannot fit the model's positions.
     """
     results: dict[int, list[float]] = {}
-    questions = [
-        _question(index, prompt, texts, tokenizer)
-        for index, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True))
-    ]
+    questions = _questions(prompts, candidates, tokenizer)
     _check_fits(model, questions)
     questions.sort(key=lambda question: (-len(question.shared), question.index))
     was_training = model.training
@@ -67,13 +64,20 @@ def rank(
     return [results[index] for index in range(len(prompts))]
 
 
-def _question(index: int, prompt: str, candidates: Sequence[str], tokenizer: Any) -> _Question:
-    opening = prompt_ids(prompt, tokenizer)
-    wholes = []
-    for text in candidates:
-        if not text:
+def _questions(prompts: Sequence[str], candidates: Sequence[Sequence[str]], tokenizer: Any) -> list[_Question]:
+    for index, texts in enumerate(candidates):
+        if not all(texts):
             raise ValueError(f"item {index}: an empty candidate has no likelihood")
-        wholes.append(prompt_ids(prompt + text, tokenizer))
+    pairs = list(zip(prompts, candidates, strict=True))
+    openings = all_prompt_ids(prompts, tokenizer)
+    wholes = iter(all_prompt_ids([prompt + text for prompt, texts in pairs for text in texts], tokenizer))
+    return [
+        _question(index, prompt, openings[index], [next(wholes) for _ in texts])
+        for index, (prompt, texts) in enumerate(pairs)
+    ]
+
+
+def _question(index: int, prompt: str, opening: list[int], wholes: list[list[int]]) -> _Question:
     shared = 0
     # At least one token stays outside: the last shared token's logits predict each candidate's first own token.
     limit = min(len(opening), *(len(whole) - 1 for whole in wholes))
@@ -129,12 +133,9 @@ def _rank_batch(model: Any, tokenizer: Any, batch: Sequence[_Question]) -> list[
     rows = [rest for question in batch for rest in question.rest]
     owner = torch.tensor([place for place, question in enumerate(batch) for _ in question.rest], device=device)
     longest = max(map(len, rows))
-    targets = torch.full((len(rows), longest), padding, dtype=torch.long)
-    real = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for number, row in enumerate(rows):
-        targets[number, : len(row)] = torch.tensor(row)
-        real[number, : len(row)] = True
-    targets, real = targets.to(device), real.to(device)
+    targets = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows], device=device)
+    real = torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
+    real = real.to(device)
 
     sums = first.log_softmax(-1)[owner, targets[:, 0]]
     if longest > 1:
