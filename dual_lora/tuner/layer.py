@@ -63,6 +63,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
         self.transposed = isinstance(self.get_base_layer(), Conv1D)
         self.delta_warmup = 1.0
+        self.warmup_was_set = False
         self.loss_scale = 1.0
         self.scaling_in_memory: dict[str, Tensor] = {}
         self.keeps_weight = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,9 @@ TARGET_MODULES = {
 }
 
 
+LONG_TRAINING = 200  # calls in training mode after which a warm-up, if there is one, has been set
+
+
 class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
     """Wraps a model so that the targeted linear layers carry Dual LoRA adapters.
 
@@ -37,6 +41,35 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = DualLoraLinear
     target_module_mapping = TARGET_MODULES
+    _training_calls = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model; warn once where a training lacks what follows fp16's loss scale, or runs the warm-up."""
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._training_calls += 1
+            if self._training_calls == 1 or self._training_calls == LONG_TRAINING:
+                self._warn_of_a_missing_callback()
+        return super().forward(*args, **kwargs)
+
+    def _warn_of_a_missing_callback(self) -> None:
+        layers = self.dual_lora_layers()
+        device = layers[0].weight.device.type
+        fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        if fp16 and all(layer.loss_scale == 1 for layer in layers):
+            warnings.warn(
+                "Dual LoRA clips a gradient, and fp16 training multiplies it: give the Trainer "
+                "callbacks=[DeltaWarmupCallback()], or call dual_lora.set_loss_scale(model, scaler.get_scale()) before "
+                "each backward pass. bf16 needs neither.",
+                stacklevel=3,
+            )
+        starts_at_base = all(layer.dual_lowrank_start_magnitude_A for layer in layers)
+        if self._training_calls > 1 and not starts_at_base and not any(layer.warmup_was_set for layer in layers):
+            warnings.warn(
+                f"{self._training_calls} training calls without a warm-up: the random start of Dual LoRA has disturbed "
+                "the model from the first step on. Give the Trainer callbacks=[DeltaWarmupCallback()], or call "
+                "dual_lora.set_delta_warmup(model, factor); a factor of 1 says that no warm-up is wanted.",
+                stacklevel=3,
+            )
 
     def _create_and_replace(
         self,

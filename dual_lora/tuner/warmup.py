@@ -57,7 +57,7 @@ def _some_layers(model: nn.Module) -> list[DualLoraLinear]:
 
 def _set(layers: Sequence[DualLoraLinear], factor: float) -> None:
     for layer in layers:
-        layer.delta_warmup = factor
+        layer.delta_warmup, layer.warmup_was_set = factor, True
     shared = {
         id(held): (held, layer.scaling[name]) for layer in layers for name, held in layer.scaling_in_memory.items()
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from dual_lora import DeltaWarmupCallback, DualLoraLinear, set_delta_warmup
+from dual_lora import DeltaWarmupCallback, DualLoraLinear, set_delta_warmup, set_loss_scale
+from dual_lora.tuner import model as tuner_model
 from dual_lora.tuner import warmup
 from dual_lora.tuner.warmup import default_warmup_steps, follows_recorded, scaling_in_memory, warmup_factor
 from tests.unit.tuner.tiny_adapted_model import TOKENS, logits, make_base, make_config
@@ -96,3 +98,35 @@ def test_in_memory_all_layers_share_the_numbers_of_now(monkeypatch):
             assert held.tolist() == pytest.approx([factor * full, 1 / (factor * full) if factor else float("inf")])
             assert follows()
     assert not any(layer.scaling_in_memory for layer in layers)
+
+
+def train(model: torch.nn.Module, calls: int) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(calls):
+            model(TOKENS)
+    return [str(warning.message) for warning in caught if "Dual LoRA" in str(warning.message)]
+
+
+def test_a_long_training_without_a_warm_up_warns_once(monkeypatch):
+    monkeypatch.setattr(tuner_model, "LONG_TRAINING", 3)
+    model = get_peft_model(make_base("llama"), make_config("llama")).train()
+    assert not train(model.eval(), 3)
+    assert not train(model.train(), 2)
+    [warning] = train(model, 5)
+    assert "DeltaWarmupCallback()" in warning
+    warmed = get_peft_model(make_base("llama"), make_config("llama")).train()
+    set_delta_warmup(warmed, 1.0)
+    assert not train(warmed, 5)
+    assert not train(get_peft_model(make_base("llama"), make_config("llama", subtract_start=True)).train(), 5)
+
+
+def test_fp16_without_a_word_about_the_loss_scale_warns_once():
+    model = get_peft_model(make_base("llama"), make_config("llama")).train()
+    with torch.autocast("cpu", dtype=torch.float16):
+        [warning] = train(model, 3)
+    assert "set_loss_scale" in warning
+    told = get_peft_model(make_base("llama"), make_config("llama")).train()
+    set_loss_scale(told, 1024.0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not train(told, 3)
