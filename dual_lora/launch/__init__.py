@@ -14,7 +14,8 @@ from typing import Any
 
 from dual_lora import methods, records
 from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
-from dual_lora.launch.show import show, title
+from dual_lora.launch.show import show
+from dual_lora.launch.titles import distinguish, title
 from dual_lora.launch.worker import work
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def launch(configs: list[RunConfig]) -> int:
     # Renamed settings inside transformers warn at every start; a user of this suite cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     configs = _with_base_rows(configs)
+    distinguish(configs)
     for config in configs:
         check(config)
     first = configs[0].launch

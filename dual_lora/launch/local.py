@@ -14,7 +14,7 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ConfigError
 from dual_lora.launch import forks
-from dual_lora.launch.show import title
+from dual_lora.launch.titles import title
 from dual_lora.records.lock import RunIsBusy
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
     from dual_lora.runs import lifecycle
 
     records: list[dict[str, Any] | None] = []
+    begun, done = time.perf_counter(), 0
     for number, item in enumerate(prepared, 1):
         if len(prepared) > 1:
             logger.info("\n[%d/%d] %s", number, len(prepared), title(item.config))
@@ -43,6 +44,10 @@ def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
             if known is not None:
                 logger.error("the same command with retry=true runs it again")
         records.append(made)
+        done += known is None
+        if known is None and number < len(prepared):
+            left = (time.perf_counter() - begun) / done * (len(prepared) - number)
+            logger.info("[%d/%d] done, about %.0f s left if the others take as long", number, len(prepared), left)
         if made["status"] == "interrupted":
             logger.error("the same command continues this run")
             break
@@ -118,8 +123,8 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
                     done = total - len(waiting) - len(running)
                     left = (time.perf_counter() - begun) / done * (total - done)
                     logger.info(
-                        "[%d/%d] exit code %d, about %.0f s left: %s",
-                        done, total, process.returncode, left, title(item.config),
+                        "[%d/%d] %s, about %.0f s left: %s",
+                        done, total, _ending(item, process.returncode), left, title(item.config),
                     )  # fmt: skip
             time.sleep(0.2)
     except KeyboardInterrupt:
@@ -128,6 +133,20 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
         for _, process, _ in running:
             process.wait()
         logger.error("stopped; the same command continues")
+
+
+def _ending(item: Any, code: int | None) -> str:
+    """Return how a run ended: its status and, where it did not finish, the reason and its log."""
+    from dual_lora import records
+
+    if code == 0:
+        return "finished"
+    try:
+        known = records.read(item.record_path)
+    except ConfigError:
+        known = None
+    said = f"{known['status']}: {known.get('message')}" if known else f"exit code {code}, before its record"
+    return f"{said} (log: {item.folder / 'log.txt'})"
 
 
 def _sharing(item: Any, place: int, running: list[tuple[Any, Worker, int]]) -> int:

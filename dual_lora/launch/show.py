@@ -8,14 +8,6 @@ from dual_lora import shipped
 from dual_lora.config import RunConfig
 
 
-def title(config: RunConfig) -> str:
-    """Return one line that says which run this is."""
-    return (
-        f"model={config.model.name} task={config.task.name} method={config.method.name} "
-        f"protocol={config.protocol.name} profile={config.profile.name} seed={config.seed}"
-    )
-
-
 def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
     """Print samples, the comparison, where the records are and what to try next."""
     from dual_lora.evaluation.samples import side_by_side
@@ -32,7 +24,8 @@ def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
             console.print(_before_and_after(samples, prepared[-1].config.method.label))
         console.print(comparison(made))
         for item in prepared:
-            console.print(f"record: {item.record_path}", soft_wrap=True)
+            if item.record_path.exists():  # a run that was not begun has none
+                console.print(f"record: {item.record_path}", soft_wrap=True)
         console.print(f"next:   {_next_command(prepared[-1].config)}", soft_wrap=True)
     text = captured.get()
     print(f"\n{text}", end="")

@@ -21,7 +21,7 @@ from typing import Any
 from dual_lora import records, shipped
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.launch.local import write_config
-from dual_lora.launch.show import title
+from dual_lora.launch.titles import title
 from dual_lora.records import redaction
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from rich.text import Text
@@ -32,16 +33,54 @@ def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str
     subsets = {subset for subset, _ in columns}
     headings = [f"{metric if len(subsets) == 1 else subset}{_unit(metric)}" for subset, metric in columns]
     base = rows[0] if rows and rows[0].name("method") == "none" else None
-    show_seed = len({row.seed for row in rows}) > 1
-    lines: list[list[str | Text]] = [
-        [
-            _label(record, show_seed=show_seed),
-            *(_score(record, subset, metric, None if record is base else base) for subset, metric in columns),
-            *_cost(record),
-        ]
-        for record in rows
-    ]
+    labels = _labels(rows)
+    lines: list[list[str | Text]] = []
+    for label, group in labels.items():
+        for record in group:
+            start = None if record is base else base
+            cells = [_score(record, subset, metric, start) for subset, metric in columns]
+            seed = f" seed {record.seed}" if len(group) > 1 or len({row.seed for row in rows}) > 1 else ""
+            lines.append([_with_status(f"{label}{seed}", record), *cells, *_cost(record)])
+        finished = [record for record in group if record.status == "finished"]
+        if len(finished) > 1:
+            spread = [
+                _spread([_value(record, subset, metric) for record in finished], metric) for subset, metric in columns
+            ]
+            lines.append([Text(f"{label} mean ± sd, n={len(finished)}", style="bold"), *spread, *[""] * len(_COSTS)])
     return FittedTable(["method", *headings, *_COSTS], lines, _title(rows))
+
+
+def _labels(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the rows by method and whatever setting besides the seed tells two rows of it apart, in their order."""
+    by_method: dict[str, list[Record]] = {}
+    for row in rows:
+        label = escape.terminal(str(row.identity["method"].get("label") or row.name("method")))
+        by_method.setdefault(label, []).append(row)
+    found: dict[str, list[Record]] = {}
+    for label, group in by_method.items():
+        settings = [dict(_settings(row)) for row in group]
+        names = dict.fromkeys(name for values in settings for name in values)
+        varied = [name for name in names if len({repr(values.get(name)) for values in settings}) > 1]
+        for row, values in zip(group, settings, strict=True):
+            words = ", ".join(f"{name.rpartition('.')[2]}={values.get(name)}" for name in varied[:3])
+            found.setdefault(f"{label} {escape.terminal(words)}".strip(), []).append(row)
+    return found
+
+
+def _settings(record: Record) -> Iterator[tuple[str, Any]]:
+    for part in ("model", "task", "method", "recipe", "protocol", "profile"):
+        held = {**record.identity[part]}
+        for name, value in {**held, **held.pop("settings", {})}.items():
+            if name not in ("label", "hash", "fingerprint", "settings", "optimizer") and not isinstance(value, Mapping):
+                yield f"{part}.{name}", value
+
+
+def _spread(values: Sequence[float | None], metric: str) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return ""
+    scale, decimals = (1.0, 2) if metric in UNBOUNDED else (100.0, 1)
+    return f"{mean(known) * scale:.{decimals}f} ± {stdev(known) * scale:.{decimals}f}"
 
 
 def _unit(metric: str) -> str:
@@ -101,10 +140,8 @@ def _cost(record: Record) -> list[str]:
     ]
 
 
-def _label(record: Record, *, show_seed: bool) -> Text:
-    text = Text(escape.terminal(str(record.identity["method"].get("label") or record.name("method"))))
-    if show_seed:
-        text.append(f" seed {record.seed}")
+def _with_status(label: str, record: Record) -> Text:
+    text = Text(label)
     if record.status != "finished":
         text.append(f" {record.status}", style="bold red")
     return text

@@ -47,3 +47,23 @@ def test_chosen_columns_and_seeds():
     assert "seed 1" in shown
     assert "70.0" in shown
     assert "60.0" not in shown
+
+
+def test_rows_of_a_sweep_over_a_setting_name_it_and_seeds_have_a_mean():
+    rows = [
+        record("lora", seed, scores={"e2e": value}, metric="BLEU", task="e2e", learning_rate=rate)
+        for rate, values in ((1e-3, (0.50, 0.54)), (2e-3, (0.60, 0.66)))
+        for seed, value in enumerate(values)
+    ]
+    shown = text(rows)
+    assert "LORA learning_rate=0.001 seed 1" in shown
+    assert "LORA learning_rate=0.001 mean ± sd, n=2 │ 52.0 ± 2.8" in shown
+    assert "LORA learning_rate=0.002 mean ± sd, n=2 │ 63.0 ± 4.2" in shown
+    lines = [line for line in shown.splitlines() if "│ LORA" in line]
+    assert len(lines) == len(set(lines)) == 6
+
+
+def test_a_failed_seed_is_no_part_of_the_mean():
+    rows = [record("lora", 0), record("lora", 1), record("lora", 2, status="diverged")]
+    assert "mean ± sd, n=2" in text(rows)
+    assert "seed 2 diverged" in text(rows)
