@@ -61,8 +61,13 @@ def _labels(rows: Sequence[Record]) -> dict[str, list[Record]]:
         settings = [dict(_settings(row)) for row in group]
         names = dict.fromkeys(name for values in settings for name in values)
         varied = [name for name in names if len({repr(values.get(name)) for values in settings}) > 1]
+        choices = [name for name in varied if name.endswith(".name")]  # another task brings settings of its own
+        parts = tuple(name.removesuffix("name") for name in choices)
+        varied = choices + [name for name in varied if not name.startswith(parts or "-")]
         for row, values in zip(group, settings, strict=True):
-            words = ", ".join(f"{name.rpartition('.')[2]}={values.get(name)}" for name in varied[:3])
+            words = ", ".join(
+                f"{name.removesuffix('.name').rpartition('.')[2]}={values.get(name)}" for name in varied[:3]
+            )
             found.setdefault(f"{label} {escape.terminal(words)}".strip(), []).append(row)
     return found
 

@@ -1,4 +1,4 @@
-"""What a sweep says while it goes on: which run, how it ended and why, how long the rest takes, and no more than is so."""
+"""What a sweep says while it goes on: which run, how it ended and why, how long the rest takes, and only what is so."""
 
 from __future__ import annotations
 
