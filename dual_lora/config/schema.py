@@ -151,6 +151,10 @@ class ProtocolConfig:
     validation_examples: Positive | None = None  # split off the training set; None: the data's own validation split
     validation_fraction: Fraction | None = None  # GLUE: the share of the training set that is held out
     validation_seed: Seed = 42
+    # Which validation items a run looks at: all, those that settings are chosen by, or those that never choose any.
+    validation_part: Literal["all", "select", "report"] = "all"
+    selection_examples: Positive | None = None  # of the part "select"; the rest of the split is the part "report"
+    report_examples: Positive | None = None  # of the part "report", where both are split off the training set
     # recipe: as the recipe says; None: once per epoch
     validation_every_steps: Positive | Literal["recipe"] | None = None
     # The one the headline shows. best_loss: lowest validation loss. best_dev, best_heldout: the epoch with the best
@@ -171,6 +175,7 @@ class RecipeConfig:
     global_batch: Positive
     learning_rate: AboveZero
     epochs: Epochs
+    head_learning_rate: AboveZero | None = None  # of a classification head; None: `learning_rate`
     warmup_steps: Count = 0
     warmup_ratio: Share = 0.0  # used when warmup_steps is 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from dual_lora.config import ConfigError, MethodConfig, RecipeConfig
 from dual_lora.distributed import sharding
 from dual_lora.methods.checks import OPTIMIZER_SETTINGS
+from dual_lora.models.head import is_head_parameter
 
 
 def create_optimizer(
@@ -41,7 +42,25 @@ def create_optimizer(
         {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
         for (_, decays), parameters in _grouped(model, set()).items()
     ]
-    return torch.optim.AdamW(groups, fused=on_gpu, **_adam(recipe))
+    return torch.optim.AdamW(_with_head_apart(model, groups, recipe), fused=on_gpu, **_adam(recipe))
+
+
+def _with_head_apart(model: nn.Module, groups: list[dict[str, Any]], recipe: RecipeConfig) -> list[dict[str, Any]]:
+    """Return the groups with the head's parameters in groups of their own, which have the head's rate if it has one.
+
+    A head starts from nothing and an adapter at a pretrained model: the best rate of one says little about the other's.
+    """
+    if recipe.head_learning_rate is None:
+        return groups
+    head = {id(parameter) for name, parameter in model.named_parameters() if is_head_parameter(model, name)}
+    apart = []
+    for group in groups:
+        for is_head in (False, True):
+            parameters = [one for one in group["params"] if (id(one) in head) is is_head]
+            own = {"lr": recipe.head_learning_rate} if is_head else {}
+            if parameters:  # DeepSpeed refuses an empty group
+                apart.append({**group, "params": parameters, **own})
+    return apart
 
 
 def _adam(recipe: RecipeConfig) -> dict[str, Any]:
@@ -75,7 +94,8 @@ def _lora_plus(model: nn.Module, recipe: RecipeConfig, settings: dict[str, Any])
         **_adam(recipe),
     )
     # PEFT also makes the groups that stay empty (embeddings, undecayed vectors); DeepSpeed refuses those.
-    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    optimizer.param_groups = _with_head_apart(model, groups, recipe)
     return optimizer
 
 
@@ -96,11 +116,12 @@ def _galore(
     }
     if not projected:
         raise ConfigError(f"GaLore has no layer to project: {', '.join(targets) or 'no module'} matches none")
+    groups = [
+        {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0, **(settings if low else {})}
+        for (low, decays), parameters in _grouped(model, projected).items()
+    ]
     return GaLoreAdamW(
-        [
-            {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0, **(settings if low else {})}
-            for (low, decays), parameters in _grouped(model, projected).items()
-        ],
+        _with_head_apart(model, groups, recipe),
         no_deprecation_warning=True,
         **_adam(recipe),
     )

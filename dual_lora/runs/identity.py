@@ -25,6 +25,7 @@ _YOUNGER: dict[str, Any] = {
     "profile.validation_of_trials": None,
     "protocol.base": None,
     "protocol.decoding.early_stopping": False,
+    "recipe.head_learning_rate": None,
 }
 
 
@@ -38,6 +39,9 @@ def _section(config: RunConfig, group: str) -> dict[str, Any]:
     values = dataclasses.asdict(getattr(config, group))
     if group == "protocol":
         values["base"] = values["base"].get(config.model.family)
+        if config.protocol.validation_part == "all":
+            for name in ("validation_part", "selection_examples", "report_examples"):  # without effect
+                del values[name]
     for path, before in _YOUNGER.items():
         owner, *parts, name = path.split(".")
         if owner == group:

@@ -81,6 +81,8 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     task = tasks.load(config)
     methods.check_task(config.method, task.head)
     check_smoothing(task.head, config.recipe.label_smoothing)
+    if config.recipe.head_learning_rate is not None and task.head.kind != "classification":
+        raise ConfigError(f"recipe.head_learning_rate is for a classification head, which task={task.name} has not")
     check_headline(task, config)
     if not planned:
         methods.check_settings(config.method, config.model, task.head)

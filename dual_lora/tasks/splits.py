@@ -32,6 +32,8 @@ def select(task: Task, config: RunConfig) -> Items:
     if profile.validation_of_trials is not None:
         validation = _unseen_by_trials(task, validation, profile.validation_of_trials)
     test = task.examples("test")
+    if protocol.validation_part != "all":
+        validation = _part(validation, task, config)
     if trains and not train:
         raise DataError(f"task={task.name}: the training split is empty")
     if not test:
@@ -55,6 +57,27 @@ def select(task: Task, config: RunConfig) -> Items:
         held_out=_bounded(held_out, profile.validation_examples),
         test=_bounded_per_subset(test, profile.test_items),
     )
+
+
+def _part(validation: list[Example], task: Task, config: RunConfig) -> list[Example]:
+    """Return the validation items that settings are chosen by, or the others, which report what was chosen.
+
+    The same draw for every method and seed. Raises `ConfigError` where there are no two parts.
+    """
+    protocol, wanted = config.protocol, config.protocol.selection_examples
+    if task.head.kind == "classification":
+        raise ConfigError(
+            f"protocol.validation_part={protocol.validation_part}: task={task.name} has its parts already, the tenth "
+            "of the training set that protocol=strict holds out to choose by, the development set to report; use all"
+        )
+    if wanted is None or not 0 < wanted < len(validation):
+        raise ConfigError(
+            f"protocol.validation_part={protocol.validation_part} with protocol.selection_examples={wanted}: "
+            f"task={task.name} has {len(validation)} validation items here, and both parts need some; give a number "
+            "from 1 to one less than these, or validation_part=all"
+        )
+    chosen = {id(example) for example in _bounded(validation, wanted)}
+    return [one for one in validation if (id(one) in chosen) is (protocol.validation_part == "select")]
 
 
 def planned_train_examples(task: Task, config: RunConfig) -> int:

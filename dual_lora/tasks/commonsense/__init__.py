@@ -90,7 +90,9 @@ class Commonsense(Task):
         return sum(PUBLISHED[subset][0] for subset in self.subsets) - self._wanted_validation()
 
     def _wanted_validation(self) -> int:
-        return self.protocol.validation_examples or _PUBLISHED_VALIDATION
+        if self.protocol.validation_part == "all":
+            return self.protocol.validation_examples or _PUBLISHED_VALIDATION
+        return (self.protocol.selection_examples or 0) + (self.protocol.report_examples or 0)
 
     def _split(self, split: Split) -> LoadedSplit:
         if split not in self._splits:
