@@ -1,16 +1,25 @@
-"""Choose the learning rate (or another swept setting) of every method by validation scores, from the records of trials.
+"""Choose the learning rate of every method by validation scores, from the records of trials.
 
-    python run.py -m experiment=learning_rates_e2e              # the trials
-    python run.py tune learning_rates_e2e                       # what they say
-    python run.py tune learning_rates_e2e --then nlg_smollm2    # the study's commands, for a shell
+    python run.py tune model=smollm2 task=e2e method=lora,dora,dual_lora         # a new model: the grids of its trials
+    python run.py tune model=smollm2 task=e2e method=lora,dora,dual_lora | sh    # … run; again, until it has chosen
 
-Only scores of the split `validation` after the last step are looked at, never a test score. Records of trials need not
-be committed.
+Five rates a factor of two apart around the rate of each method's recipe, at seeds 100 and 101, on the validation items
+that never report (protocol=strict protocol.validation_part=select profile=trial; any other setting that is given wins).
+The command prints the sweeps that are missing. Once all are there it says what each method gets; where the best rate of
+any method is at an end of its grid, nothing is chosen and the grids of all methods grow alike.
+
+    python run.py tune EXPERIMENT                        # trials that a file of experiments/ states, by the same rules
+    python run.py tune EXPERIMENT --then nlg_smollm2     # the study's commands with what was chosen, for a shell
+
+Only scores of the split `validation` after the last step are looked at, never a test score: a language model's plain
+loss per answer token (not the smoothed one that it trains on), a classifier's score on the held-out tenth. Records of
+trials need not be committed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -18,25 +27,41 @@ from rich.table import Column, Table
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
+from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose_one
 from dual_lora.report import definition, records, terminal, tuning
 
 
 def options(parser: Parser) -> None:
-    parser.add_argument("trials", nargs="+", metavar="EXPERIMENT", help="an experiment that sweeps a setting")
+    parser.add_argument(
+        "trials",
+        nargs="+",
+        metavar="EXPERIMENT|KEY=VALUE",
+        help="experiments, or model= task= method=",
+    )
     parser.add_argument("--then", metavar="EXPERIMENT", help="print the commands of this study with what was chosen")
     parser.add_argument("--records", type=Path, default=shipped.home() / "results" / "records")
     parser.add_argument("--experiments", type=Path, default=shipped.folder("experiments"))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Return 0. Raises `ValueError` where nothing can be chosen."""
+    """Return 0 if every method has its setting, 1 if trials have to be run first. Raises `ValueError` for others."""
     known = definition.read_all(options.experiments)
-    trials = [definition.named(known, name) for name in options.trials]
+    words = [word for word in options.trials if "=" in word]
+    trials = [definition.named(known, name) for name in options.trials if name not in words]
+    if words and trials:
+        raise ConfigError(f"{' '.join(options.trials)}: give names of experiments, or settings of a new model's trials")
+    trials = trials or _new_trials(words)
     then = definition.named(known, options.then) if options.then else None
     held, refused = records.read_all(records.files(options.records))
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
-    choices = tuning.choose(trials, held)
+    try:
+        choices = tuning.choose(trials, held)
+    except tuning.Unfinished as found:
+        print(f"{found}; run", file=sys.stderr)
+        print("\n".join(found.commands))
+        return 1
     study = tuning.commands(choices, then) if then else []
     terminal.console(stderr=options.then is not None).print(_table(choices))
     if study:
@@ -44,11 +69,29 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _new_trials(words: list[str]) -> list[definition.Experiment]:
+    """Return the trials of a model, a task and some methods, each around the rate of its recipe."""
+    given = dict(word.split("=", 1) for word in words)
+    missing = [key for key in ("model", "task", "method") if key not in given]
+    if missing:
+        raise ConfigError(f"{' '.join(words)}: trials of a new model need {', '.join(f'{key}=' for key in missing)}")
+    names = [given.pop(key).split(",") for key in ("model", "task", "method")]
+    middles = {}
+    for model, task, method in itertools.product(*names):
+        cell = compose_one([f"model={model}", f"task={task}", f"method={method}"])
+        if cell.method.trains == "nothing":
+            raise ConfigError(f"method={method} trains nothing: it has no rate")
+        middles[model, task, method] = cell.recipe.learning_rate
+    return tuning.new_trials(middles, given)
+
+
 def _table(choices: list[tuning.Choice]) -> Table:
     names = ("model", "task", "method", "chosen", "validation", "tried")
     swept = dict.fromkeys(name for made in choices for name in made.chosen.settings)
     # Folded: a rate cut to "0.0…" would say nothing.
-    table = Table(*(Column(name, overflow="fold") for name in names), title=f"chosen: {', '.join(swept)}")
+    by = "; ".join(dict.fromkeys(made.measure for made in choices))
+    title = f"chosen: {', '.join(swept)}, by {by}; means of {tuning.FIRST_SEED} and later seeds"
+    table = Table(*(Column(name, overflow="fold") for name in names), title=title)
     for made in choices:
         tried = ", ".join(
             f"{' '.join(trial.settings.values())}: {'none' if trial.value is None else f'{trial.value:.4f}'}"
@@ -59,7 +102,7 @@ def _table(choices: list[tuning.Choice]) -> Table:
             made.model,
             made.task,
             made.method,
-            f"{chosen}{' (the smallest or largest value tried)' if made.at_an_end else ''}",
+            chosen,
             f"{made.metric} {made.chosen.value:.4f}",
             tried,
         )

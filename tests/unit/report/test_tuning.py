@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from dual_lora.records.schema import Record, parse
 from dual_lora.report.definition import Block, Column, Experiment
-from dual_lora.report.tuning import Choice, Trial, TuningError, commands
-
-RATE = "recipe.learning_rate"
+from dual_lora.report.tuning import PART, RATE, Choice, Trial, TuningError, Unfinished, choose, commands, new_trials
+from tests.unit.report import report_builder
 
 
 def study(**sweep: str) -> Experiment:
@@ -40,16 +42,123 @@ def test_a_choice_is_for_its_own_model() -> None:
         commands([chosen("glue/rte", "lora", "3e-4", model="gpt2")], two)
 
 
+# Trials of a language model: the loss has its minimum at a rate, with a tilt of its own at each seed.
+
+
+def trials(method: str = "lora,dual_lora", rates: str = "1e-3,2e-3,4e-3", **changes: str) -> Experiment:
+    sweep = {"model": "smollm2", "task": "e2e", "method": method, RATE: rates, "protocol": "strict", PART: "select"}
+    sweep |= {"profile": "trial", "seed": "100,101"} | {key.replace("__", "."): value for key, value in changes.items()}
+    block = Block(block="Trials", columns=(Column(label="loss"),))
+    values = {key: tuple(value.split(",")) for key, value in sweep.items() if value}
+    return Experiment("trials", values, block)
+
+
+def trial(method: str, rate: float, seed: int, loss: float, status: str = "finished") -> Record:
+    protocol = {"name": "strict", "task": "e2e", "validation_part": "select", "hash": "aaaa"}
+    made = report_builder.record(
+        method, seed, {"all": loss}, metric="loss", task="e2e", profile="trial", learning_rate=rate, protocol=protocol,
+        status=status,
+    )  # fmt: skip
+    for measured in made["scores"].get("measurements", []):
+        measured |= {"split": "validation", "scoring": "loss"}
+        made["scores"]["headline"] |= {"scoring": "loss"}
+    return parse(made, "trial")
+
+
+def bowl(best: dict[str, float], rates: tuple[float, ...]) -> list[Record]:
+    """Records of every rate and seed whose loss is lowest at the method's best rate."""
+    return [
+        trial(method, rate, seed, 1.0 + math.log2(rate / middle) ** 2 + 0.001 * seed)
+        for method, middle in best.items()
+        for rate in rates
+        for seed in (100, 101)
+    ]
+
+
+def test_a_best_within_its_grid_is_chosen_by_the_mean_over_the_seeds() -> None:
+    records = bowl({"lora": 2e-3}, (1e-3, 2e-3, 4e-3))
+    [choice] = choose([trials("lora")], records)
+    assert choice.chosen.settings == {RATE: "2e-3"}
+    assert choice.chosen.value == pytest.approx(1.1005)
+    assert "without label smoothing" in choice.measure
+    # One seed alone would choose 4e-3; the mean does not, nor a rate that diverged at a seed.
+    losses = {
+        (1e-3, 100): 1.3,
+        (1e-3, 101): 1.3,
+        (2e-3, 100): 1.2,
+        (2e-3, 101): 1.2,
+        (4e-3, 100): 1.0,
+        (4e-3, 101): 1.6,
+    }
+    tilted = [trial("lora", rate, seed, loss) for (rate, seed), loss in losses.items()]
+    assert choose([trials("lora")], tilted)[0].chosen.settings == {RATE: "2e-3"}
+    diverged = [*tilted[:-2], trial("lora", 4e-3, 100, 1.0), trial("lora", 4e-3, 101, 0.0, status="diverged")]
+    [choice] = choose([trials("lora")], diverged)
+    assert (choice.chosen.settings[RATE], choice.trials[-1].value) == ("2e-3", None)
+
+
+def test_at_an_end_nothing_is_chosen_and_the_grids_of_all_methods_grow_alike() -> None:
+    experiments = [trials("lora"), trials("dual_lora", rates="2e-3,4e-3,8e-3")]
+    low, high = (1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 8e-3)
+    best = {"lora": 2e-3, "dual_lora": 3.2e-2}
+    records = [*bowl({"lora": best["lora"]}, low), *bowl({"dual_lora": best["dual_lora"]}, high)]
+    with pytest.raises(Unfinished, match="the best of a grid is at its end.* 4 trials have no record") as found:
+        choose(experiments, records)
+    assert found.value.commands == [
+        f"python run.py -m experiment=trials model=smollm2 task=e2e method={method} {RATE}={rate} seed=100,101"
+        for method, rate in (("lora", "0.008"), ("dual_lora", "0.016"))
+    ]
+    records += [*bowl({"lora": best["lora"]}, (8e-3,)), *bowl({"dual_lora": best["dual_lora"]}, (16e-3,))]
+    with pytest.raises(Unfinished, match="2 above"):
+        choose(experiments, records)
+    records += [*bowl({"lora": best["lora"]}, (16e-3,)), *bowl({"dual_lora": best["dual_lora"]}, (32e-3,))]
+    with pytest.raises(Unfinished, match="3 above"):  # the best of all now, and at the new end
+        choose(experiments, records)
+    records += [*bowl({"lora": best["lora"]}, (32e-3,)), *bowl({"dual_lora": best["dual_lora"]}, (64e-3,))]
+    made = {choice.method: choice for choice in choose(experiments, records)}
+    assert {method: float(choice.chosen.settings[RATE]) for method, choice in made.items()} == best
+    assert {len(choice.trials) for choice in made.values()} == {6}, "as many for each method"
+
+
+def test_a_grid_grows_by_its_own_ratio_on_the_side_where_the_best_is() -> None:
+    rates = (3e-4, 1e-3, 3e-3)
+    with pytest.raises(Unfinished) as found:
+        choose([trials("lora", rates="3e-4,1e-3,3e-3")], bowl({"lora": 1e-5}, rates))
+    assert f"{RATE}=9e-05 " in found.value.commands[0]
+
+
+def test_what_never_bends_is_given_up() -> None:
+    rates = tuple(1e-3 * 2**place for place in range(7))
+    with pytest.raises(TuningError, match=r"still at an end after 4 more.*\(lora\)"):
+        choose([trials("lora")], bowl({"lora": 1.0}, rates))
+
+
 @pytest.mark.parametrize(
-    ("values", "best", "at_an_end"),
+    ("changes", "message"),
     [
-        (("1e-3", "3e-3", "1e-2"), "3e-3", False),
-        (("1e-2", "1e-3", "3e-3"), "1e-2", True),  # in any order
-        (("1e-3", "1e-2"), "1e-2", False),  # two say nothing about what lies outside
-        (("none", "some", "all"), "all", False),  # words have no ends
+        ({"seed": "100"}, "two seeds or more"),
+        ({"seed": "0,100"}, "from 100 on"),
+        ({"protocol__validation_part": ""}, "give protocol.validation_part=select"),
+        ({"protocol__validation_part": "report"}, "give protocol.validation_part=select"),
+        ({"rates": "1e-3,2e-3"}, "three values or more"),
+        ({"rates": "low,middle,high"}, "only numbers have a grid"),
+        ({"rates": "1e-3"}, "sweep one setting"),
+        ({"method__r": "4,8"}, "these sweep recipe.learning_rate, method.r"),
     ],
 )
-def test_a_best_value_at_an_end_is_pointed_out(values: tuple[str, ...], best: str, at_an_end: bool) -> None:
-    trials = {value: Trial({RATE: value}, 0.5) for value in values}
-    made = Choice("m", "t", "lora", "loss", chosen=trials[best], trials=tuple(trials.values()))
-    assert made.at_an_end is at_an_end
+def test_trials_that_may_not_choose_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(TuningError, match=message):
+        choose([trials("lora", **changes)], [])
+
+
+def test_a_new_models_trials_are_five_rates_around_each_recipes() -> None:
+    made = new_trials({("smollm2", "e2e", "lora"): 4e-3, ("smollm2", "e2e", "dual_lora"): 1.6e-2}, {"data.dir": "D"})
+    with pytest.raises(Unfinished) as found:
+        choose(made, [])
+    common = "seed=100,101 protocol=strict protocol.validation_part=select profile=trial data.dir=D"
+    assert found.value.commands == [
+        f"python run.py -m model=smollm2 task=e2e method=lora {RATE}=0.001,0.002,0.004,0.008,0.016 {common}",
+        f"python run.py -m model=smollm2 task=e2e method=dual_lora {RATE}=0.004,0.008,0.016,0.032,0.064 {common}",
+    ]
+    [glue] = new_trials({("minilm", "glue/rte", "lora"): 1e-3}, {})
+    assert PART not in glue.sweep, "a classifier's held-out tenth chooses"
