@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dual_lora.config import ConfigError, RecipeConfig, recipes
+from dual_lora.config.choices import CONFIGS
 from dual_lora.config.compose import compose
 from tests import ROOT
 
@@ -150,3 +152,29 @@ def test_the_shipped_tables_name_each_recipe_once_and_set_what_a_recipe_has() ->
     assert len(names) == len(set(names)) > 300
     assert {"lora", "dual_lora", "full"} <= {name.split("/")[-1] for name in names}
     assert RecipeConfig(name="x", global_batch=1, learning_rate=1, epochs=1).sources == {}
+
+
+def test_a_rate_that_is_twice_loras_at_another_width_says_that_it_is_extrapolated() -> None:
+    """The ratio of two was seen at SmolLM2's width alone; LoRA's start shrinks with the width and Dual LoRA's does not."""
+    taken = []
+    for name in recipes.names():
+        model, *_, method = name.split("/")
+        recipe, other = recipes.find(name), recipes.find(f"{name.rpartition('/')[0]}/lora")
+        dora = recipes.find(f"{name.rpartition('/')[0]}/dora")
+        if not method.startswith("dual_lora") or model == recipes.DEFAULT:
+            continue
+        assert recipe is not None and other is not None and dora is not None
+        rate = recipe.values["learning_rate"]
+        width = yaml.safe_load((CONFIGS / "model" / f"{model}.yaml").read_text())["dimensions"]["hidden_size"]
+        chosen = "best of" in recipe.sources["learning_rate"]
+        if (
+            width != 576
+            and not chosen
+            and rate in (2 * other.values["learning_rate"], 2 * dora.values["learning_rate"])
+        ):
+            taken.append(name)
+            assert f"extrapolated from that width of 576 to {width:,}" in recipe.sources["learning_rate"], name
+            assert recipe.sources["learning_rate"].startswith("guess"), name
+    assert len(taken) >= 40
+    for name in ("default/commonsense", "default/e2e", "default/glue/rte"):
+        assert "extrapolated" in recipes.find(name).sources["learning_rate"]
