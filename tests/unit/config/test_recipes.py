@@ -155,7 +155,7 @@ def test_the_shipped_tables_name_each_recipe_once_and_set_what_a_recipe_has() ->
 
 
 def test_a_rate_that_is_twice_loras_at_another_width_says_that_it_is_extrapolated() -> None:
-    """The ratio of two was seen at SmolLM2's width alone; LoRA's start shrinks with the width and Dual LoRA's does not."""
+    """The ratio was seen at SmolLM2's width alone; LoRA's start shrinks with the width and Dual LoRA's does not."""
     taken = []
     for name in recipes.names():
         model, *_, method = name.split("/")
@@ -163,15 +163,13 @@ def test_a_rate_that_is_twice_loras_at_another_width_says_that_it_is_extrapolate
         dora = recipes.find(f"{name.rpartition('/')[0]}/dora")
         if not method.startswith("dual_lora") or model == recipes.DEFAULT:
             continue
-        assert recipe is not None and other is not None and dora is not None
-        rate = recipe.values["learning_rate"]
+        assert recipe is not None
+        assert other is not None
+        assert dora is not None
+        doubled = [2 * one.values["learning_rate"] for one in (other, dora)]
         width = yaml.safe_load((CONFIGS / "model" / f"{model}.yaml").read_text())["dimensions"]["hidden_size"]
         chosen = "best of" in recipe.sources["learning_rate"]
-        if (
-            width != 576
-            and not chosen
-            and rate in (2 * other.values["learning_rate"], 2 * dora.values["learning_rate"])
-        ):
+        if width != 576 and not chosen and recipe.values["learning_rate"] in doubled:
             taken.append(name)
             assert f"extrapolated from that width of 576 to {width:,}" in recipe.sources["learning_rate"], name
             assert recipe.sources["learning_rate"].startswith("guess"), name
