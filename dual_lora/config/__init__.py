@@ -13,21 +13,19 @@ from dual_lora.config.errors import ConfigError, DataError, ModelError, legal_va
 
 if TYPE_CHECKING:
     from dual_lora.config.launch_settings import LaunchConfig
-    from dual_lora.config.schema import (
-        MNLI_STARTED,
-        BaseConfig,
-        DataConfig,
-        DecodingConfig,
-        Dimensions,
-        MethodConfig,
-        ModelConfig,
-        OptimizerConfig,
-        ProfileConfig,
-        ProtocolConfig,
-        RecipeConfig,
-        RunConfig,
-        TaskConfig,
-    )
+    from dual_lora.config.protocol_settings import BaseConfig, DecodingConfig, ProtocolConfig
+from dual_lora.config.schema import (
+    MNLI_STARTED,
+    DataConfig,
+    Dimensions,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    RecipeConfig,
+    RunConfig,
+    TaskConfig,
+)
 
 __all__ = [
     "MNLI_STARTED",

@@ -20,10 +20,8 @@ from dual_lora.config.bounds import (
     BelowOne,
     Count,
     Epochs,
-    Fraction,
     NotNegative,
     Positive,
-    Real,
     Seed,
     Share,
     Whole,
@@ -33,10 +31,9 @@ from dual_lora.config.bounds import (
 from dual_lora.config.choices import options
 from dual_lora.config.errors import ConfigError, legal_values
 from dual_lora.config.launch_settings import LaunchConfig
+from dual_lora.config.protocol_settings import ProtocolConfig, Scoring
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
-Scoring = Literal["generate", "likelihood", "cloze", "classify"]
-Checkpoint = Literal["last", "best_loss", "best_dev", "best_heldout"]
 # The tasks whose published GLUE rows start from the weights of an MNLI run (LoRA paper, appendix D).
 MNLI_STARTED = ("glue/mrpc", "glue/rte", "glue/stsb")
 
@@ -113,58 +110,6 @@ class MethodConfig:
     budget: str | Whole | None = None  # trainable parameters, or like:METHOD@RANK
     parameters: str | None = None  # formula of the trainable count per adapted layer, in `i`, `o` and the settings
     contract: dict[str, Any] = dataclasses.field(default_factory=dict)  # exceptions to tests/contracts, with reasons
-
-
-@dataclass(frozen=True, config=_STRICT)
-class DecodingConfig:
-    """How replies are generated. Greedy unless `beams` > 1."""
-
-    beams: Positive = 1
-    max_new_tokens: Positive = 32
-    length_penalty: Real = 1.0
-    no_repeat_ngram_size: Count = 0
-    # Of beams. True: once `beams` replies have ended. False: once the best running one is, at its length, below the
-    # worst of them. never: once no running one can get above it, whatever follows.
-    early_stopping: Literal[True, False, "never"] = False
-
-
-@dataclass(frozen=True, config=_STRICT)
-class BaseConfig:
-    """How the published runs held the base model of a family, where that is not what transformers would do."""
-
-    dtype: Literal["float32", "bfloat16"] | None = None
-    dropout: BelowOne | None = None
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ProtocolConfig:
-    """What makes two numbers comparable: prompt, loss mask, decoding, reference form, checkpoint rule."""
-
-    name: str  # paper, strict, restricted
-    task: str  # the family it belongs to: commonsense, e2e, webnlg, dart, glue
-    prompt: str = "default"
-    loss_on: Literal["answer", "all"] = "answer"
-    append_end: bool = True
-    max_length_tokens: Positive | None = None  # None: the recipe's
-    reference_form: str | None = None
-    drop_repeated_examples: bool = False
-    validation_examples: Positive | None = None  # split off the training set; None: the data's own validation split
-    validation_fraction: Fraction | None = None  # GLUE: the share of the training set that is held out
-    validation_seed: Seed = 42
-    # Which validation items a run looks at: all, those that settings are chosen by, or those that never choose any.
-    validation_part: Literal["all", "select", "report"] = "all"
-    selection_examples: Positive | None = None  # of the part "select"; the rest of the split is the part "report"
-    report_examples: Positive | None = None  # of the part "report", where both are split off the training set
-    # recipe: as the recipe says; None: once per epoch
-    validation_every_steps: Positive | Literal["recipe"] | None = None
-    # The one the headline shows. best_loss: lowest validation loss. best_dev, best_heldout: the epoch with the best
-    # score on the development set (as published) or on a held-out part of the training set (honest).
-    checkpoint: Checkpoint = "last"
-    also_report: tuple[Checkpoint, ...] = ()  # further checkpoints that are scored and recorded
-    scorings: tuple[Scoring, ...] = ("generate",)
-    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
-    mnli_start_allowed: bool = False
-    base: dict[str, BaseConfig] = dataclasses.field(default_factory=dict, hash=False)  # by the model's family
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -66,5 +66,5 @@ def test_a_head_that_is_not_there_has_no_rate() -> None:
     [config] = compose(["model=tiny_llama", "task=e2e", "data.source=sample", "recipe.head_learning_rate=1e-3"])
     with pytest.raises(ConfigError, match="which task=e2e has not"):
         resolve(config, planned=True)
-    with pytest.raises(ConfigError, match=r"head_learning_rate=0.0: it must be above 0"):
+    with pytest.raises(ConfigError, match=r"head_learning_rate=0.0: it must be a finite number, above 0"):
         composed("recipe.head_learning_rate=0.0")
