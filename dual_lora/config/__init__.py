@@ -14,18 +14,18 @@ from dual_lora.config.errors import ConfigError, DataError, ModelError, legal_va
 if TYPE_CHECKING:
     from dual_lora.config.launch_settings import LaunchConfig
     from dual_lora.config.protocol_settings import BaseConfig, DecodingConfig, ProtocolConfig
-from dual_lora.config.schema import (
-    MNLI_STARTED,
-    DataConfig,
-    Dimensions,
-    MethodConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProfileConfig,
-    RecipeConfig,
-    RunConfig,
-    TaskConfig,
-)
+    from dual_lora.config.schema import (
+        MNLI_STARTED,
+        DataConfig,
+        Dimensions,
+        MethodConfig,
+        ModelConfig,
+        OptimizerConfig,
+        ProfileConfig,
+        RecipeConfig,
+        RunConfig,
+        TaskConfig,
+    )
 
 __all__ = [
     "MNLI_STARTED",
@@ -50,8 +50,13 @@ __all__ = [
 ]
 
 
+_ELSEWHERE = {
+    "LaunchConfig": "launch_settings",
+    **dict.fromkeys(("BaseConfig", "DecodingConfig", "ProtocolConfig"), "protocol_settings"),
+}
+
+
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'dual_lora.config' has no attribute {name!r}; it has {', '.join(__all__)}")
-    module = "launch_settings" if name == "LaunchConfig" else "schema"
-    return getattr(importlib.import_module(f"dual_lora.config.{module}"), name)
+    return getattr(importlib.import_module(f"dual_lora.config.{_ELSEWHERE.get(name, 'schema')}"), name)
