@@ -16,7 +16,7 @@ function showCell(table, block, row, place) {
   const title = `${row.model}, ${row.method}: ${column.label}`;
   if (row.source) return opened(title, publishedCell(table, row, column, cell));
   const runs = (row.runs || []).map((id) => [id, data.runs[id]]).filter(([, run]) => run && (column.task.split(", ").includes(taskOf(run)) ));
-  opened(title, cellValue(block, column, cell), publishedBeside(table, block, row, place), seedTable(column, cell, runs), cellRuns(runs), whereFrom(runs),
+  opened(title, cellValue(block, column, cell), publishedBeside(table, block, row, place), seedTable(column, cell, runs, block.rows.find((other) => other.is && other !== row && other.method === block.reference && other.model === row.model)), cellRuns(runs), whereFrom(runs),
     cell.v === undefined || cell.v === null ? [h("h3", {}, cell.word ? "Run it again" : "Fill it"), commands(cell.todo)] :
       row.todo && row.todo.length ? [h("h3", {}, "Runs of this row that are missing"), commands(row.todo)] : null,
     row.again && row.again.length ? [h("h3", {}, "Repeat"), commands(row.again)] : null);
@@ -62,7 +62,8 @@ function publishedBeside(table, block, row, place) {
   return [h("h3", {}, "Published"), facts(printed.map((other) => [`${other.method}: ${fixed(other.cells[place].v, column.decimals)}`, table.sources[other.source - 1] + ((other.marks || "").includes("s") ? " (second-hand)" : "")]))];
 }
 
-function seedTable(column, cell, runs) {
+// The seeds' values; where the reference ran the same task with the same seed, a link shows both side by side.
+function seedTable(column, cell, runs, reference) {
   if (!cell.strata) return null;
   const tasks = column.task.split(", ");  // in the order of the strata
   const rows = cell.strata.flatMap((part, k) => part.map(([seed, value]) => ({ seed, value, task: cell.strata.length > 1 ? tasks[k] : tasks[0],
@@ -71,10 +72,11 @@ function seedTable(column, cell, runs) {
     const [low, high] = d3.extent(own, (row) => row.value);
     return [task, d3.scaleLinear([low, high === low ? low + 1 : high], [6, 114])];
   }));
+  const paired = (id) => (reference ? reference.runs.find((other) => data.runs[other] && data.runs[id].seed !== undefined && data.runs[other].seed === data.runs[id].seed && taskOf(data.runs[other]) === taskOf(data.runs[id])) : null);
   return [h("h3", {}, "Seeds"), scrolled("seeds", h("table", {}, h("thead", {}, h("tr", {}, [cell.strata.length > 1 ? "task" : null, "seed", column.label, "", "run"].filter((text) => text !== null).map((text) => h("th", { scope: "col" }, text || h("span", { class: "unseen" }, "place"))))),
     h("tbody", {}, rows.map((row) => h("tr", {}, cell.strata.length > 1 ? h("td", {}, row.task) : null, h("td", {}, String(row.seed)), h("td", { class: "number" }, fixed(row.value, column.decimals + 1)),
       h("td", {}, svg("svg", { width: 120, height: 14, "aria-hidden": "true" }, svg("line", { x1: 6, x2: 114, y1: 7, y2: 7, class: "zero" }), svg("circle", { cx: places.get(row.task)(row.value), cy: 7, r: 4, class: "seed" }))),
-      h("td", {}, row.runs.map((id) => [runLink(id), " "])))))))];
+      h("td", {}, row.runs.map((id) => [runLink(id), paired(id) ? [" ", h("a", { href: `#compare/${paired(id)}/${id}`, class: "muted" }, `next to ${reference.method}`)] : null])))))))];
 }
 
 function cellRuns(runs) {

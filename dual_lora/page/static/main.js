@@ -16,18 +16,26 @@ function navigation(active) {
   document.getElementById("nav").replaceChildren(...links.map(([name, text]) => h("a", { href: `#${name}`, "aria-current": VIEWS[active][0] === VIEWS[name][0] ? "page" : null }, text)));
 }
 
-let first = true;
+// Going back or forward finds a view as it was left: filters, order, place. A link makes it anew.
+const left = new Map();
+let first = true, current = null, traversed = false;
+history.scrollRestoration = "manual";
+if (window.navigation) window.navigation.addEventListener("navigate", (event) => { traversed = event.navigationType === "traverse"; });
+
 function show() {
   const [name, ...words] = location.hash.slice(1).split("/").map((word) => { try { return decodeURIComponent(word); } catch { return word; } });
   if (name === "main") return main.focus();
   const view = VIEWS[name] ? name : "overview";
   if (dialog.open) dialog.close();
   navigation(view);
-  main.replaceChildren(...filled(document.createDocumentFragment(), {}, [VIEWS[view][1](...words)]).childNodes);
+  if (current !== null) left.set(current, { nodes: [...main.childNodes], scroll: scrollY });
+  current = location.hash;
+  const before = traversed ? left.get(current) : null;
+  main.replaceChildren(...(before ? before.nodes : filled(document.createDocumentFragment(), {}, [VIEWS[view][1](...words)]).childNodes));
   main.dataset.view = location.hash.slice(1);
   document.title = `${main.querySelector("h1").textContent} – Dual LoRA, measured`;
   if (!first) {
-    scrollTo(0, 0);
+    scrollTo(0, before ? before.scroll : 0);
     main.focus({ preventScroll: true });
   }
   first = false;

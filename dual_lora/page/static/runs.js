@@ -77,6 +77,7 @@ function runView(id) {
     h("h1", {}, symbol(run.method, 20), " ", `${run.method} on ${run.task}`),
     h("p", { class: "lead" }, `${run.model}${run.seed === undefined ? "" : `, seed ${run.seed}`}, protocol ${run.protocol}, profile ${run.profile}: ${run.status}${run.message ? ` (${run.message})` : ""}`),
     run.headline ? h("p", { class: "big" }, score(run), h("span", { class: "muted" }, ` ${run.headline[2]}, checkpoint ${run.headline[3]}, ${run.headline[4]}`)) : null,
+    inTables(id),
     run.again ? [h("h2", {}, "Repeat"), command(run.again)] : null,
     h("div", { class: "columns" },
       h("section", {}, h("h2", {}, "Cost"), facts([
@@ -93,6 +94,11 @@ function runView(id) {
     h("h2", {}, "Settings"), h("p", { class: "hint" }, Object.keys(off).length ? `${plural(Object.keys(off).length, "setting")} differ${Object.keys(off).length === 1 ? "s" : ""} from today's recipe (marked).` : "All settings are those of today's recipe, or it names none."),
     run.settings.map((place) => Object.entries(pool[place])).filter((part) => part.length).map((part) => settingsPart(part, sourceOf, off)),
     peers.length ? [h("h2", {}, "Side by side with"), h("ul", {}, peers.slice(0, 12).map(([other]) => h("li", {}, h("a", { href: `#compare/${id}/${other}` }, named(other)))))] : null];
+}
+
+function inTables(id) {
+  const found = data.tables.filter((table) => table.blocks.some((block) => block.rows.some((row) => (row.runs || []).includes(id))));
+  return found.length ? h("p", {}, "In: ", found.map((table, place) => [place ? ", " : null, h("a", { href: `#table/${table.name}` }, table.title)])) : null;
 }
 
 // Where a part of the settings has a source or differs from the recipe it is open from the start.

@@ -52,7 +52,7 @@ def browser():
 def page(browser, file):
     """A tab; whatever it logs as an error, or asks of a network, fails the test."""
     context = browser.new_context(viewport=SIZES["desktop"])
-    context.set_default_timeout(5_000)
+    context.set_default_timeout(20_000)
     opened = context.new_page()
     problems: list[str] = []
     opened.on(
@@ -174,6 +174,20 @@ def test_two_runs_are_compared(page, space):
     assert "seed" in differing
     assert "model.name" not in differing
     assert "+4.0" in page.get_by_role("region", name="scores").inner_text()  # 0.64 and 0.60
+
+
+def test_a_run_is_next_to_the_reference_of_its_seed_and_the_way_back_keeps_the_filter(page, space):
+    go(page, "table/table_x")
+    page.get_by_role("combobox", name="rows", exact=True).select_option("here")
+    page.get_by_role("button", name="DUAL_LORA, BoolQ: 65.2").click()
+    links = page.locator("dialog a", has_text="next to LORA")
+    pairs = zip(runs(space, "lora"), runs(space, "dual_lora"), strict=True)
+    assert [link.get_attribute("href") for link in links.all()] == [f"#compare/{a}/{b}" for a, b in pairs]
+    links.first.click()
+    page.wait_for_selector("h1:has-text('Two runs')")
+    page.go_back()
+    page.wait_for_selector("h1:has-text('A table')")
+    assert page.get_by_role("combobox", name="rows", exact=True).input_value() == "here"
 
 
 def test_texts_of_records_are_shown_as_they_are(page, space):
