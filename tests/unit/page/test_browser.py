@@ -234,11 +234,16 @@ def test_figures_are_drawn_as_vectors_and_print_without_controls(page):
     box = figure.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_selector("figure svg :text('step')")  # the point below the pointer says what it is
-    page.locator("#theme").click(click_count=2)  # dark
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("nav").is_hidden()
     assert page.locator("select").first.is_hidden()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+    page.emulate_media(media="screen")
+    page.locator("#theme").click(click_count=2)  # dark by choice
+    assert page.evaluate(background) != "rgb(255, 255, 255)"
+    page.emulate_media(media="print")
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
 
 
 def test_the_theme_can_be_chosen(page):
