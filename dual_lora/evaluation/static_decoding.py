@@ -34,6 +34,10 @@ _MULTIPLE = 16  # of positions: masks of attention kernels are read in whole vec
 class _Cache(StaticCache):
     """Beams change places in the same memory, where transformers makes new tensors."""
 
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        # Under autocast values are in bfloat16, but positions make float32 of keys: a cache that grows widens them.
+        return super().update(key_states, value_states.to(key_states.dtype), *args, **kwargs)
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for layer in self.layers:
             layer.keys.copy_(layer.keys.index_select(0, beam_idx))

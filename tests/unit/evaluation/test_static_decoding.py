@@ -55,6 +55,17 @@ def test_replies_are_those_of_a_growing_cache(build: Callable[[Any], Any], decod
     assert "forward" not in vars(model)
 
 
+@pytest.mark.parametrize("build", [build_llama, build_gpt2])
+def test_float32_weights_decode_under_autocast(build: Callable[[Any], Any]) -> None:
+    """LLaMA's keys are then in float32, which positions turn them into, and its values in bfloat16."""
+    tokenizer = build_tokenizer()
+    model = build(tokenizer)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected = generate(model, tokenizer, PROMPTS[:6], DECODINGS[0], batch_size=3)
+        found = generate(model, tokenizer, PROMPTS[:6], DECODINGS[0], batch_size=3, static=StaticDecoding(Kept()))
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) > 3  # bfloat16 may choose otherwise
+
+
 def test_replies_that_are_complete_end_early() -> None:
     tokenizer = build_tokenizer()
     model = build_llama(tokenizer)
