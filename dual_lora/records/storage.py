@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 # What parsing a damaged JSON file raises, or using what is in it.
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_PACKED = re.compile(r"[bfu]\d \d+x\d+ ")
 _WIDTH, _ROW = 120, 400  # of a line of a record, and of one that is a row of many (a measurement), if it can be kept
 
 
@@ -101,7 +103,7 @@ def set_aside(path: Path) -> None:
 
 
 def dumps(values: Any) -> str:
-    """Return JSON with one entry per line; a curve, a measurement or anything that fits takes one line.
+    """Return JSON with one entry per line; a curve, a measurement, packed items or anything that fits takes one line.
 
     Raises `ValueError` for a number that is not finite.
     """
@@ -111,7 +113,7 @@ def dumps(values: Any) -> str:
 
 def _laid_out(value: Any, margin: str, width: int = _WIDTH) -> str:
     line = json.dumps(value, ensure_ascii=False)
-    if len(margin) + len(line) <= width or not isinstance(value, dict | list) or _is_curve(value):
+    if len(margin) + len(line) <= width or not isinstance(value, dict | list) or _is_rows(value):
         return line
     inner = margin + " "
     if isinstance(value, dict):
@@ -120,7 +122,9 @@ def _laid_out(value: Any, margin: str, width: int = _WIDTH) -> str:
     return f"[\n{inner}" + f",\n{inner}".join(_laid_out(entry, inner, _ROW) for entry in value) + f"\n{margin}]"
 
 
-def _is_curve(value: Any) -> bool:
-    """Whether a value is numbers alone, or points: [[step, value], ...]."""
+def _is_rows(value: Any) -> bool:
+    """Whether a value is numbers alone, or points ([[step, value], ...]), or what each item says (`per_item`)."""
+    if isinstance(value, dict):
+        return bool(value) and all(isinstance(text, str) and _PACKED.match(text) for text in value.values())
     points = [entry if isinstance(entry, list) else [entry] for entry in value] if isinstance(value, list) else []
     return bool(points) and all(isinstance(number, int | float) for point in points for number in point)

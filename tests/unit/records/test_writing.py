@@ -48,6 +48,8 @@ def test_a_curve_takes_one_line_and_so_does_what_fits() -> None:
     curve = [[step, step / 7] for step in range(200)]
     values = {"curves": {"train_loss": curve, "gradient_norm": curve}, "cost": {"steps": 3, "seconds": 1.5}}
     assert len(records.dumps(values).splitlines()) == 7
+    rows = {"last.test.cloze": {"accuracy": dict.fromkeys(("boolq", "piqa"), "b1 4000x1 " + "A" * 666)}}
+    assert len(records.dumps(rows).splitlines()) == 5
     texts = {"notes": ["a sentence of a note that is not short " * 3] * 2}
     assert len(records.dumps(texts).splitlines()) == 6
 
