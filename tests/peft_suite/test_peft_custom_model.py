@@ -6,15 +6,10 @@ place of PEFT's. Tests of single methods (a fixed list of its own, not our param
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
-from types import ModuleType
-
-import pytest
 
 from dual_lora import DualLoraConfig
-from tests.peft_suite.conftest import peft_sources
+from tests.peft_suite.upstream import parameters, upstream, with_parameters
 
 PARAMETERS = "test_name, model_id, config_cls, config_kwargs"
 RANKS = {"r_magnitude": 8, "r_direction": 8, "alpha": 8}
@@ -46,56 +41,28 @@ CASES = [
 ASSERTS_START_AT_BASE = {"test_disable_adapters", "test_disable_adapters_with_merging"}
 
 
-def import_upstream() -> ModuleType:
-    """Import PEFT's `tests/test_custom_models.py` as part of a package of another name than our `tests`."""
-    # Imported there for one isinstance check in the tests of image pipelines, which are not ours.
-    diffusers = sys.modules.setdefault("diffusers", ModuleType("diffusers"))
-    vars(diffusers).setdefault("StableDiffusionPipeline", type(None))
-    package = ModuleType("upstream_peft_tests")
-    package.__path__ = [str(peft_sources() / "tests")]
-    sys.modules[package.__name__] = package
-    return importlib.import_module(f"{package.__name__}.test_custom_models")
-
-
-upstream = import_upstream()
+module = upstream("test_custom_models")
 
 
 def with_our_cases(test: Callable) -> Callable:
-    """Return PEFT's test with Dual LoRA cases as its parameters; other parametrisations stay."""
+    """Return PEFT's test with Dual LoRA cases as its parameters."""
     cases = CASES
     if test.__name__ in ASSERTS_START_AT_BASE:
         cases = [case for case in CASES if case[3].get("subtract_start")]
-
-    def run(self, *arguments: object, **keywords: object) -> None:
-        test(self, *arguments, **keywords)
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    run.__wrapped__ = test  # type: ignore[attr-defined]  # pytest reads the argument names from here
-    run.pytestmark = [  # type: ignore[attr-defined]
-        pytest.mark.parametrize(PARAMETERS, cases, ids=[case[0] for case in cases]).mark
-        if mark.name == "parametrize" and mark.args[0] == PARAMETERS
-        else mark
-        for mark in test.pytestmark
-    ]
-    return run
-
-
-def takes_method_cases(test: object) -> bool:
-    marks = getattr(test, "pytestmark", [])
-    return any(mark.name == "parametrize" and mark.args[0] == PARAMETERS for mark in marks)
+    return with_parameters(test, {PARAMETERS: cases}, {PARAMETERS: [case[0] for case in cases]})
 
 
 TestPeftCustomModelWithDualLora = type(
     "TestPeftCustomModelWithDualLora",
-    (upstream.PeftCommonTester,),
+    (module.PeftCommonTester,),
     {
-        "transformers_class": upstream.MockTransformerWrapper,
-        "prepare_inputs_for_testing": upstream.TestPeftCustomModel.prepare_inputs_for_testing,
-        "_check_requires_grad": upstream.TestPeftCustomModel.__dict__.get("_check_requires_grad"),
+        "transformers_class": module.MockTransformerWrapper,
+        "prepare_inputs_for_testing": module.TestPeftCustomModel.prepare_inputs_for_testing,
+        "_check_requires_grad": module.TestPeftCustomModel.__dict__.get("_check_requires_grad"),
         **{
             name: with_our_cases(test)
-            for name, test in vars(upstream.TestPeftCustomModel).items()
-            if name.startswith("test_") and takes_method_cases(test)
+            for name, test in vars(module.TestPeftCustomModel).items()
+            if name.startswith("test_") and PARAMETERS in parameters(test)
         },
     },
 )
