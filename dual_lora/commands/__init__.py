@@ -28,6 +28,7 @@ COMMANDS = {
     "export-lora": "write a saved Dual LoRA adapter as a LoRA adapter of a given rank",
     "exec": "run another program that can load Dual LoRA adapters then",
     "random-checkpoint": "write a checkpoint of random weights",
+    "clean": "free the disk of what finished runs no longer need",
     "bench": "measure speed and memory",
 }
 OWN_PARSER = ("run", "bench", "exec")

@@ -271,8 +271,27 @@ def test_one_process_of_a_launcher_computes_as_without_it(launcher, device, dtyp
         assert curves[1] == pytest.approx(curves[0], rel=BOUND if dtype == "float32" else 1e-4)
 
 
+# Read by Python as it starts: a run that finishes keeps the checkpoints that one which is cut off leaves.
+KEEP_CHECKPOINTS = """
+import sys, threading, time
+def act():
+    while "dual_lora.runs.leftovers" not in sys.modules: time.sleep(0.05)
+    sys.modules["dual_lora.runs.leftovers"].free = lambda *_: 0
+threading.Thread(target=act, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def as_if_cut_off(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(KEEP_CHECKPOINTS)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr("dual_lora.runs.leftovers.free", lambda *_: 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.usefixtures("as_if_cut_off")
 def test_sharded_run_continues_from_its_checkpoint(stage, alone, checkpoint, tmp_path):
     """Stopped after four of six steps and continued; DeepSpeed's own files load without unpickling objects."""
     launcher = (*DEEPSPEED, f"launch.zero_stage={stage}")
@@ -294,6 +313,7 @@ def test_sharded_run_continues_from_its_checkpoint(stage, alone, checkpoint, tmp
 @pytest.mark.parametrize(
     ("before", "after"), [("FSDP", ()), ("FSDP", ("launch=fsdp", *FOUR)), ("alone", GROUPS["FSDP"])], ids=str
 )
+@pytest.mark.usefixtures("as_if_cut_off")
 def test_full_fine_tuning_continues_on_another_number_of_processes(before, after, checkpoint, tmp_path):
     """Its weights and the optimizer's state are split; checkpoints are those of one process."""
     words = ("method=full", "task.scorings=[generate]")
