@@ -16,7 +16,19 @@ from dual_lora.report.workspace import Workspace
 
 STATIC = Path(__file__).parent / "static"
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
-SCRIPTS = ("dom.js", "charts.js", "tables.js", "details.js", "runs.js", "figures.js", "overview.js", "main.js")
+SCRIPTS = (
+    "dom.js",
+    "charts.js",
+    "tables.js",
+    "details.js",
+    "runs.js",
+    "one_run.js",
+    "two_runs.js",
+    "figures.js",
+    "cost_figures.js",
+    "overview.js",
+    "main.js",
+)
 
 
 def document(

@@ -38,71 +38,122 @@ function general(value) {
   if (typeof value === "number") {
     if (Number.isInteger(value) && Math.abs(value) < 1e12) return grouped(value).replace("-", MINUS);
     const small = value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6);
-    return (small ? value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e") : String(+value.toPrecision(5))).replace("-", MINUS);
+    return (
+      small
+        ? value
+            .toExponential(3)
+            .replace(/\.?0+e/, "e")
+            .replace("e+", "e")
+        : String(+value.toPrecision(5))
+    ).replace("-", MINUS);
   }
   if (Array.isArray(value)) return value.length ? value.map(general).join(", ") : "none";
-  if (typeof value === "object") return Object.entries(value).map(([name, held]) => `${name}: ${general(held)}`).join(", ") || "none";
+  if (typeof value === "object")
+    return (
+      Object.entries(value)
+        .map(([name, held]) => `${name}: ${general(held)}`)
+        .join(", ") || "none"
+    );
   return String(value);
 }
 
 const bytes = (value) => (value >= 2 ** 30 ? `${fixed(value / 2 ** 30, 1)} GiB` : `${fixed(value / 2 ** 20, 1)} MiB`);
-const seconds = (value) => (value < 120 ? `${fixed(value, 0)} s` : value < 7200 ? `${fixed(value / 60, 0)} min` : `${fixed(value / 3600, 1)} h`);
-const probability = (name, value) => (value < 0.001 ? `${name} < 0.001` : `${name} = ${fixed(value, value < 0.1 ? 3 : 2)}`);
+const seconds = (value) =>
+  value < 120 ? `${fixed(value, 0)} s` : value < 7200 ? `${fixed(value / 60, 0)} min` : `${fixed(value / 3600, 1)} h`;
+const probability = (name, value) =>
+  value < 0.001 ? `${name} < 0.001` : `${name} = ${fixed(value, value < 0.1 ? 3 : 2)}`;
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
 // A fraction as a percentage, unless the metric has no upper bound.
 const UNBOUNDED = ["NIST", "NIST_python", "CIDEr", "loss", "full_sequence_loss"];
-const metric = (name, value) => (value === null ? "undefined" : UNBOUNDED.includes(name) ? fixed(value, 4) : fixed(100 * value, 1));
+const metric = (name, value) =>
+  value === null ? "undefined" : UNBOUNDED.includes(name) ? fixed(value, 4) : fixed(100 * value, 1);
 
 function say(text) {
   document.getElementById("said").textContent = text;
 }
 
 function chooser(label, options, value, changed) {
-  const select = h("select", { onchange: () => changed(select.value) },
-    options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)));
+  const select = h(
+    "select",
+    { onchange: () => changed(select.value) },
+    options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)),
+  );
   return h("label", { class: "choice" }, h("span", {}, label), select);
 }
 
 function command(text) {
-  const copied = h("button", { type: "button", class: "small", onclick: async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      copied.textContent = "copied";
-    } catch {
-      const range = document.createRange();
-      range.selectNodeContents(code);
-      getSelection().removeAllRanges();
-      getSelection().addRange(range);
-      copied.textContent = "selected";
-    }
-    say(`command ${copied.textContent}`);
-  } }, "copy");
+  const copied = h(
+    "button",
+    {
+      type: "button",
+      class: "small",
+      onclick: async () => {
+        try {
+          await navigator.clipboard.writeText(text);
+          copied.textContent = "copied";
+        } catch {
+          const range = document.createRange();
+          range.selectNodeContents(code);
+          getSelection().removeAllRanges();
+          getSelection().addRange(range);
+          copied.textContent = "selected";
+        }
+        say(`command ${copied.textContent}`);
+      },
+    },
+    "copy",
+  );
   const code = h("code", { tabindex: "0" }, text);
   return h("div", { class: "command" }, code, copied);
 }
 
 const commands = (texts) => (texts || []).map(command);
-const scrolled = (label, node) => h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, node);
+const scrolled = (label, node) =>
+  h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, node);
 const runLink = (id, text) => h("a", { href: `#run/${encodeURIComponent(id)}` }, text || id.slice(0, 8));
-const facts = (pairs) => h("dl", { class: "facts" },
-  pairs.filter(([, value]) => ![null, undefined, "", false].includes(value)).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+const facts = (pairs) =>
+  h(
+    "dl",
+    { class: "facts" },
+    pairs
+      .filter(([, value]) => ![null, undefined, "", false].includes(value))
+      .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
 
 function marksOf(marks) {
-  return marks ? h("sup", { title: [...marks].map((mark) => data.marks[mark]).join("; ") }, [...marks].join(",")) : null;
+  return marks
+    ? h("sup", { title: [...marks].map((mark) => data.marks[mark]).join("; ") }, [...marks].join(","))
+    : null;
 }
 
 // A table of plain rows whose headings sort: columns are {label, of(row) -> text or node, by(row) -> number or text}.
 function sortable(label, columns, rows, state, sorted) {
   const body = h("tbody", {});
-  const headings = columns.map((column, place) => h("th", { scope: "col", class: column.class },
-    column.by ? h("button", { type: "button", class: "sort", onclick: () => {
-      state.down = state.column === place ? !state.down : Boolean(column.down);
-      state.column = place;
-      fill();
-      if (sorted) sorted();
-      say(`sorted by ${column.label}, ${state.down ? "largest" : "smallest"} first`);
-    } }, column.label) : column.label || h("span", { class: "unseen" }, column.hidden), column.below));
+  const headings = columns.map((column, place) =>
+    h(
+      "th",
+      { scope: "col", class: column.class },
+      column.by
+        ? h(
+            "button",
+            {
+              type: "button",
+              class: "sort",
+              onclick: () => {
+                state.down = state.column === place ? !state.down : Boolean(column.down);
+                state.column = place;
+                fill();
+                if (sorted) sorted();
+                say(`sorted by ${column.label}, ${state.down ? "largest" : "smallest"} first`);
+              },
+            },
+            column.label,
+          )
+        : column.label || h("span", { class: "unseen" }, column.hidden),
+      column.below,
+    ),
+  );
   function fill() {
     const column = columns[state.column];
     const order = column ? [...rows].sort((a, b) => compared(column.by(a), column.by(b), state.down)) : rows;
@@ -110,8 +161,17 @@ function sortable(label, columns, rows, state, sorted) {
       if (place === state.column) heading.setAttribute("aria-sort", state.down ? "descending" : "ascending");
       else heading.removeAttribute("aria-sort");
     });
-    body.replaceChildren(...order.map((row) => h("tr", { class: row.class }, columns.map((column, place) =>
-      h(place === 0 ? "th" : "td", { scope: place === 0 ? "row" : null, class: column.class }, column.of(row))))));
+    body.replaceChildren(
+      ...order.map((row) =>
+        h(
+          "tr",
+          { class: row.class },
+          columns.map((column, place) =>
+            h(place === 0 ? "th" : "td", { scope: place === 0 ? "row" : null, class: column.class }, column.of(row)),
+          ),
+        ),
+      ),
+    );
   }
   fill();
   return scrolled(label, h("table", {}, h("thead", {}, h("tr", {}, headings)), body));
@@ -121,6 +181,7 @@ function sortable(label, columns, rows, state, sorted) {
 function compared(one, other, down) {
   const missing = (value) => value === null || value === undefined || value === "";
   if (missing(one) || missing(other)) return missing(one) - missing(other);
-  const order = typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other), "en");
+  const order =
+    typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other), "en");
   return down ? -order : order;
 }

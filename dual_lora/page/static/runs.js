@@ -1,4 +1,4 @@
-// All runs, one run, two runs side by side.
+// All runs: filters, order, and the choice of two.
 const PARTS = ["model", "task", "method", "protocol", "profile", "status"];
 const chosenRuns = [];
 
@@ -11,157 +11,150 @@ function runsView() {
   const filters = Object.fromEntries(PARTS.map((part) => [part, ""]));
   let words = "";
   const state = {};
-  const held = h("div", {}), count = h("p", { class: "hint" });
+  const held = h("div", {}),
+    count = h("p", { class: "hint" });
   const compare = h("div", { class: "compare-bar" });
   function fillBar() {
     compare.replaceChildren(
-      h("span", {}, chosenRuns.length ? `Chosen: ${chosenRuns.map((id) => named(id)).join(" and ")}` : "Choose two runs to see them side by side."),
-      chosenRuns.length === 2 ? h("a", { class: "action", href: `#compare/${chosenRuns.join("/")}` }, "compare") : "");
+      h(
+        "span",
+        {},
+        chosenRuns.length
+          ? `Chosen: ${chosenRuns.map((id) => named(id)).join(" and ")}`
+          : "Choose two runs to see them side by side.",
+      ),
+      chosenRuns.length === 2 ? h("a", { class: "action", href: `#compare/${chosenRuns.join("/")}` }, "compare") : "",
+    );
   }
   const columns = [
     { label: "run", of: ({ id }) => runLink(id), by: ({ id }) => id },
-    { hidden: "choose", of: ({ id }) => {
-      const box = h("input", { type: "checkbox", "aria-label": `compare ${id}`, onchange: () => {
-        if (box.checked) chosenRuns.push(id);
-        else chosenRuns.splice(chosenRuns.indexOf(id), 1);
-        if (chosenRuns.length > 2) {
-          const dropped = chosenRuns.shift();
-          const other = held.querySelector(`input[aria-label="compare ${CSS.escape(dropped)}"]`);
-          if (other) other.checked = false;
-        }
-        fillBar();
-      } });
-      box.checked = chosenRuns.includes(id);
-      return box;
-    } },
-    ...["model", "task", "method"].map((part) => ({ label: part, of: ({ run }) => run[part], by: ({ run }) => run[part] })),
-    { label: "seed", class: "number", of: ({ run }) => (run.seed === undefined ? "" : String(run.seed)), by: ({ run }) => run.seed },
-    { label: "score", class: "number", down: true, of: ({ run }) => score(run) || run.status, by: ({ run }) => (run.headline ? run.headline[1] : null) },
-    { label: "learning rate", class: "number", of: ({ run }) => (rate(run) === undefined ? "" : general(rate(run))), by: ({ run }) => rate(run) },
-    { label: "train s", class: "number", of: ({ run }) => (run.cost.train_seconds === undefined ? "" : h("span", run.alone ? {} : { class: "muted", title: "shared its card" }, fixed(run.cost.train_seconds, 0) + (run.alone ? "" : "*"))), by: ({ run }) => run.cost.train_seconds },
-    { label: "peak GiB", class: "number", of: ({ run }) => (run.cost.peak_memory_bytes ? fixed(run.cost.peak_memory_bytes / 2 ** 30, 1) : ""), by: ({ run }) => run.cost.peak_memory_bytes },
-    ...["protocol", "profile", "status"].map((part) => ({ label: part, of: ({ run }) => run[part], by: ({ run }) => run[part] })),
+    {
+      hidden: "choose",
+      of: ({ id }) => {
+        const box = h("input", {
+          type: "checkbox",
+          "aria-label": `compare ${id}`,
+          onchange: () => {
+            if (box.checked) chosenRuns.push(id);
+            else chosenRuns.splice(chosenRuns.indexOf(id), 1);
+            if (chosenRuns.length > 2) {
+              const dropped = chosenRuns.shift();
+              const other = held.querySelector(`input[aria-label="compare ${CSS.escape(dropped)}"]`);
+              if (other) other.checked = false;
+            }
+            fillBar();
+          },
+        });
+        box.checked = chosenRuns.includes(id);
+        return box;
+      },
+    },
+    ...["model", "task", "method"].map((part) => ({
+      label: part,
+      of: ({ run }) => run[part],
+      by: ({ run }) => run[part],
+    })),
+    {
+      label: "seed",
+      class: "number",
+      of: ({ run }) => (run.seed === undefined ? "" : String(run.seed)),
+      by: ({ run }) => run.seed,
+    },
+    {
+      label: "score",
+      class: "number",
+      down: true,
+      of: ({ run }) => score(run) || run.status,
+      by: ({ run }) => (run.headline ? run.headline[1] : null),
+    },
+    {
+      label: "learning rate",
+      class: "number",
+      of: ({ run }) => (rate(run) === undefined ? "" : general(rate(run))),
+      by: ({ run }) => rate(run),
+    },
+    {
+      label: "train s",
+      class: "number",
+      of: ({ run }) =>
+        run.cost.train_seconds === undefined
+          ? ""
+          : h(
+              "span",
+              run.alone ? {} : { class: "muted", title: "shared its card" },
+              fixed(run.cost.train_seconds, 0) + (run.alone ? "" : "*"),
+            ),
+      by: ({ run }) => run.cost.train_seconds,
+    },
+    {
+      label: "peak GiB",
+      class: "number",
+      of: ({ run }) => (run.cost.peak_memory_bytes ? fixed(run.cost.peak_memory_bytes / 2 ** 30, 1) : ""),
+      by: ({ run }) => run.cost.peak_memory_bytes,
+    },
+    ...["protocol", "profile", "status"].map((part) => ({
+      label: part,
+      of: ({ run }) => run[part],
+      by: ({ run }) => run[part],
+    })),
   ];
   function fill() {
-    const shown = all.filter(({ id, run }) => PARTS.every((part) => !filters[part] || run[part] === filters[part]) && `${id} ${Object.values(run).filter((value) => typeof value === "string").join(" ")}`.toLowerCase().includes(words));
+    const shown = all.filter(
+      ({ id, run }) =>
+        PARTS.every((part) => !filters[part] || run[part] === filters[part]) &&
+        `${id} ${Object.values(run)
+          .filter((value) => typeof value === "string")
+          .join(" ")}`
+          .toLowerCase()
+          .includes(words),
+    );
     count.textContent = `${grouped(shown.length)} of ${plural(all.length, "run")}. * shared its card with another run: its seconds are no cost.`;
     say(`${shown.length} runs shown`);
     held.replaceChildren(sortable("runs", columns, shown, state));
   }
-  const options = (part) => [["", "all"], ...[...new Set(all.map(({ run }) => run[part]))].sort().map((text) => [text, text])];
+  const options = (part) => [
+    ["", "all"],
+    ...[...new Set(all.map(({ run }) => run[part]))].sort().map((text) => [text, text]),
+  ];
   fill();
   fillBar();
-  return [h("h1", {}, "Runs"),
-    h("div", { class: "filters", role: "group", "aria-label": "Filters" }, PARTS.map((part) => [part, options(part)]).filter(([, list]) => list.length > 2).map(([part, list]) => chooser(part, list, "", (value) => { filters[part] = value; fill(); })),
-      h("label", { class: "choice" }, h("span", {}, "text"), h("input", { type: "search", oninput: (event) => { words = event.target.value.toLowerCase(); fill(); } }))),
-    compare, count, held];
+  return [
+    h("h1", {}, "Runs"),
+    h(
+      "div",
+      { class: "filters", role: "group", "aria-label": "Filters" },
+      PARTS.map((part) => [part, options(part)])
+        .filter(([, list]) => list.length > 2)
+        .map(([part, list]) =>
+          chooser(part, list, "", (value) => {
+            filters[part] = value;
+            fill();
+          }),
+        ),
+      h(
+        "label",
+        { class: "choice" },
+        h("span", {}, "text"),
+        h("input", {
+          type: "search",
+          oninput: (event) => {
+            words = event.target.value.toLowerCase();
+            fill();
+          },
+        }),
+      ),
+    ),
+    compare,
+    count,
+    held,
+  ];
 }
 
 const named = (id) => {
   const run = data.runs[id];
   return `${run.method}, ${run.task}${run.seed === undefined ? "" : `, seed ${run.seed}`} (${id.slice(0, 6)})`;
 };
-const settingsOf = (run) => Object.assign({}, ...run.settings.map((place) => pool[place]), run.seed === undefined ? {} : { seed: run.seed });
+const settingsOf = (run) =>
+  Object.assign({}, ...run.settings.map((place) => pool[place]), run.seed === undefined ? {} : { seed: run.seed });
 const rate = (run) => settingsOf(run)["recipe.learning_rate"];
 const scoreKey = ([where], name) => `${pool[where].slice(0, 4).join(" · ")} · ${name}`;
-
-function runView(id) {
-  const run = data.runs[id];
-  if (!run) return [h("h1", {}, "No such run"), h("p", {}, `No record here has the name ${id}.`)];
-  const held = settingsOf(run), sources = pool[run.sources] || {}, off = run.off || {};
-  const sourceOf = (name) => sources[name.replace(/^recipe\./, "")] || sources[name.replace(".settings.", ".")];
-  const told = pool[run.origin], ran = pool[run.execution];
-  const peers = Object.entries(data.runs).filter(([other, peer]) => other !== id && peer.task === run.task && peer.model === run.model && peer.profile === run.profile && peer.protocol === run.protocol && peer.seed === run.seed && peer.method !== run.method);
-  return [
-    h("p", { class: "crumbs" }, h("a", { href: "#runs" }, "Runs"), " / ", id),
-    h("h1", {}, symbol(run.method, 20), " ", `${run.method} on ${run.task}`),
-    h("p", { class: "lead" }, `${run.model}${run.seed === undefined ? "" : `, seed ${run.seed}`}, protocol ${run.protocol}, profile ${run.profile}: ${run.status}${run.message ? ` (${run.message})` : ""}`),
-    run.headline ? h("p", { class: "big" }, score(run), h("span", { class: "muted" }, ` ${run.headline[2]}, checkpoint ${run.headline[3]}, ${run.headline[4]}`)) : null,
-    inTables(id),
-    run.again ? [h("h2", {}, "Repeat"), command(run.again)] : null,
-    h("div", { class: "columns" },
-      h("section", {}, h("h2", {}, "Cost"), facts([
-        ["training", run.cost.train_seconds === undefined ? null : seconds(run.cost.train_seconds) + (run.alone ? "" : " (shared its card)")], ["evaluation", run.cost.eval_seconds === undefined ? null : seconds(run.cost.eval_seconds) + (run.alone ? "" : " (shared its card)")],
-        ["tokens a second", run.cost.tokens_per_second && general(Math.round(run.cost.tokens_per_second))], ["peak memory", run.cost.peak_memory_bytes && bytes(run.cost.peak_memory_bytes)],
-        ["trainable parameters", run.cost.trainable_parameters !== undefined && grouped(run.cost.trainable_parameters)], ["without the head", run.cost.trainable_parameters_without_head !== undefined && grouped(run.cost.trainable_parameters_without_head)],
-        ["all parameters", run.cost.total_parameters && grouped(run.cost.total_parameters)], ["adapter", run.cost.adapter_bytes && bytes(run.cost.adapter_bytes)], ["training FLOPs", run.cost.train_flops && general(run.cost.train_flops)]])),
-      h("section", {}, h("h2", {}, "Where from"), facts([...Object.entries(told), ["began", (run.times || [])[0]], ["ended", (run.times || [])[1]],
-        ["recipe", run.recipe], ["learning rates tried", String(run.trials)], ...Object.entries(ran).filter(([name]) => name !== "device").map(([name, value]) => [name.replaceAll("_", " "), typeof value === "object" ? general(value) : general(value)])]))),
-    run.curves ? [h("h2", {}, "Curves"), h("div", { class: "plots" }, Object.keys(run.curves).map((name) => curvePlot(name.replaceAll("_", " "), new Map([[run.method, [id]]]), name, { smaller: true })))] : null,
-    run.scores ? [h("h2", {}, "Scores"), scoreTable([id])] : null,
-    run.notes ? [h("h2", {}, "Notes"), h("ul", {}, run.notes.map((note) => h("li", {}, note)))] : null,
-    run.samples ? [h("h2", {}, "Samples"), run.samples.map(([input, reply, reference]) => sampleView({ input, reference, replies: [[run.method, reply]] }))] : null,
-    h("h2", {}, "Settings"), h("p", { class: "hint" }, Object.keys(off).length ? `${plural(Object.keys(off).length, "setting")} differ${Object.keys(off).length === 1 ? "s" : ""} from today's recipe (marked).` : "All settings are those of today's recipe, or it names none."),
-    run.settings.map((place) => Object.entries(pool[place])).filter((part) => part.length).map((part) => settingsPart(part, sourceOf, off)),
-    peers.length ? [h("h2", {}, "Side by side with"), h("ul", {}, peers.slice(0, 12).map(([other]) => h("li", {}, h("a", { href: `#compare/${id}/${other}` }, named(other)))))] : null];
-}
-
-function inTables(id) {
-  const found = data.tables.filter((table) => table.blocks.some((block) => block.rows.some((row) => (row.runs || []).includes(id))));
-  return found.length ? h("p", {}, "In: ", found.map((table, place) => [place ? ", " : null, h("a", { href: `#table/${table.name}` }, table.title)])) : null;
-}
-
-// Where a part of the settings has a source or differs from the recipe it is open from the start.
-function settingsPart(part, sourceOf, off) {
-  const short = (name) => name.replace(/^recipe\./, "").replace(".settings.", ".");
-  const title = part[0][0].includes(".") ? part[0][0].split(".")[0] : "other";
-  return h("details", { open: part.some(([name]) => off[short(name)] || sourceOf(name)) }, h("summary", {}, `${title}: ${plural(part.length, "setting")}`),
-    scrolled(`settings of ${title}`, h("table", { class: "settings" }, h("thead", {}, h("tr", {}, ["setting", "value", "source"].map((text) => h("th", { scope: "col" }, text)))),
-      h("tbody", {}, part.map(([name, value]) => {
-        const source = sourceOf(name), stated = off[short(name)];
-        return h("tr", { class: stated ? "differs" : /^guess/i.test(source || "") ? "guess" : "" }, h("th", { scope: "row" }, name), h("td", {}, general(value), stated ? h("span", { class: "tag" }, `recipe: ${general(stated[0])}`) : null), h("td", {}, source || ""));
-      })))));
-}
-
-function scoreTable(ids) {
-  const entries = new Map();
-  ids.forEach((id, side) => (data.runs[id].scores || []).forEach((row) => Object.entries(row[4]).forEach(([name, value]) => {
-    const key = scoreKey(row, name);
-    if (!entries.has(key)) entries.set(key, { where: pool[row[0]], name, sides: [] });
-    entries.get(key).sides[side] = { value, items: row[1], unreadable: row[2], atChance: row[3], error: row[5][name] };
-  })));
-  const rows = [...entries.values()];
-  const two = ids.length === 2;
-  const text = (row, side) => {
-    const held = row.sides[side];
-    return held ? [metric(row.name, held.value), held.error === undefined ? null : h("span", { class: "spread", title: "standard error over the items" }, ` ± ${fixed(100 * held.error, 1)}`)] : "";
-  };
-  const difference = (row) => (row.sides[0] && row.sides[1] && row.sides[0].value !== null && row.sides[1].value !== null ? (row.sides[1].value - row.sides[0].value) * (UNBOUNDED.includes(row.name) ? 1 : 100) : null);
-  const known = (row) => row.sides.find(Boolean);
-  return sortable("scores", [
-    { label: "subset", of: (row) => row.where[0], by: (row) => row.where[0] },
-    ...["split", "checkpoint", "scoring"].map((label, k) => ({ label, of: (row) => row.where[k + 1], by: (row) => row.where[k + 1] })),
-    { label: "metric", of: (row) => row.name.replaceAll("_", " "), by: (row) => row.name },
-    ...ids.map((id, side) => ({ label: two ? "AB"[side] : "score", class: "number", down: true, of: (row) => text(row, side), by: (row) => (row.sides[side] ? row.sides[side].value : null) })),
-    ...(two ? [{ label: "B − A", class: "number", down: true, of: (row) => (difference(row) === null ? "" : signed(difference(row), UNBOUNDED.includes(row.name) ? 4 : 1)), by: difference }] : []),
-    { label: "chance", class: "number", of: (row) => (row.where[4] === null ? "" : fixed(100 * row.where[4], 1) + (known(row).atChance ? " (at it)" : "")), by: (row) => row.where[4] },
-    { label: "items", class: "number", of: (row) => grouped(known(row).items), by: (row) => known(row).items },
-    { label: "unreadable", class: "number", of: (row) => row.sides.map((side) => (side ? `${grouped(side.unreadable)} (${fixed((100 * side.unreadable) / Math.max(1, side.items), 1)} %)` : "")).filter((_, k) => k < ids.length).join(" | "), by: (row) => known(row).unreadable },
-  ], rows, {});
-}
-
-function compareView(a, b) {
-  const ids = Object.keys(data.runs);
-  if (!data.runs[a] || !data.runs[b]) return [h("h1", {}, "No such run"), h("p", {}, `No record here has the name ${data.runs[a] ? b : a}.`)];
-  const [one, other] = [data.runs[a], data.runs[b]].map(settingsOf);
-  const names = [...new Set([...Object.keys(one), ...Object.keys(other)])];
-  const differs = names.filter((name) => !same(one[name], other[name]));
-  const options = ids.map((id) => [id, named(id)]).sort((x, y) => x[1].localeCompare(y[1], "en"));
-  const groups = one["method.name"] === other["method.name"] ? new Map([["A", [a]], ["B", [b]]]) : new Map([[data.runs[a].method, [a]], [data.runs[b].method, [b]]]);
-  const curves = Object.keys(data.runs[a].curves || {}).filter((name) => (data.runs[b].curves || {})[name]);
-  const samples = (data.runs[a].samples || []).map((sample) => [sample, (data.runs[b].samples || []).find((theirs) => theirs[0] === sample[0])]).filter(([, theirs]) => theirs);
-  const costs = [...new Set([...Object.keys(data.runs[a].cost), ...Object.keys(data.runs[b].cost)])];
-  const sideTable = (label, rows) => scrolled(label, h("table", {}, h("thead", {}, h("tr", {}, ["", "A", "B"].map((text) => h("th", { scope: "col" }, text || h("span", { class: "unseen" }, label))))),
-    h("tbody", {}, rows.map(([name, left, right]) => h("tr", { class: left === right ? "" : "differs" }, h("th", { scope: "row" }, name), h("td", {}, left), h("td", {}, right))))));
-  return [h("h1", {}, "Two runs side by side"),
-    h("div", { class: "filters" }, chooser("A", options, a, (id) => { location.hash = `#compare/${id}/${b}`; }), chooser("B", options, b, (id) => { location.hash = `#compare/${a}/${id}`; })),
-    h("ul", { class: "sides" }, [["A", a], ["B", b]].map(([side, id]) => h("li", {}, h("strong", {}, side), " ", symbol(data.runs[id].method), " ", runLink(id, named(id)), `: ${score(data.runs[id]) || data.runs[id].status}`))),
-    h("h2", {}, differs.length ? `What differs: ${plural(differs.length, "setting")}` : "No setting differs"),
-    differs.length ? sideTable("settings that differ", differs.map((name) => [name, name in one ? general(one[name]) : "", name in other ? general(other[name]) : ""])) : null,
-    h("details", {}, h("summary", {}, `${plural(names.length - differs.length, "setting")} in common`), facts(names.filter((name) => !differs.includes(name)).map((name) => [name, general(one[name])]))),
-    h("h2", {}, "Scores"), scoreTable([a, b]),
-    curves.length ? [h("h2", {}, "Curves"), h("div", { class: "plots" }, curves.map((name) => curvePlot(name.replaceAll("_", " "), groups, name, { smaller: true })))] : null,
-    h("h2", {}, "Cost and origin"), sideTable("cost and origin", [...costs.map((name) => [name.replaceAll("_", " "), general(data.runs[a].cost[name]), general(data.runs[b].cost[name])]),
-      ...["commit", "card", "versions"].map((name) => [name, pool[data.runs[a].origin][name] || "", pool[data.runs[b].origin][name] || ""])]),
-    samples.length ? [h("h2", {}, "Samples"), samples.map(([left, right]) => sampleView({ input: left[0], reference: left[2], replies: [["A", left[1]], ["B", right[1]]] }))] : null];
-}
