@@ -63,7 +63,7 @@ def assert_same_bits(found: Any, expected: Any) -> None:
         ("writing", ["method=dora", "launch.per_device_batch=2"]),
         ("writing", ["method=dual_lora", "launch.per_device_batch=4"]),
         ("writing", ["method=full"]),
-        ("writing", ["method=vera"]),
+        ("writing", ["method=vera", "method.r=8"]),
         ("writing", ["method=pissa", "model=tiny_gpt2"]),
         ("writing", ["method=lora", "method.lora_dropout=0.2", "launch.per_device_batch=2"]),
         ("writing", ["method=dual_lora", "launch.gradient_checkpointing=true"]),
