@@ -118,15 +118,24 @@ def test_accumulation(alone, checkpoint, tmp_path):
     assert_same(record, tmp_path, alone)
 
 
-def test_partitioned_over_two_processes(checkpoint, tmp_path, monkeypatch):
-    """The hardest of them stands for all in the short tests: weights, gradients and optimizer are split."""
-    generate = "task.scorings=[generate]"  # each forward pass gathers every weight: ranking as well takes a minute
-    alone = run(tmp_path / "alone", checkpoint, generate), tmp_path / "alone"
+GENERATE = "task.scorings=[generate]"  # each forward pass gathers every weight: ranking as well takes a minute
+
+
+@pytest.fixture(scope="module")
+def writing_alone(checkpoint, tmp_path_factory) -> tuple[dict, Path]:
+    results = tmp_path_factory.mktemp("writing_alone")
+    return run(results, checkpoint, GENERATE), results
+
+
+@pytest.mark.parametrize("name", ["ZeRO-3", "FSDP"])
+def test_partitioned_over_two_processes(name, writing_alone, checkpoint, tmp_path, monkeypatch):
+    """The hardest of each launcher stands for all in the short tests: weights are split."""
     fork_groups(monkeypatch)
-    record = run(tmp_path, checkpoint, *GROUPS["ZeRO-3"], generate)
-    assert record["execution"]["zero_stage"] == 3
+    record = run(tmp_path, checkpoint, *GROUPS[name], GENERATE)
+    assert record["execution"]["engine"] == ("deepspeed" if name == "ZeRO-3" else "fsdp")
+    assert record["execution"]["zero_stage"] == (3 if name == "ZeRO-3" else 0)
     assert record["execution"]["world_size"] == 2
-    assert_same(record, tmp_path, alone)
+    assert_same(record, tmp_path, writing_alone)
 
 
 @pytest.mark.slow
