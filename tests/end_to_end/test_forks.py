@@ -71,11 +71,11 @@ def hungry(folder: Path, times: int) -> str:
     (folder / "hungry.py").write_text(
         "from dataclasses import dataclass\nfrom pathlib import Path\nimport peft\nimport torch\n\n"
         f"TRIES = Path({str(folder / 'tries')!r})\n\n"
-        "@dataclass\nclass HungryConfig(peft.LoraConfig):\n"
-        "    def __post_init__(self):\n        super().__post_init__()\n"
+        "@dataclass\nclass HungryConfig(peft.LoraConfig):\n    @property\n"
+        "    def is_prompt_learning(self):  # read as a model gets its adapter, not as settings are checked\n"
         "        tried = len(TRIES.read_text()) if TRIES.exists() else 0\n"
         f"        if tried < {times}:\n            TRIES.write_text('x' * (tried + 1))\n"
-        "            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')\n"
+        "            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')\n        return False\n"
     )
     return "method.config_class=hungry.HungryConfig,peft.LoraConfig"
 
@@ -103,8 +103,8 @@ def test_out_of_memory_on_a_card_of_its_own_is_not_tried_again(tmp_path: Path, m
 def test_a_cell_that_crashes_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "crashing.py").write_text(
         "import os, signal\nfrom dataclasses import dataclass\nimport peft\n\n"
-        "@dataclass\nclass CrashConfig(peft.LoraConfig):\n"
-        "    def __post_init__(self):\n        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "@dataclass\nclass CrashConfig(peft.LoraConfig):\n    @property\n"
+        "    def is_prompt_learning(self):\n        os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     classes = "method.config_class=crashing.CrashConfig,peft.LoraConfig"
