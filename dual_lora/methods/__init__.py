@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dual_lora.methods.counts import planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
     from dual_lora.methods.optimizers import create_optimizer
-    from dual_lora.methods.weights import load_trainable_state, stored_state, trainable_state
+    from dual_lora.methods.weights import frozen_adapter_state, load_trainable_state, stored_state, trainable_state
 
 _NAMES = {
     "application": ("apply", "callbacks", "check_settings", "peft_config", "resolved_init_std"),
@@ -25,7 +25,7 @@ _NAMES = {
     "counts": ("planned_parameters", "trainable_parameters"),
     "merging": ("export_merged", "merged"),
     "optimizers": ("create_optimizer",),
-    "weights": ("load_trainable_state", "stored_state", "trainable_state"),
+    "weights": ("frozen_adapter_state", "load_trainable_state", "stored_state", "trainable_state"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -40,6 +40,7 @@ __all__ = [
     "check_zero_stage",
     "create_optimizer",
     "export_merged",
+    "frozen_adapter_state",
     "merged",
     "peft_config",
     "planned_parameters",

@@ -14,7 +14,7 @@ from torch import nn
 
 from dual_lora.config import ConfigError
 from dual_lora.distributed import sharding
-from dual_lora.tuner.factor import with_current_names
+from dual_lora.tuner.factor import STARTS, with_current_names
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -22,6 +22,16 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     state = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            with _whole(parameter):
+                state[name] = sharding.whole(parameter.detach()).to("cpu", copy=True).contiguous()
+    return state
+
+
+def frozen_adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return host copies of what an adapter holds and never trains: Dual LoRA's start factors. As `trainable_state`."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        if any(f".{start}." in name for start in STARTS):
             with _whole(parameter):
                 state[name] = sharding.whole(parameter.detach()).to("cpu", copy=True).contiguous()
     return state

@@ -18,7 +18,7 @@ from dual_lora.config.words import PATHS
 from dual_lora.distributed import processes
 from dual_lora.records import disk, redaction
 from dual_lora.records.lock import RunLock
-from dual_lora.runs import leftovers
+from dual_lora.runs import adapter_card, leftovers
 from dual_lora.runs.resolve import Resolved
 from dual_lora.runs.work import Work
 from dual_lora.training import stopping
@@ -78,6 +78,8 @@ def _run(resolved: Resolved) -> dict[str, Any]:
             made, error = _run_locked(resolved)
         if processes.is_main():
             made = records.write(resolved.record_path, made)
+            if made["status"] == "finished" and (resolved.folder / "adapter").is_dir():
+                adapter_card.write(resolved.folder / "adapter", made)
             leftovers.free(resolved.folder, made)
     if error is not None and processes.world_size() > 1:
         raise ProcessFailed(made["status"], made["message"], error)

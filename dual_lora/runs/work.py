@@ -197,6 +197,7 @@ class Work:
 
     def _keep_training(self, model: torch.nn.Module, result: TrainingResult) -> None:
         state = methods.trainable_state(model)  # every process takes part: sharded weights are gathered
+        frozen = methods.frozen_adapter_state(model)
         if processes.is_main():
             with replacing(self.folder / "last.safetensors") as part:
                 save_file(state, part)
@@ -204,7 +205,7 @@ class Work:
                 whole = None
                 if processes.is_partitioned(model):
                     # Its parameters are empty. Buffers are whole in every process; VeRA's have a name in each layer.
-                    whole = {**dict(model.named_buffers(remove_duplicate=False)), **state}
+                    whole = {**dict(model.named_buffers(remove_duplicate=False)), **frozen, **state}
                 model.save_pretrained(self.folder / "adapter", state_dict=whole)
             values = asdict(result)
             values["selected"] = {name: str(file.relative_to(self.folder)) for name, file in result.selected.items()}

@@ -53,6 +53,8 @@ def test_a_run_leaves_a_whole_record(task: str, model: str, tmp_path: Path) -> N
     assert set(record) == {"schema", "status", "checksum", *sections}
     assert record["identity"]["seed"] == 0
     assert record["scores"]["headline"]["metric"]
+    [card] = tmp_path.glob("runs/*/adapter/README.md")
+    assert record["identity"]["run_id"] in card.read_text()
     assert all(entry["items"] for entry in record["scores"]["measurements"])
     assert_items_give_the_scores(record)
     assert record["execution"]["eval_batch"] > 0
