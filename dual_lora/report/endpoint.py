@@ -83,11 +83,12 @@ def _items(found: ItemNoise | None, decimals: int) -> list[str]:
     """Return how much of the difference is the draw of the test items."""
     if found is None:
         return []
-    low, high = (f"{limit:+.{decimals}f}".replace("-", "−") for limit in (found.low, found.high))
     said = [
-        f"by the draw of test items one run has sd {found.one:.{decimals}f}, the difference {found.pair:.{decimals}f}",
-        f"over items and seeds [{low}, {high}]",
+        f"by the draw of test items one run has sd {found.one:.{decimals}f}, the difference {found.pair:.{decimals}f}"
     ]
+    if found.low is not None and found.high is not None:
+        limits = f"[{found.low:+.{decimals}f}, {found.high:+.{decimals}f}]"
+        said.append(f"over items and seeds {limits.replace('-', '−')}")
     return said if found.mcnemar is None else [*said, _p("McNemar mid-p", found.mcnemar)]
 
 
@@ -111,13 +112,14 @@ def _raw(block: MeasuredBlock, endpoint: Endpoint, row: Row) -> _Raw | None:
     if reference is None or pairs is None or any(record.untrained for record in row.records):
         return None
     found = stats.estimate(pairs)
+    noise = item_noise.noise(block.experiment, column, row, reference)
     comparison = Comparison(
         difference=found,
         p=found.p_value(),
         sign_flip=stats.sign_flip(pairs),
         p_equal=None if endpoint.margin is None else found.p_equal(endpoint.margin),
         blocked=_blocked(block, endpoint, row) if found.interval() else None,
-        items=item_noise.noise(block.experiment, column, row, reference),
+        items=noise if noise is None or found.interval() else replace(noise, low=None, high=None),
         verdict="open",
     )
     records = [*row.records, *reference.records]

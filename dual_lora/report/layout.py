@@ -31,8 +31,8 @@ class ItemNoise:
 
     one: float  # standard deviation of one run's score over draws of items
     pair: float  # of the difference of two methods, their seeds as they are
-    low: float  # 95 % interval of the difference over draws of items and of seeds
-    high: float
+    low: float | None  # 95 % interval of the difference over draws of items and seeds; None with two pairs
+    high: float | None
     mcnemar: float | None  # mid-p of right against wrong answers of all seeds; None if answers are not right or wrong
 
 

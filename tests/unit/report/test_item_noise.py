@@ -149,7 +149,10 @@ def test_mcnemar_pools_the_answers_of_all_seeds(build):
     ]
     table = build(*values, text=ALONE)
     assert ours(table, "DUAL_LORA").cells[0].comparison.items.mcnemar == pytest.approx(item_noise.mid_p(2, 6))
-    assert "McNemar mid-p = " in table.blocks[0].findings[0]
+    [finding] = table.blocks[0].findings
+    assert "McNemar mid-p = " in finding
+    assert "by the draw of test items one run has sd 2." in finding
+    assert "[" not in finding, "two pairs of runs have no interval"
 
 
 def test_an_average_draws_the_items_of_each_subset(build):
