@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,9 @@ from dual_lora.launch.worker import FAILURES
 logger = logging.getLogger(__name__)
 # Enough to write a checkpoint of a large run; after that the group is killed.
 GRACE_SECONDS = 15 * 60.0
+# How long a process may be stopped (SIGSTOP) before its group is ended; the others would wait for it for an hour.
+STOPPED_SECONDS = 60.0
+_LOOK_SECONDS = 5.0
 # The message of a process whose partner in a collective operation has died.
 _FOLLOWS = re.compile(
     r"[Cc]onnection (?:closed|reset|refused)|[Bb]roken pipe|NCCL|remote process exited|was ended by SIGTERM|gloo"
@@ -51,6 +55,8 @@ class Group:
         self.file, self.launch, self.rendezvous = file, launch, rendezvous or Rendezvous()
         self.stopped_by: str | None = None
         self._errors: list[BaseException] = []
+        self._stopped: dict[psutil.Process, float] = {}  # since when, as it was first seen
+        self._unresponsive: list[dict[str, Any]] = []
 
     def run(self, handle_signals: bool = True) -> None:
         """Start the group and wait for its end. `first_failure` then returns what went wrong."""
@@ -59,9 +65,13 @@ class Group:
         previous = {number: signal.signal(number, self._note) for number in handled}
         try:
             thread.start()
+            looked = time.monotonic()
             while thread.is_alive():
                 # Short waits: a signal handler runs between two of them.
                 thread.join(0.2)
+                if time.monotonic() - looked > _LOOK_SECONDS:
+                    self.end_stopped()
+                    looked = time.monotonic()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -108,6 +118,28 @@ class Group:
                 continue
         return found
 
+    def end_stopped(self) -> None:
+        """Kill processes that have been stopped for long, and keep for the record that they did not respond.
+
+        One that is stopped together with this parent (Ctrl-Z, a suspended job) has a whole minute from its return.
+        """
+        now, stopped = time.monotonic(), {}
+        for process in self.workers():
+            with suppress(psutil.Error):
+                if process.status() != psutil.STATUS_STOPPED:
+                    continue
+                stopped[process] = self._stopped.get(process, now)
+                if now - stopped[process] > STOPPED_SECONDS:
+                    rank = int(process.environ().get("RANK", "0"))
+                    message = (
+                        f"rank {rank} does not respond: its process {process.pid} has been stopped (SIGSTOP) for "
+                        f"{STOPPED_SECONDS:.0f} s; the same command continues"
+                    )
+                    said = {"rank": rank, "time": time.time(), "status": "interrupted", "message": message, "trace": ""}
+                    self._unresponsive.append(said)
+                    process.kill()
+        self._stopped = stopped
+
     def _agent(self) -> None:
         """Run torchrun's agent. In a thread it installs no signal handlers; they would allow a group only 30 s."""
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -148,7 +180,7 @@ class Group:
         """Return {rank, status, message, trace} of the process that failed first, or None if no cause is known."""
         folder = self.file.with_suffix(f".{FAILURES}")
         found = [records.read_json(path, _failure) for path in folder.glob("rank-*.json")]
-        said = [entry for entry in found if entry is not None]
+        said = [entry for entry in found if entry is not None] + self._unresponsive
         said += self._silent_deaths({entry["rank"] for entry in said})
         # A process notices within milliseconds that another has died, often before the agent: that is not the cause.
         return min(said, key=lambda entry: (bool(_FOLLOWS.search(entry["message"])), entry["time"]), default=None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from dual_lora.config import ConfigError
-from dual_lora.launch import check, launch
+from dual_lora.launch import check, group, launch
 from tests.faults.children import wait_for
 from tests.forked_groups import fork_groups
 from tests.small_cells import CLASSIFYING, config, only_record
@@ -105,6 +107,32 @@ def test_group_ends_when_its_parent_is_killed(tmp_path):
     assert not alive
     assert only_record(results)["status"] == "interrupted"
     assert list((results / "runs").glob("*/checkpoints/checkpoint-*"))
+
+
+def test_a_process_that_is_stopped_is_named_as_unresponsive(tmp_path, monkeypatch):
+    """Not as one that ran out of memory: the kernel's out-of-memory killer ends a process, and does not stop it."""
+    start = tmp_path / "start.json"
+    command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)", str(start)]
+    with subprocess.Popen(command, env={**os.environ, "RANK": "1"}, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        here = group.Group(start, None)
+        here.end_stopped()
+        child.send_signal(signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED, "the stop")
+        here.end_stopped()
+        assert here.first_failure() is None, "it may go on within a minute"
+        child.send_signal(signal.SIGCONT)
+        wait_for(lambda: psutil.Process(child.pid).status() != psutil.STATUS_STOPPED, "the return")
+        here.end_stopped()
+        monkeypatch.setattr(group, "STOPPED_SECONDS", 0.05)
+        child.send_signal(signal.SIGSTOP)
+        wait_for(lambda: here.end_stopped() or here.first_failure(), "the end")
+        assert child.wait(60) == -signal.SIGKILL
+    said = here.first_failure()
+    assert said["status"] == "interrupted"
+    assert said["message"].startswith(f"rank 1 does not respond: its process {child.pid} has been stopped (SIGSTOP)")
+    assert "memory" not in said["message"]
 
 
 @pytest.mark.parametrize(
