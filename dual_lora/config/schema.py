@@ -152,7 +152,6 @@ class ProfileConfig:
     train_examples: Positive | None = None
     max_steps: Positive | None = None  # bounds the recipe's epochs
     validation_examples: Count | None = None
-    validation_of_trials: Positive | None = None  # as many as trials drew to choose by: left out, not judges too
     test_items: Count | None = None  # per subset; 0: only validation is scored, to choose settings by
     base_row: bool = False  # first do the same run with method=none
     samples: Count = 0  # generations shown before and after

@@ -66,12 +66,12 @@ def notes(
 def _judged_by_their_choice(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     """Say which columns compare methods on validation examples that may have chosen the methods' settings."""
     shown = [column.label for column in experiment.block.columns if column.split == "validation" or column.curve]
-    apart = all(record.identity["profile"].get("validation_of_trials") for record in records if not record.untrained)
+    apart = all(record.identity["protocol"].get("validation_part") == "report" for record in records)
     if experiment.block.reference is None or apart or not shown:
         return []
     return [
         f"{', '.join(shown)}: of validation examples that trials may have chosen the settings by; "
-        "profile.validation_of_trials keeps them apart"
+        "protocol.validation_part=report keeps them apart"
     ]
 
 

@@ -22,7 +22,6 @@ _NOT_IDENTITY = {
 # that it would have had before.
 _YOUNGER: dict[str, Any] = {
     "model.dropout": None,
-    "profile.validation_of_trials": None,
     "protocol.base": None,
     "protocol.decoding.early_stopping": False,
     "recipe.head_learning_rate": None,

@@ -29,8 +29,6 @@ def select(task: Task, config: RunConfig) -> Items:
     train = task.examples("train") if trains else []
     # The validation loss of a language model means something without training, a classifier's score does not.
     validation = task.examples("validation") if trains or task.head.kind == "causal_lm" else []
-    if profile.validation_of_trials is not None:
-        validation = _unseen_by_trials(task, validation, profile.validation_of_trials)
     test = task.examples("test")
     if protocol.validation_part != "all":
         validation = _part(validation, task, config)
@@ -102,22 +100,6 @@ def hold_out(examples: Sequence[Example], fraction: float, seed: int) -> tuple[l
     chosen = set(random.Random(seed).sample(range(len(examples)), count))
     rest = [example for place, example in enumerate(examples) if place not in chosen]
     return rest, [example for place, example in enumerate(examples) if place in chosen]
-
-
-def _unseen_by_trials(task: Task, validation: list[Example], drawn: int) -> list[Example]:
-    """Return the validation examples that trials with `profile.validation_examples=drawn` do not draw."""
-    if task.head.kind == "classification":
-        raise ConfigError(
-            f"profile.validation_of_trials={drawn}: trials of task={task.name} see examples held out from training "
-            "(protocol.validation_fraction), never those that this run is scored on; leave it out"
-        )
-    if validation and drawn >= len(validation):
-        raise ConfigError(
-            f"profile.validation_of_trials={drawn}: task={task.name} has {len(validation)} validation examples; legal "
-            f"are 1 to {len(validation) - 1}, and trials with profile.validation_examples of the same number"
-        )
-    seen = {example.identifier for example in _bounded(validation, drawn)}
-    return [example for example in validation if example.identifier not in seen]
 
 
 def _bounded(examples: list[Example], count: int | None) -> list[Example]:

@@ -11,7 +11,7 @@ import pytest
 
 from dual_lora.records.schema import parse
 from dual_lora.report import escape, formats, neighbours
-from tests.unit.report.report_builder import EXPERIMENT, ours, record, seeds_of
+from tests.unit.report.report_builder import EXPERIMENT, PROTOCOL, ours, record, seeds_of
 
 LORA = (0.600, 0.650, 0.700, 0.620, 0.680, 0.640)
 BETTER = (0.622, 0.671, 0.719, 0.641, 0.700, 0.662)
@@ -235,7 +235,6 @@ def test_a_column_judged_by_what_chose_the_settings_is_named(build):
     values = [record("lora"), record("dual_lora"), record("none")]
     said = "loss: of validation examples that trials may have chosen the settings by"
     assert said in " ".join(build(*values, text=text).blocks[0].notes)
-    for value in values[:2]:
-        value["identity"]["profile"]["validation_of_trials"] = 1024
-    values[2]["identity"]["profile"]["validation_of_trials"] = 1024
+    for value in values:
+        value["identity"]["protocol"] = {**PROTOCOL, "validation_part": "report"}
     assert said not in " ".join(build(*values, text=text).blocks[0].notes)

@@ -38,6 +38,9 @@ def test_the_parts_are_disjoint_from_each_other_from_training_and_from_the_test(
     for one in parts.values():
         assert names(one.train) == names(parts["select"].train), "both parts train on the same examples"
         assert not (select | report) & (names(one.train) | names(one.test))
+    few = items(*words, "protocol.validation_part=report", "profile.validation_examples=2")
+    assert len(few.validation) == 2
+    assert names(few.validation) <= report
     again = items(*words, "protocol.validation_part=select", "method=dual_lora", "seed=107")
     assert names(again.validation) == select
 
