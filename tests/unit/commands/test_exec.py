@@ -1,8 +1,7 @@
-"""`exec`: a program that loads an adapter by itself, in a fresh interpreter as its users start it."""
+"""`exec`: a program that loads an adapter by itself, in an interpreter that has imported nothing of it."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from dual_lora import DualLoraConfig
 from dual_lora.commands import exec as exec_command
 from dual_lora.tuner.card import say_how_to_load
+from tests.fresh_interpreters import printed
 
 LOADS = """
 import sys, torch, peft
@@ -29,13 +29,17 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_a_program_without_a_word_of_dual_lora_loads_an_adapter(adapter, tmp_path):
-    (tmp_path / "loads.py").write_text(LOADS)
-    alone = subprocess.run([sys.executable, "loads.py", adapter], cwd=tmp_path, capture_output=True, text=True)
-    assert "DUAL_LORA" in alone.stderr, "the day PEFT finds it by itself, drop exec"
-    command = [sys.executable, "-m", "dual_lora", "exec", "loads.py", str(adapter)]
-    started = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert started.stdout.split(maxsplit=1) == ["DualLoraModel", f"['loads.py', {str(adapter)!r}]\n"], started.stderr
+PROGRAMS = {
+    "python": "import runpy\ntry: runpy.run_path(f'{sys.argv[1]}/loads.py')\nexcept Exception as error: print(error)",
+    "exec": "import dual_lora.commands; dual_lora.commands.main(['exec', f'{sys.argv[1]}/loads.py', sys.argv[1]])",
+}
+
+
+def test_a_program_without_a_word_of_dual_lora_loads_an_adapter(adapter):
+    (adapter / "loads.py").write_text(LOADS)
+    found = printed(PROGRAMS, adapter)
+    assert "DUAL_LORA" in found["python"], "the day PEFT finds it by itself, drop exec"
+    assert found["exec"].split(maxsplit=1) == ["DualLoraModel", f"{[f'{adapter}/loads.py', str(adapter)]}\n"]
 
 
 @pytest.mark.parametrize("program", ["json.tool", "pygmentize"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +13,8 @@ from torch import nn
 
 import dual_lora
 from dual_lora.tuner import registration
-from tests import ROOT
+from tests import ROOT, fresh_interpreters
+from tests.fresh_interpreters import run_python
 
 ADAPTER = """
 import torch
@@ -41,37 +40,17 @@ print(issubclass(dual_lora.DeltaWarmupCallback, sys.modules["transformers"].Trai
 """,
     "import the config": "from dual_lora import DualLoraConfig; print(*sys.modules)",
 }
-# What PEFT and transformers need of torch takes seconds, and is the same for all programs.
-FORKS = """
-import os, sys
-import scipy.optimize, torch, torch._dynamo, torch.distributed.tensor
-assert not sys.modules.keys() & {"dual_lora", "peft", "transformers"}
-for number, program in enumerate(sys.argv[2:]):
-    if os.fork() == 0:
-        os.dup2(os.open(f"{sys.argv[1]}/{number}", os.O_CREAT | os.O_WRONLY), 1)
-        exec(program, {"sys": sys})
-        sys.exit()
-    assert os.wait()[1] == 0, program
-"""
-
-
-def run_python(*words: str) -> str:
-    """Return the output of a fresh interpreter."""
-    result = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The words that each program prints: begun without dual_lora, peft and transformers; argument 1: an adapter."""
+    """The words that each program prints; its argument is the folder of an adapter."""
     folder = tmp_path_factory.mktemp("adapter")
     model = get_peft_model(
         nn.ModuleDict({"layer": nn.Linear(4, 4)}), dual_lora.DualLoraConfig(target_modules=["layer"])
     )
     model.save_pretrained(folder)
-    run_python("-c", FORKS, str(folder), *PROGRAMS.values())
-    return {name: (folder / str(number)).read_text().split() for number, name in enumerate(PROGRAMS)}
+    return {name: text.split() for name, text in fresh_interpreters.printed(PROGRAMS, folder).items()}
 
 
 def test_peft_still_refuses_methods_outside_its_enum():
@@ -120,7 +99,7 @@ def test_import_dual_lora_alone_is_enough_to_load_an_adapter(imports, printed):
 def test_importing_loads_nothing_until_peft_or_a_public_name_is_wanted(printed):
     loads = "import sys, dual_lora; print('torch' in sys.modules, 'peft' in sys.modules)"
     looks = "import importlib.util; importlib.util.find_spec('peft'); print('peft' in sys.modules)"  # as transformers
-    assert run_python("-c", f"{loads}; {looks}").split() == ["False", "False", "False"]
+    assert run_python(f"{loads}; {looks}").split() == ["False", "False", "False"]
     assert printed["import peft alone"] == ["True", "True"]
 
 
