@@ -17,22 +17,24 @@ function tablesView() {
     h(
       "ul",
       { class: "index" },
-      data.tables.map((table) =>
-        h(
-          "li",
-          {},
-          h("a", { href: `#table/${table.name}` }, table.title),
-          h("p", {}, table.about),
+      d3
+        .sort(data.tables, (table) => !data.verdicts.some((verdict) => verdict.table === table.name))
+        .map((table) =>
           h(
-            "p",
-            { class: "hint" },
-            `${grouped(d3.sum(uniqueBlocks(table), (block) => block.done))} of ${plural(
-              d3.sum(uniqueBlocks(table), (block) => block.all),
-              "run",
-            )} done`,
+            "li",
+            {},
+            h("a", { href: `#table/${table.name}` }, table.title),
+            h("p", {}, table.about),
+            h(
+              "p",
+              { class: "hint" },
+              `${grouped(d3.sum(uniqueBlocks(table), (block) => block.done))} of ${plural(
+                d3.sum(uniqueBlocks(table), (block) => block.all),
+                "run",
+              )} done`,
+            ),
           ),
         ),
-      ),
     ),
   ];
 }

@@ -118,13 +118,6 @@ function blockView(table, block, filters, state, refill) {
         by: (row) => row.source || 0,
       },
     ].filter(() => rows.some((row) => row.source)),
-    ...shownColumns.map(([column, place]) => ({
-      label: column.label,
-      class: "number",
-      down: column.better !== "lower",
-      of: (row) => cellView(table, block, row, place),
-      by: (row) => row.cells[place].v,
-    })),
     ...(estimates.length
       ? [
           {
@@ -148,6 +141,13 @@ function blockView(table, block, filters, state, refill) {
           },
         ]
       : []),
+    ...shownColumns.map(([column, place]) => ({
+      label: column.label,
+      class: "number",
+      down: column.better !== "lower",
+      of: (row) => cellView(table, block, row, place),
+      by: (row) => row.cells[place].v,
+    })),
     ...[
       { label: "n", class: "number", of: (row) => row.n, by: (row) => parseFloat(row.n) },
       { label: "rates tried", class: "number", of: (row) => row.trials, by: (row) => parseFloat(row.trials) },

@@ -86,7 +86,7 @@ def go(page, view: str) -> None:
 def column(page, heading: str) -> list[str]:
     """Return the texts of a column of the first table of the view, from top to bottom."""
     headings = page.locator("main table").first.locator("thead th").all_inner_texts()
-    place = next(k for k, text in enumerate(headings) if text.startswith(heading))
+    place = headings.index(heading) if heading in headings else 0
     cells = page.locator("main table").first.locator(f"tbody tr > :nth-child({place + 1})")
     return [text.strip() for text in cells.all_inner_texts()]
 
