@@ -244,6 +244,8 @@ def _explain(error: ValidationError) -> str:
 
 
 def _field_type(owner: Any, name: str) -> Any:
+    if typing.get_origin(owner) is dict:  # settings under names of their own, as protocol.base
+        return typing.get_args(owner)[1]
     return typing.get_type_hints(owner, include_extras=True)[name]
 
 

@@ -102,12 +102,16 @@ def read_json(folder: str | Path, name: str) -> tuple[Any, str]:
     text, digest = read_text(folder, name)
     try:
         return json.loads(text), digest
+    except RecursionError:
+        raise fail(Path(folder) / name, "nested too deeply; the file is damaged: fetch it again") from None
     except json.JSONDecodeError as error:
         raise fail(
             Path(folder) / name,
             f"not valid JSON at column {error.colno} ({error.msg}); the file may be truncated: fetch it again",
             line=error.lineno,
         ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise fail(Path(folder) / name, f"{error}; the file is damaged: fetch it again") from None
 
 
 def read_json_list(
