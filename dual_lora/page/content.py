@@ -26,11 +26,12 @@ def gather(
 ) -> dict[str, Any]:
     """Return the page's values. The same records and files give the same values."""
     experiments = space.experiments()
+    named = [text.replace(f"{space.root}/", "") for text in refused]  # no folder of this machine
     pool = Pool()
     alone = neighbours.alone(held)
     runs = {record.run_id: _run(record, pool, experiments.values(), alone) for record in held}
     return {
-        "made": {"program": shipped.PROGRAM, "records": len(held), "refused": plain(refused)},
+        "made": {"program": shipped.PROGRAM, "records": len(held), "refused": plain(named)},
         "question": overview.QUESTION,
         "rule": overview.RULE,
         "marks": MARKS,

@@ -86,7 +86,7 @@ def go(page, view: str) -> None:
 def column(page, heading: str) -> list[str]:
     """Return the texts of a column of the first table of the view, from top to bottom."""
     headings = page.locator("main table").first.locator("thead th").all_inner_texts()
-    place = headings.index(heading) if heading in headings else 0
+    place = headings.index(heading)
     cells = page.locator("main table").first.locator(f"tbody tr > :nth-child({place + 1})")
     return [text.strip() for text in cells.all_inner_texts()]
 
@@ -169,7 +169,7 @@ def test_two_runs_are_compared(page, space):
     page.get_by_label(f"compare {other}").check()
     page.get_by_role("link", name="compare").click()
     page.wait_for_selector("h1:has-text('Two runs')")
-    differing = column(page, "")
+    differing = column(page, "settings that differ")
     assert "method.name" in differing
     assert "seed" in differing
     assert "model.name" not in differing

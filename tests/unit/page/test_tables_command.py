@@ -1,0 +1,63 @@
+"""`run.py tables` writes the page, and `--check` holds it."""
+
+from __future__ import annotations
+
+import pytest
+
+from dual_lora.commands import main
+from tests.unit.page.page_builder import values, workspace
+from tests.unit.report.report_builder import record
+
+
+@pytest.fixture
+def home(tmp_path):
+    space = workspace(tmp_path, record("lora"), record("lora", 1), record("lora", 2, profile="demo", source="sample"))
+    assert main(["tables", "--home", str(tmp_path)]) == 0
+    return space
+
+
+def check(space) -> int:
+    return main(["tables", "--check", "--home", str(space.root)])
+
+
+def test_the_page_is_written_without_a_demo_and_held(home, capsys):
+    assert {run["profile"] for run in values(home.page.read_text())["runs"].values()} == {"study"}
+    assert check(home) == 0
+    home.page.write_text(home.page.read_text().replace('"v":60', '"v":61'))
+    assert check(home) == 1
+    assert "results/report.html is not what the committed records give" in capsys.readouterr().out
+
+
+def test_one_table_alone_leaves_the_page(home):
+    before = home.page.stat().st_mtime_ns
+    assert main(["tables", "--only", "table_x", "--home", str(home.root)]) == 0
+    assert home.page.stat().st_mtime_ns == before
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_shown(home, capsys):
+    damaged, *_ = (path for path in sorted(home.records.glob("*.json")) if '"demo"' not in path.read_text())
+    damaged.write_text("{")
+    assert main(["tables", "--home", str(home.root)]) == 2
+    assert damaged.name in capsys.readouterr().err
+    shown = values(home.page.read_text())
+    assert len(shown["runs"]) == 1
+    assert shown["made"]["refused"][0].startswith(f"results/records/{damaged.name} is damaged")
+
+
+def test_records_of_another_folder_make_a_local_page(home, tmp_path):
+    other = workspace(tmp_path / "other", record("dual_lora")).records
+    assert main(["tables", "--records", str(other), "--home", str(home.root)]) == 0
+    assert [run["method"] for run in values(home.local_page.read_text())["runs"].values()] == ["DUAL_LORA"]
+
+
+def test_a_number_is_explained_in_the_terminal(home, capsys):
+    assert main(["tables", "--explain", "table_x", "lora", "BoolQ", "--home", str(home.root)]) == 0
+    assert "commonsense, seed 1: 60.000" in capsys.readouterr().out
+    assert main(["tables", "--explain", "table_x", "lora", "Bool", "--home", str(home.root)]) == 2
+
+
+def test_two_runs_are_compared_in_the_terminal(home, capsys):
+    one, other = (path.stem for path in sorted(home.records.glob("*.json"))[:2])
+    assert main(["compare", one, other[:10], "--home", str(home.root)]) == 0
+    assert "seed" in capsys.readouterr().out
+    assert main(["compare", one, "nothing", "--home", str(home.root)]) == 2
