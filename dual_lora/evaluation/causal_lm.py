@@ -16,12 +16,12 @@ from transformers import DataCollatorForSeq2Seq, TrainerCallback
 from dual_lora import methods, models
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
-from dual_lora.evaluation import gate, validation
+from dual_lora.evaluation import gate, generation, validation
 from dual_lora.evaluation.evaluator import Evaluator
 from dual_lora.evaluation.pipeline import Rows
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Example, Score, Task
-from dual_lora.tasks.encoding import IGNORED, encode_all
+from dual_lora.tasks.encoding import IGNORED, encode_all, prompt_ids
 from dual_lora.tasks.padding import rounded_length
 from dual_lora.tasks.splits import Items
 from dual_lora.training.callbacks import Diverged
@@ -94,8 +94,13 @@ class CausalLMPipeline:
     def check_base(self, model: torch.nn.Module, items: Items) -> None:
         """Before hours of training, find weights that are not loaded, or a prompt that is not what is evaluated.
 
-        Raises `gate.GateError`. No weight is trained yet, so a base that will be trained itself is judged as well.
+        Raises `gate.GateError`, and `ValueError` for a reply for which the model has no room. No weight is trained yet,
+        so a base that will be trained itself is judged as well.
         """
+        if "generate" in self.task.scorings:
+            asked = [self.task.render(example, training=False).prompt for example in items.test]
+            rows = [prompt_ids(prompt, self.tokenizer) for prompt in asked]
+            generation.check_fits(model, rows, self.config.protocol.decoding.max_new_tokens)
         examples = items.test or items.validation or items.train
         if not processes.is_partitioned(model):
             known = models.is_pretrained(self.config.model)

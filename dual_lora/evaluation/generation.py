@@ -82,7 +82,7 @@ def generate(
     """
     replies: dict[int, str] = {}
     rows = all_prompt_ids(prompts, tokenizer)
-    _check_fits(model, rows, decoding.max_new_tokens)
+    check_fits(model, rows, decoding.max_new_tokens)
     # Longest first: memory runs out at once or never, and the time left is overestimated rather than underestimated.
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     was_training = model.training
@@ -102,7 +102,8 @@ def generate(
     return [replies[index] for index in range(len(prompts))]
 
 
-def _check_fits(model: Any, rows: Sequence[Sequence[int]], new_tokens: int) -> None:
+def check_fits(model: Any, rows: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """Refuse prompts that with their replies have more tokens than the model has positions. Raises `ValueError`."""
     limit = getattr(model.config, "max_position_embeddings", None)
     for index, row in enumerate(rows):
         if not row:

@@ -16,6 +16,7 @@ from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.bounds import legal_range
 from dual_lora.config.compose import compose
 from dual_lora.launch import check, prepare
+from dual_lora.runs import lifecycle
 from tests.small_cells import CLASSIFYING, WRITING, config
 
 NAN, INF = math.nan, math.inf
@@ -188,6 +189,15 @@ def test_what_nothing_measures_or_no_layer_has_is_refused_before_anything_starts
 def test_a_checkpoint_that_the_profile_leaves_unmeasured_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"protocol\.checkpoint=best_loss: .*Legal: last"):
         prepare([config(tmp_path, "protocol.checkpoint=best_loss", "profile.validation_examples=0")])
+
+
+def test_a_reply_for_which_the_model_has_no_room_is_found_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("dual_lora.runs.work.train", lambda *_, **__: pytest.fail("it trained"))
+    [prepared] = prepare([config(tmp_path, "protocol.decoding.max_new_tokens=100000")])
+    made = lifecycle.run(prepared)
+    assert made["status"] == "failed"
+    assert "the reply may have 100000, but the model has" in made["message"]
+    assert "lower protocol.decoding.max_new_tokens" in made["message"]
 
 
 @pytest.mark.parametrize("group", ["model", "task", "method", "protocol", "profile", "launch"])
