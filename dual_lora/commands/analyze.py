@@ -62,11 +62,15 @@ def load(options: argparse.Namespace) -> Any:
     else:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+        from dual_lora.models.checkpoint_files import check_plain
+
         settings = PeftConfig.from_pretrained(adapter)
         auto = AutoModelForSequenceClassification if settings.task_type == "SEQ_CLS" else AutoModelForCausalLM
         name = options.base or settings.base_model_name_or_path
         if not name:
             raise ConfigError(f"{adapter} does not name its base model: give --base FOLDER")
+        if Path(name).is_dir():
+            check_plain(Path(name))
         base = auto.from_pretrained(name, use_safetensors=True).to(options.device)
     return PeftModel.from_pretrained(base, adapter)
 
