@@ -84,7 +84,7 @@ def make(model: ModelConfig, parent: Path) -> Base:
     """Write the checkpoint that stands in for `model`, once; return where it is."""
     # What tells the project of DeBERTa v2's convolution is the repository's name.
     repository = "deberta-v2" if model.name == "deberta_xxl" else "none"
-    tied = Dimensions(0, 0, 0, 0, 0, 0, tied_embeddings=model.dimensions.tied_embeddings)
+    tied = Dimensions(1, 1, 1, 1, 1, 1, tied_embeddings=model.dimensions.tied_embeddings)
     plain = ModelConfig("stand_in", model.family, "", "hub", tied, (), repository)
     return _make(KINDS[model.name], plain, parent)
 
