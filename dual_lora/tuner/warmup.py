@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedOptimizerWrapper
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -154,9 +155,9 @@ class DeltaWarmupCallback(TrainerCallback):
             self.resolved_warmup_steps = default_warmup_steps(state.max_steps)
         set_delta_warmup(kwargs["model"], 1.0)
         self._layers = _layers(kwargs["model"])
-        if args.fp16 and _scaler(kwargs) is None:
+        if args.fp16 and isinstance(kwargs.get("optimizer"), DeepSpeedOptimizerWrapper):
             raise ValueError(
-                "fp16 multiplies the loss, here by a number that Dual LoRA cannot read (DeepSpeed's): its clip of a "
+                "fp16 multiplies the loss, under DeepSpeed by a number that Dual LoRA cannot read: its clip of a "
                 "gradient would act at the wrong size. Use bf16=True, or fp16 without DeepSpeed."
             )
 
@@ -167,8 +168,10 @@ class DeltaWarmupCallback(TrainerCallback):
         factor = warmup_factor(state.global_step, self.resolved_warmup_steps)
         if factor < 1:
             _set(self._layers, factor)
-        if args.fp16:
-            scale = _scaler(kwargs).get_scale()
+        # accelerate's optimizer has it; None where nothing scales the loss, as on a CPU.
+        scaler = getattr(kwargs.get("optimizer"), "scaler", None) if args.fp16 else None
+        if scaler is not None:
+            scale = scaler.get_scale()
             for layer in self._layers:
                 layer.loss_scale = scale
 
@@ -184,8 +187,3 @@ class DeltaWarmupCallback(TrainerCallback):
         _set(self._layers, 1.0)
         for layer in self._layers:
             layer.loss_scale = 1.0
-
-
-def _scaler(given: dict[str, Any]) -> Any:
-    """Return the `torch.amp.GradScaler` of a Trainer's optimizer, or None."""
-    return getattr(given.get("optimizer"), "scaler", None)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dual_lora.kernels import delta_weight, dual_lora_delta_linear, dual_lora_linear, reference
+from dual_lora.kernels import (
+    Update,
+    apply_update,
+    delta_weight,
+    dual_lora_delta_linear,
+    dual_lora_linear,
+    reference,
+    update_spec,
+)
 from tests.kernels.cases import RULE_IDS, RULES, Case, make_case, relative_error
 
 PATHS = ["generic", pytest.param("fused", marks=pytest.mark.triton)]
@@ -194,3 +202,21 @@ def test_wrong_shapes_are_named() -> None:
         dual_lora_linear(case.x, case.weight.t(), None, A, B, C, D, 1.0)
     with pytest.raises(ValueError, match="input features"):
         dual_lora_linear(case.x[..., 1:], case.weight, None, A, B, C, D, 1.0)
+
+
+@pytest.mark.parametrize("ranks", [(3, 5), (40, 33)], ids=["one-reduction", "by-gemm"])
+def test_the_clip_moves_with_the_loss_scale(path: tuple[str, str], ranks: tuple[int, int]) -> None:
+    """With a loss that is multiplied by L, gradients are L times those of the loss, where the clip acts as well."""
+    kernel, device = path
+    case = make_case(device=device, ranks=ranks)
+    gradients = []
+    for scale in (1.0, 1024.0):
+        factors = tuple(factor.clone().requires_grad_() for factor in case.factors)
+        update = Update(factors, None, case.scaling, update_spec(kernel=kernel), loss_scale=scale)
+        y = apply_update(case.x, case.weight, None, update)
+        gradients.append(torch.autograd.grad(y, factors, scale * case.grad))
+    clipped = case.run("reference")["grad_C"]
+    case.options["ste"] = "identity"
+    assert relative_error(case.run("reference")["grad_C"], clipped) > 0.05, "the clip must act"
+    for plain, scaled in zip(*gradients, strict=True):
+        assert relative_error(scaled / 1024.0, plain) < 1e-6  # a power of two: the same digits

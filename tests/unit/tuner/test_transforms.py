@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DeepSpeedOptimizerWrapper
 from peft import get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
@@ -100,8 +101,13 @@ def test_the_callback_reads_the_scale_from_the_trainers_optimizer():
     assert {layer.loss_scale for layer in layers} == {1024.0}
     callback.on_train_end(fp16, state, None, **given)
     assert {layer.loss_scale for layer in layers} == {1.0}
-    with pytest.raises(ValueError, match="bf16=True"):  # DeepSpeed scales the loss by itself
-        callback.on_train_begin(fp16, state, None, model=model, optimizer=SimpleNamespace())
+    given["optimizer"] = SimpleNamespace(scaler=None)  # on a CPU nothing scales the loss
+    callback.on_train_begin(fp16, state, None, **given)
+    callback.on_step_begin(fp16, state, None, **given)
+    assert {layer.loss_scale for layer in layers} == {1.0}
+    given["optimizer"] = DeepSpeedOptimizerWrapper.__new__(DeepSpeedOptimizerWrapper)
+    with pytest.raises(ValueError, match="bf16=True"):  # it scales the loss by itself
+        callback.on_train_begin(fp16, state, None, **given)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
