@@ -1,6 +1,8 @@
 """Show which runs of an experiment are done, running, failed or missing, and the commands that run the rest.
 
     python run.py status table_commonsense
+    python run.py status                             # every run of results/, of whatever sweep
+    python run.py status results=FOLDER              # of another results folder
     python run.py status table_glue --runs           # one line per run
     python run.py status table_glue --missing        # only the commands, for a script
 
@@ -11,21 +13,24 @@ process holds its lock (the same command continues it).
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
-from dual_lora.report import selection, terminal
+from dual_lora.records.schema import Record
+from dual_lora.report import records, selection, terminal
 from dual_lora.report.definition import Experiment
-from dual_lora.report.progress import OPEN, Progress, progress
+from dual_lora.report.progress import OPEN, Progress, every_run, progress
 from dual_lora.report.terminal import FittedTable
 from dual_lora.report.workspace import Workspace
 
 
 def options(parser: Parser) -> None:
-    parser.add_argument("experiment", help="a name in experiments/, without .yaml")
+    parser.add_argument("experiment", nargs="?", help="a name in experiments/, without .yaml; without one: every run")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="a results folder; default: HOME/results")
     parser.add_argument("--runs", action="store_true", help="one line per run")
     parser.add_argument("--missing", action="store_true", help="print only the commands that run what is not done")
     parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
@@ -33,24 +38,41 @@ def options(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0 if every run is done, 1 when some are not. Raises `ValueError` for a file that cannot be used."""
-    space = Workspace(options.home)
-    experiment = space.experiment(options.experiment)
-    for text in space.refused(committed=False):
+    space, results = Workspace(options.home), options.results or options.home / "results"
+    if not results.is_dir():
+        raise ValueError(f"{results}: no such results folder")
+    held, refused = records.read_all(records.files(results / "records"))
+    for text in refused:
         print(f"refused: {text}", file=sys.stderr)
-    runs = progress(experiment, space.all_records(), space.root / "results" / "runs")
+    if options.experiment is None:
+        return _show_all(every_run(held, results / "runs"), results)
+    experiment = space.experiment(options.experiment)
+    runs = progress(experiment, held, results / "runs")
+    words = [] if options.results is None else [shlex.quote(f"results={results}")]
     commands = selection.commands(experiment, [run.choices for run in runs if run.state in OPEN])
     failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running")]
     commands += [f"{command} retry=true" for command in selection.commands(experiment, failed)]
+    commands = [" ".join([command, *words]) for command in commands]
     if options.missing:
         print("\n".join(commands))
     else:
-        _show(experiment, runs, commands, every_run=options.runs)
+        _show(experiment, runs, commands, one_line_each=options.runs)
     return 0 if all(run.state == "done" for run in runs) else 1
 
 
-def _show(experiment: Experiment, runs: list[Progress], commands: list[str], *, every_run: bool) -> None:
+def _show_all(runs: list[tuple[Record, str]], results: Path) -> int:
+    """Print one line for each run of a folder, whatever sweep it is of. Returns 0 if every one is done."""
+    parts = ("model", "task", "method", "profile")
+    rows = [[*(record.name(part) for part in parts), str(record.seed), state, record.run_id] for record, state in runs]
+    terminal.console().print(FittedTable([*parts, "seed", "state", "run"], rows, str(results), keys=3))
+    total = Counter(state for _, state in runs)
+    print(f"{len(runs)} runs: " + (", ".join(f"{count} {state}" for state, count in total.items()) or "none"))
+    return 0 if all(state == "done" for _, state in runs) else 1
+
+
+def _show(experiment: Experiment, runs: list[Progress], commands: list[str], *, one_line_each: bool) -> None:
     varied = [key for key, values in experiment.sweep.items() if len(values) > 1]
-    if every_run:
+    if one_line_each:
         headings = [*varied, "state", "run"]
         rows = [[*(run.choices[key] for key in varied), run.state, run.run_id] for run in runs]
         keys = len(headings)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -112,10 +112,14 @@ def _other_records(space: Workspace, options: argparse.Namespace, console: Conso
     if options.check:
         return code or _check(space.stale(workspace.table_files(views, space.tables), complete=False))
     workspace.save(workspace.table_files(views, space.local_tables))
+    blocks = space.blocks(options.only)
+    loose = workspace.in_no_table(found, blocks)
     for name, view in views.items():
-        console.print(*formats.on_screen(view), sep="\n")
-        print(f"{space.local_tables / name}.md .tex .csv")
+        if len(workspace.in_no_table(found, {name: blocks[name]})) < len(found) or options.only:
+            console.print(*formats.on_screen(view), sep="\n")
+            print(f"{space.local_tables / name}.md .tex .csv")
     if not options.only:
+        _show_loose(loose, console)
         _local_page(space, page.document(space, views, found, refused))
     return code
 
@@ -143,10 +147,16 @@ def _local(space: Workspace, only: list[str], console: Console) -> None:
         print(f"with records that are not committed: {space.local_tables / name}.md .tex .csv\n")
     if not only:
         _local_page(space, page.document(space, space.views(held), held, space.refused(committed=False)))
-    if loose and not only:
+    if not only:
+        _show_loose(loose, console)
+
+
+def _show_loose(loose: Sequence[Record], console: Console) -> None:
+    """Compare the records that no experiment names: those of a demo, of sample data, of a sweep of one's own."""
+    if loose:
         print("Records in no table (a demo, sample data, or settings that no experiment names):")
-        for _, group in groupby(sorted(loose, key=_place), key=_place):
-            console.print(comparison([json.loads(Path(record.path).read_text(encoding="utf-8")) for record in group]))
+    for _, group in groupby(sorted(loose, key=_place), key=_place):
+        console.print(comparison([json.loads(Path(record.path).read_text(encoding="utf-8")) for record in group]))
 
 
 def _place(record: Record) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from dual_lora import shipped
@@ -50,4 +52,6 @@ def _before_and_after(samples: list[tuple[str, str, str]], label: str) -> Any:
 def _next_command(config: RunConfig) -> str:
     if config.profile.name == "demo":
         return f"{shipped.here()} -m profile=demo method=lora,dora,dual_lora"
-    return f"{shipped.here()} tables"
+    if config.results == "results":
+        return f"{shipped.here()} tables"
+    return f"{shipped.here()} tables --records {shlex.quote(str(Path(config.results) / 'records'))}"

@@ -32,6 +32,17 @@ def progress(experiment: Experiment, records: Sequence[Record], runs: Path) -> l
     return [_state(choices, known, begun) for choices in experiment.runs()]
 
 
+def every_run(records: Sequence[Record], runs: Path) -> list[tuple[Record, str]]:
+    """Return each run that has a record or a folder, with its state: done, running, stopped, or a record's status."""
+    begun = {record.run_id: (record, state) for record, state in _begun(runs)}
+    found: dict[str, tuple[Record, str]] = {}
+    for record in records:
+        state = "done" if record.status == "finished" else record.status
+        running = begun.get(record.run_id, (record, ""))[1] == "running"
+        found[record.run_id] = (record, "running" if running and state != "done" else state)
+    return [*found.values(), *(held for name, held in begun.items() if name not in found)]
+
+
 def _state(choices: Mapping[str, str], records: Sequence[Record], begun: Sequence[tuple[Record, str]]) -> Progress:
     held = [record for record in records if selection.belongs(record, choices)]
     finished = next((record for record in held if record.status == "finished"), None)

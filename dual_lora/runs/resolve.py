@@ -91,7 +91,7 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     items = None if planned else splits.select(task, config)
     examples = len(items.train) if items is not None else splits.planned_train_examples(task, config)
     steps, per_epoch = plan_steps(config, examples) if config.method.trains != "nothing" else (0, 0)
-    dtype = models.resolve_dtype(config.model, device)
+    dtype = models.resolve_dtype(config.model, _planned_device(device) if planned else device)
     start, named, unnamed = _named(config, dtype, task, planned)
     return Resolved(
         config=config,
@@ -211,6 +211,15 @@ def _bounded_batch(config: RunConfig, device: str, largest: int) -> RunConfig:
         return config
     batch = max(size for size in range(1, largest + 1) if share % size == 0)
     return dataclasses.replace(config, launch=dataclasses.replace(config.launch, per_device_batch=batch))
+
+
+def _planned_device(asked: str) -> str:
+    """Return where a run would compute, without torch: a run's dtype, and so its name, depends on it."""
+    return "cpu" if asked == "auto" and not _has_card() else asked
+
+
+def _has_card() -> bool:
+    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def resolve_device(config: RunConfig) -> str:

@@ -212,3 +212,30 @@ def test_each_generator_fills_the_parts_of_its_own_kind():
 def test_a_part_that_cannot_be_filled_is_named(old, new):
     with pytest.raises(documents.DocumentError, match=r"README.md: a part opened by <!-- benchmarks:NAME --> is not"):
         documents.fill(PARTS.replace(old, new), "benchmarks", lambda name, columns: "", "README.md")
+
+
+def test_status_of_a_folder_lists_every_run_of_whatever_sweep(checkout, tmp_path, capsys):
+    results = tmp_path / "my results"
+    write(results / "records", record("lora", 3, profile="quick"), record("dora", status="failed"))
+    for seed in (7, 8):
+        run = results / "runs" / f"begun{seed}"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps(record("dual_lora", seed)["identity"]))
+    assert command("status", checkout, "--results", str(results)) == 1
+    shown = capsys.readouterr().out
+    assert "4 runs: 1 done, 1 failed, 2 stopped" in shown or "4 runs: 1 failed, 1 done, 2 stopped" in shown
+    assert "begun7" in shown
+    assert command("status", checkout, "table_x", "--results", str(results), "--missing") == 1
+    assert f"'results={results}'" in capsys.readouterr().out
+    assert command("status", checkout) == 0
+    assert "1 runs: 1 done" in capsys.readouterr().out
+    assert command("status", checkout, "--results", str(tmp_path / "none")) == 2
+
+
+def test_records_of_a_sweep_of_ones_own_are_compared(checkout, tmp_path, capsys):
+    rows = [record("lora", seed, profile="quick", learning_rate=rate) for rate in (1e-3, 2e-3) for seed in (0, 1)]
+    folder = write(tmp_path / "elsewhere" / "records", *rows)
+    assert command("tables", checkout, "--records", str(folder)) == 0
+    shown = capsys.readouterr().out
+    assert "Records in no table" in shown
+    assert "learning_rate=0.002 mean ± sd, n=2" in shown

@@ -149,3 +149,14 @@ def test_a_warm_up_stated_twice_is_refused() -> None:
 def test_smollm2_warms_up_for_the_share_that_its_recipe_states() -> None:
     [config] = compose(["model=smollm2", "task=e2e", "method=lora", "profile=full"])
     assert plan_warmup(config, 2000) == 100
+
+
+@pytest.mark.parametrize("computes_bfloat16", [True, False])
+def test_a_plan_names_the_run_as_it_would_be_named_here(computes_bfloat16, monkeypatch):
+    monkeypatch.setattr("dual_lora.models.dtypes.cpu_computes_bfloat16", lambda: computes_bfloat16)
+    monkeypatch.setattr("dual_lora.runs.resolve._has_card", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    [config] = compose(["model=tiny_roberta", "task=glue/rte", "data.source=sample", "model.dtype=auto"])
+    planned, real = resolve(config, planned=True), resolve(config)
+    assert planned.dtype == real.dtype == ("bfloat16" if computes_bfloat16 else "float32")
+    assert planned.run_id == real.run_id
