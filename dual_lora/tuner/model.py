@@ -53,7 +53,9 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
 
     def _warn_of_a_missing_callback(self) -> None:
         layers = self.dual_lora_layers()
-        device = layers[0].weight.device.type
+        device = layers[0].weight.device.type if layers else "meta"
+        if device == "meta":
+            return
         fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         if fp16 and all(layer.loss_scale == 1 for layer in layers):
             warnings.warn(
