@@ -156,7 +156,7 @@ def test_a_plan_names_the_run_as_it_would_be_named_here(computes_bfloat16, monke
     monkeypatch.setattr("dual_lora.models.dtypes.cpu_computes_bfloat16", lambda: computes_bfloat16)
     monkeypatch.setattr("dual_lora.runs.resolve._has_card", lambda: False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    [config] = compose(["model=tiny_roberta", "task=glue/rte", "data.source=sample", "model.dtype=auto"])
+    [config] = compose(["model=smollm2", "task=e2e", "protocol=strict", "data.source=sample", "task.metrics=[BLEU]"])
     planned, real = resolve(config, planned=True), resolve(config)
     assert planned.dtype == real.dtype == ("bfloat16" if computes_bfloat16 else "float32")
     assert planned.run_id == real.run_id
