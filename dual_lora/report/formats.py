@@ -16,7 +16,7 @@ CSV_COLUMNS: tuple[str, ...] = ("block", "model", "method", "origin", "column", 
 CSV_COLUMNS += ("difference", "difference_low", "difference_high", "pairs")
 CSV_COLUMNS += ("p", "sign_flip_p", "equal_p", "blocked", "blocked_low", "blocked_high")  # of an endpoint
 CSV_COLUMNS += ("item_sd", "item_sd_difference", "items_low", "items_high", "mcnemar_p", "verdict")
-CSV_COLUMNS += ("bold", "marks", "status", "source")
+CSV_COLUMNS += ("bold", "marks", "status", "source", "runs")
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def tidy_csv(table: TableView) -> str:
                     [*who, *_digits(cell.value, cell.sd, cell.low, cell.high), cell.n or ""]
                     + _difference_digits(cell)
                     + ["yes" if cell.bold else "", line.marks + cell.marks, escape.csv(cell.word), escape.csv(source)]
+                    + [" ".join(cell.runs)]
                 )
     return out.getvalue()
 

@@ -65,6 +65,7 @@ class Cell:
     difference: Estimate | None = None  # from the reference
     comparison: Comparison | None = None  # of the block's endpoint
     strata: tuple[Stratum, ...] = ()  # what the value is made of, scaled
+    runs: tuple[str, ...] = ()  # ids of the runs that it is of
 
     @property
     def empty(self) -> bool:

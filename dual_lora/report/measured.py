@@ -29,6 +29,7 @@ class Scores:
     marks: str = ""
     failed: Mapping[int, str] = field(default_factory=dict)  # seed -> status
     undefined: int = 0
+    runs: tuple[str, ...] = ()  # ids of the runs that the scores are of
 
     @property
     def measured(self) -> bool:
@@ -114,6 +115,7 @@ def cell(column: Column, scores: Scores, reference: Scores | None = None, *, med
         high=high,
         difference=difference(column, scores, reference),
         strata=tuple(strata),
+        runs=scores.runs,
     )
 
 
@@ -173,6 +175,7 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
     marks: set[str] = set()
     failed: dict[int, str] = {}
     undefined = 0
+    runs: dict[int, str] = {}
     for record in records:
         if record.status != "finished":
             failed[record.seed] = record.status
@@ -180,6 +183,7 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
         if column.curve is not None:
             points = [value for _, value in record.curves.get(column.curve, []) if value is not None]
             by_seed |= {record.seed: points[-1]} if points else {}
+            runs |= {record.seed: record.run_id} if points else {}
             continue
         parts = [find(of_subset(column, name), record) for name in column.subsets or (column.subset,)]
         found = [measurement for measurement in parts if measurement is not None]
@@ -191,13 +195,14 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
             undefined += 1
             continue
         by_seed[record.seed] = math.fsum(known) / len(known)
+        runs[record.seed] = record.run_id
         items[record.seed] = sum(measurement.items for measurement in found)
         marks |= {"c"} if all(measurement.at_chance for measurement in found) else set()
         unreadable = sum(measurement.unreadable for measurement in found)
         marks |= {"u"} if unreadable > UNREADABLE_SHARE * items[record.seed] else set()
         if record.name("task") in MNLI_STARTED and (record.identity.get("init_from") or "none") == "none":
             marks.add("m")
-    return Scores((by_seed,), (items,), "".join(sorted(marks)), failed, undefined)
+    return Scores((by_seed,), (items,), "".join(sorted(marks)), failed, undefined, tuple(runs.values()))
 
 
 def find(column: Column, record: Record) -> Measurement | None:
@@ -254,7 +259,8 @@ def _average(columns: Sequence[tuple[str, Scores]]) -> Scores:
     failed = {seed: status for _, scores in columns for seed, status in scores.failed.items()}
     undefined = sum(scores.undefined for _, scores in columns)
     marks = "m" if any("m" in scores.marks for _, scores in columns) else ""
-    return Scores(tuple(strata), tuple(items), marks, failed, undefined)
+    runs = tuple(dict.fromkeys(run for _, scores in columns for run in scores.runs))
+    return Scores(tuple(strata), tuple(items), marks, failed, undefined, runs)
 
 
 def _why_empty(scores: Scores) -> str:

@@ -239,3 +239,12 @@ def test_samples_of_the_first_seed_stand_below_the_table_by_input(build):
     text = formats.markdown(table)
     assert "1. name : X\n    - a reference: X is a pub.\n    - LORA: lora 0\n    - DUAL_LORA: dual_lora 0" in text
     assert not build(*values).blocks[0].samples  # only where the experiment asks for them
+
+
+def test_the_csv_has_the_runs_that_a_number_is_of(build):
+    made = [record("lora", seed) for seed in (0, 1)] + [record("lora", 2, status="diverged")]
+    rows = list(csv.DictReader(io.StringIO(formats.tidy_csv(build(*made)))))
+    names = {row["column"]: row["runs"] for row in rows if row["origin"] == "here" and row["method"] == "LORA"}
+    finished = " ".join(values["identity"]["run_id"] for values in made[:2])
+    assert names == {"BoolQ": finished, "PIQA": finished, "Avg.": finished}
+    assert {row["runs"] for row in rows if row["origin"] == "published"} == {""}
