@@ -88,7 +88,8 @@ def new_trials(middles: Mapping[tuple[str, str, str], float], words: Mapping[str
         part = {} if task.startswith("glue/") else {PART: "select"}
         fixed = {"protocol": "strict", **part, "profile": "trial", "seed": _SEEDS, **words}
         sweep = {"model": (model,), "task": (task,), "method": (method,), RATE: new_grid(middle)}
-        sweep |= {key: tuple(value.split(",")) for key, value in fixed.items()}
+        # A list in brackets is one value.
+        sweep |= {key: (value,) if value.startswith("[") else tuple(value.split(",")) for key, value in fixed.items()}
         found.append(Experiment("", sweep, Block(block="trials", columns=(Column(label="validation"),))))
     return found
 

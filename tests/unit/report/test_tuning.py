@@ -160,5 +160,7 @@ def test_a_new_models_trials_are_five_rates_around_each_recipes() -> None:
         f"python run.py -m model=smollm2 task=e2e method=lora {RATE}=0.001,0.002,0.004,0.008,0.016 {common}",
         f"python run.py -m model=smollm2 task=e2e method=dual_lora {RATE}=0.004,0.008,0.016,0.032,0.064 {common}",
     ]
+    [one] = new_trials({("smollm2", "e2e", "lora"): 4e-3}, {"task.metrics": "[BLEU,NIST]"})
+    assert one.sweep["task.metrics"] == ("[BLEU,NIST]",), "a list is no sweep"
     [glue] = new_trials({("minilm", "glue/rte", "lora"): 1e-3}, {})
     assert PART not in glue.sweep, "a classifier's held-out tenth chooses"
