@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from dual_lora.config.compose import compose
+from dual_lora.runs import lifecycle
+from dual_lora.runs.resolve import resolve
 from dual_lora.runs.tracking import track
 
 
@@ -51,3 +54,65 @@ def test_scores_of_two_splits_and_a_record_with_diagnostics(monkeypatch: pytest.
     }
     found = {name: value for name, value in made.summary.items() if name.endswith("accuracy")}
     assert found == {"test/last/classify/all/accuracy": 0.7, "validation/last/classify/all/accuracy": 0.9}
+
+
+class Service:
+    """The module wandb, as far as it is used: one run at a time, which knows its steps."""
+
+    Settings = dict
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.begun: list[dict[str, Any]] = []
+
+    def init(self, **settings: Any) -> Any:
+        self.begun.append(settings)
+        self.run = Run()
+        self.run.id, self.run.step, self.run.url = settings["id"], 0, None
+        self.run.dir = f"{settings['dir']}/wandb/x/files"
+        return self.run
+
+
+def test_losses_are_logged_while_a_run_trains_and_scores_at_its_end(monkeypatch, tmp_path: Path, caplog) -> None:
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    live: list[int] = []
+    real = Run.log
+
+    def log(self: Run, values: dict[str, float], step: int) -> None:
+        if not list(tmp_path.glob("records/*.json")):
+            live.append(step)
+        self.step = max(self.step, step)  # type: ignore[attr-defined]
+        real(self, {**self.points.get(step, {}), **values}, step)
+
+    monkeypatch.setattr(Run, "log", log)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    caplog.set_level("INFO")
+    words = ["model=tiny_roberta", "task=glue/rte", "method=lora", "data.source=sample", "launch.device=cpu"]
+    words += ["profile=quick", "profile.max_steps=3", "profile.train_examples=16", "profile.test_items=2"]
+    [config] = compose([*words, "tracking=wandb", f"results={tmp_path}"])
+    made = lifecycle.run(resolve(config))
+    assert made["status"] == "finished", made.get("message")
+    assert len(service.begun) == 1, "one run, from the first step to the scores"
+    assert service.begun[0]["mode"] == "offline"
+    assert service.begun[0]["id"] == made["identity"]["run_id"]
+    assert sorted(set(live)) == [1, 2, 3]
+    points = service.run.points
+    assert [[step, points[step]["train_loss"]] for step in (1, 2, 3)] == [
+        [step, pytest.approx(value, rel=1e-3)] for step, value in made["curves"]["train_loss"]
+    ]
+    assert service.run.exit_code == 0
+    assert service.run.summary["status"] == "finished"
+    assert "wandb: offline; upload with: wandb sync" in caplog.text
+
+
+def test_a_service_that_fails_ends_no_run(monkeypatch, tmp_path: Path, caplog) -> None:
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("no service here")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse, Settings=dict, run=None))
+    words = ["model=tiny_roberta", "task=glue/rte", "method=lora", "data.source=sample", "launch.device=cpu"]
+    words += ["profile=quick", "profile.max_steps=1", "profile.train_examples=16", "profile.test_items=2"]
+    [config] = compose([*words, "tracking=wandb", f"results={tmp_path}"])
+    assert lifecycle.run(resolve(config))["status"] == "finished"
+    assert "tracking=wandb did not work: no service here" in caplog.text
