@@ -174,8 +174,8 @@ def own_words(cell: Cell, method: str) -> list[str]:
     words = [f"method={method}", f"recipe.learning_rate={recipe.rate}", f"seed={recipe.seed}"]
     if recipe.clip not in (0.0, 1.0):
         words.append(f"recipe.max_grad_norm={recipe.clip}")  # amid the norms of this small model
-    if method == "lora":
-        words.append("method.lora_dropout=0.0")
+    if method in ("lora", "dual_lora"):
+        words.append(f"method.{'lora_' if method == 'lora' else ''}dropout=0.0")
     if method == "full" and cell.family == "roberta":
         words.append("recipe.warmup_steps=5")  # of 137, which thirty steps never see the end of
     if method == "dual_lora" and cell.family == "roberta":
