@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from dual_lora.config import RunConfig
 from dual_lora.records import learning_rates
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,11 @@ class Live(TrainerCallback):
 
 # The Trainer's names -> those of a record's curves.
 _NAMES = {"loss": "train_loss", "eval_loss": "validation_loss", "grad_norm": "gradient_norm"}
+
+
+def live(config: RunConfig, identity: dict[str, Any], folder: Path) -> list[TrainerCallback]:
+    """Return the callback that logs a run's training, if its config asks for one."""
+    return [Live(identity, folder)] if config.tracking == "wandb" else []
 
 
 def track(record: dict[str, Any], folder: Path) -> None:

@@ -23,7 +23,7 @@ from dual_lora.evaluation import build_pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
 from dual_lora.records import file_sha256, per_item, read_json, replacing, write_json
-from dual_lora.runs import machine, warm_start
+from dual_lora.runs import machine, tracking, warm_start
 from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.splits import Items
 from dual_lora.training.trainer import Data, TrainingResult, resume_step, train
@@ -140,6 +140,7 @@ class Work:
         result = self._finished_training(model)
         if result is None:
             work.check_base(model, items)
+            watching = [*self._diagnostics(), *tracking.live(self.config, self.resolved.identity, self.folder)]
             result = train(
                 model,
                 self.config,
@@ -148,7 +149,7 @@ class Work:
                 dtype=self.resolved.dtype,
                 folder=self.folder,
                 head=self.resolved.task.head,
-                callbacks=[*work.callbacks(items, lambda: resume_step(self.folder)), *self._diagnostics()],
+                callbacks=[*work.callbacks(items, lambda: resume_step(self.folder)), *watching],
             )
             self._keep_training(model, result)
         self._cost.update(
