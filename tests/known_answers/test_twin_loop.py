@@ -111,7 +111,9 @@ def test_the_shown_checkpoint_is_the_one_that_the_protocol_chooses(family: Famil
     assert run == pytest.approx({step: values["loss"] for step, values in measured.items()}, rel=TOLERANCE)
     lowest = best({step: values["loss"] for step, values in measured.items()}, highest=False)
     chosen = {"last": STEPS, "best_loss": lowest}
-    assert json.loads((pair.folder / "selected" / "best_loss.json").read_text())["step"] == lowest
+    kept = pair.folder / "selected" / "best_loss.json"  # a finished run drops what nothing reports
+    if kept.exists() or cell.chosen == "best_loss":
+        assert json.loads(kept.read_text())["step"] == lowest
     headline = pair.record["scores"]["headline"]
     if cell.labels:
         scores = {step: values["score"] for step, values in measured.items()}
