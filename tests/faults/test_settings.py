@@ -28,7 +28,7 @@ COUNTS = {
     1: "recipe.global_batch recipe.max_length_tokens recipe.trials protocol.decoding.beams "
     "protocol.decoding.max_new_tokens protocol.max_length_tokens protocol.validation_examples "
     "protocol.validation_every_steps recipe.validation_every_steps profile.train_examples profile.max_steps "
-    "launch.num_gpus launch.nodes "
+    "launch.num_gpus launch.nodes protocol.report_examples protocol.selection_examples "
     "launch.parallel launch.per_device_batch launch.eval_batch launch.save_every_steps launch.keep_checkpoints "
     "launch.gpus_per_node launch.time_limit_minutes launch.cpus_per_task launch.memory_gb "
     "model.dimensions.hidden_size model.dimensions.intermediate_size model.dimensions.num_layers "
@@ -39,6 +39,7 @@ COUNTS = {
 }
 REALS: dict[str, tuple[list[float], list[float]]] = {
     "recipe.learning_rate": ([1e-9, 1e18], [0, -1e-3]),
+    "recipe.head_learning_rate": ([1e-9, 1.0], [0, -1e-3]),
     "recipe.epochs": ([0.01, 3, 1000], [0, -1, 1e7]),
     "recipe.warmup_ratio": ([0, 0.06, 1], [-0.1, 1.1]),
     "recipe.weight_decay": ([0, 0.1, 2], [-0.1]),
