@@ -20,8 +20,8 @@ from dual_lora.runs import lifecycle
 from tests.small_cells import CLASSIFYING, WRITING, config
 
 NAN, INF = math.nan, math.inf
-FRACTIONS = {"recipe.label_smoothing", "recipe.adam_beta1", "recipe.adam_beta2", "model.dropout"}
-FRACTIONS |= {"model.classifier_dropout"}
+FRACTIONS = ["recipe.label_smoothing", "recipe.adam_beta1", "recipe.adam_beta2", "model.dropout"]
+FRACTIONS += ["model.classifier_dropout"]
 # What each number in the settings may be, written down a second time: lowest and highest legal value, what is just
 # outside. Everything else in this file follows from the schema.
 COUNTS = {
