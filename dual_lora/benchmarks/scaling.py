@@ -188,7 +188,7 @@ class Bench:
             twin = pool.submit(self.run, f"{never}-twin", *words)  # how equal are two undisturbed runs?
             with self.place() as cards:
                 dying = Run(self.scratch / once, [*words, *self.device], cards)
-                found = kill_one_process(dying, after_step=6 if self.smoke else 50)
+                found = {"group": "fsdp"} | kill_one_process(dying, after_step=6 if self.smoke else 50)
             keep(self.table, f"{self.gpus}/killed-at-once", dying.record)
             again = self.run(once, *words)
             entry = curve_difference(whole.result(), again)
