@@ -190,7 +190,9 @@ def test_a_rule_that_is_broken_shows_in_the_weights(
 def test_the_first_of_equal_losses_is_kept(tmp_path: Path) -> None:
     """At a rate that moves nothing every validation loss is the same."""
     material = Material.of(CELLS["llama"], tmp_path)
-    words = command(material.cell, material.base, material.data, tmp_path / "results", "profile.test_items=0")
+    # A finished run keeps the best weights where its protocol reports them.
+    reported = ("profile.test_items=1", "protocol.also_report=[best_loss]")
+    words = command(material.cell, material.base, material.data, tmp_path / "results", *reported)
     words += [*own_words(material.cell, "lora"), "recipe.learning_rate=1e-30", "profile.max_steps=3"]
     assert launch(compose([*words, "protocol.validation_every_steps=1"])) == 0
     [kept] = (tmp_path / "results" / "runs").glob("*/selected/best_loss.json")

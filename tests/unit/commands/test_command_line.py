@@ -61,7 +61,7 @@ def test_an_unknown_word_is_refused_with_the_legal_ones(words, message):
         (["tabels"], "unknown command 'tabels'; did you mean 'tables'"),
         (["bench", "kernel"], "unknown benchmark 'kernel'; did you mean 'kernels'"),
         (["tables", "--chek"], "did you mean '--check'"),
-        (["status"], "required: experiment"),
+        (["status", "--results"], "expected one argument"),
         (["status", "table_gleu"], "did you mean 'table_glue'"),
         (["tune", "learning_rates_e2e", "--then", "nlg"], "'nlg' does not exist"),
         (["evaluate"], "give at least model= and task="),

@@ -162,7 +162,9 @@ def test_the_tokenizer_keeps_its_special_tokens_and_splits_digits_as_smollm_does
     assert tokenizer.pad_token == "<unk>"
     assert tokenizer.model_max_length == 256
     text = "  It costs £20 , ok . \u2581 <b>"
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.decode(tokenizer(text).input_ids) == f"<s>{text}", (
+        "a LLaMA whose vocabulary has <s> begins with it"
+    )
     assert tokenizer.convert_ids_to_tokens(tokenizer(" 20</s>").input_ids)[-4:] == ["Ġ", "2", "0", "</s>"]
 
 
