@@ -3,9 +3,9 @@
     python run.py bench report            # the parts <!-- benchmarks:NAME --> of README.md and docs; the figure
     python run.py bench report --check    # fail if they are not what the committed files give
 
-README.md has the parts `steps` and `targets`, docs/speed.md has `graphs`; docs/kernels.md has `one_gpu`, with steps,
-alternatives and growth of cost; docs/launching.md has `several_gpus`. Nothing is typed by hand: a number that was not
-measured says so.
+README.md has the parts `steps` and `targets`, docs/speed.md `graphs`, docs/serving.md `exports`; docs/kernels.md has
+`one_gpu`, with steps, alternatives and growth of cost; docs/launching.md has `several_gpus`. Nothing is typed by hand:
+a number that was not measured says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora import shipped
-from dual_lora.benchmarks import graph_tables, scaling_tables
+from dual_lora.benchmarks import export_tables, graph_tables, scaling_tables
 from dual_lora.config import ConfigError, legal_values
 from dual_lora.report import documents
 
@@ -254,20 +254,19 @@ def one_gpu_section(data: dict[str, Any]) -> str:
 
 def several_gpus_section(_: dict[str, Any]) -> str:
     """What was measured on several GPUs. Its files have parts named as in the others."""
-    paths = (RESULTS / f"{name}.json" for name in ("fsdp", "scaling"))
-    fsdp, scaling = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths)
-    return "\n\n".join((scaling_tables.fsdp_section(fsdp), scaling_tables.section(scaling)))
+    return "\n\n".join((scaling_tables.fsdp_section(measured("fsdp")), scaling_tables.section(measured("scaling"))))
 
 
-def graphs() -> dict[str, Any]:
-    """Return what `bench graphs` has measured; a file of its own, as `load` would mix its parts up with others."""
-    path = RESULTS / "graphs.json"
+def measured(name: str) -> dict[str, Any]:
+    """Return one result file, for those that `load` would mix up with others; empty where there is none."""
+    path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 SECTIONS = {
-    "steps": lambda _: graph_tables.summary(graphs()),
-    "graphs": lambda _: graph_tables.section(graphs()),
+    "steps": lambda _: graph_tables.summary(measured("graphs")),
+    "graphs": lambda _: graph_tables.section(measured("graphs")),
+    "exports": lambda _: export_tables.section(measured("export_lora")),
     "targets": targets_section,
     "one_gpu": one_gpu_section,
     "several_gpus": several_gpus_section,

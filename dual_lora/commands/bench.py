@@ -22,6 +22,7 @@ NAMES = {
     "training": "training steps against LoRA, DoRA and three GEMMs",
     "graphs": "training steps as CUDA graphs, and without",
     "loss-positions": "steps that compute logits only at positions with a loss",
+    "export-lora": "what LoRA adapters of a given rank keep of trained Dual LoRA adapters",
     "generation": "tokens of the base, of an adapter, merged and not",
     "evaluation": "our evaluation against the published loop",
     "zero": "one process under DeepSpeed against one without it",
@@ -91,6 +92,10 @@ def _evaluation(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, help="the numbers' file; default: the screen alone")
 
 
+def _export_lora(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs of Dual LoRA")
+
+
 def _fsdp(parser: Parser) -> None:
     parser.add_argument("--gpus", type=int, default=2)
     _methods("lora", "dora", "dual_lora")(parser)
@@ -112,6 +117,7 @@ _OPTIONS = {
     "graphs": _methods("lora", "dora", "dual_lora"),
     "evaluation": _evaluation,
     "zero": _methods("lora", "dual_lora"),
+    "export-lora": _export_lora,
     "fsdp": _fsdp,
     "scaling": _scaling,
 }

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dual_lora import shipped
-from dual_lora.benchmarks import fsdp, scaling_tables
+from dual_lora.benchmarks import export_lora, export_tables, fsdp, scaling_tables
 from dual_lora.commands import main
 from dual_lora.commands.bench import NAMES
 from dual_lora.config.compose import compose
@@ -67,6 +67,30 @@ def test_generation_benchmark_times_the_base_and_both_forms_of_the_adapter(tmp_p
     for row in found.values():
         assert 0 < row["generate"]["min_ms"] <= row["generate"]["max_ms"]
         assert_timed(row["cuda_graph"])
+
+
+def test_export_benchmark_measures_what_the_command_writes(tmp_path):
+    """Rank 64 is that of the layers here. A lower rank is compared with an export of that rank, alone."""
+    assert main(["bench", "export-lora", "--smoke", "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "export_lora.json").read_text())["tiny LLaMA, E2E NLG"]
+    scores = {name: values["loss"] for name, values in found["scores"].items()}
+    assert len(scores) == 2 + 2 * len(export_lora.RANKS)
+    assert abs(scores["base"] - scores["Dual LoRA"]) > 1e-4
+    assert {"card", "torch", "peft"} <= found["environment"].keys()
+    for way in export_tables.WAYS:
+        assert scores[f"rank 64, {way}"] == pytest.approx(scores["Dual LoRA"], abs=2e-6)
+    export_lora.write_smoke_run(tmp_path / "again")
+    alone = export_lora.measure(tmp_path / "again", tmp_path / "scratch", ranks=(8,))["scores"]
+    for way in export_tables.WAYS:
+        assert alone[f"rank 8, {way}"]["loss"] == pytest.approx(scores[f"rank 8, {way}"], abs=1e-6)
+        assert alone[f"rank 8, {way}"]["loss"] != pytest.approx(scores["Dual LoRA"], abs=1e-5)
+    text = export_tables.section({"": found})
+    assert f"| 8 | {scores['rank 8, without texts']:.4f} |" in text
+
+
+def test_export_benchmark_needs_a_run_that_trained_an_adapter(tmp_path, capsys):
+    assert main(["bench", "export-lora", str(tmp_path), "--output", str(tmp_path)]) == 2
+    assert "is not the folder of a finished run" in capsys.readouterr().err
 
 
 def test_graphs_benchmark_times_both_ways(tmp_path):

@@ -50,7 +50,7 @@ BELOW: dict[str, set[str]] = {
 # Names that two modules have, each with its reason: whoever hears a name should know the file.
 TWINS: dict[str, str] = {
     **dict.fromkeys(
-        ["evaluation", "generation", "graphs", "kernels", "report", "tiles", "training"],
+        ["evaluation", "export_lora", "generation", "graphs", "kernels", "report", "tiles", "training"],
         "a benchmark is called what it times or writes",
     ),
     "random_checkpoint": "a command's module is called what is typed; it parses arguments",
