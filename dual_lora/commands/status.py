@@ -48,10 +48,10 @@ def run(options: argparse.Namespace) -> int:
         return _show_all(every_run(held, results / "runs"), results)
     experiment = space.experiment(options.experiment)
     runs = progress(experiment, held, results / "runs")
-    words = [] if options.results is None else [shlex.quote(f"results={results}")]
-    commands = selection.commands(experiment, [run.choices for run in runs if run.state in OPEN])
+    words = [] if options.results is None or experiment.block.trials else [shlex.quote(f"results={results}")]
+    commands = selection.to_do(experiment, [run.choices for run in runs if run.state in OPEN])
     failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running")]
-    commands += [f"{command} retry=true" for command in selection.commands(experiment, failed)]
+    commands += selection.to_do(experiment, failed, retry=True)
     commands = [" ".join([command, *words]) for command in commands]
     if options.missing:
         print("\n".join(commands))

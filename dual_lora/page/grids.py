@@ -55,6 +55,7 @@ class _Block:
             "commands": plain(view.commands),
             "done": view.runs_done,
             "all": view.runs_all,
+            "gpu_minutes": number(view.gpu_minutes, 3),
             "rows": [self._row(line) for line in view.lines],
         }
 
@@ -100,8 +101,8 @@ class _Block:
             "is": [line.choices["model"], line.choices["method"]],
             "runs": [record.run_id for record in line.records],
             "totals": _totals(line.records, self.alone),
-            "todo": selection.commands(self.experiment, todo),
-            "again": selection.commands(self.experiment, [run for run in runs if run not in todo]),
+            "todo": selection.to_do(self.experiment, todo),
+            "again": selection.to_do(self.experiment, [run for run in runs if run not in todo]),
         }
 
     def _ours(self, line: Line) -> list[str | None]:
@@ -131,8 +132,7 @@ class _Block:
             "tests": _tests(cell.comparison),
         }
         if cell.value is None:
-            retry = " retry=true" if cell.word else ""
-            found["todo"] = [f"{command}{retry}" for command in selection.commands(self.experiment, runs)]
+            found["todo"] = selection.to_do(self.experiment, runs, retry=bool(cell.word))
         return {"v": None, **without_blanks(found)}
 
     def _runs(self, line: Line) -> list[dict[str, str]]:
@@ -160,6 +160,7 @@ def _tests(tested: Comparison | None) -> dict[str, Any] | None:
         "p": number(tested.p, 4),
         "sign_flip": number(tested.sign_flip, 4),
         "p_equal": number(tested.p_equal, 4),
+        "detectable": number(tested.detectable, 3),
         "blocked": estimate(tested.blocked),
         "items": items and {name: number(value, 4) for name, value in vars(items).items()},
     }

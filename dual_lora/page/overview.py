@@ -129,4 +129,4 @@ def _without_runs(experiment: Experiment, line: Line) -> list[str]:
         for run in experiment.runs()
         if run["method"] in methods and all(run[key] == value for key, value in line.choices.items() if key != "method")
     ]
-    return selection.commands(experiment, runs)
+    return selection.to_do(experiment, runs)

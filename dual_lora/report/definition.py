@@ -96,6 +96,7 @@ class Block:
     blocks: tuple[str, ...] = ()
     reference: str | None = None  # the method the others are compared with
     endpoint: Endpoint | None = None  # required with a reference
+    trials: tuple[str, ...] = ()  # experiments by which `run.py tune` chooses what this block's methods get
     median: bool = False  # the published way of GLUE: median of five seeds
     labels: dict[str, str] = field(default_factory=dict)  # names of rows and models, where not those of configs/
     cost: tuple[CostColumn, ...] = ("train_seconds", "peak_memory", "trainable_parameters")
@@ -170,10 +171,10 @@ def read_all(folder: Path) -> dict[str, Experiment]:
     """Return every experiment of a folder by name. Raises `DefinitionError`, also for a block that does not exist."""
     experiments = {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
     for name, experiment in experiments.items():
-        for block in experiment.block.blocks:
-            if block not in experiments:
+        for other in (*experiment.block.blocks, *experiment.block.trials):
+            if other not in experiments:
                 raise DefinitionError(
-                    f"{folder / name}.yaml: block {block!r} does not exist{legal_values(block, list(experiments))}"
+                    f"{folder / name}.yaml: block {other!r} does not exist{legal_values(other, list(experiments))}"
                 )
     return experiments
 

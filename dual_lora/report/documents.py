@@ -8,6 +8,10 @@
 (only these columns, without notes)
 <!-- /table -->
 
+<!-- finding:NAME -->
+(what the table's endpoint says, or how to run it; NAME may be headline or costs: `report.findings`)
+<!-- /finding -->
+
 <!-- benchmarks:NAME -->
 (written by `run.py bench report`)
 <!-- /benchmarks -->
@@ -17,10 +21,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dual_lora.config import legal_values
 from dual_lora.report import formats
+from dual_lora.report.findings import Findings
 from dual_lora.report.layout import TableView
 
 
@@ -62,6 +68,12 @@ def fill_tables(text: str, tables: Mapping[str, TableView], where: str) -> str:
         return re.sub("^## ", "### ", body, flags=re.MULTILINE)
 
     return fill(text, "table", render, where)
+
+
+def fill_findings(text: str, found: Findings, where: str) -> str:
+    """Return the document with every finding replaced. Raises `DocumentError`, also for a table that does not exist."""
+    beside = replace(found, root="../" * where.count("/"))
+    return fill(text, "finding", beside.part, where)
 
 
 def documents(root: Path) -> list[Path]:

@@ -61,13 +61,20 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
     assert endpoint is not None
     decimals = column_of(experiment, endpoint).decimals + 1
     found = comparison.difference
-    text = f"{endpoint.column}, {label} against {reference}: {with_interval(found, decimals)}, {_pairs(found)}"
+    text = f"{endpoint.column}, {label} against {reference}: {with_interval(found, decimals)}, {pairs(found)}"
     named = {"Holm p": comparison.p, "sign-flip p": comparison.sign_flip, "TOST Holm p": comparison.p_equal}
-    tests = [_p(name, value) for name, value in named.items() if value is not None]
+    tests = [p_value(name, value) for name, value in named.items() if value is not None]
     if comparison.blocked is not None:
         tests.append(f"blocked {with_interval(comparison.blocked, decimals)}, df {comparison.blocked.df:.0f}")
     tests += _items(comparison.items, decimals)
-    words: Mapping[Verdict, str] = {
+    if comparison.detectable is not None:
+        tests.append(f"detectable by the spread of {stats.MIN_PAIRS} pairs {comparison.detectable:.{decimals}f}")
+    return f"{text}; {'; '.join([*tests, words(comparison, endpoint)])}."
+
+
+def words(comparison: Comparison, endpoint: Endpoint) -> str:
+    """Return what the endpoint says of one method, without its numbers."""
+    said: Mapping[Verdict, str] = {
         "better": "better",
         "worse": "worse",
         "equal": f"equal within ± {endpoint.margin:g}" if endpoint.margin else "equal",
@@ -76,7 +83,7 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
         "exploratory": "runs from before the endpoint was named: no verdict",
         "too few pairs": f"fewer than {stats.MIN_PAIRS} pairs: no verdict",
     }
-    return f"{text}; {'; '.join([*tests, words[comparison.verdict]])}."
+    return said[comparison.verdict]
 
 
 def _items(found: ItemNoise | None, decimals: int) -> list[str]:
@@ -89,7 +96,7 @@ def _items(found: ItemNoise | None, decimals: int) -> list[str]:
     if found.low is not None and found.high is not None:
         limits = f"[{found.low:+.{decimals}f}, {found.high:+.{decimals}f}]"
         said.append(f"over items and seeds {limits.replace('-', '−')}")
-    return said if found.mcnemar is None else [*said, _p("McNemar mid-p", found.mcnemar)]
+    return said if found.mcnemar is None else [*said, p_value("McNemar mid-p", found.mcnemar)]
 
 
 def with_interval(found: stats.Estimate, decimals: int) -> str:
@@ -108,19 +115,20 @@ def _raw(block: MeasuredBlock, endpoint: Endpoint, row: Row) -> _Raw | None:
     reference = block.reference(row)
     column = column_of(block.experiment, endpoint)
     ours = row.columns[column.label]
-    pairs = measured.pairs_of(column, ours, reference.columns[column.label]) if reference else None
-    if reference is None or pairs is None or any(record.untrained for record in row.records):
+    shared = measured.pairs_of(column, ours, reference.columns[column.label]) if reference else None
+    if reference is None or shared is None or any(record.untrained for record in row.records):
         return None
-    found = stats.estimate(pairs)
+    found = stats.estimate(shared)
     noise = item_noise.noise(block.experiment, column, row, reference)
     comparison = Comparison(
         difference=found,
         p=found.p_value(),
-        sign_flip=stats.sign_flip(pairs),
+        sign_flip=stats.sign_flip(shared),
         p_equal=None if endpoint.margin is None else found.p_equal(endpoint.margin),
         blocked=_blocked(block, endpoint, row) if found.interval() else None,
         items=noise if noise is None or found.interval() else replace(noise, low=None, high=None),
         verdict="open",
+        detectable=stats.detectable(shared, len(block.experiment.seeds)),
     )
     records = [*row.records, *reference.records]
     return _Raw(comparison, column, "c" in ours.marks, not all(_began_after(endpoint.named, r) for r in records))
@@ -165,10 +173,12 @@ def _verdict(comparison: Comparison, raw: _Raw) -> Verdict:
     return "equal" if comparison.p_equal is not None and comparison.p_equal < LEVEL else "open"
 
 
-def _pairs(found: stats.Estimate) -> str:
-    pairs = f"{found.n} pair" + ("" if found.n == 1 else "s")
-    return f"{pairs}, df {found.df:.0f}" if found.interval() else pairs
+def pairs(found: stats.Estimate) -> str:
+    """Return "25 pairs, df 9"."""
+    counted = f"{found.n} pair" + ("" if found.n == 1 else "s")
+    return f"{counted}, df {found.df:.0f}" if found.interval() else counted
 
 
-def _p(name: str, value: float) -> str:
+def p_value(name: str, value: float) -> str:
+    """Return "Holm p = 0.03", as small as it is told."""
     return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.{3 if value < 0.1 else 2}f}"

@@ -144,7 +144,8 @@ def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     rule = ["---"] * 3 + ["---:"] * (len(headings) - 3)
     lines = [f"## {escape.markdown(block.heading)}", "", _pipes(headings), _pipes(rule)]
     lines += [_pipes(line_texts(line, block, _MARKDOWN)) for line in block.lines]
-    lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs.", ""]
+    took = f", {block.gpu_minutes:.1f} GPU minutes" if block.gpu_minutes else ""
+    lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs{took}.", ""]
     lines += _differences(block)
     lines += [*(f"- {escape.markdown(finding)}" for finding in block.findings), ""] if block.findings else []
     lines += [*(f"- {escape.markdown(note)}" for note in block.notes), ""] if block.notes else []

@@ -47,6 +47,7 @@ class Comparison:
     blocked: Estimate | None  # the same difference with the residual variance of several methods
     items: ItemNoise | None  # None if the records do not have their items
     verdict: Verdict
+    detectable: float | None = None  # with all seeds of the sweep, by the spread of the first pairs; None: too few
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class BlockView:
     commands: tuple[str, ...] = ()
     runs_done: int = 0
     runs_all: int = 0
+    gpu_minutes: float = 0.0
     experiment: str = ""  # the name of its file in experiments/
 
 

@@ -1,4 +1,4 @@
-"""Which runs had their card to themselves. The seconds of the others say what their neighbours did."""
+"""Which runs had their card to themselves, as the seconds of the others say what their neighbours did; GPU time."""
 
 from __future__ import annotations
 
@@ -42,6 +42,24 @@ def alone(records: Iterable[Record]) -> frozenset[str]:
         shared |= {entry.record.run_id for entry in _overlapping(merged) if card in _cards(entry.record)}
     certain = {e.record.run_id for e in timed if e.record.parallel == 1 and not e.record.execution.get("resumed_from")}
     return frozenset(certain - shared)
+
+
+def gpu_minutes(records: Iterable[Record]) -> float:
+    """Return how long the runs kept GPUs busy, from start to end; what ran side by side on one card counts once."""
+    by_card = defaultdict[str, list[tuple[datetime, datetime]]](list)
+    for record in records:
+        device, times = str(record.execution.get("device") or "CPU"), span(record)
+        if times is not None and not device.startswith("CPU"):
+            unnamed = [f"{device} {place}" for place in range(int(record.execution.get("world_size") or 1))]
+            for card in _cards(record) or unnamed:
+                by_card[card].append(times)
+    seconds = 0.0
+    for spans in by_card.values():
+        until = min(spans)[0]
+        for started, finished in sorted(spans):
+            seconds += max(0.0, (finished - max(started, until)).total_seconds())
+            until = max(until, finished)
+    return seconds / 60
 
 
 def span(record: Record) -> tuple[datetime, datetime] | None:

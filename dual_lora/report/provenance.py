@@ -63,7 +63,8 @@ def command(record: Record, experiments: Iterable[Experiment]) -> str:
         if selection.in_sweep(record, experiment):
             fitting = [run for run in experiment.runs() if selection.belongs(record, run)]
             if fitting:
-                return selection.commands(experiment, fitting[:1])[0]
+                chosen = f" recipe.learning_rate={record.identity['recipe']['learning_rate']}"
+                return selection.commands(experiment, fitting[:1])[0] + (chosen if experiment.block.trials else "")
     typed = str(record.origin.get("command") or "").split()
     return " ".join([shipped.PROGRAM, *typed[2:]]) if len(typed) > 2 else ""
 

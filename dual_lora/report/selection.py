@@ -111,6 +111,19 @@ def commands(experiment: Experiment, runs: Sequence[Mapping[str, str]]) -> list[
     return [_command(experiment, product) for product in products]
 
 
+def to_do(experiment: Experiment, runs: Sequence[Mapping[str, str]], *, retry: bool = False) -> list[str]:
+    """Return what a user types to have these runs done. Where trials choose the settings, that is all of the block."""
+    again = " retry=true" if retry else ""
+    if not runs or not experiment.block.trials:
+        return [f"{command}{again}" for command in commands(experiment, runs)]
+    chosen = shipped.command_line("tune", *experiment.block.trials)
+    with_retry = "sed 's/$/ retry=true/' | " if retry else ""
+    return [
+        f"{chosen} | sh  # again, until it has chosen",
+        f"{chosen} --then {experiment.name} | {with_retry}sh",
+    ]
+
+
 def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]]) -> str:
     narrowed = [
         f"{key}={','.join(value for value in experiment.sweep[key] if value in product[key])}"

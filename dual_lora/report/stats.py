@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 MIN_DF = 2.0  # two pairs (one degree of freedom) give no interval: it would be 12.7 standard errors wide
 MIN_PAIRS = 6  # of a sign-flip test that can reach 0.05, of a test of equality, of a bold cell
@@ -92,6 +92,27 @@ def differences(ours: Sequence[Stratum], reference: Sequence[Stratum]) -> list[d
         for mine, theirs in zip(ours, reference, strict=True)
     ]
     return pairs if pairs and all(pairs) else None
+
+
+def detectable(strata: Sequence[Stratum], n: int, power: float = 0.8, level: float = 0.05) -> float | None:
+    """Return the difference that a paired t test with `n` pairs a stratum finds with that power.
+
+    From the spread of the first `MIN_PAIRS` pairs of each stratum alone, never their mean: what a blinded look at the
+    number of seeds may use. None where a stratum has fewer, or where the power is reached at any difference.
+    """
+    first = [_finite(dict(sorted(stratum.items())[:MIN_PAIRS])) for stratum in strata]
+    if n < 2 or min(map(len, first)) < MIN_PAIRS:
+        return None
+    variances = [float(sample.var(ddof=1)) for sample in first]
+    planned = _combined([0.0] * len(first), variances, [n] * len(first), [n - 1] * len(first))
+    if not planned.se:
+        return None
+    critical = float(stats.t.isf(level / 2, planned.df))
+
+    def lacking(shift: float) -> float:
+        return float(stats.nct.sf(critical, planned.df, shift)) - power  # the other tail is below 1e-5 there
+
+    return float(optimize.brentq(lacking, 0.0, critical + 10)) * planned.se
 
 
 def sign_flip(strata: Sequence[Stratum]) -> float | None:

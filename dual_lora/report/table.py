@@ -49,7 +49,8 @@ class Builder:
         every = len(experiment.runs())
         printed = self._printed(experiment)
         used: set[Published] = set()
-        made_by = notes.provenance([record for row in block.rows for record in row.records])
+        records = [record for row in block.rows for record in row.records]
+        made_by = notes.provenance(records)
         views = [
             BlockView(
                 experiment=experiment.name,
@@ -61,6 +62,7 @@ class Builder:
                 reference=self._reference_label(block),
                 runs_done=every - len(missing),
                 runs_all=every,
+                gpu_minutes=neighbours.gpu_minutes(records),
             )
             for panel, columns in experiment.panels().items()
         ]
@@ -69,7 +71,7 @@ class Builder:
             findings=tuple(self._findings(block)),
             notes=tuple(notes.notes(block, self._label, self._source, self._alone, (self.published_folder, used))),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),
-            commands=tuple(selection.commands(experiment, missing)),
+            commands=tuple(selection.to_do(experiment, missing)),
         )
         return [*views[:-1], below]
 

@@ -17,6 +17,7 @@ from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
 from dual_lora.report import definition, documents, figures, formats, latex, measured, records, selection
 from dual_lora.report.definition import Experiment
+from dual_lora.report.findings import Findings
 from dual_lora.report.layout import TableView
 from dual_lora.report.table import Builder
 
@@ -108,10 +109,11 @@ class Workspace:
     def committed_files(self, views: Mapping[str, TableView], *, with_documents: bool) -> dict[Path, str]:
         """Return path -> text of every file the committed records determine."""
         files = table_files(views, self.tables)
+        found = Findings(views, self.experiments(), self._shipped("results/published"))
         for path in documents.documents(self.root) if with_documents else []:
-            text = path.read_text(encoding="utf-8")
-            filled = documents.fill_tables(text, views, str(path.relative_to(self.root)))
-            if "<!-- table:" in text:
+            text, where = path.read_text(encoding="utf-8"), path.relative_to(self.root).as_posix()
+            filled = documents.fill_findings(documents.fill_tables(text, views, where), found, where)
+            if "<!-- table:" in text or "<!-- finding:" in text:
                 files[path] = filled
         return files
 

@@ -169,7 +169,7 @@ function blockView(table, block, filters, state, refill) {
     h(
       "p",
       { class: "hint" },
-      `${grouped(block.done)} of ${plural(block.all, "run")} done.${empty && filters.rows !== "all" ? ` ${plural(empty, "row")} without a number ${empty === 1 ? "is" : "are"} hidden.` : ""}`,
+      `${grouped(block.done)} of ${plural(block.all, "run")} done${block.gpu_minutes ? `, ${general(block.gpu_minutes)} GPU minutes` : ""}.${empty && filters.rows !== "all" ? ` ${plural(empty, "row")} without a number ${empty === 1 ? "is" : "are"} hidden.` : ""}`,
     ),
     rows.length
       ? [

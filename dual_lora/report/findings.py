@@ -1,0 +1,237 @@
+"""What the endpoints say, for people who read documents: per table, in short for all, and what each table took.
+
+Parts of README.md and docs/*.md that `run.py tables` writes and `--check` holds:
+
+<!-- finding:study_glue columns=CoLA,Avg. -->     what a table's endpoint says of each method, or the commands that run
+<!-- /finding -->                                 it; differences in these columns, in all where none are named
+
+<!-- finding:headline -->     a line for each endpoint: Dual LoRA against its reference
+<!-- finding:costs -->        GPU minutes, runs and commands of every table that has runs
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dual_lora.config import legal_values
+from dual_lora.records.schema import Record
+from dual_lora.report import endpoint, escape, neighbours, published, selection, stats
+from dual_lora.report.definition import Endpoint, Experiment
+from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
+from dual_lora.report.published import Published
+
+OURS = "dual_lora"
+_Compared = tuple[Line, Cell, Comparison]  # of the endpoint
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The findings of some tables, as Markdown. `root`: from the document to the folder that holds `results/`."""
+
+    views: Mapping[str, TableView]
+    experiments: Mapping[str, Experiment]
+    published_folder: Path
+    root: str = ""
+
+    def part(self, name: str, columns: str | None = None) -> str:
+        """Return the part of a document that a marker names.
+
+        Raises `ValueError` for a name that is no table, or a column that no block of the table has.
+        """
+        if name == "headline":
+            return "\n".join(self._headline())
+        if name == "costs":
+            return "\n".join(self._costs())
+        if name not in self.views:
+            raise ValueError(f"finding {name!r}{legal_values(name, ['headline', 'costs', *self.views])}")
+        wanted = [word.strip() for word in columns.split(",")] if columns else []
+        legal = list(dict.fromkeys(label for block in self.views[name].blocks for label in block.columns))
+        unknown = [word for word in wanted if word not in legal]
+        if unknown:
+            raise ValueError(f"finding {name}: column {unknown[0]!r}{legal_values(unknown[0], legal)}")
+        return "\n".join(self._finding(self.views[name], wanted)).strip()
+
+    def _link(self, view: TableView, text: str) -> str:
+        return f"[{text}]({self.root}results/tables/{view.name}.md)"
+
+    def _endpoints(self, view: TableView) -> Iterator[tuple[BlockView, Experiment, Endpoint]]:
+        """Yield the blocks that compare methods; of a block with panels the one that has the endpoint's column."""
+        for block in view.blocks:
+            experiment = self.experiments[block.experiment]
+            named = experiment.block.endpoint
+            if named is not None and named.column in block.columns:
+                yield block, experiment, named
+
+    def _finding(self, view: TableView, wanted: Sequence[str]) -> Iterator[str]:
+        for block, experiment, named in self._endpoints(view):
+            compared = _compared(block, named)
+            if compared:
+                shown = [place for place, label in enumerate(block.columns) if label in (wanted or block.columns)]
+                yield from self._compared(view, block, compared, shown)
+                continue
+            yield from ("", f"{escape.markdown(block.heading)}: **not run**.", "")
+            runs = selection.missing(experiment, _records([block]))
+            yield from (f"    {command}" for command in selection.to_do(experiment, runs))
+
+    def _compared(
+        self, view: TableView, block: BlockView, compared: Sequence[_Compared], columns: Sequence[int]
+    ) -> Iterator[str]:
+        """Show each method's differences from the reference, what tests say of the endpoint, and what the runs took."""
+        experiment = self.experiments[block.experiment]
+        named = experiment.block.endpoint
+        assert named is not None
+        margin = [] if named.margin is None else [f"equal within ± {named.margin:g}"]
+        spread = ["detectable"] if any(tested.detectable is not None for _, _, tested in compared) else []
+        headings = [*(block.columns[place] for place in columns), "pairs", "p", "sign-flip p", *margin, *spread]
+        yield from ("", f"{escape.markdown(block.heading)}; minus {escape.markdown(block.reference or '')}:", "")
+        yield _pipes(["method", *map(escape.markdown, headings), "the endpoint says"])
+        yield _pipes(["---", *["---:"] * len(headings), "---"])
+        for line, cell, tested in compared:
+            found = [_difference(line.cells[place]) for place in columns]
+            found += [str(tested.difference.n), _p(tested.p), _p(tested.sign_flip)]
+            found += [_p(tested.p_equal) for _ in margin]
+            found += ["" if tested.detectable is None else f"{tested.detectable:.{cell.decimals + 1}f}" for _ in spread]
+            said = f"**{endpoint.words(tested, named)}**"
+            yield _pipes([*map(escape.markdown, [line.method, *found]), said])
+        column = escape.markdown(named.column)
+        yield from ("", f"Paired by seed, with 95 % intervals. p: t test of {column}, after Holm.")
+        if margin:
+            yield f"Equal: two one-sided t tests of {column} against the margin, after Holm."
+        if spread:
+            yield (
+                f"Detectable: with {len(experiment.seeds)} seeds at 80 % power, by the spread of the first "
+                f"{stats.MIN_PAIRS} pairs."
+            )
+        for line, _, tested in compared:
+            yield from self._claims(block, experiment, named, line, tested)
+        yield self._took(view, block, experiment)
+
+    def _claims(
+        self, block: BlockView, experiment: Experiment, named: Endpoint, line: Line, tested: Comparison
+    ) -> Iterator[str]:
+        """Say whether a difference that another paper states is in the interval."""
+        column = endpoint.column_of(experiment, named)
+        interval = tested.difference.interval()
+        if interval is None:
+            return
+        for value in _stated(self.published_folder, experiment):
+            if value.method == f"{line.method} minus {block.reference}" and value.task in column.published:
+                hand = ", read second-hand" if value.second_hand else ""
+                inside = interval[0] <= value.value <= interval[1]
+                yield (
+                    f"The difference stated for {escape.markdown(value.model)} ({value.value:+g}{hand}) is "
+                    f"{'in' if inside else 'not in'} {escape.markdown(line.method)}'s interval."
+                )
+
+    def _took(self, view: TableView, block: BlockView, experiment: Experiment) -> str:
+        records = _records([block])
+        commits = sorted({str(record.origin.get("commit"))[:7] for record in records})
+        text = f"{self._link(view, 'Scores')}: {block.runs_done} of {block.runs_all} runs, {_minutes(records)}"
+        text += f", commit {', '.join(commits)}" if len(commits) < 5 else f", {len(commits)} commits"
+        trials = dict.fromkeys(self._table_of(name) for name in experiment.block.trials)
+        rates = [self._link(self.views[name], "the trials that chose the rates") for name in trials if name]
+        return f"{text}{''.join(f'; {rate}' for rate in rates)}."
+
+    def _table_of(self, experiment: str) -> str | None:
+        return next(
+            (name for name, view in self.views.items() if any(b.experiment == experiment for b in view.blocks)), None
+        )
+
+    def _headline(self) -> Iterator[str]:
+        """Say each endpoint in a line: those with a verdict, those without, and what is not run."""
+        decided: list[str] = []
+        without: list[str] = []
+        waiting: list[str] = []
+        for view in self.views.values():
+            for block, _, named in self._endpoints(view):
+                heading = escape.markdown(f"{view.title}: {block.heading.partition(' [')[0]}")
+                compared = _compared(block, named)
+                if not compared:
+                    waiting.append(self._link(view, heading))
+                    continue
+                verdicts = _short(block, named, compared)
+                line = f"- {self._link(view, heading)}; {verdicts}."
+                exploratory = all(tested.verdict == "exploratory" for _, _, tested in compared)
+                (without if exploratory else decided).append(line)
+        yield from decided
+        yield from without
+        if waiting:
+            yield f"- Not run: {'; '.join(waiting)}."
+
+    def _costs(self) -> Iterator[str]:
+        yield _pipes(["table", "runs", "GPU minutes", "on", "again with"])
+        yield _pipes(["---", "---:", "---:", "---", "---"])
+        for view in self.views.values():
+            records = _records(view.blocks)
+            if not records:
+                continue
+            devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
+            commands = [
+                command
+                for name in dict.fromkeys(block.experiment for block in view.blocks if _records([block]))
+                for command in selection.to_do(self.experiments[name], self.experiments[name].runs())
+            ]
+            minutes = neighbours.gpu_minutes(records)
+            yield _pipes(
+                [
+                    self._link(view, escape.markdown(view.title)),
+                    str(len(records)),
+                    f"{minutes:.1f}" if minutes else "",
+                    escape.markdown(", ".join(devices)),
+                    "<br>".join(f"`{command}`".replace("|", "\\|") for command in commands),
+                ]
+            )
+
+
+def _compared(block: BlockView, named: Endpoint) -> list[_Compared]:
+    """Return the rows that the endpoint compares with the reference."""
+    column = block.columns.index(named.column)
+    cells = [(line, line.cells[column]) for line in block.lines]
+    return [(line, cell, cell.comparison) for line, cell in cells if cell.comparison is not None]
+
+
+def _short(block: BlockView, named: Endpoint, compared: Sequence[_Compared]) -> str:
+    """Say Dual LoRA's difference, or where it is the reference which methods are what."""
+    reference = escape.markdown(block.reference or "")
+    ours = [one for one in compared if one[0].choices["method"] == OURS]
+    if ours:
+        line, cell, tested = ours[0]
+        found = escape.markdown(endpoint.with_interval(tested.difference, cell.decimals + 1))
+        return (
+            f"{escape.markdown(line.method)} minus {reference} in {escape.markdown(named.column)}: {found}, "
+            f"{tested.difference.n} pairs: **{endpoint.words(tested, named)}**"
+        )
+    said = sorted(compared, key=lambda one: endpoint.words(one[2], named))
+    groups = itertools.groupby(said, key=lambda one: endpoint.words(one[2], named))
+    parts = [f"**{word}**: {', '.join(escape.markdown(line.method) for line, _, _ in rows)}" for word, rows in groups]
+    return f"against {reference} in {escape.markdown(named.column)}: {'; '.join(parts)}"
+
+
+def _records(blocks: Sequence[BlockView]) -> list[Record]:
+    held = (record for block in blocks for line in block.lines for record in line.records)
+    return list({record.run_id: record for record in held}.values())
+
+
+def _minutes(records: Sequence[Record]) -> str:
+    devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
+    return f"{neighbours.gpu_minutes(records):.1f} GPU minutes ({escape.markdown(', '.join(devices))})"
+
+
+def _stated(folder: Path, experiment: Experiment) -> list[Published]:
+    values = (value for file in experiment.block.published_notes for value in published.read(folder, file))
+    return [value for value in values if value.metric == "delta_points"]
+
+
+def _difference(cell: Cell) -> str:
+    return endpoint.with_interval(cell.difference, cell.decimals + 1) if cell.difference else ""
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else endpoint.p_value("", value).replace(" = ", "").strip()
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
