@@ -24,6 +24,7 @@ COMMANDS = {
     "score": "score generated texts against references",
     "analyze": "measure a trained update: size, zeros, signs, ranks",
     "export": "write all records as tables, or what a run trained as a transformers checkpoint",
+    "pack": "move the records of a sweep of many small runs into one file",
     "merge": "write the base with a saved adapter merged in, as a stock checkpoint",
     "export-lora": "write a saved Dual LoRA adapter as a LoRA adapter of a given rank",
     "exec": "run another program that can load Dual LoRA adapters then",

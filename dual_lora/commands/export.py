@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def _records(options: argparse.Namespace) -> int:
     if options.checkpoint:
         raise ConfigError("checkpoint= is of one run: give run=RUN_ID too")
-    held, refused = records.read_all(records.files(options.results / "records"))
+    held, refused = records.read_all(options.results / "records")
     for path in tidy.write(held, options.out):
         print(path)
     for text in refused:

@@ -72,7 +72,7 @@ def _one(run_id: str, options: argparse.Namespace) -> str:
 
 def _here(results: Path) -> list[str]:
     """Return the runs whose record is finished and whose predictions are here."""
-    found, refused = records.read_folder(sorted((results / "records").glob("*.json")))
+    found, refused = records.read_folder(results / "records")
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
     finished = [known["identity"]["run_id"] for known in found if known["status"] == "finished"]

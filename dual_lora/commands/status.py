@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     space, results = Workspace(options.home), options.results or options.home / "results"
     if not results.is_dir():
         raise ValueError(f"{results}: no such results folder")
-    held, refused = records.read_all(records.files(results / "records"))
+    held, refused = records.read_all(results / "records")
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
     if options.experiment is None:

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{' '.join(options.trials)}: give names of experiments, or settings of a new model's trials")
     trials = trials or _new_trials(words)
     then = definition.named(known, options.then) if options.then else None
-    held, refused = records.read_all(records.files(options.records))
+    held, refused = records.read_all(options.records)
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
     try:

@@ -15,7 +15,7 @@ def full_fine_tuning(config: RunConfig, dtype: str) -> Path | None:
     validation loss (they differ in their learning rate).
     """
     found: list[tuple[float, Path]] = []
-    held, _ = records.read_folder(sorted((Path(config.results) / "records").glob("*.json")))
+    held, _ = records.read_folder(Path(config.results) / "records")
     for known in held:
         if known["status"] != "finished":
             continue

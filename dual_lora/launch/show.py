@@ -13,6 +13,7 @@ from dual_lora.config import RunConfig
 def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
     """Print samples, the comparison, where the records are and what to try next."""
     from dual_lora.evaluation.samples import side_by_side
+    from dual_lora.records import file_of
     from dual_lora.report import terminal
     from dual_lora.report.screen import comparison
 
@@ -26,8 +27,9 @@ def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
             console.print(_before_and_after(samples, prepared[-1].config.method.label))
         console.print(comparison(made))
         for item in prepared:
-            if item.record_path.exists():  # a run that was not begun has none
-                console.print(f"record: {item.record_path}", soft_wrap=True)
+            held = file_of(item.record_path)
+            if held is not None:  # a run that was not begun has none
+                console.print(f"record: {held}", soft_wrap=True)
         console.print(f"next:   {_next_command(prepared[-1].config)}", soft_wrap=True)
     text = captured.get()
     print(f"\n{text}", end="")

@@ -3,7 +3,7 @@
 `lock` lets one process at a time work on a run, `redaction` keeps secrets out. Nothing here imports torch.
 """
 
-from dual_lora.records.evidence import read, read_folder, run_id
+from dual_lora.records.evidence import file_of, files, read, read_folder, run_id
 from dual_lora.records.learning_rate import learning_rates
 from dual_lora.records.schema import SCHEMA, Status
 from dual_lora.records.storage import (
@@ -21,6 +21,7 @@ from dual_lora.records.writing import (
     build,
     command_of_this_process,
     origin_of_this_process,
+    pack,
     record_path,
     run_folder,
     weights_file,
@@ -35,9 +36,12 @@ __all__ = [
     "command_of_this_process",
     "digest",
     "dumps",
+    "file_of",
     "file_sha256",
+    "files",
     "learning_rates",
     "origin_of_this_process",
+    "pack",
     "read",
     "read_folder",
     "read_json",

@@ -2,21 +2,26 @@
 
 What shows it: the run id, which is the hash of the identity; the headline, which a measurement holds; the checksum over
 all of the record.
+
+A record is a file of its own, RUN_ID.json, or a line of a file of many, NAME.jsonl (`writing.pack`). If it is in both,
+its own file holds, since a run that is done or scored again writes that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dual_lora.records.schema import CHECKED_SINCE, RecordError, parse, upgraded
-from dual_lora.records.storage import digest
+from dual_lora.records.storage import UNREADABLE, digest
 
 # Only for display: renaming a label must not orphan the records made under the old one.
 _LABELS = ("label",)
 _UNTRAINED = ("recipe", "seed")  # without effect on a run that trains nothing
+Kept = TypeVar("Kept")  # a record, as values or typed
 _MOVE = "move it away and give the run's command again"
 
 
@@ -39,43 +44,134 @@ def checksum(record: Mapping[str, Any]) -> str:
     return digest({key: value for key, value in record.items() if key != "checksum"}, 32)
 
 
+def files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold records, those of many (`.jsonl`) last."""
+    return [*sorted(folder.glob("*.json")), *sorted(folder.glob("*.jsonl"))]
+
+
 def read(path: Path) -> dict[str, Any] | None:
-    """Return a record in the current schema, or None if there is none.
+    """Return the record of the run that `path` (FOLDER/RUN_ID.json) is named after, or None if there is none.
 
     Raises `RecordError` naming a file that is damaged, or that is not as a run wrote it.
     """
-    values = _loaded(path)
-    return None if values is None else upgraded(_as_written(values, path), str(path))
+    values = loaded(path)
+    if values is not None:
+        return upgraded(_as_written(values, path.stem, str(path)), str(path))
+    found = _among_many(path)
+    return None if found is None else of_line(*found[1:])
 
 
-def read_folder(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the records in these files, in their order, and why each of the others is refused."""
-    found, refused = [], []
+def file_of(path: Path) -> Path | None:
+    """Return the file that holds the record of the run that `path` (FOLDER/RUN_ID.json) is named after, if any."""
+    if path.is_file():
+        return path
+    found = _among_many(path)
+    return None if found is None else found[0]
+
+
+def read_each(paths: Iterable[Path]) -> tuple[dict[Path, list[dict[str, Any]]], list[str]]:
+    """Return the records of each of these files, and why each of the others is refused."""
+    found: dict[Path, list[dict[str, Any]]] = {}
+    refused: list[str] = []
     for path in paths:
-        try:
-            record = read(path)
-        except RecordError as error:
-            refused.append(str(error))
-        else:
-            found += [record] if record is not None else []
+        for record in _each(path):
+            if isinstance(record, RecordError):
+                refused.append(str(record))
+            elif record is not None:
+                found.setdefault(path, []).append(record)
     return found, refused
 
 
-def _loaded(path: Path) -> dict[str, Any] | None:
+def by_run(held: Mapping[Path, Iterable[Kept]], run: Callable[[Kept], str]) -> list[Kept]:
+    """Return one record of each run, by run id: of several the one in a file of its own, or else the first."""
+    found: dict[str, Kept] = {}
+    for path in sorted(held, key=lambda path: (path.suffix == ".jsonl", path)):
+        for record in held[path]:
+            found.setdefault(run(record), record)
+    return [found[name] for name in sorted(found)]
+
+
+def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records of a folder by run id, and why each of the others is refused."""
+    held, refused = read_each(files(folder))
+    return by_run(held, lambda record: str(record["identity"]["run_id"])), refused
+
+
+def lines(path: Path) -> list[tuple[bytes, str]]:
+    """Return the lines of a file of many, and where each is. Raises `RecordError` if it cannot be read."""
+    with suppress(FileNotFoundError):
+        content = enumerate(_content(path).split(b"\n"), 1)
+        return [(line, f"{path}, line {number}") for number, line in content if line.strip()]
+    return []
+
+
+def of_line(content: bytes, place: str) -> dict[str, Any]:
+    """Return the record in a line of a file of many. Raises `RecordError` naming the place."""
+    values = _parsed(content, place)
+    return upgraded(_as_written(values, None, place), place)
+
+
+def _each(path: Path) -> Iterator[dict[str, Any] | RecordError | None]:
+    try:
+        if path.suffix != ".jsonl":
+            yield read(path)
+            return
+        held = lines(path)
+    except RecordError as error:
+        yield error
+        return
+    for content, place in held:
+        try:
+            yield of_line(content, place)
+        except RecordError as error:
+            yield error
+
+
+def _among_many(path: Path) -> tuple[Path, bytes, str] | None:
+    """Return the file of many that holds a run, its line, and where that is."""
+    for file in sorted(path.parent.glob("*.jsonl")):
+        for content, place in lines(file):
+            # Other lines can name the run too: as a start, or in a command.
+            if path.stem.encode() in content and _named(content, path.stem):
+                return file, content, place
+    return None
+
+
+def _named(content: bytes, run_id: str) -> bool:
+    try:
+        return bool(json.loads(content)["identity"]["run_id"] == run_id)
+    except UNREADABLE:
+        return False
+
+
+def loaded(path: Path) -> dict[str, Any] | None:
+    """Return what a file of one record holds, unchecked, or None if there is none. Raises `RecordError`."""
+    try:
+        return _parsed(_content(path), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def _content(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise RecordError(f"{path} is no regular file; {_MOVE}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        return path.read_bytes()
     except FileNotFoundError:
-        return None
+        raise
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}); make it readable") from None
+
+
+def _parsed(content: bytes, place: str) -> dict[str, Any]:
+    try:
+        values = json.loads(content.decode(), parse_constant=_refuse)
     except RecursionError:
-        raise RecordError(f"{path} is damaged (nested too deeply); {_MOVE}") from None
+        raise RecordError(f"{place} is damaged (nested too deeply); {_MOVE}") from None
     except ValueError as error:
-        raise RecordError(f"{path} is damaged ({error}); {_MOVE}") from None
+        raise RecordError(f"{place} is damaged ({error}); {_MOVE}") from None
     if not isinstance(values, dict):
-        raise RecordError(f"{path} is damaged (not a JSON object); {_MOVE}")
+        raise RecordError(f"{place} is damaged (not a JSON object); {_MOVE}")
     return values
 
 
@@ -83,21 +179,21 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _as_written(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    parse(values, str(path))
+def _as_written(values: dict[str, Any], file_name: str | None, place: str) -> dict[str, Any]:
+    parse(values, place)
     named, computed = str(values["identity"]["run_id"]), run_id(values["identity"])
-    if not path.stem == named == computed:
+    if not (file_name or named) == named == computed:
         raise RecordError(
-            f"{path}: it says it is of run {named}, but its settings are those of run {computed}; restore the file, or "
-            f"{_MOVE}"
+            f"{place}: it says it is of run {named}, but its settings are those of run {computed}; restore the file, "
+            f"or {_MOVE}"
         )
     try:
         held = checksum(values)
     except ValueError:
-        raise RecordError(f"{path}: a number in it is out of range; {_MOVE}") from None
+        raise RecordError(f"{place}: a number in it is out of range; {_MOVE}") from None
     if values["schema"] >= CHECKED_SINCE and values.get("checksum") != held:
         raise RecordError(
-            f"{path}: changed after the run wrote it (its checksum is {values.get('checksum')}, that of its content "
+            f"{place}: changed after the run wrote it (its checksum is {values.get('checksum')}, that of its content "
             f"{held}); restore the file, or {_MOVE}"
         )
     return values

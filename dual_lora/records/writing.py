@@ -1,4 +1,4 @@
-"""The record of a run: one JSON file, also of a run that failed. The only writer; `evidence` reads.
+"""The record of a run: one JSON, also of a run that failed. The only writer; `evidence` reads.
 
 `identity` is everything that can change a number, and its hash is the run id. `scores` holds only what the identity
 determines. Times, memory and machines are in `cost` and `execution`, commit, versions and command in `origin`.
@@ -11,14 +11,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dual_lora import shipped
 from dual_lora.records import redaction
-from dual_lora.records.evidence import checksum
-from dual_lora.records.schema import SCHEMA, Status
-from dual_lora.records.storage import write_json
+from dual_lora.records.evidence import checksum, lines, loaded, of_line, read
+from dual_lora.records.schema import SCHEMA, RecordError, Status
+from dual_lora.records.storage import write_json, write_text
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "tokenizers", "numpy", "triton")
 
@@ -43,6 +44,30 @@ def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     written = {**record, "checksum": checksum(record)}
     write_json(path, written)
     return written
+
+
+def pack(path: Path, run_ids: Iterable[str]) -> int:
+    """Move the records of these runs from files of their own, next to `path` (NAME.jsonl), into lines of it, by run id.
+
+    A line is the record as it is, checksum included; it replaces an older one of the run. Returns how many were moved.
+    Raises `RecordError` for a damaged record or line: then nothing is moved.
+    """
+    held = {of_line(*line)["identity"]["run_id"]: line[0].decode() for line in lines(path)}
+    own = {}
+    for name in sorted(set(run_ids)):
+        file = path.with_name(f"{name}.json")
+        if file.exists() and read(file) is not None:
+            own[name] = file
+            held[name] = json.dumps(loaded(file), ensure_ascii=False)
+    if not own:
+        return 0
+    text = "".join(f"{held[name]}\n" for name in sorted(held))
+    write_text(path, text)
+    if path.read_bytes() != text.encode():
+        raise RecordError(f"{path} does not hold what was written to it; no record was moved")
+    for file in own.values():
+        file.unlink()
+    return len(own)
 
 
 def build(

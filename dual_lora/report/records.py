@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dual_lora import records
+from dual_lora.records import evidence
 from dual_lora.records.schema import Record, RecordError, parse
 
 
-def read_all(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
-    """Return the records in these files, in their order, and why each of the others is refused, by name."""
-    paths = list(paths)
-    found, refused = records.read_folder(paths)
-    places = {path.stem: path for path in paths}
-    typed = (replace(parse(values), path=str(places[values["identity"]["run_id"]])) for values in found)
-    return list(typed), refused
+@dataclass(frozen=True)
+class Held:
+    """The records in some files, and why each of the others is refused."""
+
+    files: Mapping[Path, list[Record]]
+    refused: list[str]
+
+    def records(self, files: Iterable[Path] | None = None) -> list[Record]:
+        """Return the records in these of the files (None: in all), one for each run, by run id."""
+        chosen = self.files if files is None else {path: self.files[path] for path in files if path in self.files}
+        return evidence.by_run(chosen, lambda record: record.run_id)
 
 
-def files(folder: Path) -> list[Path]:
-    """Return the record files of a folder, by name."""
-    return sorted(folder.glob("*.json"))
+def read_each(paths: Iterable[Path]) -> Held:
+    """Return what these files hold, typed."""
+    found, refused = evidence.read_each(paths)
+    typed = {path: [replace(parse(values), path=str(path)) for values in held] for path, held in found.items()}
+    return Held(typed, refused)
+
+
+def read_all(folder: Path) -> tuple[list[Record], list[str]]:
+    """Return the records of a folder, one for each run, by run id, and why each of the others is refused, by name."""
+    held = read_each(evidence.files(folder))
+    return held.records(), held.refused
 
 
 def committed(folder: Path) -> list[Path]:
@@ -32,7 +44,7 @@ def committed(folder: Path) -> list[Path]:
     the folder is in a repository that git does not read, such as another user's: nobody could say which are tracked.
     """
     if not any((parent / ".git").exists() for parent in (folder.resolve(), *folder.resolve().parents)):
-        return files(folder)
+        return evidence.files(folder)
     command = ["git", "ls-files", "-z", "--", "."]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="surrogateescape")
@@ -43,5 +55,5 @@ def committed(folder: Path) -> list[Path]:
             f"{folder}: git does not say which records are committed: {done.stderr.strip().partition(chr(10))[0]}. For "
             f"another user's clone: git config --global --add safe.directory {folder.resolve().parents[1]}"
         )
-    names = [name for name in done.stdout.split("\0") if name.endswith(".json") and "/" not in name]
+    names = [name for name in done.stdout.split("\0") if name.endswith((".json", ".jsonl")) and "/" not in name]
     return sorted(path for path in (folder / name for name in names) if path.exists())

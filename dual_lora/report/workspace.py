@@ -14,11 +14,13 @@ from pathlib import Path
 
 from dual_lora import shipped
 from dual_lora.config import legal_values
+from dual_lora.records import evidence
 from dual_lora.records.schema import Record
 from dual_lora.report import definition, documents, figures, formats, latex, measured, records, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.findings import Findings
 from dual_lora.report.layout import TableView
+from dual_lora.report.records import Held
 from dual_lora.report.table import Builder
 
 FORMATS: Mapping[str, Callable[[TableView], str]] = {
@@ -76,27 +78,28 @@ class Workspace:
 
     def all_records(self) -> list[Record]:
         """Return every record on this machine that can be used."""
-        return self._held[0]
+        return self._held.records()
 
     def committed_records(self) -> list[Record]:
-        """Return those that git tracks (all, outside a repository). Raises `RecordError`."""
-        return [record for record in self.all_records() if record.path in self._committed]
+        """Return those in files that git tracks (all, outside a repository). Raises `RecordError`."""
+        return self._held.records(self._committed)
 
     def refused(self, *, committed: bool) -> list[str]:
         """Return why each of the other files is no record that can be used; with `committed` of those git tracks."""
-        return [text for text in self._held[1] if not committed or text.startswith(tuple(self._committed))]
+        tracked = tuple(map(str, self._committed))
+        return [text for text in self._held.refused if not committed or text.startswith(tracked)]
 
     @cached_property
     def _experiments(self) -> dict[str, Experiment]:
         return definition.read_all(self._shipped("experiments"))
 
     @cached_property
-    def _held(self) -> tuple[list[Record], list[str]]:
-        return records.read_all(records.files(self.records))
+    def _held(self) -> Held:
+        return records.read_each(evidence.files(self.records))
 
     @cached_property
-    def _committed(self) -> frozenset[str]:
-        return frozenset(map(str, records.committed(self.records) if self.records.is_dir() else ()))
+    def _committed(self) -> list[Path]:
+        return records.committed(self.records) if self.records.is_dir() else []
 
     def view(self, name: str, blocks: Sequence[Experiment], held: Sequence[Record]) -> TableView:
         """Return a table over the given records."""

@@ -174,7 +174,7 @@ def _word(value: Any) -> str:
 
 
 def _records(config: RunConfig) -> list[dict[str, Any]]:
-    held, refused = records.read_folder(sorted((Path(config.results) / "records").glob("*.json")))
+    held, refused = records.read_folder(Path(config.results) / "records")
     for text in refused:
         logger.warning("refused: %s", text)
     return [known for known in held if known["status"] == "finished"]

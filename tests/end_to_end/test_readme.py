@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import shlex
@@ -17,7 +16,7 @@ from dual_lora.commands.bench import parser_of
 from dual_lora.commands.parser import Parser
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
-from tests import ROOT
+from tests import ROOT, committed
 
 README = (ROOT / "README.md").read_text()
 BOUNDED = [
@@ -96,8 +95,8 @@ def test_the_measured_environment_is_that_of_the_records() -> None:
     lines = (ROOT / "constraints-measured.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     held: Counter[tuple[tuple[str, str], ...]] = Counter()
-    for path in (ROOT / "results" / "records").glob("*.json"):
-        versions = json.loads(path.read_text(encoding="utf-8"))["origin"]["versions"]
+    for made in committed.values():
+        versions = made["origin"]["versions"]
         held[tuple(sorted((name, word) for name, word in versions.items() if name != "python"))] += 1
     [(most, _)] = held.most_common(1)
     assert dict(most) == pinned

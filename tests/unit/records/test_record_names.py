@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from typing import Any
 
 from dual_lora.records import digest
-from tests import ROOT
+from tests import committed
 
 WORDS = ("label",)  # for people
 OF_NO_USE_TO_A_RUN_THAT_TRAINS_NOTHING = ("recipe", "seed")
@@ -26,16 +26,17 @@ def name_of(identity: dict[str, Any]) -> str:
 
 
 def test_records_are_named_by_what_they_hold() -> None:
-    paths = sorted((ROOT / "results" / "records").glob("*.json"))
-    records = {path.stem: json.loads(path.read_text(encoding="utf-8"))["identity"] for path in paths}
-    assert records
-    wrong = [name for name, identity in records.items() if not name == identity["run_id"] == name_of(identity)]
+    identities = [values["identity"] for values in committed.values()]
+    assert identities
+    wrong = [identity["run_id"] for identity in identities if identity["run_id"] != name_of(identity)]
     assert not wrong
+    own = {path.stem for path in committed.FOLDER.glob("*.json")}
+    assert own <= {identity["run_id"] for identity in identities}, "a file of one record has the name of its run"
+    assert len({identity["run_id"] for identity in identities}) == len(identities), "a run is in one file"
 
 
 def test_another_setting_is_another_name() -> None:
-    path = min((ROOT / "results" / "records").glob("*.json"))
-    identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    changed = json.loads(json.dumps(identity))
+    identity = committed.values()[0]["identity"]
+    changed = copy.deepcopy(identity)
     changed["protocol"]["name"] = "another"
     assert name_of(changed) != identity["run_id"]

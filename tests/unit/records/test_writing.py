@@ -20,7 +20,7 @@ from dual_lora.records import redaction
 from dual_lora.runs import lifecycle
 from dual_lora.runs.identity import identity
 from dual_lora.runs.resolve import resolve
-from tests import ROOT
+from tests import ROOT, committed
 from tests.unit.report.report_builder import record
 
 
@@ -55,13 +55,12 @@ def test_a_curve_takes_one_line_and_so_does_what_fits() -> None:
 
 
 def test_committed_records_are_laid_out_so() -> None:
-    paths = sorted((ROOT / "results" / "records").glob("*.json"))
-    assert paths
+    assert committed.texts()
     longest = 0
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
+    for (place, text), values in zip(committed.texts(), committed.values(), strict=True):
         longest = max(longest, len(text.splitlines()))
-        assert text == records.dumps(json.loads(text)) + "\n", f"{path.name}: written by another version or by hand"
+        laid_out = records.dumps(values) + "\n" if text.startswith("{\n") else json.dumps(values, ensure_ascii=False)
+        assert text == laid_out, f"{place}: written by another version or by hand"
     assert longest < 300
 
 
@@ -167,7 +166,6 @@ def test_a_secret_in_a_setting_that_names_the_run_is_refused() -> None:
 
 
 def test_nothing_in_a_committed_record_looks_like_a_secret() -> None:
-    for path in (ROOT / "results" / "records").glob("*.json"):
-        made = json.loads(path.read_text(encoding="utf-8"))
+    for made in committed.values():
         for part in ("identity", "execution", "origin"):
-            assert redaction.hide_all(made[part]) == made[part], path.name
+            assert redaction.hide_all(made[part]) == made[part], made["identity"]["run_id"]

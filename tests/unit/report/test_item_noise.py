@@ -9,8 +9,8 @@ from sklearn.metrics import matthews_corrcoef
 
 from dual_lora.metrics import mteval
 from dual_lora.records import per_item
-from dual_lora.report import definition, item_noise, measured, records
-from tests import ROOT
+from dual_lora.report import definition, item_noise, measured
+from tests import ROOT, committed
 from tests.unit.report.report_builder import EXPERIMENT, ours, record
 
 GENERATOR = np.random.default_rng(5)
@@ -196,9 +196,8 @@ def test_the_checkpoint_that_a_table_shows_is_kept_and_measurements_stay_numbers
 
 
 def test_committed_records_give_their_scores_again_from_their_items():
-    folder, checked = ROOT / "results" / "records", 0
-    held, _ = records.read_all(records.committed(folder))
-    for found in held:
+    checked = 0
+    for found in committed.typed():
         for entry in found.scores.measurements:
             kept = found.scores.per_item.get(per_item.predictions(entry.checkpoint, entry.split, entry.scoring), {})
             for metric in kept:
@@ -219,8 +218,7 @@ def again_of(metric: str, text: str) -> float:
 def test_e2e_has_the_item_noise_of_an_audit():
     """Its bootstrap over the 630 inputs, of public outputs: 0.80 BLEU of one run, 0.23 to 0.39 of a pair."""
     experiment = definition.read(ROOT / "experiments" / "nlg_smollm2.yaml")
-    held, _ = records.read_all(records.committed(ROOT / "results" / "records"))
-    block = measured.block(experiment, held)
+    block = measured.block(experiment, committed.typed())
     rows = {row.choices["method"]: row for row in block.rows}
     found = item_noise.noise(experiment, experiment.block.columns[0], rows["dual_lora"], rows["lora"])
     assert found is not None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from dual_lora.report import definition, measured, records, stats
-from tests import ROOT
+from dual_lora.report import definition, measured, stats
+from tests import ROOT, committed
 
 LORA = {0: 67.2, 1: 67.5, 2: 68.0, 3: 67.1, 4: 67.9, 5: 67.3, 6: 67.7}
 OURS = {0: 67.5, 1: 67.4, 2: 68.6, 3: 67.2, 4: 68.1, 5: 67.9, 6: 67.6}
@@ -19,9 +19,7 @@ def seeded(values) -> dict[int, float]:
 
 def study(name: str):
     """Return the measured rows of an experiment from the committed records, by method."""
-    folder = ROOT / "results" / "records"
-    held, _ = records.read_all(records.committed(folder))
-    block = measured.block(definition.read(ROOT / "experiments" / f"{name}.yaml"), held)
+    block = measured.block(definition.read(ROOT / "experiments" / f"{name}.yaml"), committed.typed())
     return {row.choices["method"]: row for row in block.rows}, block
 
 

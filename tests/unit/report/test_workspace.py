@@ -109,15 +109,15 @@ def test_a_damaged_committed_record_is_an_error_that_names_it(checkout, capsys):
 
 def test_each_record_is_read_once_however_many_tables_show_it(checkout, monkeypatch):
     read = Counter()
-    path_read_text = Path.read_text
+    path_read_bytes = Path.read_bytes
 
-    def counted(path, *arguments, **named):
+    def counted(path):
         read[path.parent.name] += 1
-        return path_read_text(path, *arguments, **named)
+        return path_read_bytes(path)
 
     for number in range(5):
         (checkout / f"experiments/table_{number}.yaml").write_text(EXPERIMENT)
-    monkeypatch.setattr(Path, "read_text", counted)
+    monkeypatch.setattr(Path, "read_bytes", counted)
     assert command("tables", checkout) == 0
     assert read["records"] == 1
 

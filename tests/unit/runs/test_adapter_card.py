@@ -7,16 +7,15 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model
 
-from dual_lora import methods, records
+from dual_lora import methods
 from dual_lora.runs import adapter_card
-from tests import ROOT
+from tests import committed
 from tests.unit.tuner.tiny_adapted_model import logits, make_base, make_config, train_a_little
 
 
 def test_the_card_names_run_score_and_recipe_and_keeps_what_is_there(tmp_path: Path) -> None:
-    found = (records.read(path) for path in sorted((ROOT / "results" / "records").glob("*.json")))
     record = next(
-        r for r in found if r and r["status"] == "finished" and r["identity"]["method"]["name"] == "dual_lora"
+        r for r in committed.values() if r["status"] == "finished" and r["identity"]["method"]["name"] == "dual_lora"
     )
     get_peft_model(make_base("llama"), make_config("llama")).save_pretrained(tmp_path)
     adapter_card.write(tmp_path, record)

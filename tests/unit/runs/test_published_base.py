@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from dual_lora.config.schedule import plan_validation
 from dual_lora.runs.identity import identity, protocol_hash
 from dual_lora.runs.resolve import as_published, resolve
 from dual_lora.tasks.base import Head
-from tests import ROOT
+from tests import committed
 
 SMALL = ("data.source=sample", "profile=quick", "launch.device=cpu")
 
@@ -141,8 +140,7 @@ def _rebuilt(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_setting_that_a_record_does_not_know_changes_no_name() -> None:
-    paths = sorted((ROOT / "results" / "records").glob("*.json"))
-    identities = [json.loads(path.read_text(encoding="utf-8"))["identity"] for path in paths]
+    identities = [values["identity"] for values in committed.values()]
     assert identities
     for held in identities:
         made = _rebuilt(held)

@@ -19,7 +19,7 @@ from dual_lora.config import DataError
 from dual_lora.config.compose import compose
 from dual_lora.tasks import files, published_files
 from dual_lora.tasks.published_files import FILES, PublishedFile, fetch, hellaswag_test, mrpc_train
-from tests import ROOT
+from tests import committed
 
 DATA = os.environ.get("DUAL_LORA_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="DUAL_LORA_DATA is unset")
@@ -28,8 +28,7 @@ needs_data = pytest.mark.skipif(not DATA, reason="DUAL_LORA_DATA is unset")
 def recorded() -> dict[str, str]:
     """Return place in the folder -> sha256, of every file that a committed record was made with."""
     held = {}
-    for path in (ROOT / "results" / "records").glob("*.json"):
-        identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    for identity in (values["identity"] for values in committed.values()):
         task, print_ = identity["task"]["name"], identity["data"]["fingerprint"]
         if task == "commonsense":
             held |= {f"commonsense/{name}": sha256 for name, sha256 in print_["files"].items()}
