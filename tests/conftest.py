@@ -6,6 +6,9 @@ import gc
 
 import pytest
 
+# What they assert is shown with its values, as in a test's own file.
+pytest.register_assert_rewrite("tests.same_answer", "tests.split_llama")
+
 
 @pytest.fixture(autouse=True)
 def what_is_left_is_no_garbage() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from dual_lora import models
 from dual_lora.tasks.base import Head
+from tests.same_answer import run
 from tests.small_cells import config
 
 
@@ -24,3 +25,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     loaded.model.save_pretrained(folder / "model")
     loaded.tokenizer.save_pretrained(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """One process, no accumulation."""
+    results = tmp_path_factory.mktemp("alone")
+    return run(results, checkpoint), results
