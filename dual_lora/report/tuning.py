@@ -2,7 +2,8 @@
 
 A trial experiment sweeps one setting (a learning rate) at two seeds or more, from 100 on, on the validation items that
 choose (`protocol.validation_part=select`); what is chosen is reported by other seeds on other items. Test scores are
-never looked at: only measurements of the split `validation`, after the last step.
+never looked at: only measurements of the split `validation`, after the last step. Where other settings are swept
+besides the learning rate (a budget), each of their values gets a rate of its own.
 
 Where the best value of any method is at an end of its grid, nothing is chosen: the grids of all methods of that model
 and task are extended alike, by the same number of values on that side, and the trials that are now missing are named.
@@ -45,7 +46,7 @@ class Unfinished(TuningError):
 
 @dataclass(frozen=True)
 class Trial:
-    """One tried setting with what validation said, the mean over the seeds.
+    """One tried setting, after the others that are swept, with what validation said, the mean over the seeds.
 
     None if training diverged at a seed or a score is undefined.
     """
@@ -56,7 +57,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen trial of one model, task and method; the trials are in the order of their settings."""
+    """The chosen trial of one model, task, method and further swept settings; the trials are in the order of theirs."""
 
     model: str
     task: str
@@ -158,19 +159,26 @@ def _swept(experiment: Experiment) -> list[str]:
     return [key for key, values in experiment.sweep.items() if len(values) > 1 and key not in (*_GROUPS, "seed")]
 
 
+def _tuned(experiment: Experiment) -> str:
+    """Return the setting that is chosen: the learning rate, or the only one that is swept. Raises `TuningError`."""
+    swept = _swept(experiment)
+    if RATE not in swept and len(swept) != 1:
+        what = f"experiments/{experiment.name}.yaml" if experiment.name else "trials"
+        raise TuningError(f"{what}: trials sweep one setting, or {RATE}; these sweep {', '.join(swept) or 'none'}")
+    return RATE if RATE in swept else swept[0]
+
+
 def _check(experiment: Experiment) -> bool:
     """Refuse trials that may not choose. Raises `TuningError`."""
     what = f"experiments/{experiment.name}.yaml" if experiment.name else "trials"
-    swept = _swept(experiment)
-    if len(swept) != 1:
-        raise TuningError(f"{what}: trials sweep one setting, such as {RATE}; these sweep {', '.join(swept) or 'none'}")
-    values = experiment.sweep[swept[0]]
+    tuned = _tuned(experiment)
+    values = experiment.sweep[tuned]
     try:
         numbers = sorted(map(float, values))
     except ValueError:
-        raise TuningError(f"{what}: {swept[0]}={','.join(values)}: only numbers have a grid with ends") from None
+        raise TuningError(f"{what}: {tuned}={','.join(values)}: only numbers have a grid with ends") from None
     if len(numbers) < 3 or numbers[0] <= 0:
-        raise TuningError(f"{what}: {swept[0]}={','.join(values)}: a grid has three values or more, all above 0")
+        raise TuningError(f"{what}: {tuned}={','.join(values)}: a grid has three values or more, all above 0")
     if len(experiment.seeds) < 2 or min(experiment.seeds) < FIRST_SEED:
         raise TuningError(
             f"{what}: seed={','.join(map(str, experiment.seeds))}: trials need two seeds or more, from {FIRST_SEED} "
@@ -186,12 +194,12 @@ def _check(experiment: Experiment) -> bool:
 
 def _extended(experiment: Experiment, below: int, above: int) -> Experiment:
     """Return the experiment with its grid sorted and longer by so many values, each by the ratio at that end."""
-    [swept] = _swept(experiment)
-    values = sorted(experiment.sweep[swept], key=float)
+    tuned = _tuned(experiment)
+    values = sorted(experiment.sweep[tuned], key=float)
     first, second, *_, last_but_one, last = (float(value) for value in (*values[:2], *values[-2:]))
     low = [_number(first * (first / second) ** step) for step in range(below, 0, -1)]
     high = [_number(last * (last / last_but_one) ** step) for step in range(1, above + 1)]
-    return dataclasses.replace(experiment, sweep={**experiment.sweep, swept: (*low, *values, *high)})
+    return dataclasses.replace(experiment, sweep={**experiment.sweep, tuned: (*low, *values, *high)})
 
 
 def _number(value: float) -> str:
@@ -200,8 +208,7 @@ def _number(value: float) -> str:
 
 def _command(experiment: Experiment, missing: Sequence[Mapping[str, str]]) -> str:
     """Return the sweep over all that is missing; a run among them that has a record is skipped when it is given."""
-    [swept] = _swept(experiment)
-    asked = {key: dict.fromkeys(run[key] for run in missing) for key in (*_GROUPS, swept, "seed")}
+    asked = {key: dict.fromkeys(run[key] for run in missing) for key in (*_GROUPS, *_swept(experiment), "seed")}
     fixed = [] if experiment.name else [k for k in experiment.sweep if k not in asked]
     words = [f"experiment={experiment.name}"] if experiment.name else []
     words += [f"{key}={','.join(values)}" for key, values in asked.items()]
@@ -210,23 +217,26 @@ def _command(experiment: Experiment, missing: Sequence[Mapping[str, str]]) -> st
 
 
 def _choices(experiment: Experiment, records: Sequence[Record]) -> list[Choice]:
-    """Return the choice of each method of an experiment whose trials all have records."""
-    [swept] = _swept(experiment)
+    """Return the choice of each method, and of each value of what else is swept, of trials that all have records."""
+    tuned = _tuned(experiment)
+    others = [key for key in _swept(experiment) if key != tuned]
     groups: dict[tuple[str, ...], dict[str, list[Mapping[str, str]]]] = {}
     for run in experiment.runs():
-        groups.setdefault(tuple(run[key] for key in _GROUPS), {}).setdefault(run[swept], []).append(run)
+        groups.setdefault(tuple(run[key] for key in (*_GROUPS, *others)), {}).setdefault(run[tuned], []).append(run)
     choices = []
-    for (model, task, method), by_value in groups.items():
+    for (model, task, method, *rest), by_value in groups.items():
+        fixed = dict(zip(others, rest, strict=True))
         metric, trials = "", []
         for value, runs in by_value.items():
             found = [_measured(experiment, run, records) for run in runs]
             metric = next((name for name, _ in filter(None, found)), metric)
             numbers = [one[1] for one in found if one is not None]
             mean = statistics.fmean(numbers) if len(numbers) == len(runs) else None
-            trials.append(Trial({swept: value}, mean))
+            trials.append(Trial({**fixed, tuned: value}, mean))
         finished = [trial for trial in trials if trial.value is not None]
         if not finished:
-            raise TuningError(f"no trial of model={model} task={task} method={method} finished at every seed")
+            where = " ".join([f"model={model} task={task} method={method}", *map("=".join, fixed.items())])
+            raise TuningError(f"no trial of {where} finished at every seed")
         sign = 1 if metric == _LOSS else -1
         best = min(finished, key=lambda trial: sign * (trial.value or 0.0))
         choices.append(Choice(model, task, method, metric, chosen=best, trials=tuple(trials)))
@@ -274,7 +284,8 @@ def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
     tried = set()
     for choice in choices:
         group = (choice.model, choice.task, choice.method)
-        if all(value in study.sweep[key] for key, value in zip(_GROUPS, group, strict=True)):
+        settings = {**dict(zip(_GROUPS, group, strict=True)), **choice.chosen.settings}
+        if all(value in study.sweep.get(key, (value,)) for key, value in settings.items()):
             words = [f"{name}={value}" for name, value in choice.chosen.settings.items()]
             where = [*([f"model={choice.model}"] if several_models else []), f"task={choice.task}"]
             grouped.setdefault((*where, *words, f"recipe.trials={len(choice.trials)}"), []).append(choice.method)

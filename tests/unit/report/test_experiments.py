@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -37,7 +39,7 @@ def test_an_experiment_composes_to_the_cell_that_its_command_names(name, monkeyp
     experiment = EXPERIMENTS[name]
     last = experiment.runs()[-1]
     (command,) = selection.commands(experiment, [last])
-    (config,) = compose(command.removeprefix("python run.py ").split())
+    (config,) = compose(shlex.split(command.removeprefix("python run.py ")))
     chosen = {group: getattr(config, group).name for group in ("model", "task", "method", "protocol", "profile")}
     assert chosen == {group: last[group] for group in chosen}
     assert config.seed == int(last["seed"])

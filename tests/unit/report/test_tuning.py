@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from dual_lora.records.schema import Record, parse
 from dual_lora.report.definition import Block, Column, Experiment
 from dual_lora.report.tuning import PART, RATE, Choice, Trial, TuningError, Unfinished, choose, commands, new_trials
+from tests.unit.records.test_record_names import name_of
 from tests.unit.report import report_builder
 
 
@@ -53,12 +55,14 @@ def trials(method: str = "lora,dual_lora", rates: str = "1e-3,2e-3,4e-3", **chan
     return Experiment("trials", values, block)
 
 
-def trial(method: str, rate: float, seed: int, loss: float, status: str = "finished") -> Record:
+def trial(method: str, rate: float, seed: int, loss: float, status: str = "finished", **settings: Any) -> Record:
     protocol = {"name": "strict", "task": "e2e", "validation_part": "select", "hash": "aaaa"}
     made = report_builder.record(
         method, seed, {"all": loss}, metric="loss", task="e2e", profile="trial", learning_rate=rate, protocol=protocol,
         status=status,
     )  # fmt: skip
+    made["identity"]["method"]["settings"] |= settings
+    made["identity"]["run_id"] = name_of(made["identity"])
     for measured in made["scores"].get("measurements", []):
         measured |= {"split": "validation", "scoring": "loss"}
         made["scores"]["headline"] |= {"scoring": "loss"}
@@ -143,12 +147,37 @@ def test_what_never_bends_is_given_up() -> None:
         ({"rates": "1e-3,2e-3"}, "three values or more"),
         ({"rates": "low,middle,high"}, "only numbers have a grid"),
         ({"rates": "1e-3"}, "sweep one setting"),
-        ({"method__r": "4,8"}, "these sweep recipe.learning_rate, method.r"),
+        ({"rates": "1e-3", "method__r": "4,8", "method__alpha": "1,2"}, "these sweep method.r, method.alpha"),
     ],
 )
 def test_trials_that_may_not_choose_are_refused(changes: dict[str, str], message: str) -> None:
     with pytest.raises(TuningError, match=message):
         choose([trials("lora", **changes)], [])
+
+
+def test_every_value_of_what_else_is_swept_gets_a_rate_of_its_own() -> None:
+    rates, best = (1e-3, 2e-3, 4e-3, 8e-3), {4: 4e-3, 8: 2e-3}
+    swept = trials("lora", "1e-3,2e-3,4e-3,8e-3", method__r="4,8")
+    records = [
+        trial("lora", rate, seed, math.log2(rate / middle) ** 2, r=rank)
+        for rank, middle in best.items()
+        for rate in rates
+        for seed in (100, 101)
+    ]
+    made = choose([swept], records)
+    assert [choice.chosen.settings for choice in made] == [
+        {"method.r": "4", RATE: "4e-3"},
+        {"method.r": "8", RATE: "2e-3"},
+    ]
+    reported = study(model="smollm2", task="e2e", method="lora").sweep | {"method.r": ("8", "16")}
+    assert commands(made, Experiment("study", reported, Block(block="b", columns=(Column(label="loss"),))))[0] == (
+        f"python run.py -m experiment=study method=lora task=e2e method.r=8 {RATE}=2e-3 recipe.trials=4"
+    )
+    with pytest.raises(Unfinished) as found:
+        choose([swept], records[:-1])
+    assert found.value.commands == [
+        f"python run.py -m experiment=trials model=smollm2 task=e2e method=lora {RATE}=8e-3 method.r=8 seed=101"
+    ]
 
 
 def test_a_new_models_trials_are_five_rates_around_each_recipes() -> None:
