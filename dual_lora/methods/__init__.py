@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dual_lora.methods.application import apply, callbacks, check_settings, peft_config, resolved_init_std
     from dual_lora.methods.budget import Budget, with_budget
-    from dual_lora.methods.checks import check, check_sharded, check_task, check_zero_stage
+    from dual_lora.methods.checks import check, check_ranks, check_sharded, check_task, check_zero_stage
     from dual_lora.methods.counts import planned_parameters, trainable_parameters
     from dual_lora.methods.merging import export_merged, merged
     from dual_lora.methods.optimizers import create_optimizer
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "application": ("apply", "callbacks", "check_settings", "peft_config", "resolved_init_std"),
     "budget": ("Budget", "with_budget"),
-    "checks": ("check", "check_sharded", "check_task", "check_zero_stage"),
+    "checks": ("check", "check_ranks", "check_sharded", "check_task", "check_zero_stage"),
     "counts": ("planned_parameters", "trainable_parameters"),
     "merging": ("export_merged", "merged"),
     "optimizers": ("create_optimizer",),
@@ -34,6 +34,7 @@ __all__ = [
     "apply",
     "callbacks",
     "check",
+    "check_ranks",
     "check_settings",
     "check_sharded",
     "check_task",

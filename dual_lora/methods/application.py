@@ -127,25 +127,8 @@ def check_settings(method: MethodConfig, model_config: ModelConfig, head: Head) 
         return
     config = peft_config(method, model_config=model_config, head=head, seed=0)
     targets = getattr(config, "target_modules", None)
-    if not hasattr(config, "target_modules"):
-        return
-    if not targets or not isinstance(targets, str | list | tuple | set):
-        raise ConfigError(f"method.target_modules={targets!r}: name the layers in a list, or null for the model's own")
-    if isinstance(targets, str) and targets != "all-linear":
-        names = [layer.name for layer in models.adapted_layer_shapes(model_config, "all-linear")]
-        try:
-            matches = any(re.fullmatch(targets, name) for name in [*names, "lm_head"])
-        except re.error as error:
-            raise ConfigError(f"method.target_modules={targets!r} is not a regular expression: {error}") from None
-        if not matches:
-            raise ConfigError(
-                f"method.target_modules={targets!r}: as a regular expression it matches the whole name of no layer of "
-                f"model={model_config.name}, e.g. {names[0]}; or give a list, [{names[0].rpartition('.')[2]}]"
-            )
-    else:
-        models.adapted_layer_shapes(
-            model_config, targets if isinstance(targets, str) else sorted(set(targets) - {"lm_head"})
-        )
+    if hasattr(config, "target_modules"):
+        models.adapted_layer_shapes(model_config, sorted(targets) if isinstance(targets, set) else targets)
 
 
 def _check_targets(model: nn.Module, config: PeftConfig, model_config: ModelConfig) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 import importlib.util
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from dual_lora.config import ConfigError, MethodConfig, legal_values
-from dual_lora.methods.counts import rank_names
+from dual_lora.methods.counts import LayerShape, adapter_parameters, rank_names
 from dual_lora.tasks.base import Head
 
 GALORE_INSTALL = "pip install 'dual-lora[galore]'   (or: pip install galore-torch bitsandbytes)"
@@ -23,6 +24,8 @@ _OURS = (
     "peft_version",
     "auto_mapping",
 )
+# VeRA scales frozen random projections, and more of them than a layer has directions is meant (arXiv 2310.11454: 1024).
+_RANK_OF_NO_LAYER = ("peft.VeraConfig",)
 _NUMBERS = (int, float)
 _RANKS = ("r", "init_r", "target_r")
 # PEFT configs and optimizers that read whole gradients in training, and the ZeRO stage from which there are none:
@@ -52,6 +55,28 @@ def check(method: MethodConfig) -> None:
             f"remove {', '.join(f'method.{name}' for name in method.settings)}"
         )
     _check_optimizer(method)
+
+
+def check_ranks(method: MethodConfig, layers: Sequence[LayerShape]) -> None:
+    """Refuse a rank that a layer cannot have: a matrix of 576 × 192 has at most 192.
+
+    A method whose number of parameters no longer grows there takes what fits by itself (PiSSA). Raises `ConfigError`.
+    """
+    if method.trains != "adapter" or method.config_class in _RANK_OF_NO_LAYER or not layers:
+        return
+    smallest = min(layers, key=lambda layer: min(layer[1:]))
+    name, limit = smallest[0], min(smallest[1:])
+    for rank in rank_names(method):
+        value = method.settings.get(rank)
+        if not isinstance(value, int) or value <= limit:
+            continue
+        counts = [adapter_parameters(method, [smallest], {rank: number}) for number in (limit, value)]
+        if counts[0] != counts[1]:
+            raise ConfigError(
+                f"method.{rank}={value}: {name} has {smallest[1]} inputs and {smallest[2]} outputs, so its update has "
+                f"rank {limit} at most, of all that method={method.name} adapts; use method.{rank}={limit} or less, or "
+                "leave that layer out of method.target_modules"
+            )
 
 
 def check_task(method: MethodConfig, head: Head) -> None:

@@ -6,6 +6,7 @@ with the architectures that transformers builds, layer by layer and parameter by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,17 +60,21 @@ def check_head(model: ModelConfig, head: Head) -> None:
 def adapted_layer_shapes(model: ModelConfig, target_modules: Sequence[str] | str | None = None) -> list[LayerShape]:
     """Return the layers that `target_modules` selects, in the model's order.
 
-    `target_modules` is read as PEFT reads it: names that end a layer's full name, or "all-linear" (every linear layer
-    but the output head; a pooler is none). None: the model's own default. Raises `ConfigError` for a name that matches
-    no layer.
+    `target_modules` is read as PEFT reads it: names that end a layer's full name, a regular expression for whole names,
+    or "all-linear" (every linear layer but the output head; a pooler is none). None: the model's own default. Raises
+    `ConfigError` for a name that matches no layer.
     """
     targets = model.target_modules if target_modules is None else target_modules
-    layers = linear_layers(model)
+    if not targets or not isinstance(targets, str | list | tuple | set):
+        raise ConfigError(f"method.target_modules={targets!r}: name the layers in a list, or null for the model's own")
+    layers, hidden = linear_layers(model), model.dimensions.hidden_size
     if targets == "all-linear":
-        hidden = model.dimensions.hidden_size
         return layers + [LayerShape(name, hidden, hidden) for name in _POOLER.get(model.family, ())]
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
-    legal = sorted({layer.name.rsplit(".", 1)[1] for layer in layers})
+    if model.family in CAUSAL_FAMILIES:
+        layers.append(LayerShape("lm_head", hidden, model.dimensions.vocab_size))
+    if isinstance(targets, str):
+        return _by_pattern(model, layers, targets)
+    legal = sorted({layer.name.rpartition(".")[2] for layer in layers} - {"lm_head"})
     for target in targets:
         if not any(_matches(layer.name, target) for layer in layers):
             raise ConfigError(
@@ -77,6 +82,20 @@ def adapted_layer_shapes(model: ModelConfig, target_modules: Sequence[str] | str
                 f"Its linear layers end in {', '.join(legal)}; 'all-linear' selects all of them"
             )
     return [layer for layer in layers if any(_matches(layer.name, target) for target in targets)]
+
+
+def _by_pattern(model: ModelConfig, layers: list[LayerShape], pattern: str) -> list[LayerShape]:
+    try:
+        found = [layer for layer in layers if re.fullmatch(pattern, layer.name)]
+    except re.error as error:
+        raise ConfigError(f"method.target_modules={pattern!r} is not a regular expression: {error}") from None
+    if not found:
+        example = layers[0].name
+        raise ConfigError(
+            f"method.target_modules={pattern!r}: as a regular expression it matches the whole name of no layer of "
+            f"model={model.name}, e.g. {example}; or give a list, [{example.rpartition('.')[2]}]"
+        )
+    return found
 
 
 def _matches(name: str, target: str) -> bool:

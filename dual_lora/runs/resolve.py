@@ -75,6 +75,7 @@ def resolve(config: RunConfig, *, planned: bool = False) -> Resolved:
     if not planned:
         methods.check(config.method)  # imports PEFT
     config, budget = at_budget(as_published(config))
+    methods.check_ranks(config.method, adapted_layers(config))
     if not planned:
         check_writable(Path(config.results))
         models.check_available(config.model)
@@ -193,9 +194,15 @@ def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:
     """
     if config.method.budget is None:
         return config, None
-    targets = config.method.settings.get("target_modules") or config.model.target_modules
-    method, budget = methods.with_budget(config.method, models.adapted_layer_shapes(config.model, targets))
+    method, budget = methods.with_budget(config.method, adapted_layers(config))
     return dataclasses.replace(config, method=method), budget
+
+
+def adapted_layers(config: RunConfig) -> list[models.LayerShape]:
+    """Return the layers that the method adapts, none if it is no adapter. Raises `ConfigError` for unknown names."""
+    if config.method.trains != "adapter":
+        return []
+    return models.adapted_layer_shapes(config.model, config.method.settings.get("target_modules"))
 
 
 def budget_note(budget: methods.Budget) -> str:

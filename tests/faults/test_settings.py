@@ -150,6 +150,10 @@ WRONG = [
     ("'method.target_modules=q_proj'", r"matches the whole name of no layer .*or give a list, \[q_proj\]"),
     ("'method.target_modules=\"*\"'", "is not a regular expression"),
     ("method.r=0", "a rank is a whole number of at least 1"),
+    (
+        "method.r=100000",
+        r"method\.r=100000: model\.layers\.0\.self_attn\.k_proj has 64 inputs and 32 outputs.*r=32 or less",
+    ),
     ("method.lora_alpha=-1", "method.lora_alpha=-1: it must be a number above 0"),
     ("method.lora_alpha=many", "method.lora_alpha='many': it must be a number above 0"),
     ("method.lora_dropout=1", "method.lora_dropout=1: it must be a number of at least 0 and below 1"),
