@@ -1,6 +1,7 @@
 """Time training steps on one GPU, under DDP and under `launch=fsdp`, and compare what they lose.
 
     python run.py bench fsdp --gpus 2    # about six minutes on two GPUs: results/benchmarks/fsdp.json
+    python run.py bench fsdp --parts checkpointing --methods lora    # the file keeps the other rows
 
 The model has LLaMA-7B's shape and random bf16 weights; a step is 16 x 256 random tokens a GPU, bf16 autocast, clipping
 and fused AdamW, with the functions that the Trainer calls (`distributed.sharding`, `distributed.ordered_reduce`).
@@ -13,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +31,17 @@ from dual_lora.distributed import ordered_reduce, processes, sharding
 METHODS = ("lora", "dora", "dual_lora")
 KINDS = ("one GPU", "DDP", "fsdp", "fsdp, torch's memory")
 IN_TURN = "in turn"
+PARTS = ("steps", "checkpointing")
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"shape": LLAMA_7B, "batch": 16, "length": 256, "warmup": 4, "steps": 12},
     "smoke": {"shape": TINY, "batch": 2, "length": 8, "warmup": 1, "steps": 3},
 }
 
 
-def cases(methods: list[str]) -> list[tuple[str, str, bool]]:
+def cases(methods: Sequence[str], parts: Sequence[str] = PARTS) -> list[tuple[str, str, bool]]:
     """Return (kind, method, checkpointing) of everything that is timed."""
-    timed = [(kind, method, on) for on in (False, True) for method in methods for kind in KINDS]
-    return [*timed, *((IN_TURN, method, False) for method in methods)]
+    kinds = {"steps": (*KINDS, IN_TURN), "checkpointing": KINDS}
+    return [(kind, method, part == "checkpointing") for part in parts for method in methods for kind in kinds[part]]
 
 
 def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any], device: str) -> dict[str, Any]:
@@ -103,9 +102,13 @@ def _tokens(process: int, size: dict[str, Any], vocabulary: int, device: str) ->
     return torch.randint(3, vocabulary, (size["batch"], size["length"]), generator=draw).to(device)
 
 
+def _case(row: dict[str, Any]) -> tuple[str, str, bool]:
+    return row["kind"], row["method"], row["checkpointing"]
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return `rows` (kind, method, checkpointing, times, losses) with efficiencies and where losses first differ."""
-    by = {(row["kind"], row["method"], row["checkpointing"]): row for row in rows}
+    by = {_case(row): row for row in rows}
     for (kind, method, on), row in by.items():
         one, same = by.get(("one GPU", method, on)), by.get((IN_TURN, method, on))
         if kind not in ("one GPU", IN_TURN):
@@ -113,23 +116,24 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             if same:
                 pairs = enumerate(zip(same["losses"], row["losses"], strict=False))  # steps that both took
                 row["first_other_loss"] = next((step for step, (a, b) in pairs if a != b), None)
-    return {"rows": list(by.values())}
+    order = cases(METHODS)
+    return {"rows": sorted(by.values(), key=lambda row: order.index(_case(row)))}
 
 
-def work(rank: int, gpus: int, port: int, methods: list[str], size: dict[str, Any], folder: str) -> None:
-    """One process of the group: all cases, whose rows the first process writes."""
-    timing.describe_group(rank, gpus, port)
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    processes.join(kind)
-    rows = []
-    for case in cases(methods):
+def work(rank: int, port: int, chosen: list[tuple[str, str, bool]], found: dict[str, Any], folder: Path) -> None:
+    """One process of the group: all chosen cases, each of which the first process writes next to `found`."""
+    timing.describe_group(rank, found["gpus"], port)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processes.join(device)
+    rows = found.pop("rows")
+    for case in chosen:
         row = dict(zip(("kind", "method", "checkpointing"), case, strict=True))
-        rows.append(row | time_case(*case, size, processes.device_name(kind)))
+        rows.append(row | time_case(*case, found["size"], processes.device_name(device)))
         gc.collect()
         torch.cuda.empty_cache()
         if rank == 0:
             print(" ".join(map(str, case)), f"{rows[-1]['median_ms']:.1f} ms", flush=True)
-            (Path(folder) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+            timing.write(folder, "fsdp", found | summary(rows))
     processes.leave()
 
 
@@ -137,17 +141,20 @@ def run(options: argparse.Namespace) -> None:
     """Time all cases and write the result file. Raises `ConfigError` where there are too few GPUs."""
     if torch.cuda.device_count() < options.gpus and not options.smoke:
         raise ConfigError(f"--gpus {options.gpus}, but torch finds {torch.cuda.device_count()}; use --smoke on a CPU")
-    begun = time.perf_counter()
-    size = SIZES["smoke" if options.smoke else "full"]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (options.gpus, timing.free_port(), options.methods or list(METHODS), size, folder)
-        torch.multiprocessing.start_processes(work, arguments, nprocs=options.gpus, start_method=timing.start_method())
-        rows = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
+    chosen = cases(options.methods or METHODS, options.parts or PARTS)
     found = {
         "environment": timing.environment("cuda" if torch.cuda.is_available() else "cpu", timing.LIBRARIES[1:]),
         "command": timing.command(),
-        "seconds": round(time.perf_counter() - begun, 1),
         "gpus": options.gpus,
-        "size": size,
+        "size": SIZES["smoke" if options.smoke else "full"],
     }
-    timing.write(options.output, "fsdp", found | summary(rows))
+    before, again = timing.read(options.output, "fsdp"), {case[1:] for case in chosen}
+    alike = all(before.get(key) == found[key] for key in ("environment", "gpus", "size"))
+    kept = {case for case in cases(METHODS) if alike and case[1:] not in again}
+    found["rows"] = [row for row in before.get("rows", ()) if _case(row) in kept]
+    torch.multiprocessing.start_processes(
+        work,
+        (timing.free_port(), chosen, found, options.output),
+        nprocs=options.gpus,
+        start_method=timing.start_method(),
+    )

@@ -2,10 +2,12 @@
 
     python run.py bench scaling --gpus 2                              # all parts, about 20 minutes on H200s
     python run.py bench scaling --gpus 4 --parts large --layers 80 --weights /dev/shm/scaling
+    python run.py bench scaling --gpus 2 --parts speed --only dora-zero3 'lora-*'
     python run.py bench scaling --smoke --output FOLDER               # two CPU processes, tiny models
 
   same    SmolLM2's dimensions on one GPU and on N, under DDP, fsdp, ZeRO-2 and ZeRO-3: the same curve, and the same
-          record identity? Also one GPU that takes the batch at once, which only changes the order of its sums
+          record identity? Also one GPU that takes the batch at once, which only changes the order of its sums, and in
+          bfloat16 fsdp a second time, against its first
   killed  SmolLM2's dimensions on N GPUs under fsdp; one process is killed: how soon does the group end, and does the
           same command continue to the same numbers?
   speed   LLaMA-7B's dimensions, LoRA, DoRA and Dual LoRA: one GPU, and N under DDP, fsdp, ZeRO-2 and ZeRO-3; tokens
@@ -21,7 +23,9 @@ all have the same length, so no process waits for another's padding, and every p
 step, alone or in a group. Rates are medians over the steps after the first quarter.
 
 Runs are in --scratch; a finished one is not repeated, so a stopped command continues. Every run has a row in
-OUTPUT/scaling.jsonl; the results are in OUTPUT/scaling.json by N, which keeps those of parts that are not run.
+OUTPUT/scaling.jsonl; the results are in OUTPUT/scaling.json by N, each written when it is there, next to those that are
+not measured again. --only takes patterns of METHOD-GROUP (`speed`) and METHOD-DTYPE-GROUP (`same`); what they are
+compared with is run too.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +65,13 @@ GROUPS = {
     "zero2": ["launch=deepspeed", "launch.zero_stage=2"],
     "zero3": ["launch=deepspeed", "launch.zero_stage=3"],
 }
+AGAIN = "again"  # fsdp a second time, against its first
+CURVES = [
+    ("dual_lora", "float32", (*GROUPS,)),
+    ("dual_lora", "bfloat16", (*GROUPS, AGAIN)),
+    ("lora", "float32", ("fsdp", "zero2", "zero3")),
+    ("dora", "float32", ("ddp", "fsdp")),
+]
 PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; those in one tuple run at the same time
 NAMES = [name for together in PARTS for name in together]
 # Relative, of the losses of the first ten steps: docs/launching.md. Later on rounding grows, as in any training.
@@ -75,7 +87,8 @@ UNIFORM += ["profile=trial", "recipe.epochs=1000", "launch.save_every_steps=1000
 class Bench:
     """Where runs are made and what they showed."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, every: dict[str, Any]) -> None:
+        self.output, self.every, self.only = args.output, every, args.only or ["*"]
         self.gpus, self.smoke, self.batch = args.gpus, args.smoke, 8 if args.smoke else 32
         self.layers = 2 if args.smoke else args.layers or min(80, LAYERS_OF_A_CARD * args.gpus)
         self.scratch = args.scratch or shipped.home() / "results" / "local" / "scaling"
@@ -90,6 +103,24 @@ class Bench:
         self.device = ["launch.device=cpu"] if args.smoke else []
         self.methods = ("dual_lora",) if args.smoke else tuple(args.methods or METHODS)
         self.groups = ("fsdp",) if args.smoke else tuple(GROUPS)
+
+    def chosen(self, name: str) -> bool:
+        """Return whether the group is measured: METHOD-GROUP or METHOD-DTYPE-GROUP."""
+        return any(fnmatch(name, pattern) for pattern in self.only)
+
+    def found(self, part: str, *keys: str, **measured: Any) -> None:
+        """Keep what was measured, and when and how: a command that is cut off loses only what it was measuring."""
+        with self.writing:
+            results = self.every.setdefault(str(self.gpus), {})
+            machine = timing.environment("cpu" if self.smoke else "cuda", timing.LIBRARIES)
+            results["environment"] = machine | {"gpus": self.gpus}
+            entry = results.setdefault(part, {})
+            entry["command"] = timing.command()
+            for key in keys:
+                entry = entry.setdefault(key, {})
+            entry.update(measured)
+            timing.write(self.output, "scaling", self.every)
+        print(f"{part}, {', '.join(keys)}: {json.dumps(measured)}", flush=True)
 
     def share(self, places: Sequence[str | None], runs: int) -> None:
         """From now on each of these sets of cards is taken by so many runs at a time; the others wait."""
@@ -139,33 +170,30 @@ class Bench:
         """N processes."""
         return [*GROUPS[name], f"launch.num_gpus={self.gpus}"]
 
-    def same(self) -> dict[str, Any]:
-        """Curves of N processes against those of one, for each method and dtype."""
-        sharded = tuple(name for name in self.groups if name != "ddp")
-        cases = [("dual_lora", "float32", self.groups)]
-        if not self.smoke:
-            cases += [("dual_lora", "bfloat16", sharded), ("lora", "float32", sharded)]
-        words = self.short()
+    def same(self) -> None:
+        """Curves of N processes against those of one, for each method and dtype of `CURVES`."""
+        words, every = self.short(), [CURVES[0]] if self.smoke else CURVES
+        jobs: dict[tuple[str, str, str], Any] = {}
         with ThreadPoolExecutor(16) as pool:
-            jobs: dict[tuple[str, str, str], Any] = {}
-            for number, (method, dtype, chosen) in enumerate(cases):
+            for number, (method, dtype, groups) in enumerate(every):
                 own, title = [*words, f"method={method}", f"model.dtype={dtype}"], f"{self.gpus}/same-{method}-{dtype}"
-                jobs[method, dtype, "one"] = pool.submit(self.run, f"{title}-one", *own, one_of=number)
-                # What another order of the same sums does, without any other process.
-                whole = [*own, f"launch.per_device_batch={self.batch}"]
-                jobs[method, dtype, "whole"] = pool.submit(self.run, f"{title}-whole", *whole, one_of=number)
-                for name in chosen:
-                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *self.group(name))
-            runs = {key: job.result() for key, job in jobs.items()}
-        found: dict[str, Any] = {}
-        for (method, dtype, name), made in runs.items():
-            if name != "one":
-                one = runs[method, dtype, "one"]
-                entry = curve_difference(one, made) | {"same_identity": made.identity == one.identity}
-                entry["bound"] = BOUNDS[dtype]
-                entry["within_bound"] = entry["largest_of_first_ten"] <= entry["bound"]
-                found.setdefault(f"{method}, {dtype}", {})[name] = entry
-        return found
+                known = [name for name in groups if name in (*self.groups, AGAIN)]
+                chosen = [name for name in known if self.chosen(f"{method}-{dtype}-{name}")]
+                # "whole": what another order of the same sums does, without any other process.
+                for name, more in {"one": [], "whole": [f"launch.per_device_batch={self.batch}"]}.items():
+                    if chosen:
+                        given = [f"{title}-{name}", *own, *more]
+                        jobs[method, dtype, name] = pool.submit(self.run, *given, one_of=number)
+                for name in dict.fromkeys(["fsdp", *chosen] if AGAIN in chosen else chosen):
+                    group = self.group("fsdp" if name == AGAIN else name)
+                    jobs[method, dtype, name] = pool.submit(self.run, f"{title}-{name}", *own, *group)
+            for (method, dtype, name), job in jobs.items():
+                if name != "one":
+                    one, made = jobs[method, dtype, "fsdp" if name == AGAIN else "one"].result(), job.result()
+                    entry = curve_difference(one, made) | {"same_identity": made.identity == one.identity}
+                    entry["bound"] = 0.0 if name == AGAIN else BOUNDS[dtype]
+                    entry["within_bound"] = entry["largest_of_first_ten"] <= entry["bound"]
+                    self.found("same", f"{method}, {dtype}", name, **entry)
 
     def short(self) -> list[str]:
         """A short training of the commonsense task, validated and not tested."""
@@ -173,11 +201,11 @@ class Bench:
         with self.writing:  # `same` and `killed` share it
             words = self.checkpoint("short", "model=tiny_llama" if self.smoke else "model=smollm2")
         words += ["data.source=sample", "task=commonsense", "task.target=text", "protocol=strict", "profile=trial"]
-        words += [f"profile.max_steps={steps}"]
-        words += [f"profile.train_examples={steps * batch}", "profile.validation_examples=64", "recipe.epochs=1000"]
+        words += [f"profile.max_steps={steps}", f"profile.train_examples={steps * batch}"]
+        words += ["profile.validation_examples=64", "recipe.epochs=1000"]
         return [*words, f"recipe.global_batch={batch}", f"launch.per_device_batch={batch // self.gpus}"]
 
-    def killed(self) -> dict[str, Any]:
+    def killed(self) -> None:
         """One process dies by SIGKILL in the middle; the same command is given again."""
         words = [*self.short(), "method=dual_lora", "model.dtype=float32", *self.group("fsdp")]
         words += [f"launch.save_every_steps={4 if self.smoke else 20}"]
@@ -194,21 +222,20 @@ class Bench:
             entry = curve_difference(whole.result(), again)
             twins = curve_difference(whole.result(), twin.result())
         found |= {"resumed_from": again.record["execution"]["resumed_from"], "curve": entry, "undisturbed": twins}
-        return found | {"bound_seconds": GONE_SECONDS, "same_scores": again.scores == whole.result().scores}
+        found |= {"bound_seconds": GONE_SECONDS, "same_scores": again.scores == whole.result().scores}
+        self.found("killed", **found)
 
-    def speed(self) -> dict[str, Any]:
+    def speed(self) -> None:
         """Rates and memory on one GPU and on N."""
         model, steps = ("model=tiny_llama" if self.smoke else "model=llama"), 24
         words = [*self.checkpoint("speed", model), *UNIFORM, "profile.validation_examples=8"]
-        words += [f"profile.max_steps={steps}", f"launch.per_device_batch={MICRO_BATCH}"]
-        words += ["launch.graphs=off"]
-        alone = [f"recipe.global_batch={MICRO_BATCH}"]
+        words += [f"profile.max_steps={steps}", f"launch.per_device_batch={MICRO_BATCH}", "launch.graphs=off"]
         places: list[queue.Queue[str | None]] = [queue.Queue() for _ in range(self.gpus)]
         for card, place in enumerate(places):
             place.put(self.lanes[0] and self.lanes[0].split(",")[card])
 
         def one(card: int, method: str) -> Run:
-            own = [*words, f"method={method}", *alone]
+            own = [*words, f"method={method}", f"recipe.global_batch={MICRO_BATCH}"]
             return self.run(f"1/speed-{method}-{card}", *own, free=places[card], steps=steps)
 
         def several(method: str, name: str) -> Run:
@@ -216,22 +243,21 @@ class Bench:
             return self.run(f"{self.gpus}/speed-{method}-{name}", *own, steps=steps)
 
         self.share(self.lanes[:1], 1)  # side by side groups slow each other
-        singles = [(card, method) for method in self.methods for card in range(self.gpus)]
-        cases = [(method, name) for method in self.methods for name in self.groups]
+        cases = [(method, name) for method in self.methods for name in self.groups if self.chosen(f"{method}-{name}")]
+        if not cases:
+            return
+        singles = [(card, method) for method in dict(cases) for card in range(self.gpus)]
         with ThreadPoolExecutor(16) as pool:
-            made = dict(zip(singles, pool.map(one, *zip(*singles, strict=True)), strict=True))
-            groups = dict(zip(cases, pool.map(several, *zip(*cases, strict=True)), strict=True))
-        found: dict[str, Any] = {}
-        for method in self.methods:
-            found[method] = {"one": speed_of([made[card, method] for card in range(self.gpus)])}
-            for name in self.groups:
-                speed = speed_of([groups[method, name]])
-                ratio = speed["tokens_per_second"] / found[method]["one"]["tokens_per_second"] / self.gpus
-                found[method][name] = speed | {"efficiency": ratio}
+            alone_on = dict(zip(singles, pool.map(one, *zip(*singles, strict=True)), strict=True))
+            for method in dict(cases):
+                self.found("speed", method, "one", **speed_of([alone_on[card, method] for card in range(self.gpus)]))
+            for (method, name), made in zip(cases, pool.map(several, *zip(*cases, strict=True)), strict=True):
+                speed = speed_of([made])
+                one_rate = self.every[str(self.gpus)]["speed"][method]["one"]["tokens_per_second"]
+                self.found("speed", method, name, **speed, efficiency=speed["tokens_per_second"] / one_rate / self.gpus)
         self.drop()
-        return found
 
-    def large(self) -> dict[str, Any]:
+    def large(self) -> None:
         """A model that no single GPU holds."""
         model = ["model=tiny_llama" if self.smoke else "model=llama3_70b"]
         model += [f"model.dimensions.num_layers={self.layers}"]
@@ -241,9 +267,9 @@ class Bench:
         self.share(self.lanes[:1], 1)
         made = self.run(f"{self.gpus}/large", *words)
         self.drop()
-        found = {"layers": self.layers, "group": "fsdp", "loss": made.record["curves"]["train_loss"]}
-        found["parameters"] = made.record["cost"]["total_parameters"]
-        return found | speed_of([made]) | {"adapter": whole_adapter(made)}
+        found = {"layers": self.layers, "group": "fsdp", "parameters": made.record["cost"]["total_parameters"]}
+        found |= {"loss": made.record["curves"]["train_loss"], **speed_of([made]), "adapter": whole_adapter(made)}
+        self.found("large", **found)
 
     def checkpoint(self, name: str, *model: str) -> list[str]:
         """Random weights as files, so that they are read as those of any checkpoint."""
@@ -265,9 +291,7 @@ class Bench:
 def run(args: argparse.Namespace) -> None:
     """Run the parts and write each as it is done. Raises `ConfigError` for what would fail after minutes."""
     check(args)
-    every = timing.read(args.output, "scaling")
-    results = every.setdefault(str(args.gpus), {})
-    bench = Bench(args)
+    bench = Bench(args, timing.read(args.output, "scaling"))
     for together in PARTS:
         # SmolLM2 takes 13 GiB of a card in a group of two, 8 in one of four.
         bench.share(bench.lanes, 3 if args.smoke else 5 if args.gpus == 2 else 8)
@@ -275,12 +299,8 @@ def run(args: argparse.Namespace) -> None:
         with ThreadPoolExecutor(len(together)) as pool:
             jobs = {part: pool.submit(getattr(bench, part)) for part in together if part in (args.parts or NAMES)}
         for part, job in jobs.items():
-            measured = job.result()
-            machine = timing.environment("cpu" if args.smoke else "cuda", timing.LIBRARIES)
-            results["environment"] = machine | {"gpus": args.gpus}
-            results[part] = {"command": timing.command(), "seconds": round(time.perf_counter() - begun, 1), **measured}
-            timing.write(args.output, "scaling", every)
-            print(f"{part}: {json.dumps(measured)}", flush=True)
+            job.result()
+            bench.found(part, seconds=round(time.perf_counter() - begun, 1))
     bench.drop()
 
 
@@ -288,6 +308,10 @@ def check(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for what would fail after minutes."""
     if args.gpus < 2:
         raise ConfigError(f"--gpus {args.gpus}: nothing to compare with one; 2 or more")
+    names = [f"{method}-{name}" for method in METHODS for name in GROUPS]
+    names += [f"{method}-{dtype}-{name}" for method, dtype, groups in CURVES for name in groups]
+    if unknown := [pattern for pattern in args.only or () if not any(fnmatch(name, pattern) for name in names)]:
+        raise ConfigError(f"--only {unknown[0]}: matches none of {', '.join(names)}")
     if args.smoke:
         return
     if len(cards := visible_cards()) < args.gpus:

@@ -97,7 +97,9 @@ def _export_lora(parser: Parser) -> None:
 
 
 def _fsdp(parser: Parser) -> None:
+    parts = ("steps", "checkpointing")
     parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
     _methods("lora", "dora", "dual_lora")(parser)
 
 
@@ -105,6 +107,9 @@ def _scaling(parser: Parser) -> None:
     parts = ("killed", "same", "speed", "large")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
+    parser.add_argument(
+        "--only", nargs="+", metavar="GROUP", help="patterns: lora-fsdp, 'dora-*', dual_lora-bfloat16-ddp"
+    )
     parser.add_argument("--layers", type=int, help="of LLaMA-3-70B's 80; default 32 a GPU")
     parser.add_argument("--weights", type=Path, help="of random weights, 142 GB for `large`; best in memory")
     parser.add_argument("--scratch", type=Path, help="where runs are made; default: results/local/scaling")

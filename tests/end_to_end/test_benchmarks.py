@@ -140,6 +140,9 @@ def test_fsdp_benchmark_times_a_group_and_finds_the_losses_of_one_process(tmp_pa
         assert row["efficiency"] == rows["one GPU", False]["median_ms"] / row["median_ms"]
         assert row["first_other_loss"] is None
         assert row["losses"] == rows["in turn", False]["losses"] != rows["one GPU", False]["losses"]
+    again = smoke("fsdp", tmp_path, "--methods", "lora", "--parts", "checkpointing", file="fsdp")
+    assert [row for row in again["rows"] if row["method"] == "dual_lora"] == found["rows"], "rows not timed are kept"
+    assert {row["checkpointing"] for row in again["rows"] if row["method"] == "lora"} == {True}
 
 
 def test_fsdp_summary_names_the_first_loss_that_differs():
@@ -201,13 +204,23 @@ def test_scaling_benchmark_makes_compares_and_kills_runs(tmp_path):
     assert_scaling(tmp_path / "made")
 
 
+def test_scaling_benchmark_refuses_a_pattern_of_no_group(tmp_path, capsys):
+    assert main(["bench", "scaling", "--smoke", "--only", "lora-zero4", "--output", str(tmp_path)]) == 2
+    assert "lora-zero4: matches none of lora-fsdp, " in capsys.readouterr().err
+
+
 def test_scaling_benchmark_gives_commands_that_compose_and_tells_their_runs(tmp_path, monkeypatch):
     """Its runs take minutes. Here each copies one that is made first; that their commands would run is checked."""
     assert launch([config(tmp_path / "one", "profile.max_steps=12", "recipe.epochs=1000")]) == 0
     command = [sys.executable, str(ROOT / "tests" / "end_to_end" / "stand_in.py"), str(tmp_path / "one")]
     monkeypatch.setattr(shipped, "command", lambda: command)
-    smoke("scaling", tmp_path / "made", "--scratch", str(tmp_path / "scratch"), file="scaling")
+    made = smoke("scaling", tmp_path / "made", "--scratch", str(tmp_path / "scratch"), file="scaling")
     assert_scaling(tmp_path / "made")
+    some = ("--parts", "speed", "same", "--only", "dual_lora-*", "--scratch", str(tmp_path / "scratch"))
+    again = smoke("scaling", tmp_path / "made", *some, file="scaling")
+    for part in ("speed", "same", "killed", "large"):
+        apart = {"command": None, "seconds": None}
+        assert {**again["2"][part], **apart} == {**made["2"][part], **apart}, "what is not run again is kept"
     given = [line.split() for line in (tmp_path / "one" / "commands.txt").read_text().splitlines()]
     assert len(given) == 11, "a row each; the run that is killed has two, and its command is given twice"
     for words in given:
