@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"results/tables/{name}.md .tex .csv: {done}, {state}")
     if browsed is not None:
         print(f"results/report.html: {'written' if workspace.save({space.page: browsed}) else 'unchanged'}")
-    space.draw(space.committed_records())
+    space.draw(views)
     _local(space, options.only, console)
     return refused
 

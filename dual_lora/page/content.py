@@ -10,10 +10,11 @@ from typing import Any
 
 from dual_lora import shipped
 from dual_lora.page import grids, overview, plots
-from dual_lora.page.values import Pool, number, plain, thinned, without_blanks
+from dual_lora.page.values import Pool, number, plain, without_blanks
 from dual_lora.records.schema import Cost, Measurement, Record
-from dual_lora.report import neighbours, provenance
+from dual_lora.report import figures, neighbours, provenance
 from dual_lora.report.definition import Experiment
+from dual_lora.report.figures import thinned
 from dual_lora.report.layout import MARKS, TableView
 from dual_lora.report.workspace import Workspace
 
@@ -27,6 +28,7 @@ def gather(
     """Return the page's values. The same records and files give the same values."""
     experiments = space.experiments()
     named = [text.replace(f"{space.root}/", "") for text in refused]  # no folder of this machine
+    drawn = [figure for view in views.values() for figure in figures.figures(view, experiments)]
     pool = Pool()
     alone = neighbours.alone(held)
     runs = {record.run_id: _run(record, pool, experiments.values(), alone) for record in held}
@@ -40,7 +42,9 @@ def gather(
         "verdicts": [entry for view in views.values() for entry in overview.verdicts(view, experiments)],
         "coverage": overview.coverage(views, experiments),
         "tables": [grids.table(view, experiments, alone) for view in views.values()],
-        "swept": [figure for view in views.values() for figure in plots.swept(view, experiments)],
+        "swept": [plots.swept(figure) for figure in drawn if figure.kind == "rates" and figure.panels],
+        "inside": [plots.inside(figure) for figure in drawn if figure.kind == "inside" and figure.panels],
+        "missing": [plots.missing(figure) for figure in drawn if not figure.panels],
         "speed": plots.speed(space.root / "results" / "benchmarks"),
         "costs": COSTS,
         "runs": dict(sorted(runs.items())),
@@ -76,7 +80,7 @@ def _run(record: Record, pool: Pool, experiments: Iterable[Experiment], alone: f
         "scores": [_measurement(measurement, pool) for measurement in record.scores.measurements],
         "notes": plain(record.scores.notes),
         "samples": [plain([sample.input, sample.reply, sample.reference]) for sample in record.scores.samples],
-        "curves": {name: _curve(points, pool) for name, points in record.curves.items() if points},
+        "curves": {name: _curve(points, pool) for name, points in _plain_curves(record).items() if points},
         "cost": _cost(record),
         "execution": pool.place(plain(record.execution)),
         "alone": record.run_id in alone,
@@ -105,6 +109,11 @@ def _standard_error(measurement: Measurement, metric: str) -> float | None:
     if not metric.startswith("accuracy") or measurement.subset == "average" or value is None or items < 2:
         return None
     return math.sqrt(value * (1 - value) / (items - 1))
+
+
+def _plain_curves(record: Record) -> dict[str, Any]:
+    """Return the curves that are [step, value]; diagnostics are a report by layer, in a figure of their own."""
+    return {name: points for name, points in record.curves.items() if isinstance(points, list)}
 
 
 def _curve(points: Sequence[Sequence[Any]], pool: Pool) -> list[Any]:

@@ -26,6 +26,7 @@ SCRIPTS = (
     "two_runs.js",
     "figures.js",
     "cost_figures.js",
+    "study_figures.js",
     "overview.js",
     "main.js",
 )

@@ -10,7 +10,6 @@ from typing import Any
 
 from dual_lora.report import escape
 
-POINTS = 60  # of a curve that the page shows; the record holds all
 DIGITS = 6
 _NOTHING: tuple[Any, ...] = ("", [], {}, ())
 
@@ -69,10 +68,3 @@ def number(value: float | None, digits: int = DIGITS) -> float | int | None:
         return None
     rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 10**15 else rounded
-
-
-def thinned(points: Sequence[Sequence[Any]], most: int = POINTS) -> list[Sequence[Any]]:
-    """Return at most `most` points of a curve, evenly spaced, first and last among them."""
-    if len(points) <= most:
-        return list(points)
-    return [points[round(place * (len(points) - 1) / (most - 1))] for place in range(most)]

@@ -7,6 +7,7 @@ Parts of README.md and docs/*.md that `run.py tables` writes and `--check` holds
 
 <!-- finding:headline -->     a line for each endpoint: Dual LoRA against its reference
 <!-- finding:costs -->        GPU minutes, runs and commands of every table that has runs
+<!-- finding:figures -->      the figures that are drawn, and the commands for those that are not
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
-from dual_lora.report import endpoint, escape, neighbours, published, selection, stats
+from dual_lora.report import endpoint, escape, figures, neighbours, published, selection, stats
 from dual_lora.report.definition import Endpoint, Experiment
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
 from dual_lora.report.published import Published
@@ -45,8 +46,10 @@ class Findings:
             return "\n".join(self._headline())
         if name == "costs":
             return "\n".join(self._costs())
+        if name == "figures":
+            return "\n".join(self._figures())
         if name not in self.views:
-            raise ValueError(f"finding {name!r}{legal_values(name, ['headline', 'costs', *self.views])}")
+            raise ValueError(f"finding {name!r}{legal_values(name, ['headline', 'costs', 'figures', *self.views])}")
         wanted = [word.strip() for word in columns.split(",")] if columns else []
         legal = list(dict.fromkeys(label for block in self.views[name].blocks for label in block.columns))
         unknown = [word for word in wanted if word not in legal]
@@ -145,12 +148,13 @@ class Findings:
         decided: list[str] = []
         without: list[str] = []
         waiting: list[str] = []
-        for view in self.views.values():
+        for view in sorted(self.views.values(), key=lambda view: view.title):
+            measured = any(_compared(block, named) for block, _, named in self._endpoints(view))
             for block, _, named in self._endpoints(view):
                 heading = escape.markdown(f"{view.title}: {block.heading.partition(' [')[0]}")
                 compared = _compared(block, named)
                 if not compared:
-                    waiting.append(self._link(view, heading))
+                    waiting.append(self._link(view, heading if measured else escape.markdown(view.title)))
                     continue
                 verdicts = _short(block, named, compared)
                 line = f"- {self._link(view, heading)}; {verdicts}."
@@ -159,7 +163,17 @@ class Findings:
         yield from decided
         yield from without
         if waiting:
-            yield f"- Not run: {'; '.join(waiting)}."
+            yield f"- Not run: {'; '.join(dict.fromkeys(waiting))}."
+
+    def _figures(self) -> Iterator[str]:
+        asked = [figure for view in self.views.values() for figure in figures.figures(view, self.experiments)]
+        for title, own in itertools.groupby((one for one in asked if one.panels), key=lambda one: one.title):
+            links = [f"[{figures.KINDS[one.kind]}]({self.root}results/figures/{one.name}.svg)" for one in own]
+            yield f"- {escape.markdown(title)}: {', '.join(links)}"
+        waiting = [one for one in asked if not one.panels]
+        for commands, own in itertools.groupby(waiting, key=lambda one: one.commands):
+            titles = dict.fromkeys(escape.markdown(one.title) for one in own)
+            yield f"- {'; '.join(titles)}: not run: {'; '.join(f'`{command}`' for command in commands)}"
 
     def _costs(self) -> Iterator[str]:
         yield _pipes(["table", "runs", "GPU minutes", "on", "again with"])

@@ -1,4 +1,4 @@
-"""All records as three tables of one value a row: runs, measurements, curves; as CSV and Parquet."""
+"""All records as tables of one value a row: runs, measurements, curves, diagnostics; as CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def tables(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
             {"run_id": record.run_id, "curve": name, "step": step, "value": value}
             for record in records
             for name, points in record.curves.items()
+            if isinstance(points, list)
             for step, value in points
         ],
+        "diagnostics": [row for record in records for row in _diagnostics(record)],
     }
 
 
@@ -71,6 +73,19 @@ def _measurements(record: Record) -> Iterable[dict[str, Any]]:
         rest: Mapping[str, Any] = {k: v for k, v in vars(measurement).items() if k not in ("metrics", "counts")}
         for metric, value in measurement.metrics.items():
             yield {**who, **rest, "metric": metric, "value": value}
+
+
+def _diagnostics(record: Record) -> Iterable[dict[str, Any]]:
+    """Yield what was measured of each layer: once, at the end or in agreement with full fine-tuning, and by step."""
+    report = record.curves.get("diagnostics") or {"layers": {}}
+    for name, layer in report["layers"].items():
+        who = {"run_id": record.run_id, "layer": name}
+        once = {key: value for key, value in layer.items() if isinstance(value, int | float)}
+        for measure, value in {**once, **layer.get("final", {}), **layer.get("agreement", {})}.items():
+            yield {**who, "measure": measure, "step": None, "value": value}
+        for measure, values in layer["series"].items():
+            for step, value in zip(report["steps"], values, strict=True):
+                yield {**who, "measure": measure, "step": step, "value": value}
 
 
 def _column(values: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from dual_lora import shipped
 from dual_lora.config import legal_values
 from dual_lora.records import evidence
 from dual_lora.records.schema import Record
-from dual_lora.report import definition, documents, figures, formats, latex, measured, records, selection
+from dual_lora.report import definition, documents, drawing, figures, formats, latex, records, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.findings import Findings
 from dual_lora.report.layout import TableView
@@ -47,6 +47,10 @@ class Workspace:
     @property
     def tables(self) -> Path:
         return self.root / "results" / "tables"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "results" / "figures"
 
     @property
     def page(self) -> Path:
@@ -137,18 +141,10 @@ class Workspace:
                 diffs.append("".join(line if line.endswith("\n") else f"{line}\n" for line in lines))
         return diffs
 
-    def draw(self, held: Sequence[Record]) -> list[Path]:
-        """Draw what tables ask for: blocks with the same figure make one, named after the first; return their paths."""
-        usable = [record for record in held if not selection.is_local_play(record)]
-        drawn = []
-        for name, blocks in self.blocks().items():
-            title = self.experiment(name).block.title or name
-            for figure in dict.fromkeys(block.block.figure for block in blocks if block.block.figure):
-                asked = [measured.block(block, usable) for block in blocks if block.block.figure == figure]
-                path = self.root / "results" / "figures" / f"{asked[0].experiment.name}.svg"
-                if figures.draw(title, asked, self._shipped("configs"), path):
-                    drawn.append(path)
-        return drawn
+    def draw(self, views: Mapping[str, TableView]) -> list[Path]:
+        """Draw the figures of some tables and return their files; one without points is not drawn."""
+        asked = [figure for view in views.values() for figure in figures.figures(view, self.experiments())]
+        return [path for figure in asked if drawing.draw(figure, path := self.figures / f"{figure.name}.svg")]
 
 
 def table_files(views: Mapping[str, TableView], folder: Path) -> dict[Path, str]:

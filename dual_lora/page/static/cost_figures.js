@@ -19,7 +19,8 @@ function costSection(measured) {
       .map((row) => {
         const cell = row.cells[column];
         return {
-          method: row.method,
+          method: withoutSettings(row.method),
+          row: row.method,
           x: row.totals[cost],
           y: cell.v,
           low: cell.v - (cell.sd || 0),
@@ -85,6 +86,15 @@ function costSection(measured) {
               strokeOpacity: 0.45,
               strokeDasharray: "3 3",
             }),
+            ...methods.map((method) =>
+              Plot.lineY(
+                d3.sort(
+                  points.filter((point) => point.method === method),
+                  (point) => point.x,
+                ),
+                { x: "x", y: "y", stroke: "method", strokeDasharray: look(method).dash, strokeWidth: 1.6 },
+              ),
+            ),
             Plot.ruleX(points, { x: "x", y1: "low", y2: "high", stroke: "method", strokeWidth: 1.6 }),
             Plot.dot(points, { x: "x", y: "y", fill: "method", stroke: "method", symbol: "method", r: 5.5 }),
             Plot.tip(
@@ -93,7 +103,7 @@ function costSection(measured) {
                 x: "x",
                 y: "y",
                 title: (point) =>
-                  `${point.method}\n${shown.label} ${fixed(point.y, shown.decimals)}${point.text}\n${cost} ${general(point.x)}`,
+                  `${point.row}\n${shown.label} ${fixed(point.y, shown.decimals)}${point.text}\n${cost} ${general(point.x)}`,
               }),
             ),
           ],
@@ -110,11 +120,14 @@ function costSection(measured) {
     h(
       "p",
       { class: "hint" },
-      "Bars: one standard deviation over seeds. Dashes: the frontier, where nothing costs less and scores better. Parameters are those of the adapter, without a head; seconds those of runs alone on their card.",
+      "Bars: one standard deviation over seeds. A method of several ranks is a line. Dashes: the frontier, where nothing costs less and scores better. Parameters are those of the adapter, without a head; seconds those of runs alone on their card.",
     ),
     held,
   );
 }
+
+// What a row is called without the settings that its sweep varies.
+const withoutSettings = (method) => method.replace(/ \([^()]*=[^()]*\)$/, "");
 
 // The points that no other beats in both: from the cheapest on, each that scores better than all before it.
 function frontier(points, moreIsCheaper, better) {

@@ -1,4 +1,4 @@
-// The figures: a swept setting, curves with seed bands, score against cost, speed by tokens.
+// The figures: swept settings, differences, curves with seed bands, score against cost, inside the update, speed by tokens.
 function figuresView() {
   const measured = data.tables.flatMap((table) =>
     table.blocks.filter(blockMeasured).map((block) => ({ table, block })),
@@ -11,7 +11,16 @@ function figuresView() {
       "A method has one colour, one symbol and one dash in every figure. Points and lines tell their numbers where the pointer is; the tables hold them all.",
     ),
     ratesSection(),
-    h("div", { class: "pairs" }, curvesSection(measured), costSection(measured), speedSection()),
+    h(
+      "div",
+      { class: "pairs" },
+      differencesSection(measured),
+      curvesSection(measured),
+      costSection(measured),
+      insideSection(),
+      speedSection(),
+    ),
+    missingSection(),
   ];
 }
 
@@ -24,7 +33,7 @@ function ratesSection() {
     h(
       "p",
       { class: "hint" },
-      "Filled: the value that today's recipe has. Ringed: it is the smallest or largest tried, so a better one may be outside. Bars: one standard deviation, where there are several seeds.",
+      "Filled: the best of its grid, which is what was chosen. Ringed: it is the smallest or largest tried, so a better one may be outside. Bars: one standard deviation, where there are several seeds. An average chooses nothing.",
     ),
     h(
       "div",
@@ -122,7 +131,7 @@ function sweptPlot(figure, column) {
             x: "x",
             y: "y",
             title: (point) =>
-              `${point.method}, ${figure.x} ${general(point.x)}\n${column} ${fixed(point.y, decimals)}${point.sd ? ` ± ${fixed(point.sd, decimals)}` : ""}, n = ${point.n}${point.chosen ? "\nin today's recipe" : ""}`,
+              `${point.method}, ${figure.x} ${general(point.x)}\n${column} ${fixed(point.y, decimals)}${point.sd ? ` ± ${fixed(point.sd, decimals)}` : ""}, n = ${point.n}${point.chosen ? "\nthe best of its grid" : ""}`,
           }),
         ),
       ],

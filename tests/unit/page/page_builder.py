@@ -16,6 +16,27 @@ from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of, write
 HOSTILE = "</script><script>window.stolen = 1</script><img src=x onerror=window.stolen=1>"
 
 
+# Two layers, 2 × 3 and 4 × 6, watched at two steps.
+DIAGNOSTICS = {
+    "steps": [1, 10],
+    "clip_acted": False,
+    "layers": {
+        "a": {
+            "shape": [2, 3], "weight_norm": 3.0,
+            "series": {"zero_share": [0.5, 0.6], "flipped_share": [0.2, 0.01], "update_ratio": [0.1, 0.2]},
+            "final": {"numerical_rank": 2, "stable_rank": 1.5, "untrained_stable_rank": 2.5},
+            "agreement": {"cosine": 0.3},
+        },
+        "b": {
+            "shape": [4, 6], "weight_norm": 4.0,
+            "series": {"zero_share": [0.5, 0.5], "flipped_share": [0.1, 0.02], "update_ratio": [0.1, 0.1]},
+            "final": {"numerical_rank": 4, "stable_rank": 3.0, "untrained_stable_rank": 4.0},
+            "agreement": {"cosine": 0.1},
+        },
+    },
+}  # fmt: skip
+
+
 def workspace(folder: Path, *records: dict[str, Any], text: str = EXPERIMENT) -> Workspace:
     """Return a workspace with one table and these records."""
     (folder / "experiments").mkdir(parents=True)
@@ -52,6 +73,7 @@ def study() -> list[dict[str, Any]]:
         values["identity"]["model"]["label"] = "Small \u202e<b>model</b>"
         values["curves"] = {"train_loss": [[step, 3.0 / step + place / 50] for step in range(1, 200)]}
         values["origin"]["command"] = "python run.py model=smollm2"
+    made[-1]["curves"]["diagnostics"] = DIAGNOSTICS
     return made
 
 

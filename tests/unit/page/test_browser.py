@@ -246,6 +246,29 @@ def test_figures_are_drawn_as_vectors_and_print_without_controls(page):
     assert page.evaluate(background) == "rgb(255, 255, 255)"
 
 
+def test_figures_of_a_study_have_their_points(page):
+    go(page, "figures")
+    differences = page.locator("section", has=page.get_by_role("heading", name="Differences from the reference"))
+    assert differences.get_by_role("img", name="BoolQ: each method minus LORA").count() == 1
+    assert differences.locator("figure svg g[aria-label='dot'], figure svg path[stroke]").count() > 0
+    differences.get_by_role("combobox", name="score").select_option("1")
+    assert differences.get_by_role("img", name="PIQA: each method minus LORA").count() == 1
+    inside = page.locator("section", has=page.get_by_role("heading", name="Inside the update"))
+    for name in ("zeros in ReLU(BA) by step", "cosine with full fine-tuning by adapted layer, from the first on"):
+        assert inside.get_by_role("img", name=name).count() == 1
+    assert inside.locator("figcaption").count() == 5
+
+
+def test_figures_without_runs_are_listed_with_their_commands(browser, tmp_path: Path):
+    path = tmp_path / "report.html"
+    path.write_text(document(workspace(tmp_path / "empty")), encoding="utf-8")
+    opened = browser.new_page()
+    opened.goto(f"{path.as_uri()}#figures")
+    opened.locator("summary", has_text="A table: A block: differences from the reference").click()
+    assert "python run.py -m experiment=table_x" in opened.locator("details.waiting").inner_text()
+    opened.close()
+
+
 def test_the_theme_can_be_chosen(page):
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)

@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 import pytest
 
 from dual_lora.page.html import STATIC
-from dual_lora.page.values import thinned
 from dual_lora.report import formats
+from dual_lora.report.figures import thinned
 from tests.unit.page.page_builder import HOSTILE, document, of_method, study, values, workspace
 from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of
 

@@ -78,7 +78,7 @@ def test_the_headline_has_a_line_for_each_endpoint(tmp_path):
     assert first.startswith("- [A table: A block](results/tables/table_x.md); DUAL_LORA minus LORA in BoolQ: +2.08")
     assert first.endswith("6 pairs: **better**.")
     assert second.endswith("against DUAL_LORA in BoolQ: **worse**: LORA.")
-    assert waiting == "- Not run: [B table: A block](results/tables/table_y.md)."
+    assert waiting == "- Not run: [B table](results/tables/table_y.md)."
 
 
 def test_costs_name_the_tables_that_have_runs(tmp_path):

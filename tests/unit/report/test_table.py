@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 
 import pytest
 
-from dual_lora.records.schema import parse
-from dual_lora.report import definition, figures, formats, measured, selection
+from dual_lora.report import definition, formats, selection
 from tests.unit.report.report_builder import EXPERIMENT, PROTOCOL, ours, record, seeds_of
 
 
@@ -172,60 +170,6 @@ def test_an_ambiguous_column_is_refused(build):
     values["scores"]["measurements"].append({**values["scores"]["measurements"][0], "metrics": {"accuracy": 0.9}})
     with pytest.raises(ValueError, match="2 measurements"):
         build(values)
-
-
-LEARNING_RATES = """
-hydra:
-  sweeper:
-    params:
-      model: smollm2
-      task: commonsense
-      method: lora
-      recipe.learning_rate: 1e-4,2e-4
-      protocol: strict
-      profile: study
-      seed: 0,1
-table:
-  title: Rates
-  block: Rates
-  columns: [{label: loss, curve: train_loss, scale: 1, decimals: 2}]
-  figure: {x: recipe.learning_rate, column: loss, log_x: true}
-"""
-
-
-def test_a_swept_setting_makes_a_row_each_and_a_reproducible_figure(build, tmp_path):
-    values = [record("lora", seed, learning_rate=rate) for seed in (0, 1) for rate in (1e-4, 2e-4)]
-    lines = build(*values, text=LEARNING_RATES).blocks[0].lines
-    assert [line.method for line in lines] == [
-        "LORA (recipe.learning_rate=0.0001)",
-        "LORA (recipe.learning_rate=0.0002)",
-    ]
-    assert [line.cells[0].value for line in lines] == [2.5, 2.5]
-    block = measured.block(definition.read(tmp_path / "table_x.yaml"), [parse(value) for value in values])
-    drawn = []
-    for name in ("a.svg", "b.svg"):
-        assert figures.draw("Rates", [block], tmp_path, tmp_path / name)
-        drawn.append((tmp_path / name).read_text(encoding="utf-8"))
-    assert drawn[0] == drawn[1]
-    assert ">learning rate<" in drawn[0]
-    assert not figures.draw("Rates", [measured.block(block.experiment, [])], tmp_path, tmp_path / "none.svg")
-
-
-def test_blocks_of_one_figure_are_lines_of_it_each_with_its_label_and_marker(build, tmp_path):
-    blocks = []
-    for method, label in (("lora", "LoRA"), ("dual_lora", "Dual LoRA")):
-        text = LEARNING_RATES.replace("method: lora", f"method: {method}")
-        (tmp_path / f"{method}.yaml").write_text(
-            text.replace("  block: Rates", f"  labels: {{{method}: {label}}}\n  block: R")
-        )
-        values = [parse(record(method, 0, learning_rate=rate)) for rate in (1e-4, 2e-4)]
-        blocks.append(measured.block(definition.read(tmp_path / f"{method}.yaml"), values))
-    assert figures.draw("Rates", blocks, tmp_path, tmp_path / "both.svg")
-    drawn = (tmp_path / "both.svg").read_text(encoding="utf-8")
-    assert ">LoRA<" in drawn
-    assert ">Dual LoRA<" in drawn
-    markers = re.findall(r'<path id="(m\w+)" d="([^"]+)"', drawn)
-    assert len({shape for _, shape in markers if shape.count("\n") > 2}) >= 2
 
 
 def test_samples_of_the_first_seed_stand_below_the_table_by_input(build):
