@@ -116,6 +116,13 @@ def test_using_the_adapter_loads_no_suite(printed):
     assert not any(name.startswith("dual_lora.kernels.triton") for name in loaded)
 
 
+def test_the_adapter_needs_no_deepspeed():
+    """accelerate.utils has its DeepSpeed classes only where DeepSpeed is installed; here it always is."""
+    without = "import sys; sys.modules['deepspeed'] = None"
+    uses = "import dual_lora.methods.application; from accelerate.utils import is_deepspeed_available as there"
+    assert run_python(f"{without}; {uses}; print(bool(there()))").split() == ["False"]
+
+
 def test_a_misspelt_name_says_which_names_there_are():
     with pytest.raises(AttributeError, match="DualLoraConfig"):
         dual_lora.DualLoraConfg  # noqa: B018
