@@ -2,19 +2,20 @@
 
 A record belongs to a run if it agrees with every choice of the sweep. Records that agree in all choices and still
 differ (another learning rate, another rank, other data) are variants. The one with the most finished seeds is shown;
-among equals the one whose settings are those of the current recipe, then the latest. The others are named below the
-table. The choice never looks at a score.
+among equals the one with the fewest settings that depart from the current recipe, then the latest. The others are
+named below the table. The choice never looks at a score.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dual_lora import shipped
-from dual_lora.config import MNLI_STARTED, recipes
+from dual_lora.config import MNLI_STARTED, RecipeConfig, recipes
 from dual_lora.records.schema import Record
 from dual_lora.report.definition import Experiment
 
@@ -32,6 +33,10 @@ _WITHOUT_INFLUENCE = (
     "recipe.trials",
 )
 _GROUPS = ("model", "task", "method", "protocol", "profile")
+# What a recipe that is silent about a setting means by it.
+_UNSTATED = {
+    field.name: field.default for field in dataclasses.fields(RecipeConfig) if field.default is not dataclasses.MISSING
+}
 
 
 class MixedBlockError(ValueError):
@@ -207,19 +212,20 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _weight(records: Sequence[Record]) -> tuple[int, bool, int, str]:
+def _weight(records: Sequence[Record]) -> tuple[int, int, int, str]:
     finished = {record.seed for record in records if record.status == "finished"}
     latest = max(str(record.origin.get("finished") or "") for record in records)
-    return len(finished), as_its_recipe(records[0]), len(records), latest
+    return len(finished), -_departures(records[0]), len(records), latest
 
 
-def as_its_recipe(record: Record) -> bool:
-    """Whether a run has the settings of the current recipe: of trials, the one that was chosen."""
+def _departures(record: Record) -> int:
+    """Return in how many settings a run departs from the current recipe: none if it is the chosen one of trials."""
     held = record.identity.get("recipe") or {}
     stated = recipes.find(str(held.get("name")))
     if stated is None or stated.name.startswith(recipes.DEFAULT):
-        return False
-    return all(same(held[setting], str(value)) for setting, value in stated.values.items() if setting in held)
+        return len(held)
+    wanted = {**_UNSTATED, **stated.values}
+    return sum(not same(held[setting], str(value)) for setting, value in wanted.items() if setting in held)
 
 
 def _one_per_seed(records: Sequence[Record]) -> list[Record]:

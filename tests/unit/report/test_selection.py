@@ -32,3 +32,14 @@ def test_of_trials_with_one_seed_each_the_one_that_became_the_recipe_is_shown(ho
 @pytest.mark.parametrize("recipe", ["", "no/such/recipe", "../../pyproject"])
 def test_without_a_recipe_of_that_name_the_latest_is_shown(recipe):
     assert shown(trial(1e-3, 1, recipe=recipe), trial(4e-3, 3, recipe=recipe), trial(5e-4, 2, recipe=recipe)) == [4e-3]
+
+
+@pytest.mark.parametrize("rate", [1e-3, 4e-3])
+@pytest.mark.parametrize("hours", [(1, 2), (2, 1)])
+def test_a_setting_that_the_recipe_does_not_know_never_stands_for_the_one_without(rate, hours):
+    """Another study's runs at the same rate, with a rate of their own for the head, took the place of the table's."""
+    plain, other = (trial(rate, hour) for hour in hours)
+    other.identity["recipe"]["head_learning_rate"] = 0.5
+    found, beside = selection.of_row([plain, other], {"method": "lora"}, "commonsense")
+    assert found == [plain]
+    assert beside == ["1 with recipe.head_learning_rate=0.5 (shown: None)"]
