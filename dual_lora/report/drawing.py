@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 # Colours that the three common colour blindnesses keep apart (Okabe and Ito), with a marker and a dash of its own each.
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#000000", "#cc79a7", "#a07800", "#56b4e9", "#7f7f7f")
-_MARKERS = "osD^vPX*"
+_MARKERS = "osD^vPX"  # one fewer than colours: a ninth line has another of them
 _DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
     *((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5))),
     *((0, (8, 2)), (0, (3, 1)), (0, (2, 3)), (0, (8, 2, 1, 2, 1, 2))),
 )
 _FIRST = ("Dual LoRA", "LoRA", "DoRA", "Full fine-tuning")  # what most figures have looks the same in all
 _NOTES: dict[Kind, str] = {
-    "rates": "bars: one sd over seeds; filled: the best of its grid; ringed: that is an end of the grid",
+    "rates": "bars: one sd over seeds",
     "differences": "bars: 95 % intervals, paired by seed; grey: the margin of equality",
     "curves": "lines: mean over seeds; bands: their range",
     "cost": "bars: one sd over seeds",
     "inside": "lines: mean over runs; bands: their range",
 }
+_MARKED = "; filled: the best of its grid; ringed: that is an end of the grid"
 _WIDTH, _HEIGHT = 3.7, 3.1  # of a panel, inches
 _FEW = 12  # points of a line that get a marker each
 
@@ -64,7 +65,9 @@ def draw(figure: Figure, path: Path) -> bool:
         }
         if figure.kind != "differences":
             canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-        canvas.suptitle("\n".join([*textwrap.wrap(figure.title, round(14 * size[0])), _NOTES[figure.kind]]), fontsize=9)
+        marked = any(p.chosen for panel in figure.panels for points in panel.lines.values() for p in points)
+        note = f"{_NOTES[figure.kind]}{_MARKED if marked else ''}"
+        canvas.suptitle("\n".join([*textwrap.wrap(figure.title, round(14 * size[0])), note]), fontsize=9)
         drawn = io.StringIO()
         canvas.savefig(drawn, format="svg", metadata={"Date": None})
         pyplot.close(canvas)

@@ -18,6 +18,7 @@ from dual_lora.records.schema import Cost, Record
 from dual_lora.report import labels, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import BlockView, Line, TableView
+from dual_lora.report.tuning import RATE
 
 Kind = Literal["rates", "differences", "curves", "cost", "inside"]
 KINDS: Mapping[Kind, str] = {
@@ -100,12 +101,15 @@ def figures(view: TableView, experiments: Mapping[str, Experiment]) -> list[Figu
     return found
 
 
-def method_of(experiment: Experiment, line: Line) -> str:
-    """Return what a row's method is called, without the settings that are swept."""
+def method_of(experiment: Experiment, line: Line, *, along: str | None = None) -> str:
+    """Return what a row is called: its method, and in words what else its sweep varies but the setting along x."""
     name = line.choices["method"]
     told = line.records[0].identity["method"].get("label") if line.records else None
     label = str(experiment.block.labels.get(name) or told or line.method.partition(" (")[0])
-    return f"{line.model}, {label}" if len(experiment.sweep["model"]) > 1 else label
+    label = f"{line.model}, {label}" if len(experiment.sweep["model"]) > 1 else label
+    varied = labels.varied(experiment, line.choices)
+    words = [f"{labels.of_setting(key)} {value}" for key, value in varied.items() if key != along]
+    return f"{label} ({', '.join(words)})" if words else label
 
 
 def _swept(view: TableView, experiments: Mapping[str, Experiment]) -> Iterator[Figure]:
@@ -130,10 +134,9 @@ def _swept(view: TableView, experiments: Mapping[str, Experiment]) -> Iterator[F
                         spread = cell.sd or 0.0
                         point = Point(float(line.choices[setting]), cell.value, n=cell.n)
                         ranged = replace(point, low=point.y - spread, high=point.y + spread) if spread else point
-                        lines[method_of(experiments[block.experiment], line)].append(ranged)
-            marked = {
-                method: _marked(points, None if column.average else column.better) for method, points in lines.items()
-            }
+                        lines[method_of(experiments[block.experiment], line, along=setting)].append(ranged)
+            chooses = setting == RATE and not column.average
+            marked = {method: _marked(points, column.better if chooses else None) for method, points in lines.items()}
             panels.append(
                 Panel(
                     labels.of_setting(setting),
@@ -234,7 +237,7 @@ def _cost(block: BlockView, experiment: Experiment) -> Iterator[Panel]:
             costs = [cost for record in line.records if not record.untrained and (cost := take(record.cost))]
             if cell.value is not None and costs:
                 spread = cell.sd or 0.0
-                lines[method_of(experiment, line)].append(
+                lines[method_of(experiment, line).partition(" (")[0]].append(
                     Point(math.fsum(costs) / len(costs), cell.value, cell.value - spread, cell.value + spread, cell.n)
                 )
         ordered = {method: tuple(sorted(points, key=lambda point: point.x)) for method, points in lines.items()}

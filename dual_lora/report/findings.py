@@ -69,15 +69,21 @@ class Findings:
                 yield block, experiment, named
 
     def _finding(self, view: TableView, wanted: Sequence[str]) -> Iterator[str]:
-        for block, experiment, named in self._endpoints(view):
-            compared = _compared(block, named)
+        for block in view.blocks:
+            experiment = self.experiments[block.experiment]
+            named = experiment.block.endpoint
+            if named is not None and named.column not in block.columns:
+                continue  # another panel has it
+            compared = _compared(block, named) if named is not None else []
             if compared:
                 shown = [place for place, label in enumerate(block.columns) if label in (wanted or block.columns)]
                 yield from self._compared(view, block, compared, shown)
-                continue
-            yield from ("", f"{escape.markdown(block.heading)}: **not run**.", "")
-            runs = selection.missing(experiment, _records([block]))
-            yield from (f"    {command}" for command in selection.to_do(experiment, runs))
+            elif named is None and _records([block]):
+                yield from ("", f"{escape.markdown(block.heading)}:", self._took(view, block, experiment))
+            else:
+                yield from ("", f"{escape.markdown(block.heading)}: **not run**.", "")
+                runs = selection.missing(experiment, _records([block]))
+                yield from (f"    {command}" for command in selection.to_do(experiment, runs))
 
     def _compared(
         self, view: TableView, block: BlockView, compared: Sequence[_Compared], columns: Sequence[int]
@@ -212,12 +218,12 @@ def _short(block: BlockView, named: Endpoint, compared: Sequence[_Compared]) -> 
     reference = escape.markdown(block.reference or "")
     ours = [one for one in compared if one[0].choices["method"] == OURS]
     if ours:
-        line, cell, tested = ours[0]
-        found = escape.markdown(endpoint.with_interval(tested.difference, cell.decimals + 1))
-        return (
-            f"{escape.markdown(line.method)} minus {reference} in {escape.markdown(named.column)}: {found}, "
+        parts = [
+            f"{escape.markdown(f'{line.method} {endpoint.with_interval(tested.difference, cell.decimals + 1)}')}, "
             f"{tested.difference.n} pairs: **{endpoint.words(tested, named)}**"
-        )
+            for line, cell, tested in ours
+        ]
+        return f"minus {reference} in {escape.markdown(named.column)}: {'; '.join(parts)}"
     said = sorted(compared, key=lambda one: endpoint.words(one[2], named))
     groups = itertools.groupby(said, key=lambda one: endpoint.words(one[2], named))
     parts = [f"**{word}**: {', '.join(escape.markdown(line.method) for line, _, _ in rows)}" for word, rows in groups]

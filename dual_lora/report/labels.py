@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -15,8 +16,13 @@ _FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source
 def of_row(configs: Path, experiment: Experiment, part: str, row: Row) -> str:
     """Return a row's model or method, a method with the settings that the sweep varies."""
     name = plain(configs, experiment, part, row)
-    varied = [f"{k}={v}" for k, v in row.choices.items() if k not in _FIXED and len(experiment.sweep[k]) > 1]
-    return f"{name} ({', '.join(varied)})" if part == "method" and varied else name
+    settings = [f"{key}={value}" for key, value in varied(experiment, row.choices).items()]
+    return f"{name} ({', '.join(settings)})" if part == "method" and settings else name
+
+
+def varied(experiment: Experiment, choices: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a row's settings that the sweep varies, its method not counted."""
+    return {key: value for key, value in choices.items() if key not in _FIXED and len(experiment.sweep[key]) > 1}
 
 
 def plain(configs: Path, experiment: Experiment, part: str, row: Row) -> str:

@@ -106,6 +106,27 @@ def test_rates_of_all_methods_are_in_one_figure_with_the_best_and_the_ends_marke
         assert text in svg
 
 
+def test_what_else_is_swept_makes_a_line_of_its_own_and_only_a_rate_is_chosen(tmp_path):
+    text = RATES.format(method="dual_lora", title="title: Rates")
+    trials = [
+        record("dual_lora", 0, {"boolq": rank + 1e3 * rate}, metric="loss", learning_rate=rate)
+        for rank in (2, 8)
+        for rate in (1e-4, 2e-4, 4e-4)
+    ]
+    for made, rank in zip(trials, (2, 2, 2, 8, 8, 8), strict=True):
+        made["identity"]["method"]["settings"]["r"] = rank
+    swept = text.replace("seed: 0,1", "seed: 0\n      method.r: 2,8")
+    (panel,) = of(workspace(tmp_path / "a", *trials, text=swept), "rates").panels
+    assert {m: [p.chosen for p in own] for m, own in panel.lines.items()} == dict.fromkeys(
+        ("DUAL_LORA (r 2)", "DUAL_LORA (r 8)"), [True, False, False]
+    )
+    by_rank = swept.replace("x: recipe.learning_rate", "x: method.r")
+    (panel,) = of(workspace(tmp_path / "b", *trials, text=by_rank), "rates").panels
+    found = {m: [(p.x, round(p.y, 2)) for p in own] for m, own in panel.lines.items()}
+    assert found["DUAL_LORA (learning rate 0.0002)"] == [(2, 2.2), (8, 8.2)]
+    assert not any(point.chosen for own in panel.lines.values() for point in own)
+
+
 def test_lines_are_told_apart_without_colours(tmp_path):
     svg = drawn(of(rates(tmp_path), "rates"), tmp_path)
     lines = [svg.partition(f'<g id="line0:{method}">')[2] for method in ("LORA", "Dual LoRA")]

@@ -75,10 +75,20 @@ def test_the_headline_has_a_line_for_each_endpoint(tmp_path):
     other = EXPERIMENT.replace("reference: lora", "reference: dual_lora").replace("A t", "C t")
     (tmp_path / "experiments/table_z.yaml").write_text(other)
     first, second, waiting = found(space).part("headline").splitlines()
-    assert first.startswith("- [A table: A block](results/tables/table_x.md); DUAL_LORA minus LORA in BoolQ: +2.08")
+    assert first.startswith("- [A table: A block](results/tables/table_x.md); minus LORA in BoolQ: DUAL_LORA +2.08")
     assert first.endswith("6 pairs: **better**.")
     assert second.endswith("against DUAL_LORA in BoolQ: **worse**: LORA.")
     assert waiting == "- Not run: [B table](results/tables/table_y.md)."
+
+
+def test_a_table_without_an_endpoint_says_what_its_runs_took(tmp_path):
+    text = EXPERIMENT.replace("  reference: lora\n", "").replace("  endpoint: {column: BoolQ", "  # {")
+    part = found(workspace(tmp_path / "a", text=text)).part("table_x")
+    assert part == "A block: **not run**.\n\n    python run.py -m experiment=table_x"
+    part = found(workspace(tmp_path / "b", record("lora"), text=text)).part("table_x")
+    assert part.endswith(
+        "[Scores](results/tables/table_x.md): 1 of 18 runs, 3.0 GPU minutes (NVIDIA H100), commit c0ffee."
+    )
 
 
 def test_costs_name_the_tables_that_have_runs(tmp_path):
