@@ -18,6 +18,7 @@ from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
 from dual_lora.evaluation import gate, generation, validation
 from dual_lora.evaluation.evaluator import Evaluator
+from dual_lora.evaluation.passes import is_small, passes_for
 from dual_lora.evaluation.pipeline import Rows
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Example, Score, Task
@@ -28,6 +29,7 @@ from dual_lora.training.callbacks import Diverged
 from dual_lora.training.loss import loss_positions, next_token_labels
 
 _VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
+_VALIDATION_TOKENS_OF_SMALL_MODELS = {"cuda": 16_384}
 
 
 class Collator:
@@ -60,6 +62,7 @@ class CausalLMPipeline:
         self.notes: list[str] = []
         self._folder = folder
         self._evaluator = Evaluator(task, tokenizer, config, folder / "predictions")
+        self.graphs = self._evaluator.graphs
 
     @property
     def known(self) -> int:
@@ -151,8 +154,16 @@ class CausalLMPipeline:
         rows, _ = self._encoded(items.validation)
         self.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0
         self._set_padding_token()
-        tokens = _VALIDATION_TOKENS.get(next(model.parameters()).device.type, 1024)
-        found, each = validation.losses(model, rows, Collator(self.tokenizer), batch_tokens=tokens)
+        sizes = _VALIDATION_TOKENS_OF_SMALL_MODELS if is_small(model) else _VALIDATION_TOKENS
+        passes = passes_for(model, self.config.launch.graphs)
+        found, each = validation.losses(
+            model,
+            rows,
+            Collator(self.tokenizer, few_shapes=passes.few_shapes),
+            batch_tokens=sizes.get(next(model.parameters()).device.type, 1024),
+            passes=passes,
+        )
+        self.graphs[f"{checkpoint}.validation.loss"] = passes.report()
         if not all(map(math.isfinite, found.values())):
             raise Diverged(f"the validation loss of checkpoint {checkpoint!r} is {found['loss']}: no number is of use")
         score = Score("all", "loss", len(rows), found, per_item={"loss": each})

@@ -17,8 +17,11 @@ import numpy as np
 import torch
 
 from dual_lora.distributed import processes
+from dual_lora.evaluation.passes import Passes
+from dual_lora.models import attention
 from dual_lora.tasks.base import ClassificationTask, Example, Reading
 from dual_lora.tasks.padding import rounded_length
+from dual_lora.training.graphs import GraphedCalls
 
 
 def encode(
@@ -80,6 +83,22 @@ class Collator:
         return batch
 
 
+def logits_of(model: torch.nn.Module, autocast: torch.dtype | None, passes: Passes) -> GraphedCalls:
+    """Return what computes a batch's logits for `predict`, in one training of `model`."""
+    whole = passes.few_shapes and getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa"
+    return passes.calls(lambda batch, _: _logits(model, batch, autocast, whole_mask=whole))
+
+
+def _logits(model: Any, batch: dict[str, torch.Tensor], autocast: torch.dtype | None, whole_mask: bool) -> torch.Tensor:
+    if whole_mask:
+        batch["attention_mask"] = attention.whole_mask(batch["attention_mask"])
+    device = batch["input_ids"].device.type
+    # Not cached: a graph would read weights as they were when it was recorded.
+    with torch.autocast(device, autocast, cache_enabled=False) if autocast else contextlib.nullcontext():
+        logits: torch.Tensor = model(**batch).logits
+        return logits.float()
+
+
 @torch.no_grad()
 def predict(
     model: torch.nn.Module,
@@ -87,30 +106,30 @@ def predict(
     rows: Sequence[dict[str, Any]],
     batch_size: int = 64,
     autocast: torch.dtype | None = None,
+    computed: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None = None,
 ) -> np.ndarray:
     """Return the logits of all rows in their order: float32, shape (items, labels).
 
     Rows of similar length share a batch, so there is little padding. The model's training mode is restored. Every
     process of a distributed run must call this: each computes a share of the rows, and all get the same result.
     autocast: the dtype training computes in, e.g. torch.bfloat16, where the model is held in float32.
+    computed: `logits_of` this model; None: it is called.
     """
     if not rows:
         raise ValueError("no rows to predict; give at least one example")
     device = next(model.parameters()).device
-    context = torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext()
     order = sorted(range(len(rows)), key=lambda position: -len(rows[position]["input_ids"]))
     order = order[processes.rank() :: processes.world_size()]
     parts: list[torch.Tensor] = []
     was_training = model.training
     model.eval()
     try:
-        with context, processes.computing_together(model) as callable_model:
+        with processes.computing_together(model) as callable_model:
             for start in range(0, len(order), batch_size):
-                batch = collator([rows[position] for position in order[start : start + batch_size]])
-                inputs = {
-                    name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "labels"
-                }
-                parts.append(callable_model(**inputs).logits.float())
+                collated = collator([rows[position] for position in order[start : start + batch_size]])
+                inputs = {name: value for name, value in collated.items() if name != "labels"}
+                batch = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+                parts.append(computed(batch) if computed else _logits(callable_model, batch, autocast, False))
     finally:
         model.train(was_training)
     shares = processes.gather((order, torch.cat(parts).cpu().numpy() if parts else None))

@@ -30,6 +30,7 @@ class ClassificationPipeline:
     def __init__(self, task: ClassificationTask, tokenizer: Any, config: RunConfig, folder: Path, dtype: str) -> None:
         self.task, self.tokenizer, self.config = task, tokenizer, config
         self.notes: list[str] = []
+        self.graphs: dict[str, Any] = {}
         self.known = 0  # predictions of an epoch are never resumed
         self._run_folder, self._folder = folder, folder / "epochs"
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
@@ -47,7 +48,7 @@ class ClassificationPipeline:
             self.notes.append(f"{what}: {counts['truncated']} of {counts['examples']} examples cut to the length limit")
         return rows
 
-    def collator(self) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
+    def collator(self) -> classification.Collator:
         return classification.Collator(self.tokenizer, few_shapes=processes.uses_gpu(self.config.launch.device))
 
     def check_base(self, model: torch.nn.Module, items: Items) -> None:
@@ -65,16 +66,18 @@ class ClassificationPipeline:
         shown: str = self.config.protocol.checkpoint
         # MRPC, RTE and STS-B start from the weights of an MNLI run's headline epoch (`runs/warm_start.py`).
         keep = {shown: records.weights_file(self._run_folder, shown)} if shown != "last" else {}
-        return EpochScores(
+        epochs = EpochScores(
             self._folder,
             self.task,
             parts,
-            classification.Collator(self.tokenizer),
+            self.collator(),
             batch_size=self.eval_batch,
             autocast=self._autocast,
             keep_weights=keep,
             weights_of=methods.trainable_state,
         )
+        epochs.graphs = self.config.launch.graphs
+        return epochs
 
     def measure(
         self, model: torch.nn.Module, items: Items, selected: Mapping[str, Path] | None
@@ -84,6 +87,7 @@ class ClassificationPipeline:
             following.forget_after(0)
             following.measure(model, 0)
             return self._scores(following.chosen()["last"].logits, items, "base")
+        self.graphs["epochs"] = following.close_graphs()
         if self._epochs is None:  # an earlier process finished training
             following.forget_after(None)
             self._epochs = following

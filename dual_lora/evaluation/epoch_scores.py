@@ -27,9 +27,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dual_lora.config import ConfigError
 from dual_lora.distributed import processes
-from dual_lora.evaluation.classification import ClassificationTask, Collator, predict, readings
+from dual_lora.evaluation.classification import ClassificationTask, Collator, logits_of, predict, readings
+from dual_lora.evaluation.passes import Passes, passes_for
 from dual_lora.records import read_json, replacing, write_json
 from dual_lora.tasks.base import Example
+from dual_lora.training.graphs import GraphedCalls
+from dual_lora.training.recorders import on_a_stream
 
 PARTS = ("dev", "heldout")
 
@@ -64,6 +67,8 @@ class EpochScores(TrainerCallback):
     Raises `ValueError` for another part, or none.
     """
 
+    graphs = "off"  # `launch.graphs`: every epoch has the same batches, replayed in a training whose steps are graphs
+
     def __init__(
         self,
         folder: Path,
@@ -82,6 +87,8 @@ class EpochScores(TrainerCallback):
         self._batch_size, self._autocast = batch_size, autocast
         self._keep_weights, self._weights_of = keep_weights or {}, weights_of
         self._scores: dict[int, dict[str, float | None]] = {}
+        self._passes = Passes()
+        self._computed: GraphedCalls | None = None
 
     def forget_after(self, step: int | None) -> None:
         """Keep what was measured up to this optimizer step (0: nothing, None: everything) and remove the rest.
@@ -115,13 +122,22 @@ class EpochScores(TrainerCallback):
         if model is not None:
             self.measure(model, state.global_step, write=state.is_world_process_zero)
 
+    def close_graphs(self) -> dict[str, Any]:
+        """Give the memory of all graphs back, and return what a record holds of them."""
+        if self._computed is not None:
+            self._computed.close()
+        return self._passes.report()
+
     def measure(self, model: torch.nn.Module, step: int, *, write: bool = True) -> None:
         """Measure all parts after `step` optimizer steps. A step that is already measured is left as it is."""
         if step in self._scores:
             return
         before = {name: self._best_step(part) for name, part in self._choices()}
+        if self._computed is None and on_a_stream():
+            self._passes = passes_for(model, self.graphs)
+            self._computed = logits_of(model, self._autocast, self._passes) if self._passes.few_shapes else None
         logits = {
-            name: predict(model, self._collator, part.rows, self._batch_size, autocast=self._autocast)
+            name: predict(model, self._collator, part.rows, self._batch_size, self._autocast, self._computed)
             for name, part in self._parts.items()
         }
         self._scores[step] = {

@@ -1,4 +1,4 @@
-"""Scoring a model on a set of items with every scoring of the task. A killed process loses at most one batch."""
+"""Scoring a model on a set of items with every scoring of the task. A killed process loses at most two batches."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from tqdm.auto import tqdm
 from dual_lora import methods, records
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
+from dual_lora.evaluation.passes import is_small, passes_for
 from dual_lora.evaluation.prediction_lines import read_lines, read_values
 from dual_lora.records import per_item
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
-# Sequences (beams, candidates) per batch. Kernel launches limit the decoding of a small model: the more the better.
+# Sequences (beams, candidates) per batch. Kernel launches limit a small model: the more the better. Of a reply's tokens
+# all are computed one by one, of candidates all at once.
 _SEQUENCES = {"cpu": 16, "cuda": 128}
 _SEQUENCES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 512}
-_SMALL = 1e9  # parameters
+_CANDIDATES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 2048}
 RANKINGS = ("likelihood", "cloze")  # scorings whose values are log-likelihoods; all others generate
 
 
@@ -38,6 +40,7 @@ class Evaluator:
     folder: Path
     known: int = dataclasses.field(default=0, init=False)  # predictions found there, of an interrupted evaluation
     batch: int | None = dataclasses.field(default=None, init=False)  # sequences at a time, once it is known
+    graphs: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)  # of each predictions file, what ran
     _taken_over: set[str] = dataclasses.field(default_factory=set, init=False)  # checkpoints
 
     def measure(
@@ -77,11 +80,12 @@ class Evaluator:
         kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples), kind))
         self.known += 0 if name.partition(".")[0] in self._taken_over else len(kept.values)
         mine = kept.share(processes.rank(), processes.world_size())
-        self.batch = batch_size = self._batch_size(model)
+        self.batch = batch_size = self._batch_size(model, scoring)
         with kept, processes.computing_together(model) as callable_model:
             if scoring in RANKINGS:
                 from dual_lora.evaluation import ranking
 
+                passes = passes_for(callable_model, self.config.launch.graphs)
                 asked = [self.task.ranking(examples[index], scoring) for index in mine]
                 ranking.rank(
                     callable_model,
@@ -90,10 +94,13 @@ class Evaluator:
                     [candidates for _, candidates in asked],
                     batch_size=batch_size,
                     on_batch=kept.add,
+                    passes=passes,
                 )
+                self.graphs[name] = passes.report()
                 return kept
             from dual_lora.evaluation import generation, static_decoding
 
+            static = static_decoding.decoding_for(callable_model, self.config.launch.graphs)
             generation.generate(
                 callable_model,
                 self.tokenizer,
@@ -102,8 +109,9 @@ class Evaluator:
                 batch_size=batch_size,
                 complete=self._complete([examples[index] for index in mine]),
                 on_batch=kept.add,
-                static=static_decoding.decoding_for(callable_model, self.config.launch.graphs),
+                static=static,
             )
+            self.graphs[name] = {"replays": static.replays if static is not None else 0}
         return kept
 
     def _readings(self, values: Sequence[Any], examples: Sequence[Example], scoring: str) -> list[Reading]:
@@ -117,13 +125,14 @@ class Evaluator:
             return None
         return lambda index, reply: self.task.complete(reply, examples[index])
 
-    def _batch_size(self, model: torch.nn.Module) -> int:
-        asked = self.config.launch.eval_batch
+    def _batch_size(self, model: torch.nn.Module, scoring: str) -> int:
+        asked, ranks, device = self.config.launch.eval_batch, scoring in RANKINGS, next(model.parameters()).device.type
         if asked is not None:
             return asked
-        small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
-        sequences = (_SEQUENCES_OF_SMALL_MODELS if small else _SEQUENCES).get(next(model.parameters()).device.type, 16)
-        return max(1, sequences // self.config.protocol.decoding.beams)
+        sizes = _SEQUENCES
+        if is_small(model):
+            sizes = _CANDIDATES_OF_SMALL_MODELS if ranks else _SEQUENCES_OF_SMALL_MODELS
+        return max(1, sizes.get(device, 16) // (1 if ranks else self.config.protocol.decoding.beams))
 
 
 class _Kept:

@@ -19,6 +19,7 @@ class Pipeline(Protocol):
     """The part of a run that depends on the task's type."""
 
     notes: list[str]
+    graphs: dict[str, Any]  # what the record says of the CUDA graphs of each part of the evaluation
 
     @property
     def known(self) -> int:

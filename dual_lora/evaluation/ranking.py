@@ -5,7 +5,8 @@
 
 `batch_size` counts sequences (candidates), not prompts. A candidate's tokens are those of the whole text, as in
 training. Where a token joins the prompt's end to the candidate's start, the comparison begins before that token, so all
-candidates are compared from the same point on.
+candidates are compared from the same point on. A batch has prompts of similar length, and of these the ones with
+similar candidates.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 from transformers import DynamicCache
 
-from dual_lora.evaluation.generation import pad_id, pad_left, positions
+from dual_lora.evaluation.generation import pad_id, positions
+from dual_lora.evaluation.passes import Passes, negative_log_likelihoods, on_device
+from dual_lora.models import attention
+from dual_lora.models.head import unwrapped
 from dual_lora.models.output_positions import logits_at
 from dual_lora.tasks.encoding import all_prompt_ids
+from dual_lora.tasks.padding import rounded_count, rounded_length
 
 OnBatch = Callable[[list[int], list[list[float]]], None]
-_TOKENS_AT_ONCE = 1024  # 4 × vocabulary bytes each
+_MOST_POSITIONS = 32_768  # of a batch's candidates, padding included: 2 or 4 × vocabulary bytes of logits each
 
 
 @dataclass(frozen=True)
@@ -41,25 +46,42 @@ def rank(
     *,
     batch_size: int,
     on_batch: OnBatch | None = None,
+    passes: Passes | None = None,
 ) -> list[list[float]]:
     """Return log-likelihoods in the order of prompts and candidates. Puts the model into eval mode while it works.
 
     Raises `ValueError` for an empty candidate, or where prompt and candidate cannot fit the model's positions.
     """
+    passes = passes or Passes()
     results: dict[int, list[float]] = {}
     questions = _questions(prompts, candidates, tokenizer)
     _check_fits(model, questions)
-    questions.sort(key=lambda question: (-len(question.shared), question.index))
+    questions.sort(key=lambda one: (-rounded_length(len(one.shared)), -max(map(len, one.rest)), one.index))
+    device, padding = next(model.parameters()).device, pad_id(tokenizer)
     was_training = model.training
     model.eval()
+    computed = passes.calls(lambda batch, _: _log_likelihoods(model, batch))
+
+    def read(batch: list[_Question], values: Tensor) -> None:
+        each = iter(values.tolist())  # waits for the device
+        indices, rows = [one.index for one in batch], [[next(each) for _ in one.rest] for one in batch]
+        results.update(zip(indices, rows, strict=True))
+        if on_batch is not None:
+            on_batch(indices, rows)
+
+    waiting: list[tuple[list[_Question], Tensor]] = []  # of the batch before, computed while the next one is made
     try:
-        for batch in _batches(questions, batch_size):
-            values = _rank_batch(model, tokenizer, batch)
-            indices = [question.index for question in batch]
-            results.update(zip(indices, values, strict=True))
-            if on_batch is not None:
-                on_batch(indices, values)
+        with passes.stream(device), torch.no_grad():
+            for batch in _batches(questions, batch_size):
+                given = _padded(batch, padding, few_shapes=passes.few_shapes)
+                values = computed({name: on_device(tensor, device) for name, tensor in given.items()})
+                if waiting:
+                    read(*waiting.pop())
+                waiting.append((batch, values))
+            if waiting:
+                read(*waiting.pop())
     finally:
+        computed.close()
         model.train(was_training)
     return [results[index] for index in range(len(prompts))]
 
@@ -99,67 +121,79 @@ def _check_fits(model: Any, questions: Sequence[_Question]) -> None:
 
 
 def _batches(questions: Sequence[_Question], batch_size: int) -> list[list[_Question]]:
-    """Fill batches up to `batch_size` candidates; a question's candidates stay together."""
+    """Fill batches up to `batch_size` candidates, or fewer that are long; a question's candidates stay together."""
     batches: list[list[_Question]] = []
-    room = 0
+    rows = longest = 0
     for question in questions:
-        if len(question.rest) > room:
+        rows, longest = rows + len(question.rest), max(longest, *map(len, question.rest))
+        if not batches or rows > batch_size or rows * longest > _MOST_POSITIONS:
             batches.append([])
-            room = max(batch_size, len(question.rest))
+            rows, longest = len(question.rest), max(map(len, question.rest))
         batches[-1].append(question)
-        room -= len(question.rest)
     return batches
 
 
-@torch.no_grad()
-def _rank_batch(model: Any, tokenizer: Any, batch: Sequence[_Question]) -> list[list[float]]:
-    device = next(model.parameters()).device
-    padding = pad_id(tokenizer)
-    ids, mask = pad_left([question.shared for question in batch], padding, device)
+def _padded(batch: Sequence[_Question], padding: int, *, few_shapes: bool) -> dict[str, Tensor]:
+    """Return a batch's tensors, int64, for `_log_likelihoods`.
+
+    ids, mask: what candidates share, padded on the left, (prompts, longest). owner: each candidate's prompt.
+    targets: the candidates' own tokens, padded on the right, (candidates, longest). real: which of `targets[:, 1:]` are
+    tokens. places: where these are, flattened; one past the end for none.
+    """
+    prompts, rows = [one.shared for one in batch], [rest for one in batch for rest in one.rest]
+    owner = [place for place, one in enumerate(batch) for _ in one.rest]
+    longest, after_first = max(map(len, prompts)), max(map(len, rows)) - 1
+    if few_shapes:
+        longest, after_first = rounded_length(longest), rounded_length(after_first) if after_first else 0
+        prompts = prompts + [[padding]] * (rounded_count(len(prompts)) - len(prompts))
+        rows = rows + [[padding]] * (rounded_count(len(rows)) - len(rows))
+        owner = owner + [0] * (len(rows) - len(owner))
+    places = [row * after_first + place for row, rest in enumerate(rows) for place in range(len(rest) - 1)]
+    if few_shapes and after_first:
+        places += [len(rows) * after_first] * (rounded_count(len(places)) - len(places))
+    return {
+        "ids": torch.tensor([[padding] * (longest - len(row)) + row for row in prompts]),
+        "mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts]),
+        "owner": torch.tensor(owner),
+        "targets": torch.tensor([row + [padding] * (after_first + 1 - len(row)) for row in rows]),
+        "real": torch.tensor([[1] * (len(row) - 1) + [0] * (after_first + 1 - len(row)) for row in rows]),
+        "places": torch.tensor(places, dtype=torch.int64),
+    }
+
+
+def _log_likelihoods(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return the sum of each candidate's log-probabilities, float32, (candidates,). batch: see `_padded`."""
+    ids, mask, owner, targets, real, places = batch.values()
     cache = DynamicCache(config=model.config)
-    first = (
-        model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions(mask),
+    first = model(
+        input_ids=ids,
+        attention_mask=_seen(model, mask, ids.shape[1]),
+        position_ids=positions(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    sums = first.float().log_softmax(-1)[owner, targets[:, 0]]
+    if targets.shape[1] == 1:
+        return sums
+    cache.batch_select_indices(owner)
+    inputs, wanted = targets[:, :-1], targets[:, 1:].flatten()
+    whole_mask = torch.cat([mask[owner], real], dim=1)
+    kept = places.clamp(max=len(wanted) - 1)
+    with logits_at(model.get_output_embeddings(), kept, inputs.shape):
+        logits = model(
+            input_ids=inputs,
+            attention_mask=_seen(model, whole_mask, inputs.shape[1]),
+            position_ids=positions(whole_mask)[:, ids.shape[1] :],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        )
-        .logits[:, -1]
-        .float()
-    )
-
-    rows = [rest for question in batch for rest in question.rest]
-    owner = torch.tensor([place for place, question in enumerate(batch) for _ in question.rest], device=device)
-    longest = max(map(len, rows))
-    targets = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows], device=device)
-    real = torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
-    real = real.to(device)
-
-    sums = first.log_softmax(-1)[owner, targets[:, 0]]
-    if longest > 1:
-        cache.batch_select_indices(owner)
-        inputs, wanted = targets[:, :-1], real[:, 1:].flatten().nonzero().squeeze(1)
-        whole_mask = torch.cat([mask[owner], real[:, :-1].long()], dim=1)
-        with logits_at(model.get_output_embeddings(), wanted, inputs.shape):
-            logits = model(
-                input_ids=inputs,
-                attention_mask=whole_mask,
-                position_ids=positions(whole_mask)[:, ids.shape[1] :],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[0]
-        each = _log_probabilities(logits, targets[:, 1:].flatten()[wanted])
-        # Not `index_add`, which adds up in any order on a GPU.
-        spread = torch.zeros(inputs.numel(), dtype=torch.float64, device=device)
-        spread[wanted] = each.double()
-        sums = (sums.double() + spread.view(inputs.shape).sum(1)).float()
-    values = iter(sums.tolist())
-    return [[next(values) for _ in question.rest] for question in batch]
+        ).logits[0]
+    # Not `index_add`, which adds up in any order on a GPU.
+    spread = torch.zeros(len(wanted) + 1, dtype=torch.float64, device=ids.device)
+    spread[places] = -negative_log_likelihoods(logits, wanted[kept]).double()
+    return (sums.double() + spread[:-1].view(inputs.shape).sum(1)).float()
 
 
-def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return log P(target) in float32, (tokens,), from logits (tokens, vocabulary) in parts: each is a float32 copy."""
-    parts = zip(logits.split(_TOKENS_AT_ONCE), targets.split(_TOKENS_AT_ONCE), strict=True)
-    return torch.cat([-F.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in parts])
+def _seen(model: Any, mask: Tensor, queries: int) -> Tensor:
+    """Return the mask of the last `queries` positions: whole where the model takes it so, with graphs and without."""
+    return attention.causal_mask(mask, queries) if attention.needs_no_mask(unwrapped(model)) else mask

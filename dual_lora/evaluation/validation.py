@@ -9,15 +9,20 @@ prompt is marked and both numbers are of the whole text.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from dual_lora.distributed import processes
+from dual_lora.evaluation.passes import Passes, negative_log_likelihoods, on_device
+from dual_lora.models import attention
+from dual_lora.models.head import unwrapped
 from dual_lora.tasks.encoding import IGNORED
+from dual_lora.tasks.padding import rounded_length
+from dual_lora.training.loss import NO_INPUTS
 
 
 @torch.no_grad()
@@ -27,39 +32,54 @@ def losses(
     collator: Callable[[list[Any]], Mapping[str, torch.Tensor]],
     *,
     batch_tokens: int,
+    passes: Passes | None = None,
 ) -> tuple[dict[str, float], list[tuple[float, int]]]:
     """Return the mean negative log-likelihood per token, natural logarithm, over all rows together.
 
     Args:
         rows: `input_ids`, `attention_mask` and `labels`, where prompts are marked as ignored if training ignores them.
-        batch_tokens: upper bound of a batch, padding included; its float32 logits take 4 × vocabulary bytes per token.
+        collator: pads on the right; for `passes` in few shapes to those of `tasks.padding`.
+        batch_tokens: upper bound of a batch, padding included; logits take 2 or 4 × vocabulary bytes per token.
+        passes: how they are computed; None: one by one.
 
     Returns:
         "loss": over the tokens with a label; "full_sequence_loss": over every token but the first.
         For each row, in order, the nats over its tokens with a label, and their number.
     """
-    batches = _batches([len(row["input_ids"]) for row in rows], batch_tokens)
+    passes = passes or Passes()
+    lengths = [len(row["input_ids"]) for row in rows]
+    batches = _batches([rounded_length(length) for length in lengths] if passes.few_shapes else lengths, batch_tokens)
     device = next(model.parameters()).device
-    sums = torch.zeros(len(rows), 2, 2, dtype=torch.float64)  # row × (answer, everything) × (loss, tokens)
     was_training = model.training
     model.eval()
+    computed = passes.calls(lambda batch, _: _sums(model, batch))
+    found: list[torch.Tensor] = []
     try:
-        for indices in tqdm(batches, desc="validation", leave=False, disable=None if processes.is_main() else True):
-            collated = collator([dict(rows[index]) for index in indices])
-            batch = {key: value.to(device) for key, value in collated.items()}
-            labels = batch["labels"][:, 1:]
-            inputs = {name: value for name, value in batch.items() if name not in ("labels", "shift_labels")}
-            logits = model(**inputs).logits[:, :-1]
-            targets = batch["input_ids"][:, 1:]
-            each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-            for place, counted in enumerate((labels != IGNORED, batch["attention_mask"][:, 1:].bool())):
-                found = torch.stack([(each * counted).sum(1), counted.sum(1)], dim=1)
-                sums[indices, place] = found.to("cpu", torch.float64)
+        with (
+            passes.stream(device),
+            attention.without_mask(unwrapped(model)) if passes.few_shapes else contextlib.nullcontext(),
+        ):
+            for indices in tqdm(batches, desc="validation", leave=False, disable=None if processes.is_main() else True):
+                batch = collator([dict(rows[index]) for index in indices])
+                found.append(computed({name: on_device(value, device) for name, value in batch.items()}))
     finally:
+        computed.close()
         model.train(was_training)
+    sums = torch.zeros(len(rows), 2, 2, dtype=torch.float64)  # row × (answer, everything) × (loss, tokens)
+    for indices, part in zip(batches, found, strict=True):
+        sums[indices] = part.to("cpu", torch.float64)
     (answer, answer_tokens), (whole, tokens) = sums.sum(0).tolist()
     means = {"loss": answer / max(answer_tokens, 1), "full_sequence_loss": whole / max(tokens, 1)}
     return means, [(nats, int(number)) for nats, number in sums[:, 0].tolist()]
+
+
+def _sums(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return, float32, (rows, 2, 2), each row's loss and number of tokens: of those with a label, and of all."""
+    logits = model(**{name: value for name, value in batch.items() if name not in NO_INPUTS}).logits[:, :-1]
+    targets = batch["input_ids"][:, 1:]
+    each = negative_log_likelihoods(logits.flatten(0, 1), targets.flatten()).view_as(targets)
+    kinds = (batch["labels"][:, 1:] != IGNORED, batch["attention_mask"][:, 1:].bool())
+    return torch.stack([torch.stack([(each * counted).sum(1), counted.sum(1)], dim=1) for counted in kinds], dim=1)
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

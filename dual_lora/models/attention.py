@@ -80,3 +80,14 @@ def whole_mask(mask: torch.Tensor) -> torch.Tensor:
     there is none: a decision that a recorded step cannot take.
     """
     return mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+
+
+def causal_mask(mask: torch.Tensor, queries: int) -> torch.Tensor:
+    """Return what the last `queries` of so many positions read: bool, (rows, 1, queries, length).
+
+    mask: of padding, (rows, length). Position by position as transformers makes it, and like `whole_mask` without
+    asking the device. Padding reads itself: what reads nothing is not a number in some kernels.
+    """
+    places = torch.arange(mask.shape[1], device=mask.device)
+    own = places[-queries:, None]
+    return mask.bool()[:, None, None, :] & (places <= own) | (places == own)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,10 @@ from dual_lora.evaluation.pipeline import Pipeline
 from dual_lora.records import file_sha256, per_item, read_json, replacing, write_json
 from dual_lora.runs import machine, tracking, warm_start
 from dual_lora.runs.resolve import Resolved, budget_note
+from dual_lora.tasks.encoding import rendered_sha256
 from dual_lora.tasks.splits import Items
-from dual_lora.training.trainer import Data, TrainingResult, resume_step, train
+from dual_lora.training.checkpoints import resume_step
+from dual_lora.training.trainer import Data, TrainingResult, train
 
 logger = logging.getLogger(__name__)
 _DENSE_START = "the head's dense layer, a new output layer"
@@ -48,6 +47,7 @@ class Work:
     _peak_is_own: bool = False
     _cards: list[str] = field(default_factory=list)
     _eval_batch: int | None = None
+    _evaluation_graphs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> RunConfig:
@@ -118,7 +118,7 @@ class Work:
         finally:
             self._notes += work.notes
             self._curves = work.curves()
-            self._eval_batch = work.eval_batch
+            self._eval_batch, self._evaluation_graphs = work.eval_batch, work.graphs
             self._cost["peak_memory_bytes"] = self._peak_memory()
         self._cost["peak_memory_bytes"] = [peak for peaks in processes.gather(self._peak_memory()) for peak in peaks]
         self._cards = sorted(set(processes.gather(machine.card(resolved.device))))
@@ -165,8 +165,8 @@ class Work:
     def _diagnostics(self) -> list[DiagnosticsCallback]:
         if self.config.diagnostics == "off" or self.config.method.trains != "adapter":
             return []
-        path = self.folder / "diagnostics.json"
-        return [DiagnosticsCallback(path, reference=full_fine_tuning(self.config, self.resolved.dtype))]
+        full = full_fine_tuning(self.config, self.resolved.dtype)
+        return [DiagnosticsCallback(self.folder / "diagnostics.json", reference=full)]
 
     def _check_rendered(self, sha256: str) -> None:
         """A resumed run must continue with exactly the same training text."""
@@ -289,6 +289,7 @@ class Work:
             "threads": torch.get_num_threads(),
             "resumed_from": self._training.resumed_from if self._training else [],
             "graphs": self._training.graphs if self._training else {},
+            "evaluation_graphs": self._evaluation_graphs,
         }
 
     def origin(self) -> dict[str, Any]:
@@ -310,11 +311,3 @@ def _trained(values: Any) -> tuple[TrainingResult, dict[str, str]]:
     if hashes.keys() != {"last.safetensors", *values["selected"].values()}:
         raise ValueError(f"it has hashes of {', '.join(hashes) or 'no file'}")
     return TrainingResult(**values), hashes
-
-
-def rendered_sha256(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the hash of what the model is trained on, token by token: the same on every resume of a run."""
-    hasher = hashlib.sha256()
-    for row in rows:
-        hasher.update(json.dumps([row["input_ids"], row["labels"]]).encode())
-    return hasher.hexdigest()

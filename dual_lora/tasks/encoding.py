@@ -14,6 +14,8 @@ predict is left out everywhere: it would be a batch without a loss, 0 / 0, if it
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -140,3 +142,11 @@ def _needed(prompts: Sequence[Prompt], tokenizer: Any, protocol: ProtocolConfig)
     if protocol.name == "paper":  # the first token that is predicted
         return [max(labels.count(IGNORED) + 1, 2) for labels in whole]
     return [len(labels) for labels in whole]
+
+
+def rendered_sha256(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the hash of what the model is trained on, token by token: the same on every resume of a run."""
+    hasher = hashlib.sha256()
+    for row in rows:
+        hasher.update(json.dumps([row["input_ids"], row["labels"]]).encode())
+    return hasher.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.config import ConfigError
+from dual_lora.distributed import processes
 from dual_lora.records import UNREADABLE, file_sha256, set_aside, write_json
 
 logger = logging.getLogger(__name__)
@@ -95,3 +96,17 @@ def prune(folder: Path, keep: int) -> None:
 
 def _step(path: Path) -> re.Match[str] | None:
     return re.fullmatch(r"checkpoint-(\d+)", path.name)
+
+
+def start_from(folder: Path) -> Path | None:
+    """Return the checkpoint that a training in `folder` continues from; None for a new one.
+
+    One process looks for all, as damaged ones are moved away meanwhile.
+    """
+    return processes.from_main(lambda: latest_complete(folder / "checkpoints"))
+
+
+def resume_step(folder: Path) -> int:
+    """Return the optimizer step that a training in `folder` would continue from; 0 for a new one."""
+    start = start_from(folder)
+    return int(start.name.rpartition("-")[2]) if start else 0

@@ -1,16 +1,19 @@
-"""Micro-steps as CUDA graphs: forward, loss and backward are recorded once per shape and then replayed by one call.
+"""Micro-steps and forward passes as CUDA graphs: recorded once per shape and then replayed by one call.
 
     steps = GraphedSteps(micro_step, parameters, recorder=CudaRecorder())
-    loss = steps(batch, items)          # gradients are added to `parameter.grad`
+    loss = steps(batch, items)          # forward, loss and backward: gradients are added to `parameter.grad`
     ... clip, optimizer.step(), model.zero_grad() as ever
+
+    passes = GraphedCalls(forward, recorder=recorder)       # without gradients, as for a validation loss
+    loss = passes(batch)
 
 The first batch of a shape is computed as without graphs, which also loads and compiles what the shape needs; the second
 one is recorded, so a shape that comes once costs nothing more. A recording computes nothing and draws no random number:
-it is replayed for the very batch that it was made with. What is replayed are the kernels of `micro_step` on the memory
+it is replayed for the very batch that it was made with. What is replayed are the kernels of a function on the memory
 that they saw, so batches are copied into buffers of the graph, and gradients stay in the same storage.
 
-All graphs share one pool of memory, and steps without a graph use it too (`recorders`). Its size is that of the largest
-step, since they run one after the other.
+All graphs of a recorder share one pool of memory, and calls without a graph use it too (`recorders`). Its size is that
+of the largest call, since they run one after the other.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,8 +38,7 @@ MOST_GRAPHS = 48
 _ALIGNMENT = 128  # bytes
 
 Batch = Mapping[str, Tensor]
-MicroStep = Callable[[dict[str, Tensor], Any], Tensor]
-Result = TypeVar("Result")
+Function = Callable[[dict[str, Tensor], Any], Tensor]
 
 
 class StaticGradients:
@@ -114,84 +116,74 @@ class _Graph:
     uses: int = 0
 
 
-class GraphedSteps:
-    """Computes micro-steps by graphs where it can, and otherwise by calling `micro_step`.
+class GraphedCalls:
+    """Computes a function of a batch by graphs where it can, and otherwise by calling it.
 
     Args:
-        micro_step: (batch, items) → loss, detached; adds gradients to `parameter.grad` by a backward pass. It may read
-            nothing that changes between calls but its arguments, parameters and buffers, and random numbers.
-        parameters: what is trained.
-        recorder: `CudaRecorder()`, or `Recorder()` to compute on the same buffers without graphs.
-        follows: whether whatever else `micro_step` reads now is what a recording of it reads, or read: else it is
-            called.
-        required: raise if a step cannot be recorded, instead of going on without graphs.
+        function: (batch, items) → one tensor, detached. It may read nothing that changes between calls but its
+            arguments, parameters and buffers, and random numbers.
+        recorder: `CudaRecorder()`, or `Recorder()` to compute on the same buffers without graphs; None: no graphs. Its
+            memory is shared by all that are given the same one.
+        follows: whether whatever else `function` reads now is what a recording of it reads, or read: else it is called.
+        required: raise if a call cannot be recorded, instead of going on without graphs.
         most: graphs to keep; the least used one is dropped.
     """
 
+    _what = "evaluation"
+
     def __init__(
         self,
-        micro_step: MicroStep,
-        parameters: Sequence[torch.nn.Parameter],
+        function: Function,
         *,
-        recorder: Recorder,
+        recorder: Recorder | None,
         follows: Callable[[], bool] = lambda: True,
         required: bool = False,
         most: int = MOST_GRAPHS,
     ) -> None:
-        self._micro_step, self._parameters = micro_step, list(parameters)
-        self._recorder: Recorder | None = recorder
+        self._function, self._recorder = function, recorder
         self._follows, self._required, self._most = follows, required, most
         self._graphs: dict[Hashable, _Graph] = {}
+        self._generation = 0  # of the recorder's memory in which the graphs were recorded
         self._seen: set[Hashable] = set()
-        self._gradients: StaticGradients | None = None
         self.reason: str | None = None  # why no graphs are used (any longer)
         self.captures = self.replays = self.eager = 0
 
-    def __call__(self, batch: Batch, items: Any) -> Tensor:
-        """Return the loss of a micro-batch, (); its gradients are added to those of the step's earlier ones."""
-        if self._gradients is not None:
-            self._gradients.restore()
+    def __call__(self, batch: Batch, items: Any = None) -> Tensor:
+        """Return what the function does. `items`: its second argument; the same graph serves tensors of any value."""
         graph = self._graph(batch, items)
         if graph is None:
             self.eager += 1
-            loss = self.beside(lambda: self._micro_step(dict(batch), items))
-            if self._gradients is None:
-                self._gradients = StaticGradients(self._parameters)
-            return loss
-        given = _tensors(batch, items)
-        torch._foreach_copy_(graph.inputs, given, non_blocking=True)
+            return self._called(lambda: self._function(dict(batch), items))
+        torch._foreach_copy_(graph.inputs, _tensors(batch, items), non_blocking=True)
         graph.uses += 1
         self.replays += 1
         return graph.replay().clone()
-
-    def beside(self, function: Callable[[], Result]) -> Result:
-        """Return `function()`, computed between two micro-steps in the memory of their graphs."""
-        if self._recorder is None:
-            return function()
-        result, left_memory = self._recorder.run(function)
-        if left_memory:  # as a buffer that is made once: graphs that were recorded before would write there
-            self._graphs.clear()
-        return result
 
     def close(self) -> None:
         """Give the memory of all graphs back."""
         self._graphs.clear()
         self._recorder = None
 
-    def average(self, processes: int) -> None:
-        """Average the gradients of the step over the processes; after its last micro-batch."""
-        if processes > 1 and self._gradients is not None and dist.is_initialized():
-            self._gradients.average(processes)
-
     def report(self) -> dict[str, Any]:
-        """Return what a record holds: graphs in use, recordings, replays, micro-steps without one, and why."""
+        """Return what a record holds: graphs in use, recordings, replays, calls without one, and why."""
+        self._drop_stale()
         counts = {"graphs": len(self._graphs), "captures": self.captures, "replays": self.replays, "eager": self.eager}
         return {**counts, "reason": self.reason}
 
+    def _drop_stale(self) -> None:
+        """Drop graphs in whose memory something else is now; see `Recorder`."""
+        if self._recorder is not None and self._recorder.generation != self._generation:
+            self._graphs.clear()
+            self._generation = self._recorder.generation
+
+    def _called(self, function: Callable[[], Tensor]) -> Tensor:
+        return function() if self._recorder is None else self._recorder.run(function)
+
     def _graph(self, batch: Batch, items: Any) -> _Graph | None:
-        """Return the graph for a batch, made now if its shape was computed before; None: call `micro_step`."""
+        """Return the graph for a batch, made now if its shape was computed before; None: call the function."""
         if self._recorder is None:
             return None
+        self._drop_stale()
         key = (
             tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items()),
             None if isinstance(items, Tensor) else items,
@@ -206,19 +198,50 @@ class GraphedSteps:
         own = dict(zip(batch, inputs, strict=False))
         own_items = inputs[-1] if isinstance(items, Tensor) else items
         try:
-            replay = recorder.record(lambda: self._micro_step(dict(own), own_items))
+            replay = recorder.record(lambda: self._function(dict(own), own_items))
         except Exception as error:
             if self._required:
                 raise RuntimeError(f"launch.graphs=on, but a step cannot be recorded: {error}") from error
             self.reason = _told(error)
             self.close()
-            logger.warning("training goes on without CUDA graphs: %s", self.reason)
+            logger.warning("%s goes on without CUDA graphs: %s", self._what, self.reason)
             return None
         self.captures += 1
         if len(self._graphs) >= self._most:
             del self._graphs[min(self._graphs, key=lambda known: self._graphs[known].uses)]
         self._graphs[key] = _Graph(inputs, replay)
         return self._graphs[key]
+
+
+class GraphedSteps(GraphedCalls):
+    """Computes micro-steps, which add gradients to `parameter.grad` by a backward pass, as `GraphedCalls` does.
+
+    Args:
+        micro_step: (batch, items) → loss, detached.
+        parameters: what is trained.
+        options: of `GraphedCalls`.
+    """
+
+    _what = "training"
+
+    def __init__(self, micro_step: Function, parameters: Sequence[torch.nn.Parameter], **options: Any) -> None:
+        super().__init__(micro_step, **options)
+        self._parameters = list(parameters)
+        self._gradients: StaticGradients | None = None
+
+    def __call__(self, batch: Batch, items: Any = None) -> Tensor:
+        """Return the loss of a micro-batch, (); its gradients are added to those of the step's earlier ones."""
+        if self._gradients is not None:
+            self._gradients.restore()
+        loss = super().__call__(batch, items)
+        if self._gradients is None:
+            self._gradients = StaticGradients(self._parameters)
+        return loss
+
+    def average(self, processes: int) -> None:
+        """Average the gradients of the step over the processes; after its last micro-batch."""
+        if processes > 1 and self._gradients is not None and dist.is_initialized():
+            self._gradients.average(processes)
 
 
 def _tensors(batch: Batch, items: Any) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Recording a function's kernels as a CUDA graph, in memory that graphs share with what is computed between them.
 
 A graph keeps its memory from one replay to the next, so a step without a graph would need as much again. `CudaRecorder`
-lets both use one pool: a replay and an ordinary step come one after the other, and neither leaves anything in it.
+lets both use one pool: a replay and an ordinary call come one after the other, and neither leaves anything in it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ Result = TypeVar("Result")
 
 
 class Recorder:
-    """Calls what it is given: steps on a graph's buffers, without graphs and without a GPU."""
+    """Calls what it is given: steps on a graph's buffers, without graphs and without a GPU.
+
+    `generation` rises when a call has left memory where replays of what was recorded before would write: none may
+    follow.
+    """
+
+    generation = 0
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Return a call that computes `function` again and returns its output, which the next call may overwrite."""
         return function
 
-    def run(self, function: Callable[[], Result]) -> tuple[Result, bool]:
-        """Return `function()`, and whether it has left memory where replays would write: then none may follow."""
-        return function(), False
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Return `function()`, computed between two replays in their memory."""
+        return function()
 
 
 class CudaRecorder(Recorder):
@@ -67,7 +73,7 @@ class CudaRecorder(Recorder):
 
         return replay
 
-    def run(self, function: Callable[[], Result]) -> tuple[Result, bool]:
+    def run(self, function: Callable[[], Result]) -> Result:
         """Return a copy in other memory if the result is a tensor."""
         before = self._in_use()
         # The backward pass allocates in the pool only if it is computed by this thread.
@@ -75,7 +81,9 @@ class CudaRecorder(Recorder):
             result = function()
         if isinstance(result, Tensor):
             result = result.clone()
-        return result, self._in_use() > before
+        if self._in_use() > before:  # as a buffer that is made once
+            self.generation += 1
+        return result
 
     def _in_use(self) -> int:
         """Return the bytes of all tensors in the pool."""
@@ -96,6 +104,11 @@ def _waiting_refused() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def on_a_stream() -> bool:
+    """Return whether the current stream is not the default one, so that graphs can be recorded."""
+    return torch.cuda.is_initialized() and torch.cuda.current_stream() != torch.cuda.default_stream()
 
 
 @contextmanager

@@ -29,8 +29,8 @@ from dual_lora.models.head import unwrapped
 from dual_lora.tasks.base import Head
 from dual_lora.training.arguments import training_arguments
 from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
-from dual_lora.training.checkpoints import check_layout, latest_complete, prune, seal
-from dual_lora.training.graphs import GraphedSteps, draws_numbers, obstacle
+from dual_lora.training.checkpoints import check_layout, prune, seal, start_from
+from dual_lora.training.graphs import GraphedCalls, GraphedSteps, draws_numbers, obstacle
 from dual_lora.training.loss import Objective
 from dual_lora.training.recorders import CudaRecorder, on_own_stream
 from dual_lora.training.sampling import Epochs, StepSampler
@@ -130,7 +130,7 @@ def train(
     trainer.keep_checkpoints = config.launch.keep_checkpoints
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
     trainer.layout = {"engine": config.launch.engine, "zero_stage": stage, "processes": batches.world_size}
-    start = _start_from(folder)
+    start = start_from(folder)
     if start is not None:
         check_layout(start, trainer.layout)
         logger.info("continuing from %s", start)
@@ -172,17 +172,6 @@ def train(
     )
 
 
-def resume_step(folder: Path) -> int:
-    """Return the optimizer step that a training in `folder` would continue from; 0 for a new one."""
-    start = _start_from(folder)
-    return int(start.name.rpartition("-")[2]) if start else 0
-
-
-def _start_from(folder: Path) -> Path | None:
-    """Return the checkpoint to continue from; one process looks for all, as damaged ones are moved away meanwhile."""
-    return processes.from_main(lambda: latest_complete(folder / "checkpoints"))
-
-
 def _trained(model: torch.nn.Module) -> int:
     """Return how many elements are trained, wherever ZeRO-3 has put them."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
@@ -203,7 +192,8 @@ class _Trainer(Trainer):
     graphs: str = "off"  # "auto", "on" or "off"
     graphs_obstacle: str | None = None  # why there are none, whatever was asked for
     _steps: GraphedSteps | None = None
-    _said: dict[str, Any] | None = None  # `GraphedSteps.report` at the end
+    _validation: GraphedCalls | None = None  # a batch's validation loss, in the memory of the steps
+    _said: dict[str, Any] | None = None  # what both report at the end
     _operations_per_token: int | None = None
     _prepared: Any = None  # the model as the Trainer wraps it, once its wrapper is as it should be
 
@@ -239,23 +229,30 @@ class _Trainer(Trainer):
     def _graphed_steps(self, model: Any) -> GraphedSteps:
         # torch's DDP would send gradients from within the backward pass; here they are sent after it.
         inner = model.module if isinstance(model, DistributedDataParallel) else model
+        recorder, follows = CudaRecorder(), follows_recorded(inner)
+        validate = super().prediction_step
+        self._validation = GraphedCalls(
+            lambda batch, _: validate(inner, batch, prediction_loss_only=True)[0], recorder=recorder, follows=follows
+        )
         return GraphedSteps(
             partial(super().training_step, inner),
             self.trained,
-            recorder=CudaRecorder(),
-            follows=follows_recorded(inner),
+            recorder=recorder,
+            follows=follows,
             required=self.graphs == "on",
         )
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        evaluate = partial(super().evaluate, *args, **kwargs)
-        return evaluate() if self._steps is None else self._steps.beside(evaluate)
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        if self._validation is None or not prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        return self._validation(self._prepare_inputs(inputs)), None, None
 
     def close_graphs(self) -> None:
         """Give the memory of the graphs back: what was trained is evaluated next."""
-        if self._steps is not None:
-            self._said = self._steps.report()
+        if self._steps is not None and self._validation is not None:
+            self._said = {**self._steps.report(), "validation": self._validation.report()}
             self._steps.close()
+            self._validation.close()
 
     def graphs_report(self) -> dict[str, Any]:
         """Return what a record says of the graphs of this process, and of what their few shapes cost."""
@@ -317,4 +314,4 @@ class _ShardedTrainer(ShardedTrainer, _Trainer):
     pass
 
 
-__all__ = ["Data", "Diverged", "Interrupted", "TrainingResult", "resume_step", "train"]
+__all__ = ["Data", "Diverged", "Interrupted", "TrainingResult", "train"]

@@ -82,6 +82,8 @@ def test_a_graphed_training_has_the_bits_of_an_eager_one(kind: str, words: list[
     report = graphed[0]["execution"]["graphs"]
     assert report["replays"] > 0
     assert report["reason"] is None
+    assert report["validation"]["replays"] > 0
+    assert report["validation"]["reason"] is None
     assert len(graphed[0]["curves"]["validation_loss"]) > 2
     assert_same_bits(graphed, eager)
 

@@ -1,0 +1,74 @@
+"""How the forward passes of an evaluation are computed: on a GPU in few shapes, those that come again as CUDA graphs.
+
+    passes = passes_for(model, graphs="auto")
+    computed = passes.calls(forward)                # forward(batch, None) -> one tensor
+    with passes.stream(device):
+        values = computed(batch)
+    passes.report()                                 # of all calls, for the record
+
+Shapes, and so bits, are the same with graphs and without. A small model's passes wait for the host, so its batches are
+larger (`is_small`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from dual_lora.distributed import processes
+from dual_lora.training.graphs import Function, GraphedCalls
+from dual_lora.training.recorders import CudaRecorder, Recorder, on_own_stream
+
+_SMALL = 1e9  # parameters
+_LOGITS_AT_ONCE = 1024  # rows; 4 × vocabulary bytes each
+
+
+class Passes:
+    """See the module. few_shapes: pad batches by `tasks.padding`. recorder: None, no graphs."""
+
+    def __init__(self, recorder: Recorder | None = None, *, few_shapes: bool = False) -> None:
+        self.few_shapes, self._recorder = few_shapes, recorder
+        self._calls: list[GraphedCalls] = []
+
+    def calls(self, function: Function) -> GraphedCalls:
+        """Return what computes `function`; it may read the model's weights, as they are now and as they will be."""
+        self._calls.append(GraphedCalls(function, recorder=self._recorder))
+        return self._calls[-1]
+
+    def stream(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return where to compute: graphs are recorded on a stream of their own."""
+        return nullcontext() if self._recorder is None else on_own_stream(device)
+
+    def report(self) -> dict[str, Any]:
+        """Return recordings, replays, passes without a graph, and why there are no graphs (any longer)."""
+        counts = {name: sum(getattr(one, name) for one in self._calls) for name in ("captures", "replays", "eager")}
+        return {**counts, "reason": next((one.reason for one in self._calls if one.reason), None)}
+
+
+def passes_for(model: torch.nn.Module, graphs: str) -> Passes:
+    """Return how `model` computes. Without graphs on a CPU, and where processes share its weights.
+
+    graphs: `launch.graphs`; with "off" nothing is recorded, and the numbers are the same.
+    """
+    if next(model.parameters()).device.type != "cuda" or processes.is_partitioned(model):
+        return Passes()
+    return Passes(None if graphs == "off" else CudaRecorder(), few_shapes=True)
+
+
+def is_small(model: torch.nn.Module) -> bool:
+    """Return whether starting a model's kernels takes longer than the kernels, unless a batch is large."""
+    return sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+
+
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a copy on `device`, for which a GPU is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def negative_log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return −log P(target), float32, (tokens,), from logits (tokens, vocabulary) in parts: each is a float32 copy."""
+    parts = zip(logits.split(_LOGITS_AT_ONCE), targets.split(_LOGITS_AT_ONCE), strict=True)
+    return torch.cat([F.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in parts])
