@@ -18,7 +18,6 @@ from dual_lora.records.schema import Cost, Record
 from dual_lora.report import labels, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import BlockView, Line, TableView
-from dual_lora.report.tuning import RATE
 
 Kind = Literal["rates", "differences", "curves", "cost", "inside"]
 KINDS: Mapping[Kind, str] = {
@@ -135,7 +134,7 @@ def _swept(view: TableView, experiments: Mapping[str, Experiment]) -> Iterator[F
                         point = Point(float(line.choices[setting]), cell.value, n=cell.n)
                         ranged = replace(point, low=point.y - spread, high=point.y + spread) if spread else point
                         lines[method_of(experiments[block.experiment], line, along=setting)].append(ranged)
-            chooses = setting == RATE and not column.average
+            chooses = setting == selection.RATE and not column.average
             marked = {method: _marked(points, column.better if chooses else None) for method, points in lines.items()}
             panels.append(
                 Panel(

@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dual_lora import shipped
@@ -32,6 +33,8 @@ _WITHOUT_INFLUENCE = (
     "model.path",
     "recipe.trials",
 )
+RATE = "recipe.learning_rate"
+FIRST_SEED = 100  # of trials, which choose; seeds below report
 _GROUPS = ("model", "task", "method", "protocol", "profile")
 # What a recipe that is silent about a setting means by it.
 _UNSTATED = {
@@ -58,6 +61,17 @@ def in_sweep(record: Record, experiment: Experiment) -> bool:
     if any(record.name(key) not in experiment.sweep[key] for key in _GROUPS):
         return False  # most records end here
     return all(any(belongs(record, {key: value}) for value in values) for key, values in experiment.sweep.items())
+
+
+def with_extension(experiment: Experiment, records: Iterable[Record]) -> Experiment:
+    """Return trials of learning rates with the rates that only records have: `run.py tune` extends a file's grid."""
+    rates = experiment.sweep.get(RATE, ())
+    if len(rates) < 2 or min(experiment.seeds) < FIRST_SEED:
+        return experiment
+    rest = replace(experiment, sweep={key: values for key, values in experiment.sweep.items() if key != RATE})
+    held = {float(record.identity["recipe"]["learning_rate"]) for record in records if in_sweep(record, rest)}
+    added = [f"{rate:g}" for rate in held - set(map(float, rates))]
+    return replace(experiment, sweep={**experiment.sweep, RATE: tuple(sorted([*rates, *added], key=float))})
 
 
 def select(experiment: Experiment, records: Iterable[Record]) -> list[Record]:

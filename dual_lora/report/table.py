@@ -30,13 +30,15 @@ class Builder:
     configs: Path
     sources: list[str] = field(default_factory=list)
     _comparisons: dict[endpoint.Key, Comparison] = field(default_factory=dict, init=False)
+    _asked: dict[str, Experiment] = field(default_factory=dict, init=False)  # as their files have them
     _alone: frozenset[str] = field(default=frozenset(), init=False)  # ids of runs that had their card to themselves
 
     def build(self, name: str, blocks: Sequence[Experiment], records: Sequence[Record]) -> TableView:
         """Return a table. Raises `MixedBlockError`, `AmbiguousColumnError`, `PublishedError`."""
         usable = [record for record in records if not selection.is_local_play(record)]
         self._alone = neighbours.alone(records)
-        found = [measured.block(experiment, usable) for experiment in blocks]
+        found = [measured.block(selection.with_extension(experiment, usable), usable) for experiment in blocks]
+        self._asked = {experiment.name: experiment for experiment in blocks}
         self._comparisons = endpoint.compare(found)
         views = [view for block in found for view in self._block(block)]
         named = next((b for b in blocks if b.name == name), blocks[0])
@@ -45,8 +47,8 @@ class Builder:
     def _block(self, block: MeasuredBlock) -> list[BlockView]:
         """Return a block's grids, one per panel; findings, notes and commands are below the last."""
         experiment = block.experiment
-        missing = selection.missing(experiment, block.records)
-        every = len(experiment.runs())
+        missing = selection.missing(self._asked[experiment.name], block.records)
+        every = len(self._asked[experiment.name].runs())
         printed = self._printed(experiment)
         used: set[Published] = set()
         records = [record for row in block.rows for record in row.records]

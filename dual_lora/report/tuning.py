@@ -24,8 +24,7 @@ from dual_lora.report.definition import Block, Column, Experiment
 
 _GROUPS = ("model", "task", "method")
 _LOSS = "loss"  # the measurement of a language model on validation; lower is better
-RATE = "recipe.learning_rate"
-FIRST_SEED = 100  # of those that choose; seeds below report
+RATE, FIRST_SEED = selection.RATE, selection.FIRST_SEED
 _SEEDS = "100,101"
 _POINTS, _FACTOR = 5, 2.0  # of a new grid
 _MOST = 4  # values a grid may be extended by on one side

@@ -10,7 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dual_lora.config.compose import compose, options
-from dual_lora.report import definition, published, selection
+from dual_lora.report import definition, published, selection, tuning
+from dual_lora.report.workspace import Workspace
 from tests import ROOT
 
 EXPERIMENTS = definition.read_all(ROOT / "experiments")
@@ -111,3 +112,18 @@ def test_every_method_gets_the_same_number_of_trials(name):
             assert cell["seed"] == "0"
     assert len({len(rates) for rates in trials.values()}) == 1, trials
     assert {"lora", "dora", "dual_lora"} <= {method for method, *_ in trials}
+
+
+@pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if one.block.trials])
+def test_committed_runs_have_what_their_trials_chose(name):
+    """Every reported run is at the rate that `run.py tune` chooses from the committed trials."""
+    space = Workspace(ROOT)
+    study, held = EXPERIMENTS[name], space.committed_records()
+    reported = selection.select(study, held)
+    if not reported:
+        pytest.skip("no run of it is committed")
+    choices = tuning.choose([EXPERIMENTS[trials] for trials in study.block.trials], held)
+    chosen = {(one.model, one.task, one.method): float(one.chosen.settings[tuning.RATE]) for one in choices}
+    for record in reported:
+        place = tuple(record.name(part) for part in ("model", "task", "method"))
+        assert record.identity["recipe"]["learning_rate"] == chosen[place], record.run_id

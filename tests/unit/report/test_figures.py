@@ -127,6 +127,22 @@ def test_what_else_is_swept_makes_a_line_of_its_own_and_only_a_rate_is_chosen(tm
     assert not any(point.chosen for own in panel.lines.values() for point in own)
 
 
+def test_a_grid_that_was_extended_is_shown_with_its_new_rates(tmp_path):
+    text = RATES.format(method="lora", title="title: Rates").replace("seed: 0,1", "seed: 100,101")
+    rates_ = (5e-5, 1e-4, 2e-4, 4e-4)
+    trials = [
+        record("lora", seed, {"boolq": rate}, metric="loss", learning_rate=rate)
+        for rate in rates_
+        for seed in (100, 101)
+    ]
+    space = workspace(tmp_path, *trials, record("lora", 0, metric="loss", learning_rate=8e-4), text=text)
+    (block,) = space.views(space.all_records())["table_x"].blocks
+    assert [line.choices["recipe.learning_rate"] for line in block.lines] == ["5e-05", "0.0001", "0.0002", "0.0004"]
+    assert (block.runs_done, block.runs_all) == (6, 6)  # of the file's grid
+    (panel,) = of(space, "rates").panels
+    assert [(p.x, p.chosen, p.end) for p in panel.lines["LORA"]][0] == (5e-5, True, True)
+
+
 def test_lines_are_told_apart_without_colours(tmp_path):
     svg = drawn(of(rates(tmp_path), "rates"), tmp_path)
     lines = [svg.partition(f'<g id="line0:{method}">')[2] for method in ("LORA", "Dual LoRA")]
