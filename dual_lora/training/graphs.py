@@ -78,6 +78,19 @@ class StaticGradients:
         for place, parameter in enumerate(self.parameters):
             parameter.grad = self._views[place]
 
+    def collect(self, function: Callable[[], Tensor]) -> Tensor:
+        """Return `function()`, whose gradients are added in the end by a few launches, not each by one of its own."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        try:
+            result = function()
+            found = {place: p.grad for place, p in enumerate(self.parameters) if p.grad is not None}
+            torch._foreach_add_([self._views[place] for place in found], list(found.values()))
+        finally:
+            for place, parameter in enumerate(self.parameters):
+                parameter.grad = self._views[place]
+        return result
+
     def average(self, processes: int) -> None:
         """Replace every gradient by its mean over the processes, with the bits of `ordered_reduce`'s hook."""
         for flat in self.flat:
@@ -198,7 +211,7 @@ class GraphedCalls:
         own = dict(zip(batch, inputs, strict=False))
         own_items = inputs[-1] if isinstance(items, Tensor) else items
         try:
-            replay = recorder.record(lambda: self._function(dict(own), own_items))
+            replay = recorder.record(lambda: self._recorded(dict(own), own_items))
         except Exception as error:
             if self._required:
                 raise RuntimeError(f"launch.graphs=on, but a step cannot be recorded: {error}") from error
@@ -211,6 +224,10 @@ class GraphedCalls:
             del self._graphs[min(self._graphs, key=lambda known: self._graphs[known].uses)]
         self._graphs[key] = _Graph(inputs, replay)
         return self._graphs[key]
+
+    def _recorded(self, batch: dict[str, Tensor], items: Any) -> Tensor:
+        """Return what the function does; a recording calls this."""
+        return self._function(batch, items)
 
 
 class GraphedSteps(GraphedCalls):
@@ -237,6 +254,10 @@ class GraphedSteps(GraphedCalls):
         if self._gradients is None:
             self._gradients = StaticGradients(self._parameters)
         return loss
+
+    def _recorded(self, batch: dict[str, Tensor], items: Any) -> Tensor:
+        assert self._gradients is not None  # the first micro-batch was computed
+        return self._gradients.collect(lambda: self._function(batch, items))
 
     def average(self, processes: int) -> None:
         """Average the gradients of the step over the processes; after its last micro-batch."""

@@ -89,6 +89,28 @@ def test_gradients_keep_their_storage_and_unused_parameters_stay_without() -> No
     assert torch.equal(layer.weight.grad, expected[0])
 
 
+def test_gradients_are_collected_by_one_addition_and_stay_where_a_step_fails() -> None:
+    layer = nn.Linear(2, 3)
+    layer.weight.grad, layer.bias.grad = torch.ones(3, 2), torch.ones(3)
+    held = StaticGradients(layer.parameters())
+    own, seen = [layer.weight.grad, layer.bias.grad], []
+
+    def step() -> Tensor:
+        seen.append(layer.weight.grad)
+        loss = (2 * layer.weight).sum()
+        loss.backward()
+        return loss.detach()
+
+    assert held.collect(step) == 2 * layer.weight.sum()
+    assert seen == [None]
+    assert torch.equal(own[0], torch.full((3, 2), 3.0))
+    assert torch.equal(own[1], torch.ones(3))
+    with pytest.raises(ZeroDivisionError):
+        held.collect(lambda: torch.tensor(1 // 0))
+    assert layer.weight.grad is own[0]
+    assert layer.bias.grad is own[1]
+
+
 # ---------------------------------------------------------------- steps
 
 
