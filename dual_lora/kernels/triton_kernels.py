@@ -217,7 +217,7 @@ def finish_gradient_kernel(
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     if pid < column_programs:
         offsets = pid * BLOCK + tl.arange(0, BLOCK)
-        for _ in range(row_blocks):
+        for _ in tl.range(0, row_blocks, loop_unroll_factor=8):  # eight loads under way, in the order of the sum
             total += tl.load(sums + offsets, mask=offsets < column_length, other=0.0)
             sums += column_length
         boundary = RANK_M * n_columns
@@ -226,7 +226,7 @@ def finish_gradient_kernel(
     else:
         offsets = (pid - column_programs) * BLOCK + tl.arange(0, BLOCK)
         sums += row_sums_begin
-        for _ in range(chunks):
+        for _ in tl.range(0, chunks, loop_unroll_factor=8):
             total += tl.load(sums + offsets, mask=offsets < row_length, other=0.0)
             sums += row_length
         boundary = RANK_M * n_rows
