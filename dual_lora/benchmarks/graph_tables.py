@@ -7,7 +7,7 @@ from typing import Any
 
 NAMES = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA", "full": "full fine-tuning"}
 TARGET = 1.10  # of Dual LoRA's step over LoRA's
-PAPERS = "LLaMA-7B, 16 x 112"
+PAPERS = "LLaMA-7B, 16 x 112, dropout 0.05"  # the batch, and what the recipes train with
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -23,8 +23,10 @@ def summary(found: Mapping[str, Any]) -> str:
             f"{NAMES[method]} {row['eager']['median_ms']:.0f} → {row['graph']['median_ms']:.0f}"
             for method, row in rows.items()
         ]
-        note = " tokens, the paper's batch on commonsense" if size == PAPERS else " tokens"
-        lines.append(f"- {_size(size)}{note}: {', '.join(parts)} ms{_ratio(rows)}")
+        note = ", the paper's batch on commonsense as its recipes train it" if size == PAPERS else ""
+        model, tokens, *rest = _size(size).split(", ")
+        name = ", ".join([model, f"{tokens} tokens", *rest])
+        lines.append(f"- {name}{note}: {', '.join(parts)} ms{_ratio(rows)}")
     card = found["environment"]["card"]
     return (
         f"A training step of the suite, without and with CUDA graphs (`launch.graphs`, on by default; {card}, "
@@ -49,6 +51,8 @@ def section(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "peft", "triton"))
     parts = [f"{environment['card']}, {versions}. Made by {found['made_by']}"]
     parts += ["### Steps", _steps(found["steps"])]
+    if "before" in found:
+        parts += ["### Dual LoRA's steps before and after", _before(found["before"], found["steps"])]
     if "memory_of_many_shapes" in found:
         parts += ["### Memory of a training with many shapes", _memory(found["memory_of_many_shapes"])]
     if "runs" in found:
@@ -79,6 +83,23 @@ def _steps(steps: Mapping[str, Any]) -> str:
             )
     lines += ["", "Memory: the most that the allocator kept, with graphs over without."]
     return "\n".join([*lines, *["¹ of call 1"] * any("¹" in line for line in lines)])
+
+
+def _before(before: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
+    lines = [
+        f"Before: {before['code']}, in the same call.",
+        "",
+        "| size, tokens | without graphs, ms | with graphs, ms | GPU busy, ms | memory handed out, GiB |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for size, row in before["steps"].items():
+        now = steps[size]["dual_lora"]
+        pairs = [(row[way]["median_ms"], now[way]["median_ms"]) for way in ("eager", "graph")]
+        pairs.append((row["busy_ms"], now["busy_ms"]))
+        cells = [f"{old:.1f} → {new:.1f}" for old, new in pairs]
+        memory = f"{row['graph']['peak_GiB']:.1f} → {now['graph']['peak_GiB']:.1f}"
+        lines.append(f"| {_size(size)} | {' | '.join(cells)} | {memory} |")
+    return "\n".join(lines)
 
 
 def _memory(sizes: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@
     python run.py bench graphs --methods lora  # some of the methods, kept next to the others
 
 A step is one of `dual_lora.training.trainer` on random tokens, bf16 weights with LLaMA-7B's and SmolLM2-135M's
-dimensions: 16 x 112 tokens are the paper's batch on commonsense. Both ways train one after the other, in this process.
+dimensions: 16 x 112 tokens are the paper's batch on commonsense, and dropout 0.05 on the adapter's input is what its
+recipes have. Both ways train one after the other, in this process.
 Times are medians from step to step, least and most, of GPU events; no step waits for another. Memory is the most that
 the allocator handed out, and kept. `busy_ms` is the sum of the kernels of a graphed step.
 """
@@ -27,17 +28,23 @@ from dual_lora.benchmarks import timing
 from dual_lora.benchmarks.suite_steps import NARROW, make_config, make_model, train
 
 METHODS = ("lora", "dora", "dual_lora")
-SIZES: dict[str, dict[str, Any]] = {  # ours: steps without graphs, with them
-    "LLaMA-7B, 16 x 112": {
-        "hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32, "num_key_value_heads": 32,
-        "vocab_size": 32000, "batch": 16, "length": 112, "answer": 10, "eager": 14, "graph": 24,
-    },
+LLAMA_7B: dict[str, Any] = {  # ours, here and below: steps without graphs, with them
+    "hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32, "num_key_value_heads": 32,
+    "vocab_size": 32000, "batch": 16, "length": 112, "answer": 10, "eager": 14, "graph": 24,
+}  # fmt: skip
+LONGER = {"batch": 32, "length": 128, "eager": 12, "graph": 16}
+SIZES: dict[str, dict[str, Any]] = {
+    "LLaMA-7B, 16 x 112, dropout 0.05": {**LLAMA_7B, "dropout": 0.05},
+    "LLaMA-7B, 16 x 112": LLAMA_7B,
+    "LLaMA-7B, 32 x 128, dropout 0.05": {**LLAMA_7B, **LONGER, "dropout": 0.05},
+    "LLaMA-7B, 32 x 128": {**LLAMA_7B, **LONGER},
     "SmolLM2-135M, 16 x 128": {
         "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30, "num_heads": 9, "num_key_value_heads": 3,
         "vocab_size": 49152, "batch": 16, "length": 128, "answer": 10, "eager": 20, "graph": 40,
     },
 }  # fmt: skip
-SMOKE = {"tiny": {**NARROW, "num_layers": 2, "answer": 4, "eager": 12, "graph": 12}}
+SMOKE = {"tiny": {**NARROW, "num_layers": 2, "answer": 4, "eager": 12, "graph": 12, "dropout": 0.05}}
+DROPOUT = {"lora": "lora_dropout", "dora": "lora_dropout", "dual_lora": "dropout"}
 UNCOUNTED = 7  # steps before which a shape is loaded, recorded and ΔW warms up
 PROFILED = 3  # steps
 
@@ -78,6 +85,7 @@ def measure(method: str, size: dict[str, Any], device: str) -> dict[str, Any]:
     cuda = device == "cuda"
     found: dict[str, Any] = {}
     model = None
+    drops = f"method.{DROPOUT[method]}={size['dropout']}" if "dropout" in size else None
     for way, asked in (("eager", "off"), ("graph", "auto")):
         gc.collect()
         if cuda:
@@ -85,7 +93,8 @@ def measure(method: str, size: dict[str, Any], device: str) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         with tempfile.TemporaryDirectory() as folder:
             profiled = PROFILED if way == "graph" else 0
-            config = make_config(method, size, device, Path(folder), f"launch.graphs={asked}")
+            words = [f"launch.graphs={asked}", *([drops] if drops else [])]
+            config = make_config(method, size, device, Path(folder), *words)
             config = replace(config, profile=replace(config.profile, max_steps=size[way] + profiled))
             model = model or make_model(config, device)
             # accelerate marks a model that it has prepared, and does not give it autocast a second time.

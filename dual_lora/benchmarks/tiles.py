@@ -99,10 +99,14 @@ def sweep_points(key: str) -> Iterator[tuple[Any, int]]:
             yield tile, 0
             for steps, stages in ((4, 1), (4, 2), (16, 2), (16, 3)):
                 yield replace(tile, steps=steps, stages=stages), 0
+        for tile in (Tile(64, 32, 4), Tile(64, 64, 8)):
+            yield replace(tile, steps=16, stages=3), 0
     elif key.startswith("reduce"):
         for tile in (Tile(64, 64, 4), Tile(128, 64, 8)):
             for row_blocks, stages in ((1, 1), (1, 2), (1, 3), (2, 2)):
                 yield replace(tile, stages=stages, row_blocks=row_blocks), 8
+        for tile in (Tile(64, 32, 4, stages=3), Tile(64, 32, 4, stages=4), Tile(64, 64, 8, stages=3)):
+            yield tile, 8
         yield Tile(64, 64, 4, stages=2), 4
         yield Tile(64, 64, 4, stages=2), 12
     else:
