@@ -130,19 +130,19 @@ def delta_weight(update: Update) -> Tensor:
         return result
 
 
-def build(x: Tensor, weight: Tensor | None, update: Update) -> Tensor | None:
+def keep(x: Tensor, weight: Tensor | None, update: Update) -> tuple[Tensor, ...]:
     """W0 + dW (or dW) as `forward` and `backward` of the fused kernels make it for `x`, to be given to both.
 
-    None where they would not: another kernel, few tokens, or a weight whose columns are contiguous (Conv1D), which
-    backward would read in another layout and so with other last digits.
+    The packed factors, if any, go with it. Nothing where they would make none: another kernel, few tokens, or a weight
+    whose columns are contiguous (Conv1D), which backward would read in another layout and so with other last digits.
     """
     oriented = weight.t() if weight is not None and update.spec.transposed else weight
     by_columns = oriented is not None and oriented.stride(0) < oriented.stride(1)
     if by_columns or _implementation(update.spec.kernel, x) is tiled:
-        return None
+        return ()
     with _without_autocast(x), _on_device(x):
-        built: Tensor | None = _fused().kept_weight(x.reshape(-1, x.shape[-1]), oriented, update)
-        return built
+        kept: tuple[Tensor, ...] = _fused().keep(x.reshape(-1, x.shape[-1]), oriented, update)
+        return kept
 
 
 def forward(
@@ -151,18 +151,18 @@ def forward(
     bias: Tensor | None,
     update: Update,
     base: Tensor | None = None,
-    built: Tensor | None = None,
+    kept: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """``x @ (W0 + dW)^T + bias``, or ``x @ dW^T + base`` without `weight`; x of any leading shape.
+    """``x @ (W0 + dW)^T + bias``, or ``x @ dW^T`` + `base` or `bias` without `weight`; x of any leading shape.
 
-    `built`: what `build` returned, if anything.
+    `kept`: what `keep` returned.
     """
     flat_base = None if base is None else base.reshape(-1, base.shape[-1])
     with _without_autocast(x), _on_device(x):
         oriented = weight.t() if weight is not None and update.spec.transposed else weight
         flat_x = x.reshape(-1, x.shape[-1])
-        if built is not None:
-            y = _fused().product(flat_x, built, bias, flat_base)
+        if kept:
+            y = _fused().product(flat_x, kept[0], bias, flat_base)
         else:
             y = _implementation(update.spec.kernel, x).forward(flat_x, oriented, bias, update, flat_base)
     return y.view(*x.shape[:-1], y.shape[-1])
@@ -173,13 +173,13 @@ def backward(
     x: Tensor,
     weight: Tensor | None,
     update: Update,
-    built: Tensor | None = None,
+    kept: tuple[Tensor, ...] = (),
     *,
     needs_input_grad: bool,
     needs_factor_grad: bool,
 ) -> Gradients:
     """Gradients of x, A, B, C, D, the last four in the factors' dtype; what is not needed is None or zero-sized."""
-    options: dict[str, Any] = {} if built is None else {"built": built}
+    options: dict[str, Any] = {"kept": kept} if kept else {}
     with _without_autocast(x), _on_device(x):
         grad_x, *grads = _implementation(update.spec.kernel, x).backward(
             grad.reshape(-1, grad.shape[-1]),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dual_lora.kernels import plans, tiles
-from dual_lora.kernels.packing import Operands, contiguous, prepare
+from dual_lora.kernels.packing import Operands, contiguous, packed_factors, prepare
 from dual_lora.kernels.plans import Geometry, Launch
 from dual_lora.kernels.spec import Factors, Gradients, Update, limit
 
@@ -41,9 +41,12 @@ def forward(
     return product(x, _effective_weight(weight, operands, x), bias, base)
 
 
-def kept_weight(x: Tensor, weight: Tensor | None, update: Update) -> Tensor | None:
-    """W0 + dW (or dW) for x of shape (tokens, in); None where `forward` does not form it."""
-    return _effective_weight(weight, prepare(update), x) if x.shape[0] > tiles.FEW_TOKENS else None
+def keep(x: Tensor, weight: Tensor | None, update: Update) -> tuple[Tensor, ...]:
+    """W0 + dW (or dW) for x of shape (tokens, in) and, if any, the packed factors; nothing where none is formed."""
+    if x.shape[0] <= tiles.FEW_TOKENS:
+        return ()
+    operands = prepare(update)
+    return (_effective_weight(weight, operands, x), *packed_factors(operands))
 
 
 def product(x: Tensor, effective: Tensor, bias: Tensor | None, base: Tensor | None) -> Tensor:
@@ -63,16 +66,17 @@ def backward(
     *,
     needs_input_grad: bool = True,
     needs_factor_grad: bool = True,
-    built: Tensor | None = None,
+    kept: tuple[Tensor, ...] = (),
 ) -> Gradients:
     """Gradients of x and of A, B, C, D from `grad` (tokens, out) and `x` (tokens, in), both in x's dtype.
 
-    The factor gradients are float32, and zero-sized when `needs_factor_grad` is false. `built`: W0 + dW, if kept.
+    The factor gradients are float32, and zero-sized when `needs_factor_grad` is false. `kept`: what `keep` returned.
     """
     if x.shape[0] == 0:
         sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in update.factors]
         return (torch.zeros_like(x) if needs_input_grad else None, sums[0], sums[1], sums[2], sums[3])
-    operands = prepare(update)
+    operands = prepare(update, kept[1:])
+    built = kept[0] if kept else None
     if not needs_factor_grad:
         empty = update.factors[0].new_empty(0)
         if not needs_input_grad:

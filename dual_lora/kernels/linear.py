@@ -141,20 +141,21 @@ class _DualLoraLinear(torch.autograd.Function):
         update: Update,
         *factors: Tensor,
     ) -> Tensor:
-        built = dispatch.build(x, weight, update) if update.keeps_weight else None
-        ctx.save_for_backward(x, weight, built, *factors, *(update.start or ()))
-        ctx.rest = update[2:]
+        kept = dispatch.keep(x, weight, update) if update.keeps_weight else ()
+        ctx.save_for_backward(x, weight, *factors, *kept, *(update.start or ()))
+        ctx.kept, ctx.rest = len(kept), update[2:]
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return dispatch.forward(x, weight, bias, update, base, built)
+        return dispatch.forward(x, weight, bias, update, base, kept)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, built, a, b, c, d, *start = ctx.saved_tensors
-        update = Update((a, b, c, d), tuple(start) or None, *ctx.rest)
+        x, weight, a, b, c, d, *others = ctx.saved_tensors
+        kept, start = tuple(others[: ctx.kept]), tuple(others[ctx.kept :])
+        update = Update((a, b, c, d), start or None, *ctx.rest)
         needs = ctx.needs_input_grad
         grad_x, *grads = dispatch.backward(
-            grad, x, weight, update, built, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])
+            grad, x, weight, update, kept, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])
         )
         grad_bias = operators.bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
         factor_grads = [g if need else None for g, need in zip(grads, needs[5:], strict=True)]

@@ -33,17 +33,20 @@ class Operands(NamedTuple):
     loss_scale: float
 
 
-def prepare(update: Update) -> Operands:
+def prepare(update: Update, packed: tuple[Tensor, ...] = ()) -> Operands:
     """The operands of one call, their factors packed in every call, or once inside `factor_cache.packed_once`.
 
-    Nothing else is kept between calls, not even while no gradient is recorded: there is no cheap way to tell that a
-    factor changed. `torch.optim.AdamW(fused=True)`, the Trainer's default, changes parameters without incrementing
-    their `_version`, as does every write through `.data` (averages of weights, DeepSpeed).
+    `packed`: what `packed_factors` returned in the call's forward pass. Nothing else is kept between calls, not even
+    while no gradient is recorded: there is no cheap way to tell that a factor changed. `torch.optim.AdamW(fused=True)`,
+    the Trainer's default, changes parameters without incrementing their `_version`, as does every write through `.data`
+    (averages of weights, DeepSpeed).
     """
     a, b, c, _ = update.factors
     rows, columns, ranks = b.shape[0], a.shape[1], (a.shape[0], c.shape[0])
     if rows * columns < PACK_ELEMENTS:
         factors, padded = contiguous(update.factors), (0, 0)
+    elif packed:
+        factors, padded = (packed[0], packed[1], packed[2], packed[3]), _padded(rows, columns)
     else:
         known: tuple[Factors, tuple[int, int]] | None = factor_cache.get(update.factors)
         if known is None:
@@ -57,6 +60,14 @@ def prepare(update: Update) -> Operands:
     return Operands(pointers, geometry, update.scaling, update.in_memory, update.loss_scale)
 
 
+def packed_factors(operands: Operands) -> tuple[Tensor, ...]:
+    """The four packed factors, for `prepare` in the backward pass; nothing where the kernels read them as they are."""
+    a, b, c, d = operands.pointers[:4]
+    if operands.geometry.padded == (0, 0) or a is None or b is None or c is None or d is None:
+        return ()
+    return a, b, c, d
+
+
 def contiguous(factors: Factors) -> Factors:
     """The factors in contiguous float32, themselves if they are."""
     if all(f.dtype is torch.float32 and f.is_contiguous() for f in factors):
@@ -65,12 +76,16 @@ def contiguous(factors: Factors) -> Factors:
     return a, b, c, d
 
 
+def _padded(rows: int, columns: int) -> tuple[int, int]:
+    return cdiv(rows, PADDING) * PADDING, cdiv(columns, PADDING) * PADDING
+
+
 def _pack(factors: Factors) -> tuple[Factors, tuple[int, int]]:
     """The factors as bf16 parts, and the (rows, columns) that these are padded to."""
     a, b, c, d = contiguous(factors)
     ranks, rows, columns = (a.shape[0], c.shape[0]), b.shape[0], a.shape[1]
     block = rank_block(ranks)
-    padded = cdiv(rows, PADDING) * PADDING, cdiv(columns, PADDING) * PADDING
+    padded = _padded(rows, columns)
     sizes = [3 * cdiv(r, block) * block * n for r in ranks for n in (padded[1], padded[0])]
     parts = torch.empty(sum(sizes), dtype=torch.bfloat16, device=a.device).split(sizes)
     plans.pack(a.get_device(), rows, columns, ranks, padded)(a.get_device(), (a, b, c, d, *parts))

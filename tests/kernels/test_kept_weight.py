@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dual_lora.kernels import Update, apply_update, update_spec
+from dual_lora.kernels import Update, apply_update, packing, update_spec
 from tests.kernels.cases import RULE_IDS, RULES, Case, make_case
 
 SHAPES: list[dict[str, Any]] = [{"ranks": (16, 9)}, {"ranks": (20, 8), "start": True}, {"ranks": (33, 8)}]
@@ -36,6 +36,20 @@ def test_a_kept_weight_changes_no_digit(fused_device: str, rule: dict[str, str],
     (found, kept), (expected, saved) = run(case, True), run(case, False)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     assert sorted(kept) == sorted([*saved, (140, 70)])
+
+
+@pytest.mark.triton
+def test_packed_factors_are_kept_with_the_weight(fused_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "PACK_ELEMENTS", 0)
+    packings: list[int] = []
+    pack = packing._pack
+    monkeypatch.setattr(packing, "_pack", lambda factors: packings.append(1) or pack(factors))
+    case = make_case((40,), 70, 140, (16, 9), device=fused_device)
+    found, kept = run(case, True)
+    assert len(packings) == 1
+    assert len(kept) == len(run(case, False)[1]) + 5
+    expected = run(case, False)[0]
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 @pytest.mark.triton
