@@ -10,6 +10,7 @@ from dual_lora.kernels.dispatch import KERNELS, KernelChoice, resolve_kernel, se
 from dual_lora.kernels.factor_cache import packed_once
 from dual_lora.kernels.linear import (
     apply_update,
+    apply_update_with_dropout,
     delta_weight,
     dual_lora_delta_linear,
     dual_lora_linear,
@@ -33,6 +34,7 @@ __all__ = [
     "Update",
     "UpdateSpec",
     "apply_update",
+    "apply_update_with_dropout",
     "delta_weight",
     "dual_lora_delta_linear",
     "dual_lora_linear",

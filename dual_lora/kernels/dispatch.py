@@ -1,8 +1,9 @@
 """The one place that decides how a layer is computed, and the calls of the chosen path.
 
 Names: *fused* runs the Triton kernels, *generic* plain PyTorch in row tiles, *reference* the definition by autograd.
-A layer whose weight is available in full computes ``x @ (W0 + dW)^T`` with one GEMM; a quantized or partitioned weight,
-dropout on the adapter's input, or several active adapters need ``base_layer(x) + x @ dW^T``.
+A layer whose weight is available in full computes ``x @ (W0 + dW)^T`` with one GEMM, and with dropout on the adapter's
+input two GEMMs, one on top of the other; a quantized or partitioned weight, or several active adapters, need
+``base_layer(x) + x @ dW^T``.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ MINIMUM_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What a layer runs: `kernel` with one GEMM, or on top of the base layer's output; `reason` says why."""
+    """What a layer runs: `kernel` with one GEMM, or on top of the base layer's product; `reason` says why.
+
+    reads_weight: the base weight is an ordinary tensor and there is one update, so that one call computes the layer.
+    """
 
     kernel: str
     one_gemm: bool
     reason: str
+    reads_weight: bool
 
     @property
     def name(self) -> str:
@@ -74,7 +79,8 @@ def _select(requested: str, device_type: str, plain: bool, dropout: float, activ
     reason = "requested"
     if requested == "auto":
         reason = f"auto on {device_type}" + (f": {obstacle}" if obstacle else "")
-    choice = KernelChoice(kernel, one_gemm=not obstacle and requested != "generic", reason=reason)
+    one_gemm = not obstacle and requested != "generic"
+    choice = KernelChoice(kernel, one_gemm, reason, reads_weight=plain and active == 1)
     if not torch.compiler.is_compiling():  # a line of the log would cut the graph in two
         logger.info("Dual LoRA layers run the kernel %s (%s)", choice.name, reason)
     return choice

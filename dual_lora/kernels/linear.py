@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -108,7 +109,7 @@ def apply_update(
     x = _compute_input(x, in_features)
     if base is not None and base.dtype != x.dtype:
         return base + apply_update(x, weight, bias, update).to(base.dtype)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in _PLAIN
+    traced = _is_traced(x)
     # Plain operations are what vmap, grad and other transforms of torch.func can take apart.
     if update.spec.kernel == "reference" or (not traced and torch._C._are_functorch_transforms_active()):
         with torch.autocast(x.device.type, enabled=False):
@@ -120,6 +121,25 @@ def apply_update(
     if not torch.is_grad_enabled():
         return dispatch.forward(x, weight, bias, update, base)
     return _DualLoraLinear.apply(x, weight, bias, base, update, *update.factors)
+
+
+def apply_update_with_dropout(x: Tensor, weight: Tensor, bias: Tensor | None, update: Update, p: float) -> Tensor:
+    """``x @ W0^T + bias + dropout(x, p) @ dW^T``: `dual_lora_linear` of a training with dropout on the adapter's input.
+
+    Draws what ``torch.nn.functional.dropout(x, p)`` draws. One call where all numbers are of one dtype and nothing
+    traces it; else the product with W0 and that with dW, each differentiable on its own.
+    """
+    oriented = weight.t() if update.spec.transposed else weight
+    dtypes = {x.dtype, weight.dtype, _compute_dtype(x), x.dtype if bias is None else bias.dtype}
+    separate = _is_traced(x) or update.spec.kernel == "reference" or torch._C._are_functorch_transforms_active()
+    if separate or len(dtypes) > 1:
+        return apply_update(F.dropout(x, p), None, None, update, F.linear(x, oriented, bias))
+    _check_factors(*update.factors)
+    return _DualLoraLinearWithDropout.apply(x, oriented, bias, p, update, *update.factors)
+
+
+def _is_traced(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in _PLAIN
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -142,34 +162,100 @@ class _DualLoraLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         kept = dispatch.keep(x, weight, update) if update.keeps_weight else ()
-        ctx.save_for_backward(x, weight, *factors, *kept, *(update.start or ()))
-        ctx.kept, ctx.rest = len(kept), update[2:]
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        _save(ctx, (x, weight), factors, update, kept, bias)
         return dispatch.forward(x, weight, bias, update, base, kept)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, c, d, *others = ctx.saved_tensors
-        kept, start = tuple(others[: ctx.kept]), tuple(others[ctx.kept :])
-        update = Update((a, b, c, d), start or None, *ctx.rest)
+        (x, weight), update, kept = _saved(ctx)
         needs = ctx.needs_input_grad
         grad_x, *grads = dispatch.backward(
             grad, x, weight, update, kept, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])
         )
-        grad_bias = operators.bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
-        factor_grads = [g if need else None for g, need in zip(grads, needs[5:], strict=True)]
+        grad_bias, *factor_grads = _needed(ctx, grad, grads)
         return (grad_x, None, grad_bias, grad if needs[3] else None, None, *factor_grads)
 
 
+class _DualLoraLinearWithDropout(torch.autograd.Function):
+    """Saves the dropped input and its mask instead of x.
+
+    The GEMM with W0 adds its result to that with dW, forward and backward, so neither sum is a pass of its own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, p: float, update: Update, *factors: Tensor
+    ) -> Tensor:
+        dropped, mask = torch.native_dropout(x, p, True)
+        kept = dispatch.keep(dropped, None, update) if update.keeps_weight else ()
+        _save(ctx, (dropped, mask, weight), factors, update, kept, bias)
+        ctx.scale = 1 / (1 - p)
+        y = dispatch.forward(dropped, None, bias, update, kept=kept)
+        _rows(y).addmm_(_rows(x), weight.t())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (dropped, mask, weight), update, kept = _saved(ctx)
+        needs = ctx.needs_input_grad
+        grad_x, *grads = dispatch.backward(
+            grad, dropped, None, update, kept, needs_input_grad=needs[0], needs_factor_grad=any(needs[5:])
+        )
+        if grad_x is not None:
+            masked = torch.ops.aten.native_dropout_backward(_rows(grad_x), _rows(mask), ctx.scale)
+            grad_x = masked.contiguous().addmm_(_rows(grad), weight).view(dropped.shape)
+        grad_bias, *factor_grads = _needed(ctx, grad, grads)
+        return (grad_x, None, grad_bias, None, None, *factor_grads)
+
+
+def _save(
+    ctx: Any,
+    tensors: tuple[Tensor | None, ...],
+    factors: tuple[Tensor, ...],
+    update: Update,
+    kept: tuple[Tensor, ...],
+    bias: Tensor | None,
+) -> None:
+    ctx.save_for_backward(*tensors, *factors, *kept, *(update.start or ()))
+    ctx.sizes, ctx.rest = (len(tensors), len(kept)), update[2:]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _saved(ctx: Any) -> tuple[tuple[Any, ...], Update, tuple[Tensor, ...]]:
+    """The tensors, the update and what was kept, as `_save` got them."""
+    saved, (tensors, kept) = ctx.saved_tensors, ctx.sizes
+    a, b, c, d, *others = saved[tensors:]
+    update = Update((a, b, c, d), tuple(others[kept:]) or None, *ctx.rest)
+    return saved[:tensors], update, tuple(others[:kept])
+
+
+def _needed(ctx: Any, grad: Tensor, grads: list[Tensor]) -> list[Tensor | None]:
+    """The gradients of the bias and of the factors that are needed; the others None."""
+    needs = ctx.needs_input_grad
+    bias = operators.bias_gradient(grad, ctx.bias_dtype) if needs[2] else None
+    return [bias, *(g if need else None for g, need in zip(grads, needs[5:], strict=True))]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x (..., n) as (tokens, n)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 def _compute_input(x: Tensor, in_features: int) -> Tensor:
-    """x in the dtype the product runs in: autocast's if it is on, else its own."""
+    """x in the dtype the product runs in."""
     if x.shape[-1] != in_features:
         raise ValueError(f"x has {x.shape[-1]} input features, but the factors A and C have {in_features}")
+    return x.to(_compute_dtype(x))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype the product runs in: autocast's if it is on, else x's own."""
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device_type))
-    return x
+        return torch.get_autocast_dtype(device_type)
+    return x.dtype
 
 
 def _check_factors(A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[int, int]:

@@ -1,10 +1,11 @@
 """A linear layer with Dual LoRA adapters.
 
 One class serves `nn.Linear`, GPT-2's transposed `Conv1D` and the quantized or partitioned forms of `nn.Linear`. Which
-of two ways computes a call is decided by `dual_lora.kernels.select_kernel`, and nowhere else:
+way computes a call is decided by `dual_lora.kernels.select_kernel`, and nowhere else:
 
 - one GEMM: W₀ + ΔW is built for the length of the product, and nothing of that size is kept for backward;
-- separate update: `base_layer(x) + x ΔWᵀ`, which never reads the base weight.
+- separate update: `base_layer(x) + x ΔWᵀ`, which never reads the base weight. Where only dropout on the adapter's input
+  is in the way of one GEMM, one call computes both products.
 
 Merging: W₀ + ΔW rounded to the base's dtype cannot be undone by subtracting ΔW: even in float32 the last bits differ.
 So a merged layer keeps W₀, in host memory if the weight is on an accelerator (a merged 7B model then takes its adapted
@@ -22,7 +23,16 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dual_lora.kernels import KernelChoice, Update, UpdateSpec, apply_update, form_update, select_kernel, update_spec
+from dual_lora.kernels import (
+    KernelChoice,
+    Update,
+    UpdateSpec,
+    apply_update,
+    apply_update_with_dropout,
+    form_update,
+    select_kernel,
+    update_spec,
+)
 from dual_lora.kernels.spec import Factors
 from dual_lora.tuner.base_weight import is_available, is_quantized, is_whole, resolve_init_std
 from dual_lora.tuner.config import DualLoraConfig
@@ -217,6 +227,10 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         choice = self.choose_kernel(x.device, active)
         if choice.one_gemm and self._fits_base_dtype(x):
             return apply_update(x, self.base_layer.weight, self.base_layer.bias, self._step_update(active[0]))
+        dropout = self.dual_lowrank_dropout[active[0]]
+        if choice.reads_weight and self.training and type(dropout) is nn.Dropout and self._fits_base_dtype(x):
+            weight, bias = self.base_layer.weight, self.base_layer.bias
+            return apply_update_with_dropout(x, weight, bias, self._step_update(active[0]), dropout.p)
         result = self.base_layer(x, *args, **kwargs)
         for name in active:
             result = apply_update(self.dual_lowrank_dropout[name](x), None, None, self._step_update(name), base=result)

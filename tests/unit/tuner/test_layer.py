@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dual_lora import DualLoraConfig, DualLoraLinear, set_delta_warmup
+from dual_lora.tuner import layer as layer_module
 
 WARMUP = 0.25
 KERNELS = ["auto", "generic", "reference"]  # on CPU: one GEMM in tiles, a separate update, plain autograd
@@ -224,6 +225,32 @@ def test_dropout_acts_on_the_input_of_the_update_only_and_only_in_training():
     torch.manual_seed(3)
     torch.testing.assert_close(model.train().base_model.model["layer"](x), base + dropped @ delta.T)
     torch.testing.assert_close(model.eval().base_model.model["layer"](x), base + x @ delta.T)
+
+
+@pytest.mark.parametrize("base_class", [nn.Linear, Conv1D])
+def test_with_dropout_one_call_computes_what_two_calls_do(base_class, monkeypatch):
+    """A base layer with a hook has to be called itself; without one, one call reads its weight."""
+    oracle = make_case((8, 64, 3, 2), RULES[0], alpha=4.0)
+    model, layer = make_layer(oracle, base_class, "auto", alpha=4.0, dropout=0.5)
+    model.train()
+    calls = []
+    original = layer_module.apply_update_with_dropout
+    monkeypatch.setattr(layer_module, "apply_update_with_dropout", lambda *words: calls.append(1) or original(*words))
+    results = []
+    for _ in range(2):
+        x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        torch.manual_seed(3)
+        y = layer(x)
+        y.square().sum().backward()
+        results.append([y, x.grad, *(factor.grad.clone() for factor in layer.factors("default"))])
+        model.zero_grad()
+        layer.base_layer.register_forward_hook(lambda *arguments: None)
+        assert len(calls) == 1
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-5)
+    model.eval()
+    layer(x)
+    assert len(calls) == 1
 
 
 def large_tensors(elements: int) -> set[int]:
