@@ -56,7 +56,8 @@ def shard(model: PreTrainedModel, device: str, mesh: DeviceMesh | None = None) -
     for block in _blocks(model):
         fully_shard(block, mesh=mesh)
     if not tied:
-        fully_shard(embeddings, mesh=mesh)
+        # Its backward pass reads no weight.
+        fully_shard(embeddings, mesh=mesh).set_unshard_in_backward(False)
         if output is not None:
             # Its backward pass begins when its forward pass has ended.
             fully_shard(output, mesh=mesh, reshard_after_forward=False)

@@ -8,11 +8,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from dual_lora.distributed import sharding
+from dual_lora.distributed import ordered_reduce, sharding
 from tests.split_llama import adapted, assert_equal, in_group, make_base, split, tokens
 
 
@@ -93,3 +94,45 @@ def continues(folder: Path) -> None:
 
 def test_another_number_of_processes_continues_full_fine_tuning(tmp_path: Path) -> None:
     in_group(2, continues, tmp_path)
+
+
+class Counted:
+    """torch's interface `AllGather`: gathers, and counts."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def allocate(self, size: list[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool) -> None:
+        self.times += 1
+        ordered_reduce.all_gather(output_tensor.view(dist.get_world_size(), -1), input_tensor, group)
+
+
+def gathered(method: str | None, checkpointing: bool) -> None:
+    """Blocks once for each pass; the output layer is kept, and the backward pass of embeddings reads no weight."""
+    base = split(make_base())
+    model = base if method is None else adapted(base, method)
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    counts = {}
+    for unit in sharding.units(base):
+        counts[unit] = Counted()
+        unit.set_custom_all_gather(counts[unit])
+    for step in (1, 2):
+        model(tokens(0), labels=tokens(0)).loss.backward()
+        for unit, count in counts.items():
+            assert count.times == step * (2 if unit in [*base.model.layers] else 1), type(unit).__name__
+        with torch.no_grad():
+            model(tokens(0))
+        for count in counts.values():
+            count.times -= 1
+
+
+@pytest.mark.parametrize("method", [None, "lora"], ids=str)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_are_gathered_no_more_than_they_are_read(
+    method: str | None, checkpointing: bool, tmp_path: Path
+) -> None:
+    in_group(2, lambda _: gathered(method, checkpointing), tmp_path)
