@@ -44,7 +44,7 @@ def gather(
         "tables": [grids.table(view, experiments, alone) for view in views.values()],
         "swept": [plots.swept(figure) for figure in drawn if figure.kind == "rates" and figure.panels],
         "inside": [plots.inside(figure) for figure in drawn if figure.kind == "inside" and figure.panels],
-        "missing": [plots.missing(figure) for figure in drawn if not figure.panels],
+        "missing": plots.missing(drawn),
         "speed": plots.speed(space.root / "results" / "benchmarks"),
         "costs": COSTS,
         "runs": dict(sorted(runs.items())),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,13 @@ def inside(figure: Figure) -> dict[str, Any]:
     }
 
 
-def missing(figure: Figure) -> dict[str, Any]:
-    """Return what is said of a figure that no record gives a point."""
-    return {"title": plain(f"{figure.title}: {KINDS[figure.kind]}"), "commands": plain(figure.commands)}
+def missing(figures: Iterable[Figure]) -> list[dict[str, Any]]:
+    """Return what is said of figures that no record gives a point: those of the same runs together."""
+    waiting = (figure for figure in figures if not figure.panels)
+    return [
+        {"title": plain(title), "kinds": [KINDS[figure.kind] for figure in own], "commands": plain(commands)}
+        for (title, commands), own in itertools.groupby(waiting, key=lambda figure: (figure.title, figure.commands))
+    ]
 
 
 def speed(benchmarks: Path) -> dict[str, Any] | None:

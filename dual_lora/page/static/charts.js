@@ -1,20 +1,7 @@
 // Colours, symbols and dashes of methods, the interval plot of a table's row, and what all figures share.
-// Four more looks are for names that are no method of ours.
 const KNOWN = ["Dual LoRA", "LoRA", "DoRA", "Full fine-tuning", "LoRA+", "VeRA", "Head only", "Base"];
-const SYMBOLS = [
-  "circle",
-  "square",
-  "triangle",
-  "diamond",
-  "times",
-  "plus",
-  "star",
-  "asterisk",
-  "wye",
-  "cross",
-  "square",
-  "triangle",
-];
+const SYMBOLS = ["circle", "square", "triangle", "diamond", "times", "plus", "star", "asterisk"];
+const OTHERS = ["wye", "cross", "square", "star", "triangle", "diamond", "circle"]; // of names that are none of these
 const DASHES = ["none", "6 3", "2 3", "8 3 2 3", "10 4", "4 2", "1 3", "3 6", "12 3 2 3", "5 5", "2 6", "9 2"];
 
 // The same method looks the same in every figure: by its name, others in the order they come.
@@ -23,8 +10,13 @@ function look(method) {
   const name = method.split(", ").pop();
   if (!looks.has(name)) {
     const known = KNOWN.indexOf(name);
-    const place = known >= 0 ? known : KNOWN.length + ((looks.size - KNOWN.length) % (SYMBOLS.length - KNOWN.length));
-    looks.set(name, { color: `var(--m${place})`, symbol: SYMBOLS[place], dash: DASHES[place] });
+    const other = looks.size - KNOWN.length; // four colours and seven symbols: 28 pairs before one comes again
+    looks.set(
+      name,
+      known >= 0
+        ? { color: `var(--m${known})`, symbol: SYMBOLS[known], dash: DASHES[known] }
+        : { color: `var(--m${8 + (other % 4)})`, symbol: OTHERS[other % 7], dash: DASHES[(8 + other) % 12] },
+    );
   }
   return looks.get(name);
 }

@@ -6,7 +6,7 @@ function costSection(measured) {
       block.rows.some((row) => row.cells.some((cell) => cell.diff)),
   );
   if (!places.length) return null;
-  let { block } = d3.greatest(places, (one) => one.block.rows.filter((row) => row.totals).length),
+  let { block } = d3.greatest(places, (one) => one.block.done),
     column = focusOf(block),
     cost = "trainable parameters";
   const held = h("div", {});

@@ -58,10 +58,16 @@ function overviewView() {
       ),
     ),
     h("h2", {}, "What the endpoints say"),
-    data.tables.map(verdictSection),
+    d3.sort(data.tables, (table) => -decided(table)).map(verdictSection),
     coverageSection(),
     unknownSection(),
   ];
+}
+
+// Tables whose runs were made to decide come first, then older ones, then those that wait for runs.
+function decided(table) {
+  const why = data.verdicts.filter((verdict) => verdict.table === table.name && verdict.answer !== "not run");
+  return why.length ? (why.some((verdict) => verdict.why !== data.answers.exploratory[1]) ? 2 : 1) : 0;
 }
 
 function verdictSection(table) {

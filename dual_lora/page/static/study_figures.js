@@ -131,18 +131,18 @@ function panelPlot({ x, y, log, lines }) {
 
 function missingSection() {
   if (!data.missing.length) return null;
-  const byCommands = d3.groups(data.missing, (figure) => figure.commands.join("\n"));
   return h(
     "section",
     {},
     h("h2", {}, "Not run"),
     h("p", { class: "hint" }, "Figures that no record gives a point, and the commands that would."),
-    byCommands.map(([, figures]) =>
+    data.missing.map(({ title, kinds, commands: texts }) =>
       h(
         "details",
         { class: "waiting" },
-        h("summary", {}, figures.map((figure) => figure.title).join("; ")),
-        commands(figures[0].commands),
+        h("summary", {}, title),
+        h("p", {}, kinds.join("; ")),
+        commands(texts),
       ),
     ),
   );
