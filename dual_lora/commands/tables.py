@@ -20,14 +20,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from dual_lora import page, shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.page import explain
-from dual_lora.records import evidence
 from dual_lora.records.schema import Record
 from dual_lora.report import formats, records, selection, terminal, workspace
 from dual_lora.report.layout import TableView
@@ -157,14 +155,7 @@ def _show_loose(loose: Sequence[Record], console: Console) -> None:
     if loose:
         print("Records in no table (a demo, sample data, or settings that no experiment names):")
     for _, group in groupby(sorted(loose, key=_place), key=_place):
-        console.print(comparison([_whole(record) for record in group]))
-
-
-def _whole(record: Record) -> dict[str, Any]:
-    found = evidence.read(Path(record.path).with_name(f"{record.run_id}.json"))
-    if found is None:
-        raise ValueError(f"{record.path}: the record of {record.run_id} has gone while it was read")
-    return found
+        console.print(comparison(list(group)))
 
 
 def _place(record: Record) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dual_lora.report import escape
 
 DIGITS = 6
+_KEY = json.JSONEncoder(sort_keys=True, check_circular=False).encode
 _NOTHING: tuple[Any, ...] = ("", [], {}, ())
 
 
@@ -23,7 +24,7 @@ class Pool:
 
     def place(self, value: Any) -> int:
         """Return the place of a value in `held`."""
-        key = json.dumps(value, sort_keys=True)
+        key = _KEY(value)
         if key not in self._places:
             self._places[key] = len(self.held)
             self.held.append(value)
@@ -35,15 +36,16 @@ def plain(value: Any, digits: int = DIGITS) -> Any:
 
     Numbers are rounded to `digits` digits, so that the last bits of a machine's arithmetic change no page.
     """
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return _text(value)
-    if isinstance(value, bool) or value is None or isinstance(value, int):
+    if kind is int or kind is bool or value is None:
         return value
-    if isinstance(value, float):
+    if kind is float:
         return number(value, digits)
-    if isinstance(value, Mapping):
+    if kind is dict:
         return {_text(str(key)): plain(item, digits) for key, item in value.items()}
-    if isinstance(value, Sequence):
+    if kind is list or kind is tuple:
         return [plain(item, digits) for item in value]
     return _text(str(value))
 

@@ -10,12 +10,12 @@ its own file holds, since a run that is done or scored again writes that.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dual_lora.records.schema import CHECKED_SINCE, RecordError, parse, upgraded
+from dual_lora.records.schema import CHECKED_SINCE, Record, RecordError, parse, upgraded
 from dual_lora.records.storage import UNREADABLE, digest
 
 # Only for display: renaming a label must not orphan the records made under the old one.
@@ -45,8 +45,8 @@ def checksum(record: Mapping[str, Any]) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """Return the files of a folder that hold records, those of many (`.jsonl`) last."""
-    return [*sorted(folder.glob("*.json")), *sorted(folder.glob("*.jsonl"))]
+    """Return the files of a folder that hold records, by name, those of many (`.jsonl`) last."""
+    return sorted((path for path in folder.glob("*.json*") if path.suffix in (".json", ".jsonl")), key=_own_first)
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -56,7 +56,8 @@ def read(path: Path) -> dict[str, Any] | None:
     """
     values = loaded(path)
     if values is not None:
-        return upgraded(_as_written(values, path.stem, str(path)), str(path))
+        _checked(values, path.stem, str(path))
+        return upgraded(values, str(path))
     found = _among_many(path)
     return None if found is None else of_line(*found[1:])
 
@@ -69,32 +70,24 @@ def file_of(path: Path) -> Path | None:
     return None if found is None else found[0]
 
 
-def read_each(paths: Iterable[Path]) -> tuple[dict[Path, list[dict[str, Any]]], list[str]]:
-    """Return the records of each of these files, and why each of the others is refused."""
-    found: dict[Path, list[dict[str, Any]]] = {}
-    refused: list[str] = []
-    for path in paths:
-        for record in _each(path):
-            if isinstance(record, RecordError):
-                refused.append(str(record))
-            elif record is not None:
-                found.setdefault(path, []).append(record)
-    return found, refused
+def read_each(paths: Iterable[Path]) -> tuple[dict[Path, list[Record]], list[str]]:
+    """Return the records of each of these files, typed, and why each of the others is refused."""
+    return _read_each(paths, lambda values, record: record)
+
+
+def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records of a folder by run id, and why each of the others is refused."""
+    held, refused = _read_each(files(folder), lambda values, record: upgraded(values))
+    return by_run(held, lambda values: str(values["identity"]["run_id"])), refused
 
 
 def by_run(held: Mapping[Path, Iterable[Kept]], run: Callable[[Kept], str]) -> list[Kept]:
     """Return one record of each run, by run id: of several the one in a file of its own, or else the first."""
     found: dict[str, Kept] = {}
-    for path in sorted(held, key=lambda path: (path.suffix == ".jsonl", path)):
+    for path in sorted(held, key=_own_first):
         for record in held[path]:
             found.setdefault(run(record), record)
     return [found[name] for name in sorted(found)]
-
-
-def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the records of a folder by run id, and why each of the others is refused."""
-    held, refused = read_each(files(folder))
-    return by_run(held, lambda record: str(record["identity"]["run_id"])), refused
 
 
 def lines(path: Path) -> list[tuple[bytes, str]]:
@@ -108,23 +101,36 @@ def lines(path: Path) -> list[tuple[bytes, str]]:
 def of_line(content: bytes, place: str) -> dict[str, Any]:
     """Return the record in a line of a file of many. Raises `RecordError` naming the place."""
     values = _parsed(content, place)
-    return upgraded(_as_written(values, None, place), place)
+    _checked(values, None, place)
+    return upgraded(values, place)
 
 
-def _each(path: Path) -> Iterator[dict[str, Any] | RecordError | None]:
-    try:
-        if path.suffix != ".jsonl":
-            yield read(path)
-            return
-        held = lines(path)
-    except RecordError as error:
-        yield error
-        return
-    for content, place in held:
+def _own_first(path: Path) -> tuple[bool, str]:
+    return path.suffix == ".jsonl", str(path)
+
+
+def _read_each(
+    paths: Iterable[Path], keep: Callable[[dict[str, Any], Record], Kept]
+) -> tuple[dict[Path, list[Kept]], list[str]]:
+    found: dict[Path, list[Kept]] = {}
+    refused: list[str] = []
+    for path in paths:
         try:
-            yield of_line(content, place)
+            parts = lines(path) if path.suffix == ".jsonl" else [(_content(path), str(path))]
+        except FileNotFoundError:  # removed since the folder was listed
+            continue
         except RecordError as error:
-            yield error
+            refused.append(str(error))
+            continue
+        for content, place in parts:
+            try:
+                values = _parsed(content, place)
+                record = _checked(values, path.stem if path.suffix == ".json" else None, place)
+            except RecordError as error:
+                refused.append(str(error))
+            else:
+                found.setdefault(path, []).append(keep(values, record))
+    return found, refused
 
 
 def _among_many(path: Path) -> tuple[Path, bytes, str] | None:
@@ -179,8 +185,9 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _as_written(values: dict[str, Any], file_name: str | None, place: str) -> dict[str, Any]:
-    parse(values, place)
+def _checked(values: dict[str, Any], file_name: str | None, place: str) -> Record:
+    """Return a record, typed. Raises `RecordError` if it is not as a run wrote it."""
+    record = parse(values, place)
     named, computed = str(values["identity"]["run_id"]), run_id(values["identity"])
     if not (file_name or named) == named == computed:
         raise RecordError(
@@ -196,4 +203,4 @@ def _as_written(values: dict[str, Any], file_name: str | None, place: str) -> di
             f"{place}: changed after the run wrote it (its checksum is {values.get('checksum')}, that of its content "
             f"{held}); restore the file, or {_MOVE}"
         )
-    return values
+    return record

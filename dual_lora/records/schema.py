@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from dual_lora.config.errors import ConfigError
 
 SCHEMA = 3
+GROUPS = ("model", "task", "method", "protocol", "profile")
 CHECKED_SINCE = 3  # records of this schema and newer ones hold a checksum
 
 
@@ -117,7 +119,6 @@ class Record:
     execution: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     message: str | None = None
-    path: str = ""
 
     @property
     def run_id(self) -> str:
@@ -152,6 +153,11 @@ class Record:
     def name(self, part: str) -> str:
         """Return the name of the record's model, task, method, protocol, profile or recipe."""
         return str(self.identity[part]["name"])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of its model, task, method, protocol and profile: what most runs of other sweeps differ in."""
+        return tuple(self.name(part) for part in GROUPS)
 
 
 _ADAPTER = TypeAdapter(Record)

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from dual_lora.config import legal_values
 from dual_lora.config.choices import sweep_values
+from dual_lora.records.schema import GROUPS
 
 _STRICT = ConfigDict(extra="forbid")
 REQUIRED_CHOICES = ("model", "task", "method", "protocol", "profile", "seed")
@@ -119,6 +121,11 @@ class Experiment:
     @property
     def tasks(self) -> tuple[str, ...]:
         return self.sweep["task"]
+
+    @cached_property
+    def groups(self) -> tuple[frozenset[str], ...]:
+        """The names that the sweep has of model, task, method, protocol and profile."""
+        return tuple(frozenset(self.sweep[part]) for part in GROUPS)
 
     def panels(self) -> dict[str | None, tuple[Column, ...]]:
         """Return the block's grids: panel name (None where there is one) -> its columns."""

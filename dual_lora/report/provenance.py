@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dual_lora import shipped
-from dual_lora.config import recipes
 from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
@@ -14,6 +13,7 @@ from dual_lora.report.definition import Experiment
 SECTIONS = ("model", "task", "method", "recipe", "protocol", "profile", "data")
 _NOT_SETTINGS = ("run_id", "seed", *SECTIONS)
 _TITLES = {"label", "hash"}
+_ABSENT = object()
 
 
 def sections(record: Record) -> list[dict[str, Any]]:
@@ -34,18 +34,25 @@ def settings(record: Record) -> dict[str, Any]:
 
 def off_recipe(record: Record) -> dict[str, tuple[Any, Any]]:
     """Return setting -> (what the current recipe of this combination says, what the run had), where they differ."""
-    stated = recipes.find(str(record.identity["recipe"].get("name"))) if record.identity.get("recipe") else None
+    recipe = record.identity.get("recipe")
+    stated = selection.stated_recipe(str(recipe.get("name"))) if recipe else None
     if stated is None or record.untrained:
         return {}
-    held = settings(record)
     found = {}
     for setting, value in stated.values.items():
         group, _, name = setting.partition(".")
         keys = [f"recipe.{setting}"] if not name else [f"{group}.settings.{name}", setting]
-        key = next((key for key in keys if key in held), None)
-        if key is not None and not _agree(held[key], value):
-            found[setting] = (value, held[key])
+        held = next((had for key in keys if (had := _at(record.identity, key)) is not _ABSENT), _ABSENT)
+        if held is not _ABSENT and not _agree(held, value):
+            found[setting] = (value, held)
     return found
+
+
+def _at(values: Any, name: str) -> Any:
+    """Return the value of a dotted name, as `flat` has it."""
+    for part in name.split("."):
+        values = values.get(part, _ABSENT) if isinstance(values, Mapping) else _ABSENT
+    return _ABSENT if isinstance(values, Mapping) and values else values
 
 
 def _agree(held: Any, stated: Any) -> bool:
@@ -60,11 +67,10 @@ def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def command(record: Record, experiments: Iterable[Experiment]) -> str:
     """Return the command that does the run again: its part of an experiment, else what was typed then."""
     for experiment in experiments:
-        if selection.in_sweep(record, experiment):
-            fitting = [run for run in experiment.runs() if selection.belongs(record, run)]
-            if fitting:
-                chosen = f" recipe.learning_rate={record.identity['recipe']['learning_rate']}"
-                return selection.commands(experiment, fitting[:1])[0] + (chosen if experiment.block.trials else "")
+        run = selection.run_of(record, experiment)
+        if run is not None:
+            chosen = f" recipe.learning_rate={record.identity['recipe']['learning_rate']}"
+            return selection.commands(experiment, [run])[0] + (chosen if experiment.block.trials else "")
     typed = str(record.origin.get("command") or "").split()
     return " ".join([shipped.PROGRAM, *typed[2:]]) if len(typed) > 2 else ""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from dual_lora.records import evidence
-from dual_lora.records.schema import Record, RecordError, parse
+from dual_lora.records.schema import Record, RecordError
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,8 @@ class Held:
 
 
 def read_each(paths: Iterable[Path]) -> Held:
-    """Return what these files hold, typed."""
-    found, refused = evidence.read_each(paths)
-    typed = {path: [replace(parse(values), path=str(path)) for values in held] for path, held in found.items()}
-    return Held(typed, refused)
+    """Return what these files hold."""
+    return Held(*evidence.read_each(paths))
 
 
 def read_all(folder: Path) -> tuple[list[Record], list[str]]:
@@ -56,4 +54,4 @@ def committed(folder: Path) -> list[Path]:
             f"another user's clone: git config --global --add safe.directory {folder.resolve().parents[1]}"
         )
     names = [name for name in done.stdout.split("\0") if name.endswith((".json", ".jsonl")) and "/" not in name]
-    return sorted(path for path in (folder / name for name in names) if path.exists())
+    return [path for name in sorted(names) if (path := folder / name).exists()]

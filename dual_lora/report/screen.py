@@ -20,15 +20,17 @@ LOWER_IS_BETTER = frozenset({"TER", "loss", "full_sequence_loss"})  # TER counts
 _COSTS = ("train s", "eval s", "peak GiB", "trainable")
 
 
-def comparison(records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]] | None = None) -> FittedTable:
+def comparison(
+    records: Sequence[Record | Mapping[str, Any]], columns: Sequence[tuple[str, str]] | None = None
+) -> FittedTable:
     """Return a table with one row per record: scores, seconds, peak memory, trainable parameters.
 
-    `records` are record dictionaries as `results/records/*.json` hold them; if the first is the untrained base (method
+    `records` are typed, or dictionaries as their files hold them; if the first is the untrained base (method
     `none`), the rows below show their difference from it. `columns` are (subset, metric) pairs; by default every
     metric of the headline's subset, or the headline's metric of every subset where there are several.
     Raises `RecordError` for a record that cannot be read.
     """
-    rows = [parse(values) for values in records]
+    rows = [values if isinstance(values, Record) else parse(values) for values in records]
     columns = list(columns) if columns is not None else _default_columns(rows)
     subsets = {subset for subset, _ in columns}
     headings = [f"{metric if len(subsets) == 1 else subset}{_unit(metric)}" for subset, metric in columns]

@@ -9,6 +9,7 @@ named below the table. The choice never looks at a score.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 from dual_lora import shipped
 from dual_lora.config import MNLI_STARTED, RecipeConfig, recipes
-from dual_lora.records.schema import Record
+from dual_lora.config.recipes import Recipe
+from dual_lora.records.schema import GROUPS, Record
 from dual_lora.report.definition import Experiment
 
 # Settings that cannot change a number; they are not part of a record's identity.
@@ -35,7 +37,6 @@ _WITHOUT_INFLUENCE = (
 )
 RATE = "recipe.learning_rate"
 FIRST_SEED = 100  # of trials, which choose; seeds below report
-_GROUPS = ("model", "task", "method", "protocol", "profile")
 # What a recipe that is silent about a setting means by it.
 _UNSTATED = {
     field.name: field.default for field in dataclasses.fields(RecipeConfig) if field.default is not dataclasses.MISSING
@@ -58,9 +59,21 @@ def belongs(record: Record, choices: Mapping[str, str]) -> bool:
 
 def in_sweep(record: Record, experiment: Experiment) -> bool:
     """Whether a record belongs to a run of the experiment's sweep."""
-    if any(record.name(key) not in experiment.sweep[key] for key in _GROUPS):
-        return False  # most records end here
-    return all(any(belongs(record, {key: value}) for value in values) for key, values in experiment.sweep.items())
+    return run_of(record, experiment) is not None
+
+
+def run_of(record: Record, experiment: Experiment) -> dict[str, str] | None:
+    """Return the run of the sweep that a record belongs to, the first of several; None if there is none."""
+    for name, names in zip(record.names, experiment.groups, strict=True):
+        if name not in names:
+            return None  # most records end here
+    run = {}
+    for key, values in experiment.sweep.items():
+        fitting = next((value for value in values if _agrees(record, key.lstrip("+"), value)), None)
+        if fitting is None:
+            return None
+        run[key] = fitting
+    return run
 
 
 def with_extension(experiment: Experiment, records: Iterable[Record]) -> Experiment:
@@ -105,13 +118,13 @@ def by_names(records: Iterable[Record]) -> Mapping[tuple[str, ...], list[Record]
     """Return the records by model, task, method, protocol and profile, in their order; none for other names."""
     held: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
-        held[tuple(record.name(key) for key in _GROUPS)].append(record)
+        held[record.names].append(record)
     return held
 
 
 def names(run: Mapping[str, str]) -> tuple[str, ...]:
     """Return what `by_names` has the records of a run under."""
-    return tuple(run[key] for key in _GROUPS)
+    return tuple(run[key] for key in GROUPS)
 
 
 def commands(experiment: Experiment, runs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -154,7 +167,7 @@ def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]]) -> 
 
 def _agrees(record: Record, key: str, value: str) -> bool:
     identity = record.identity
-    if key in _GROUPS:
+    if key in GROUPS:
         return record.name(key) == value
     if key.startswith(_WITHOUT_INFLUENCE):
         return True
@@ -232,10 +245,16 @@ def _weight(records: Sequence[Record]) -> tuple[int, int, int, str]:
     return len(finished), -_departures(records[0]), len(records), latest
 
 
+@functools.cache
+def stated_recipe(name: str) -> Recipe | None:
+    """Return the current recipe of a name, looked for once."""
+    return recipes.find(name)
+
+
 def _departures(record: Record) -> int:
     """Return in how many settings a run departs from the current recipe: none if it is the chosen one of trials."""
     held = record.identity.get("recipe") or {}
-    stated = recipes.find(str(held.get("name")))
+    stated = stated_recipe(str(held.get("name")))
     if stated is None or stated.name.startswith(recipes.DEFAULT):
         return len(held)
     wanted = {**_UNSTATED, **stated.values}

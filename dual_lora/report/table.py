@@ -28,15 +28,16 @@ class Builder:
 
     published_folder: Path
     configs: Path
+    alone: frozenset[str] | None = None  # ids of runs that had their card to themselves; None: found from the records
     sources: list[str] = field(default_factory=list)
     _comparisons: dict[endpoint.Key, Comparison] = field(default_factory=dict, init=False)
     _asked: dict[str, Experiment] = field(default_factory=dict, init=False)  # as their files have them
-    _alone: frozenset[str] = field(default=frozenset(), init=False)  # ids of runs that had their card to themselves
+    _alone: frozenset[str] = field(default=frozenset(), init=False)
 
     def build(self, name: str, blocks: Sequence[Experiment], records: Sequence[Record]) -> TableView:
         """Return a table. Raises `MixedBlockError`, `AmbiguousColumnError`, `PublishedError`."""
         usable = [record for record in records if not selection.is_local_play(record)]
-        self._alone = neighbours.alone(records)
+        self._alone = neighbours.alone(records) if self.alone is None else self.alone
         found = [measured.block(selection.with_extension(experiment, usable), usable) for experiment in blocks]
         self._asked = {experiment.name: experiment for experiment in blocks}
         self._comparisons = endpoint.compare(found)

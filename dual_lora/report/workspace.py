@@ -16,7 +16,7 @@ from dual_lora import shipped
 from dual_lora.config import legal_values
 from dual_lora.records import evidence
 from dual_lora.records.schema import Record
-from dual_lora.report import definition, documents, drawing, figures, formats, latex, records, selection
+from dual_lora.report import definition, documents, drawing, figures, formats, latex, neighbours, records, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.findings import Findings
 from dual_lora.report.layout import TableView
@@ -105,13 +105,16 @@ class Workspace:
     def _committed(self) -> list[Path]:
         return records.committed(self.records) if self.records.is_dir() else []
 
-    def view(self, name: str, blocks: Sequence[Experiment], held: Sequence[Record]) -> TableView:
-        """Return a table over the given records."""
-        return Builder(self._shipped("results/published"), self._shipped("configs")).build(name, blocks, held)
+    def view(
+        self, name: str, blocks: Sequence[Experiment], held: Sequence[Record], alone: frozenset[str] | None = None
+    ) -> TableView:
+        """Return a table over the given records. alone: `neighbours.alone(held)`, if known."""
+        return Builder(self._shipped("results/published"), self._shipped("configs"), alone).build(name, blocks, held)
 
     def views(self, held: Sequence[Record], only: Sequence[str] = ()) -> dict[str, TableView]:
         """Return the tables over the given records."""
-        return {name: self.view(name, blocks, held) for name, blocks in self.blocks(only).items()}
+        alone = neighbours.alone(held)
+        return {name: self.view(name, blocks, held, alone) for name, blocks in self.blocks(only).items()}
 
     def committed_files(self, views: Mapping[str, TableView], *, with_documents: bool) -> dict[Path, str]:
         """Return path -> text of every file the committed records determine."""

@@ -64,7 +64,7 @@ def test_a_record_edited_by_hand_is_refused_by_name_and_the_rest_is_read(folder:
         records.read(path)
     assert str(path) in str(refused.value)
     read, refusals = read_all(folder)
-    assert [entry.path for entry in read] == [str(other)]
+    assert [entry.run_id for entry in read] == [other.stem]
     assert refusals == [str(refused.value)]
 
 

@@ -86,7 +86,9 @@ def test_a_run_scored_again_has_its_own_file_which_counts_once_it_is_added(home:
     found, refused = read_all(folder)
     assert len(found) == len(made)
     assert not refused
-    assert {entry.run_id: entry for entry in found}[name].path == str(folder / f"{name}.json")
+    shown = {entry.run_id: entry for entry in found}[name].scores.headline
+    assert shown is not None
+    assert shown.value == 0.9
     assert main(["tables", "--check", "--home", str(home)]) == 0, "what is committed is the line"
     subprocess.run(["git", "add", "."], cwd=home, check=True)
     assert main(["tables", "--check", "--home", str(home)]) == 1
