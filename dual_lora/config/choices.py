@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 CONFIGS = shipped.folder("configs")
 
 
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The fast loader, if PyYAML has it; a duplicate key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key, _ in node.value:
+            keys.append(self.construct_object(key))
+            if keys.count(keys[-1]) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {keys[-1]!r}", key.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
 def options(group: str, root: Path = CONFIGS) -> list[str]:
     """Return the legal values of a config group, nested ones as `glue/cola`."""
     folder = root / group
@@ -29,7 +41,7 @@ def options(group: str, root: Path = CONFIGS) -> list[str]:
 def method_values(name: str) -> dict[str, Any]:
     """Return the settings of a method's YAML, without Hydra: a `defaults` list may name methods that it builds on."""
     text = (CONFIGS / "method" / f"{name}.yaml").read_text(encoding="utf-8")
-    own = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    own = yaml.load(text, Loader=Loader)
     values: dict[str, Any] = {}
     for parent in own.pop("defaults", []):
         values |= {} if parent == "_self_" else method_values(parent)

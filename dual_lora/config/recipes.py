@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dual_lora.config import ConfigError, ModelConfig, RecipeConfig, legal_values
-from dual_lora.config.choices import CONFIGS, method_values, options
+from dual_lora.config.choices import CONFIGS, Loader, method_values, options
 
 RECIPES = CONFIGS / "recipe"
 DEFAULT = "default"
@@ -25,18 +25,6 @@ OTHER = "other"  # all tasks or methods that a row does not name
 _DERIVED = ("name", "sources", "learning_rates")
 _SETTINGS = [field.name for field in dataclasses.fields(RecipeConfig) if field.name not in _DERIVED]
 _MODEL_SETTINGS = [f"model.{field.name}" for field in dataclasses.fields(ModelConfig)]
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The fast loader, if PyYAML has it; a duplicate key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = []
-        for key, _ in node.value:
-            keys.append(self.construct_object(key))
-            if keys.count(keys[-1]) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {keys[-1]!r}", key.start_mark)
-        return dict(super().construct_mapping(node, deep=deep))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +83,7 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.file = f"configs/recipe/{path.name}"
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"{self.file}: {error}") from None
         self.model, _, family = path.stem.partition(".")

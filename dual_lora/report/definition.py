@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from dual_lora.config import legal_values
-from dual_lora.config.choices import sweep_values
+from dual_lora.config.choices import Loader, sweep_values
 from dual_lora.records.schema import GROUPS
 
 _STRICT = ConfigDict(extra="forbid")
@@ -151,7 +151,7 @@ class Experiment:
 def read(path: Path) -> Experiment:
     """Return the experiment in a file. Raises `DefinitionError`."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
         params = values["hydra"]["sweeper"]["params"]
         table = dict(values["table"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:

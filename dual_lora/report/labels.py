@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
+from dual_lora.config.choices import Loader
 from dual_lora.report.definition import Experiment
 from dual_lora.report.measured import Row
 
@@ -33,8 +35,14 @@ def plain(configs: Path, experiment: Experiment, part: str, row: Row) -> str:
         label = row.records[0].identity[part].get("label")
     if label is None:
         path = configs / part / f"{name}.yaml"
-        label = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("label") if path.exists() else None
+        label = _label(path)
     return str(label or name)
+
+
+@functools.cache
+def _label(path: Path) -> str | None:
+    values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader) if path.exists() else None
+    return (values or {}).get("label")
 
 
 def of_setting(key: str) -> str:
