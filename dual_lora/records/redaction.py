@@ -16,12 +16,14 @@ _FORMS = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{20,}\b|\bwandb_v1_\w{20,}\b|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 _ASSIGNED = re.compile(
-    r"((?:[\w.+-]*(?:token|secret|password|passwd|api_?key|access_?key)[\w-]*)\s*[=:]\s*)"
+    r"([\w.+-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key)[\w-]*)(['\"]?\s*[=:]\s*)"
     r"('[^']*'|\"[^\"]*\"|[^\s,;'\"]+)",
     re.IGNORECASE,
 )
 # Names in this project that the pattern above would take for secrets.
 _HARMLESS = re.compile(r"tokens?_?(?:per|share|s\b)|max_(?:new|length)_tokens|_token(?:s|izer|_id)", re.IGNORECASE)
+# What no word of a sentence and no token of a vocabulary is: letters with digits among them, or many without a break.
+_RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w+/.=~!@#$%^&*-]{6,}|[A-Za-z0-9]{20,}")
 
 
 def hide(text: str) -> str:
@@ -30,7 +32,16 @@ def hide(text: str) -> str:
         if _NAMES.search(name) and len(value) >= 8:
             text = text.replace(value, HIDDEN)
     text = _FORMS.sub(HIDDEN, text)
-    return _ASSIGNED.sub(lambda found: found[0] if _HARMLESS.search(found[1]) else found[1] + HIDDEN, text)
+    return _ASSIGNED.sub(_without_value, text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    """Return `name=***`, or all of it where the value is no secret: "share a token: the prompt", eos_token=</s>."""
+    name, sign, value = found.groups()
+    of_language = not name.isupper() and ("token" in name.lower() or sign.endswith(": "))
+    if _HARMLESS.search(name) or (of_language and not _RANDOM.fullmatch(value.strip("'\""))):
+        return found[0]
+    return f"{name}{sign}{HIDDEN}"
 
 
 # Settings and options whose value is a place on this machine.

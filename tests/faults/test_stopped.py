@@ -196,6 +196,12 @@ def test_tokens_do_not_reach_records_or_logs(tmp_path, monkeypatch):
         "https://me:abcdefgh12345@example.org",
         "ghp_" + "a1" * 18,
         "model.path=/x api_key:abcdefgh12345",
+        "the password: abcdefgh12345, as you know",
+        "password=abcdefgh12345",
+        "some-program --api-key=abcdefgh12345",
+        "export A_TOKEN=abcdefgh12345",
+        "{'hub_token': 'abcdefgh12345', 'other': 1}",
+        '{"token": "abcdefgh12345"}',
     ],
 )
 def test_secrets_are_hidden_wherever_they_stand(text, monkeypatch):
@@ -206,8 +212,20 @@ def test_secrets_are_hidden_wherever_they_stand(text, monkeypatch):
     assert "value-of-the-variable" not in hidden
 
 
-@pytest.mark.parametrize("text", ["recipe.max_length_tokens=512", "tokens_per_second: 5", "pad_token_id=0"])
-def test_settings_with_tokens_in_their_names_are_no_secrets(text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "recipe.max_length_tokens=512",
+        "tokens_per_second: 5",
+        "pad_token_id=0",
+        "prompts of one length share a token: the prompt's last one",
+        "the tokenizer has no start token: <s> is missing",
+        "eos_token=</s>, pad_token=<|endoftext|>",
+        "the secret: nothing but patience",
+        "token=29871",
+    ],
+)
+def test_words_with_token_in_them_are_no_secrets(text):
     assert redaction.hide(text) == text
 
 
