@@ -22,6 +22,7 @@ SIZES = ["profile=quick", "profile.train_examples=24", "profile.max_steps=6", "p
 COMMON = [*SIZES, "data.source=sample", "recipe.global_batch=8"]
 COMMON += ["launch.device=cpu", "launch.per_device_batch=8", "launch.save_every_steps=2"]
 WRITING = ["model=tiny_llama", "task=commonsense", "profile.test_items=1", "protocol.decoding.max_new_tokens=3"]
+DESCRIBING = ["model=tiny_gpt2", "task=e2e", "task.metrics=[BLEU]", "profile.test_items=1"]
 CLASSIFYING = ["model=tiny_roberta", "task=glue/rte", "profile.test_items=6"]
 
 

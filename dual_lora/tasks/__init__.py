@@ -10,6 +10,7 @@ import importlib
 from importlib.util import find_spec
 
 from dual_lora.config import ConfigError, RunConfig
+from dual_lora.tasks import unused
 from dual_lora.tasks.base import Task
 
 _BUILT: dict[tuple[object, ...], Task] = {}
@@ -30,7 +31,9 @@ def load(config: RunConfig) -> Task:
                 f"task.module={config.task.module}: {name} cannot be used ({error}); it needs a function "
                 "build(config), and PYTHONPATH the folder of a module of yours (docs/own_task.md)"
             ) from None
-        _BUILT[key] = build(config)
+        task = build(config)
+        unused.refuse(config, task.unused)
+        _BUILT[key] = task
     return _BUILT[key]
 
 

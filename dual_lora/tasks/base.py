@@ -69,6 +69,7 @@ class Task(ABC):
     scorings: tuple[str, ...]
     metrics: tuple[str, ...]  # what `score` gives for all items under the first scoring: one of them is the headline
     free_text = False  # replies are texts worth reading: some go into the record
+    unused: Mapping[str, Sequence[Any]] = {}  # setting without effect here -> its only legal values: tasks.unused
     settles_early = False  # `complete` can tell before the model stops
 
     @property

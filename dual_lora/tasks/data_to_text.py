@@ -16,6 +16,7 @@ from typing import Any
 
 from dual_lora.config import ConfigError, DataError, RunConfig, legal_values
 from dual_lora.metrics import java
+from dual_lora.tasks import unused
 from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split, Task
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -60,6 +61,7 @@ class Origin:
     form: str | None  # of the references
     hub: Mapping[str, str]  # what pins the hub's copy
     from_hub: Sequence[Split] = ()  # splits that the local data lacks
+    subsets: Sequence[str] = ()  # of the items; none: one, named after the task
 
 
 class DataToText(Task):
@@ -81,6 +83,7 @@ class DataToText(Task):
         per_item: PerItem | None = None,
     ) -> None:
         self.name = config.task.name
+        self.unused = {**unused.UNUSED_BY_TEXT, "task.subsets": (tuple(origin.subsets or [self.name]),)}
         self.scorings = config.task.scorings or ("generate",)
         if set(self.scorings) != {"generate"}:
             raise ConfigError(f"task.scorings={list(self.scorings)}: {self.name} supports only [generate]")

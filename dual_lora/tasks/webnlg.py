@@ -18,6 +18,7 @@ from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Origin, Published, data_root, linearise
 
 FORMS = ("lora", "raw")
+SUBSETS = ("seen", "unseen")
 SEEN = (
     "Airport",
     "Astronaut",
@@ -50,7 +51,7 @@ def build(config: RunConfig) -> DataToText:
         path, _ = downloads.release_file(f"webnlg_challenge_2017/{_FILES[split]}")
         return read_entries(path.parent, path.name)
 
-    scorer, origin = partial(nlg.score, form=form), Origin(form, HUB)
+    scorer, origin = partial(nlg.score, form=form), Origin(form, HUB, subsets=SUBSETS)
     return DataToText(config, read=read, scorer=scorer, metrics=nlg.METRICS, published=PUBLISHED, origin=origin)
 
 
@@ -107,5 +108,5 @@ def _item(
             raise files.fail(place, f"expected a text, found {text!r:.60}", item=number, field="lex")
         if comment == "good":
             good.append(" ".join(text.split()))
-    subset = "seen" if category in SEEN else "unseen"
+    subset = SUBSETS[0] if category in SEEN else SUBSETS[1]
     return [Item(source, tuple(good), subset, {"category": category})] if good else []

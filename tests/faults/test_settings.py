@@ -17,7 +17,7 @@ from dual_lora.config.bounds import legal_range
 from dual_lora.config.compose import compose
 from dual_lora.launch import check, prepare
 from dual_lora.runs import lifecycle
-from tests.small_cells import CLASSIFYING, WRITING, config
+from tests.small_cells import CLASSIFYING, DESCRIBING, WRITING, config
 
 NAN, INF = math.nan, math.inf
 FRACTIONS = ["recipe.label_smoothing", "recipe.adam_beta1", "recipe.adam_beta2", "model.dropout"]
@@ -166,6 +166,8 @@ WRONG = [
     ("protocol.checkpoint=best_dev", "protocol.checkpoint=best_dev: .*Legal: last, best_loss"),
     ("protocol.checkpoint=best_heldout", "protocol.checkpoint=best_heldout: .*Legal: last, best_loss"),
     ("protocol.also_report=[best]", "protocol.also_report='best'"),
+    ("protocol.reference_form=raw", "protocol.reference_form=raw has no effect on task=commonsense, .* only null"),
+    ("protocol.validation_fraction=0.5", "protocol.validation_fraction=0.5 has no effect on task=commonsense"),
     ("recipe.label_smoothing=1.5", "recipe.label_smoothing=1.5: it must be a finite number, at least 0 and below 1"),
 ]
 WRONG_CLASSIFYING = [
@@ -176,9 +178,38 @@ WRONG_CLASSIFYING = [
 ]
 
 
+WRONG_CLASSIFYING += [
+    (f"{name}={value}", rf"{name}={told} has no effect on task=glue/rte, which has only {legal}; leave it out")
+    for name, value, told, legal in (
+        ("task.subsets", "[cola]", r"\[cola\]", r"\[rte\]"),
+        ("task.target", "text", "text", "label"),
+        ("task.metrics", "[accuracy]", r"\[accuracy\]", r"\[\]"),
+        ("task.scorings", "[generate]", r"\[generate\]", r"\[\] or \[classify\]"),
+        ("protocol.prompt", "alpaca", "alpaca", "default"),
+        ("protocol.loss_on", "all", "all", "answer"),
+        ("protocol.append_end", "false", "False", "True"),
+        ("protocol.reference_form", "raw", "raw", "null"),
+        ("protocol.drop_repeated_examples", "true", "True", "False"),
+        ("protocol.validation_examples", "5", "5", "null"),
+    )
+]
+WRONG_CLASSIFYING += [("protocol.decoding.beams=4", "protocol.decoding=.* has no effect on task=glue/rte")]
+WRONG_DESCRIBING = [
+    ("task.subsets=[seen]", r"task.subsets=\[seen\] has no effect on task=e2e, which has only \[e2e\]; leave it out"),
+    ("task.target=text", "task.target=text has no effect on task=e2e"),
+    ("protocol.prompt=alpaca", "protocol.prompt=alpaca has no effect on task=e2e, which has only lora or default"),
+    ("protocol.drop_repeated_examples=true", "protocol.drop_repeated_examples=True has no effect on task=e2e"),
+    ("protocol.validation_examples=10", "protocol.validation_examples=10 has no effect on task=e2e"),
+    ("protocol.validation_fraction=0.5", "protocol.validation_fraction=0.5 has no effect on task=e2e"),
+    ("protocol.reference_form=lorra", "unknown protocol.reference_form='lorra'"),
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "word", "told"),
-    [(WRITING, *case) for case in WRONG] + [(CLASSIFYING, *case) for case in WRONG_CLASSIFYING],
+    [(WRITING, *case) for case in WRONG]
+    + [(CLASSIFYING, *case) for case in WRONG_CLASSIFYING]
+    + [(DESCRIBING, *case) for case in WRONG_DESCRIBING],
 )
 def test_what_nothing_measures_or_no_layer_has_is_refused_before_anything_starts(kind, word, told, tmp_path):
     def start() -> None:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from dual_lora.config import ConfigError, DataConfig, ProtocolConfig, RunConfig, TaskConfig, legal_values
+from dual_lora.tasks import unused
 from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split, Task
 from dual_lora.tasks.commonsense.data import ORIGIN, PUBLISHED, REVISION, load_split
 from dual_lora.tasks.commonsense.data import Split as LoadedSplit
@@ -48,6 +49,7 @@ class Commonsense(Task):
 
     head = Head("causal_lm")
     settles_early = True
+    unused = unused.UNUSED_BY_CHOICE
 
     def __init__(self, task: TaskConfig, protocol: ProtocolConfig, data: DataConfig) -> None:
         self.name = task.name

@@ -31,7 +31,7 @@ from typing import Any
 
 from dual_lora.config import MNLI_STARTED, ConfigError, DataError, RunConfig, nearest
 from dual_lora.metrics import glue as metrics
-from dual_lora.tasks import files
+from dual_lora.tasks import files, unused
 from dual_lora.tasks.base import ClassificationTask, Example, Head, Prompt, Reading, Score, Split
 from dual_lora.tasks.glue.reading import read_hub, read_tsv
 from dual_lora.tasks.glue.specs import HUB_REPOSITORY, HUB_REVISION, NO_MNLI_START, SPECS, Spec
@@ -70,6 +70,7 @@ class Glue(ClassificationTask):
         self.spec = spec
         self.name = f"glue/{spec.name}"
         self.labels = spec.labels
+        self.unused = {**unused.UNUSED_BY_CLASSIFICATION, "task.subsets": (tuple(spec.development),)}
         self.head = Head("classification", num_labels=len(spec.labels) or 1, regression=not spec.labels)
         words = spec.labels or (1.0, 2.0)
         self.metrics = tuple(metrics.score(spec.name, words, words))
