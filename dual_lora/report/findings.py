@@ -69,6 +69,7 @@ class Findings:
                 yield block, experiment, named
 
     def _finding(self, view: TableView, wanted: Sequence[str]) -> Iterator[str]:
+        waiting: dict[str, list[str]] = {}  # heading -> the commands that do its runs
         for block in view.blocks:
             experiment = self.experiments[block.experiment]
             named = experiment.block.endpoint
@@ -81,9 +82,11 @@ class Findings:
             elif named is None and _records([block]):
                 yield from ("", f"{escape.markdown(block.heading)}:", self._took(view, block, experiment))
             else:
-                yield from ("", f"{escape.markdown(block.heading)}: **not run**.", "")
                 runs = selection.missing(experiment, _records([block]))
-                yield from (f"    {command}" for command in selection.to_do(experiment, runs))
+                waiting[escape.markdown(block.heading)] = selection.to_do(experiment, runs)
+        if waiting:
+            yield from ("", f"**Not run**: {'; '.join(waiting)}.", "")
+            yield from (f"    {command}" for command in dict.fromkeys(itertools.chain(*waiting.values())))
 
     def _compared(
         self, view: TableView, block: BlockView, compared: Sequence[_Compared], columns: Sequence[int]

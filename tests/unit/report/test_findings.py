@@ -29,7 +29,7 @@ def found(space: Workspace) -> Findings:
 
 def test_a_table_without_runs_is_not_run_and_says_how_to(tmp_path):
     part = found(workspace(tmp_path, record("lora"))).part("table_x")
-    assert "A block: **not run**.\n\n    python run.py -m experiment=table_x method=none,dual_lora\n" in part
+    assert "**Not run**: A block.\n\n    python run.py -m experiment=table_x method=none,dual_lora\n" in part
     assert "method=lora seed=1,2,3,4,5" in part
     assert "|" not in part
 
@@ -84,7 +84,7 @@ def test_the_headline_has_a_line_for_each_endpoint(tmp_path):
 def test_a_table_without_an_endpoint_says_what_its_runs_took(tmp_path):
     text = EXPERIMENT.replace("  reference: lora\n", "").replace("  endpoint: {column: BoolQ", "  # {")
     part = found(workspace(tmp_path / "a", text=text)).part("table_x")
-    assert part == "A block: **not run**.\n\n    python run.py -m experiment=table_x"
+    assert part == "**Not run**: A block.\n\n    python run.py -m experiment=table_x"
     part = found(workspace(tmp_path / "b", record("lora"), text=text)).part("table_x")
     assert part.endswith(
         "[Scores](results/tables/table_x.md): 1 of 18 runs, 3.0 GPU minutes (NVIDIA H100), commit c0ffee."
