@@ -205,7 +205,7 @@ class _DualLoraLinearWithDropout(torch.autograd.Function):
         )
         if grad_x is not None:
             masked = torch.ops.aten.native_dropout_backward(_rows(grad_x), _rows(mask), ctx.scale)
-            grad_x = masked.contiguous().addmm_(_rows(grad), weight).view(dropped.shape)
+            grad_x = masked.addmm_(_rows(grad), weight).reshape(dropped.shape)
         grad_bias, *factor_grads = _needed(ctx, grad, grads)
         return (grad_x, None, grad_bias, None, None, *factor_grads)
 
