@@ -51,6 +51,7 @@ def section(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "peft", "triton"))
     parts = [f"{environment['card']}, {versions}. Made by {found['made_by']}"]
     parts += ["### Steps", _steps(found["steps"])]
+    parts += _kinds(found["steps"])
     if "before" in found:
         parts += ["### Dual LoRA's steps before and after", _before(found["before"], found["steps"])]
     if "memory_of_many_shapes" in found:
@@ -83,6 +84,24 @@ def _steps(steps: Mapping[str, Any]) -> str:
             )
     lines += ["", "Memory: the most that the allocator kept, with graphs over without."]
     return "\n".join([*lines, *["¹ of call 1"] * any("¹" in line for line in lines)])
+
+
+def _kinds(steps: Mapping[str, Any]) -> list[str]:
+    """Return what takes the time of graphed steps, where it was looked at."""
+    lines = [
+        "| size, tokens | method | GEMMs | build, reduction, packing | dropout | attention | the rest |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    first = len(lines)
+    for size, rows in steps.items():
+        for method, row in rows.items():
+            ms = dict(row.get("busy_ms_by_kind", {}))
+            if ms:
+                own = sum(ms.pop(kind, 0.0) for kind in ("build", "reduce", "finish", "pack"))
+                parts = [ms.pop("GEMM"), own, ms.pop("dropout", 0.0), ms.pop("attention", 0.0)]
+                cells = " | ".join(f"{part:.1f}" if part else "–" for part in [*parts, sum(ms.values())])
+                lines.append(f"| {_size(size)} | {NAMES[method]} | {cells} |")
+    return ["### What the GPU does in a step with graphs, ms", "\n".join(lines)] if len(lines) > first else []
 
 
 def _before(before: Mapping[str, Any], steps: Mapping[str, Any]) -> str:

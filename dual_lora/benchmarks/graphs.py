@@ -7,7 +7,7 @@ A step is one of `dual_lora.training.trainer` on random tokens, bf16 weights wit
 dimensions: 16 x 112 tokens are the paper's batch on commonsense, and dropout 0.05 on the adapter's input is what its
 recipes have. Both ways train one after the other, in this process.
 Times are medians from step to step, least and most, of GPU events; no step waits for another. Memory is the most that
-the allocator handed out, and kept. `busy_ms` is the sum of the kernels of a graphed step.
+the allocator handed out, and kept. `busy_ms` is the sum of the kernels of a graphed step, in all and by kind.
 """
 
 from __future__ import annotations
@@ -73,11 +73,12 @@ class Steps(TrainerCallback):
         found = timing.between(self._ends[UNCOUNTED : self._after], self._cuda)
         return {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found)}
 
-    def busy_ms(self) -> float | None:
-        """Return the GPU's time in a profiled step, the sum over its kernels; None where none was profiled."""
+    def busy_ms(self) -> dict[str, float] | None:
+        """Return the GPU's time in a profiled step, the sum over its kernels by kind; None where none was profiled."""
         if self._profile is None:
             return None
-        return sum(event.self_device_time_total for event in self._profile.key_averages()) / PROFILED / 1e3
+        events = self._profile.key_averages()
+        return timing.by_kind({event.key: event.self_device_time_total / PROFILED / 1e3 for event in events})
 
 
 def measure(method: str, size: dict[str, Any], device: str) -> dict[str, Any]:
@@ -106,8 +107,9 @@ def measure(method: str, size: dict[str, Any], device: str) -> dict[str, Any]:
         if cuda:
             found[way]["peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
             found[way]["reserved_GiB"] = torch.cuda.max_memory_reserved() / 2**30
-        if steps.busy_ms() is not None:
-            found["busy_ms"] = steps.busy_ms()
+        busy = steps.busy_ms()
+        if busy is not None:
+            found |= {"busy_ms": sum(busy.values()), "busy_ms_by_kind": busy}
     return found
 
 

@@ -10,7 +10,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,23 @@ def between(marks: Sequence[Any], cuda: bool) -> list[float]:
         return [1e3 * (end - begin) for begin, end in pairs]
     torch.cuda.synchronize()
     return [begin.elapsed_time(end) for begin, end in pairs]
+
+
+# What a kernel's name holds, and the kind that it is counted to.
+KINDS = {
+    "build_weight": "build", "reduce_gradient": "reduce", "finish_gradient": "finish", "pack_factors": "pack",
+    "nvjet": "GEMM", "gemm": "GEMM", "cutlass": "GEMM", "flash": "attention", "fmha": "attention", "adam": "AdamW",
+    "fused_dropout": "dropout", "masked_scale": "dropout",
+}  # fmt: skip
+
+
+def by_kind(milliseconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the times of kernels, by their names, added up by kind."""
+    totals: dict[str, float] = {}
+    for name, time_ in milliseconds.items():
+        kind = next((kind for part, kind in KINDS.items() if part in name.lower()), "other")
+        totals[kind] = totals.get(kind, 0.0) + time_
+    return totals
 
 
 def start_method() -> str:

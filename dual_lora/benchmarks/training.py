@@ -174,19 +174,12 @@ def bench_profile(model: LlamaForCausalLM, batch: int, length: int) -> dict[str,
             step()
             if cuda:
                 torch.cuda.synchronize()
-    kinds = {
-        "build_weight": "build", "reduce_gradient": "reduce", "finish_gradient": "finish", "pack_factors": "pack",
-        "nvjet": "GEMM", "gemm": "GEMM", "cutlass": "GEMM", "flash": "attention", "fmha": "attention", "adam": "AdamW",
-    }  # fmt: skip
-    totals: dict[str, float] = {}
     kernels: dict[str, float] = {}
     for event in profile.key_averages():
         milliseconds = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3
-        kind = next((k for key, k in kinds.items() if key in event.key.lower()), "other")
-        totals[kind] = totals.get(kind, 0.0) + milliseconds
         kernels[event.key[:90]] = kernels.get(event.key[:90], 0.0) + milliseconds
     top = dict(sorted(kernels.items(), key=lambda item: -item[1])[:15])
-    return {"ms_by_kind": totals, "ms_of_top_kernels": top}
+    return {"ms_by_kind": timing.by_kind(kernels), "ms_of_top_kernels": top}
 
 
 def run(options: argparse.Namespace) -> None:
