@@ -21,6 +21,8 @@ NAMES = {
     "tiles": "tile sizes of the Triton kernels",
     "training": "training steps against LoRA, DoRA and three GEMMs",
     "graphs": "training steps as CUDA graphs, and without",
+    "runs": "whole runs of a sweep per minute of a GPU, by how many at a time",
+    "passes": "an evaluation's forward passes as CUDA graphs, and without",
     "loss-positions": "steps that compute logits only at positions with a loss",
     "export-lora": "what LoRA adapters of a given rank keep of trained Dual LoRA adapters",
     "generation": "tokens of the base, of an adapter, merged and not",
@@ -96,6 +98,17 @@ def _export_lora(parser: Parser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs of Dual LoRA")
 
 
+def _runs(parser: Parser) -> None:
+    parser.take_settings()
+    parser.add_argument("--parallel", nargs="+", type=int, help="how many at a time; default: 1 4 8 16")
+    parser.add_argument("--graphs", nargs="+", type=one_of("auto", "off"), help="default: auto off")
+
+
+def _passes(parser: Parser) -> None:
+    parser.take_settings()
+    parser.add_argument("--items", type=int, help="to rank, spread over the test sets; default: all")
+
+
 def _fsdp(parser: Parser) -> None:
     parts = ("steps", "checkpointing")
     parser.add_argument("--gpus", type=int, default=2)
@@ -120,6 +133,8 @@ _OPTIONS = {
     "kernels": _device("cuda", "cpu"),
     "training": _training,
     "graphs": _methods("lora", "dora", "dual_lora"),
+    "runs": _runs,
+    "passes": _passes,
     "evaluation": _evaluation,
     "zero": _methods("lora", "dual_lora"),
     "export-lora": _export_lora,

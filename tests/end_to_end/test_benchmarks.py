@@ -61,6 +61,21 @@ def test_loss_positions_benchmark_times_both_ways(tmp_path):
         assert_timed(tiny[way])
 
 
+def test_runs_benchmark_counts_runs_with_and_without_others_at_the_same_time(tmp_path):
+    found = smoke("runs", tmp_path, "--parallel", "1", "2", "--graphs", "off", file="runs")
+    assert [(row["parallel"], row["runs"], row["steps"]) for row in found["rows"]] == [(1, 1, 2), (2, 2, 2)]
+    for row in found["rows"]:
+        assert row["runs_per_minute"] == pytest.approx(60 * row["runs"] / row["seconds"], rel=0.01)
+
+
+def test_passes_benchmark_times_both_parts(tmp_path):
+    found = smoke("passes", tmp_path, "--items", "8", file="passes")
+    assert [(row["part"], row["graphs"]) for row in found["rows"]] == [
+        (part, graphs) for part in ("cloze", "validation") for _ in range(2) for graphs in ("off", "auto")
+    ]
+    assert all(row["seconds"] > 0 and row["eager"] > 0 and row["items"] for row in found["rows"])
+
+
 def test_generation_benchmark_times_the_base_and_both_forms_of_the_adapter(tmp_path):
     found = smoke("generation", tmp_path, file="training_generation")["generation"]
     assert found.keys() == {f"{name}_batch_{n}" for name in ("base", "not_merged", "merged") for n in (1, 16)}

@@ -38,8 +38,8 @@ BELOW: dict[str, set[str]] = {
     "page": {"config", "records", "report", "shipped"},
     "launch": {"config", "distributed", "evaluation", "methods", "records", "report", "runs", "shipped", "tasks"},
     "benchmarks": {
-        *("config", "distributed", "evaluation", "kernels", "methods", "models", "records", "report", "shipped"),
-        *("tasks", "training", "tuner"),
+        *("config", "distributed", "evaluation", "kernels", "launch", "methods", "models", "records", "report"),
+        *("shipped", "tasks", "training", "tuner"),
     },
     "commands": {
         *("config", "diagnostics", "evaluation", "launch", "methods", "metrics", "models", "page", "records", "report"),
@@ -50,7 +50,18 @@ BELOW: dict[str, set[str]] = {
 # Names that two modules have, each with its reason: whoever hears a name should know the file.
 TWINS: dict[str, str] = {
     **dict.fromkeys(
-        ["evaluation", "export_lora", "generation", "graphs", "kernels", "report", "tiles", "training"],
+        [
+            "evaluation",
+            "export_lora",
+            "generation",
+            "graphs",
+            "kernels",
+            "passes",
+            "report",
+            "runs",
+            "tiles",
+            "training",
+        ],
         "a benchmark is called what it times or writes",
     ),
     "random_checkpoint": "a command's module is called what is typed; it parses arguments",
