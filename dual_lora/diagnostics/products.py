@@ -98,7 +98,7 @@ class ClipWatch:
         x = self._inputs.pop().flatten(0, -2).float()
         weight_gradient = gradient.flatten(0, -2).float().T @ x
         magnitude, _ = products(self.layer, self.adapter)
-        if self.layer.spec[self.adapter].magnitude_activation == "relu":
+        if self.layer.spec[self.adapter].magnitude_activation != "identity":
             magnitude = magnitude.relu()
         q = (self.layer.delta_warmup * self.layer.scaling[self.adapter] * weight_gradient * magnitude).abs()
         self.clipped += int((q > 1).sum())

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dual_lora.kernels.spec import Factors, Update, UpdateSpec
 
+_TINY = 1e-30  # keeps the root mean square of zeros from dividing by zero
+
 
 class _StraightThroughSign(torch.autograd.Function):
     """Sign with Sign(0) = -1; its gradient is one of the straight-through estimators of `UpdateSpec`.
@@ -87,12 +89,14 @@ def dual_lora_linear(
 
 def form_update(update: Update) -> Tensor:
     """`delta_weight` of an `Update`."""
-    factors, start, scaling, spec = update[:4]
-    with torch.autocast(factors[0].device.type, enabled=False):
-        delta = _product(factors, spec, update.loss_scale)
-        if start is not None:
-            delta = delta - _product(start, spec, update.loss_scale).detach()
-        return scaling * delta
+    with torch.autocast(update.factors[0].device.type, enabled=False):
+        delta = _product(update.factors, update)
+        if update.start is not None:
+            delta = delta - _product(update.start, update).detach()
+        if update.row_scale is not None:
+            unit = torch.rsqrt(delta.square().mean(dim=1, keepdim=True) + _TINY)
+            delta = update.spec.normalised * update.row_scale.to(delta.dtype) * unit * delta
+        return (update.scaling if update.in_memory is None else update.in_memory[0]) * delta
 
 
 def apply_update(
@@ -109,10 +113,20 @@ def apply_update(
     return F.linear(x, effective, None if bias is None else bias.to(x.dtype))
 
 
-def _product(factors: Factors, spec: UpdateSpec, loss_scale: float) -> Tensor:
+def _product(factors: Factors, update: Update) -> Tensor:
     """U(BA) * V(DC)."""
     A, B, C, D = (f if f.dtype == torch.float64 else f.float() for f in factors)
     m, p = B @ A, D @ C
-    u = torch.relu(m) if spec.magnitude_activation == "relu" else m
-    v = _StraightThroughSign.apply(p, spec.ste, loss_scale) if spec.direction_activation == "sign" else p
-    return u * v
+    magnitude = update.spec.magnitude_activation
+    u = torch.relu(m) if magnitude == "relu" else m if magnitude == "identity" else m * (m >= 0)
+    return u * _direction(p, update)
+
+
+def _direction(p: Tensor, update: Update) -> Tensor:
+    """V(P)."""
+    spec, temperature = update.spec, update.temperature
+    if spec.direction_activation == "identity":
+        return p
+    if spec.direction_activation == "annealed_sign" and temperature is not None:
+        return torch.tanh(p / (temperature * p.detach().square().mean().add(_TINY).sqrt()))
+    return _StraightThroughSign.apply(p, spec.ste, update.loss_scale)

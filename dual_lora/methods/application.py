@@ -168,8 +168,8 @@ def callbacks(method: MethodConfig, total_steps: int | None = None) -> list[Trai
     The callbacks read the number of steps when training begins; a given `total_steps` is checked now.
     """
     found: list[TrainerCallback] = []
-    if method.delta_warmup:
-        found.append(DeltaWarmupCallback(method.delta_warmup_steps))
+    if method.delta_warmup or method.settings.get("direction_activation") == "annealed_sign":
+        found.append(DeltaWarmupCallback(method.delta_warmup_steps if method.delta_warmup else 0))
     if method.config_class == "peft.AdaLoraConfig":
         steps = method.settings.get("tinit"), method.settings.get("tfinal")
         if total_steps is not None:

@@ -32,7 +32,8 @@ _RANKS = ("r", "init_r", "target_r")
 # AdaLoRA reads `grad` after the step, GaLore projects the gradient of a whole matrix within it.
 _WHOLE_GRADIENTS = {"peft.AdaLoraConfig": 0, "galore_adamw": 1}
 OPTIMIZER_SETTINGS: dict[str, dict[str, Any]] = {
-    "adamw_torch": {},
+    # direction_rate: learning rate of Dual LoRA's C and D / that of A and B; null: the same.
+    "adamw_torch": {"direction_rate": None},
     # ratio: λ = learning rate of B / learning rate of A (arXiv 2402.12354); embedding_lr: PEFT's default.
     "lora_plus": {"ratio": 16.0, "embedding_lr": 1e-6},
     # The Trainer's own defaults for `optim_args`, arXiv 2403.03507; target_modules: the linear layers it projects.
@@ -185,6 +186,13 @@ def _check_optimizer(method: MethodConfig) -> None:
             raise ConfigError(
                 f"{optimizer.name} has no setting method.optimizer.settings.{name}{legal_values(name, list(legal))}"
             )
+    rate = optimizer.settings.get("direction_rate")
+    if rate is not None and method.config_class != "dual_lora.DualLoraConfig":
+        raise ConfigError(
+            f"method.optimizer.settings.direction_rate={rate}: method={method.name} has no direction group"
+        )
+    if rate is not None and (not isinstance(rate, _NUMBERS) or isinstance(rate, bool) or not rate > 0):
+        raise ConfigError(f"method.optimizer.settings.direction_rate={rate!r}: it must be a number above 0")
     if optimizer.name == "lora_plus" and optimizer.settings.get("ratio", 16.0) < 1:
         raise ConfigError(f"method.optimizer.settings.ratio={optimizer.settings['ratio']}: LoRA+ asks for at least 1")
     if optimizer.name == "galore_adamw" and importlib.util.find_spec("galore_torch") is None:

@@ -13,6 +13,7 @@ from dual_lora.config import ConfigError, MethodConfig, RecipeConfig
 from dual_lora.distributed import sharding
 from dual_lora.methods.checks import OPTIMIZER_SETTINGS
 from dual_lora.models.head import is_head_parameter
+from dual_lora.tuner.factor import PREFIX
 
 
 def create_optimizer(
@@ -42,6 +43,9 @@ def create_optimizer(
         {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
         for (_, decays), parameters in _grouped(model, set()).items()
     ]
+    if settings["direction_rate"] is not None:
+        names = {name for name, _ in model.named_parameters() if f".{PREFIX}direction_" in name}
+        groups = _with_rate(model, groups, names, settings["direction_rate"] * recipe.learning_rate)
     return torch.optim.AdamW(_with_head_apart(model, groups, recipe), fused=on_gpu, **_adam(recipe))
 
 
@@ -52,14 +56,19 @@ def _with_head_apart(model: nn.Module, groups: list[dict[str, Any]], recipe: Rec
     """
     if recipe.head_learning_rate is None:
         return groups
-    head = {id(parameter) for name, parameter in model.named_parameters() if is_head_parameter(model, name)}
+    head = {name for name, _ in model.named_parameters() if is_head_parameter(model, name)}
+    return _with_rate(model, groups, head, recipe.head_learning_rate)
+
+
+def _with_rate(model: nn.Module, groups: list[dict[str, Any]], names: set[str], rate: float) -> list[dict[str, Any]]:
+    """Return the groups with the named parameters in groups of their own, which have this learning rate."""
+    chosen = {id(parameter) for name, parameter in model.named_parameters() if name in names}
     apart = []
     for group in groups:
-        for is_head in (False, True):
-            parameters = [one for one in group["params"] if (id(one) in head) is is_head]
-            own = {"lr": recipe.head_learning_rate} if is_head else {}
+        for is_chosen in (False, True):
+            parameters = [one for one in group["params"] if (id(one) in chosen) is is_chosen]
             if parameters:  # DeepSpeed refuses an empty group
-                apart.append({**group, "params": parameters, **own})
+                apart.append({**group, "params": parameters, **({"lr": rate} if is_chosen else {})})
     return apart
 
 

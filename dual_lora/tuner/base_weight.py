@@ -52,6 +52,26 @@ def is_whole(base: nn.Module) -> bool:
     return not hasattr(base.weight, "placements") and tuple(base.weight.shape) == tuple(shape)
 
 
+def mergeable_weight(base: nn.Module) -> Tensor:
+    """Return the weight that an update can be added to in place.
+
+    Raises:
+        NotImplementedError: it is quantized, or only a part of it is in this process.
+    """
+    fix = "Save the adapter, load the base in floating point in one process with PeftModel.from_pretrained, merge there"
+    if is_quantized(base):
+        raise NotImplementedError(
+            f"cannot merge into a quantized {type(base).__name__}: the result would have to be quantized again. {fix}."
+        )
+    if not is_whole(base):
+        raise NotImplementedError(
+            f"cannot merge into a weight of shape {tuple(base.weight.shape)}, of which this process holds only a "
+            f"part (ZeRO-3, FSDP or tensor parallelism). {fix}."
+        )
+    weight: Tensor = base.weight.data
+    return weight
+
+
 @torch.no_grad()
 def root_mean_square(base: nn.Module) -> float:
     """Return rms(W₀), gathering a partitioned weight and dequantizing a quantized one. Collective under ZeRO-3."""
@@ -85,8 +105,8 @@ def resolve_init_std(config: DualLoraConfig, base: nn.Module) -> float | None:
         raise ValueError(
             f"init_std = {config.init_std!r} needs a base weight that is not all zeros, in {base}: give a number."
         )
-    magnitude_rank = config.r_magnitude / 2 if config.magnitude_activation == "relu" else config.r_magnitude
-    direction_rms = 1.0 if config.direction_activation == "sign" else math.sqrt(config.r_direction)
-    power = 2 if config.direction_activation == "sign" else 4
+    magnitude_rank = config.r_magnitude / 2 if config.magnitude_activation != "identity" else config.r_magnitude
+    direction_rms = math.sqrt(config.r_direction) if config.direction_activation == "identity" else 1.0
+    power = 4 if config.direction_activation == "identity" else 2
     target = relative * base_rms
     return (target / (config.initial_scaling * math.sqrt(magnitude_rank) * direction_rms)) ** (1 / power)

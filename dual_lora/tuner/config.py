@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
-from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, MAGNITUDE_ACTIVATIONS, STE_VARIANTS, UpdateSpec
+from dual_lora.kernels import DIRECTION_ACTIVATIONS, KERNELS, STE_VARIANTS, UpdateSpec, update_spec
 from dual_lora.tuner.card import say_how_to_load
 from dual_lora.tuner.registration import peft_type, saves_biases
 
@@ -47,11 +47,30 @@ class DualLoraConfig(PeftConfig):
         default="clipped_gradient",
         metadata=_help(f"Straight-through rule at Sign, one of {STE_VARIANTS}. Only with direction_activation='sign'."),
     )
-    magnitude_activation: str = field(default="relu", metadata=_help(f"One of {MAGNITUDE_ACTIVATIONS}; acts on B A."))
-    direction_activation: str = field(default="sign", metadata=_help(f"One of {DIRECTION_ACTIVATIONS}; acts on D C."))
+    magnitude_activation: str = field(default="relu", metadata=_help("'relu' or 'identity'; acts on B A."))
+    direction_activation: str = field(
+        default="sign",
+        metadata=_help(
+            f"One of {DIRECTION_ACTIVATIONS}; acts on D C. 'annealed_sign' is a tanh that `DeltaWarmupCallback` "
+            "sharpens to Sign over a training, and Sign everywhere else."
+        ),
+    )
     subtract_start: bool = field(
         default=False,
         metadata=_help("Use ΔW − ΔW(start): the start factors are kept frozen and saved with the adapter."),
+    )
+    zero_start: bool = field(
+        default=False,
+        metadata=_help(
+            "Start B at 0, so that ΔW(0) = 0 without a warm-up; ReLU then passes the gradient at M = 0 too."
+        ),
+    )
+    normalised: float = field(
+        default=0.0,
+        metadata=_help(
+            "c above 0: each row of ReLU(B A) ⊙ Sign(D C) is divided by its root mean square and multiplied by c · g, "
+            "with g (out) learned from 0."
+        ),
     )
     dropout: float = field(default=0.0, metadata=_help("Dropout probability on the adapter's input, in [0, 1)."))
     target_modules: list[str] | str | None = field(
@@ -136,7 +155,7 @@ class DualLoraConfig(PeftConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout!r} must be in [0, 1); 0 turns it off.")
-        self.relative_init_std()
+        self._check_start()
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
                 f"layers_to_transform = {self.layers_to_transform!r} has no effect on target_modules = "
@@ -147,6 +166,20 @@ class DualLoraConfig(PeftConfig):
                 f"layers_pattern = {self.layers_pattern!r} acts only with layers_to_transform: give both or neither."
             )
 
+    def _check_start(self) -> None:
+        normalised: Any = self.normalised
+        if isinstance(normalised, (str, bool)) or not 0 <= normalised < float("inf"):
+            raise ValueError(f"normalised = {normalised!r} must be a number of at least 0; 0 turns it off.")
+        zero = {"zero_start": self.zero_start, "normalised": normalised > 0, "subtract_start": self.subtract_start}
+        given = [name for name, is_given in zero.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: each alone makes ΔW(0) = 0; give one of them.")
+        if self.relative_init_std() is not None and (self.zero_start or normalised):
+            raise ValueError(
+                f"init_std = {self.init_std!r} asks for a size of ΔW(0), which {given[0]} makes 0; give a number, or "
+                f"leave out {given[0]}."
+            )
+
     def _check_choices(self) -> None:
         for name, legal in {"bias": BIASES, "kernel": KERNELS}.items():
             if getattr(self, name) not in legal:
@@ -155,7 +188,7 @@ class DualLoraConfig(PeftConfig):
                 )
         if self.bias != "none" and not saves_biases():
             raise ValueError(f"bias={self.bias!r} needs PEFT 0.21: earlier ones would train biases and not save them.")
-        UpdateSpec(self.ste, self.magnitude_activation, self.direction_activation)  # raises on what it does not know
+        self.spec()  # raises on what it does not know
 
     def relative_init_std(self) -> float | None:
         """Return x of `init_std='relative:x'`, or None where `init_std` is a plain σ."""
@@ -194,6 +227,20 @@ class DualLoraConfig(PeftConfig):
         """Write `adapter_config.json`, and into README.md how such an adapter is loaded."""
         super().save_pretrained(save_directory, **kwargs)
         say_how_to_load(Path(save_directory))
+
+    def spec(self, transposed: bool = False) -> UpdateSpec:
+        """Return the options of the kernels. Raises `ValueError` for unknown ones, or a kernel that lacks them."""
+        magnitude = (
+            "closed_relu" if self.zero_start and self.magnitude_activation == "relu" else self.magnitude_activation
+        )
+        return update_spec(
+            self.ste, magnitude, self.direction_activation, transposed, self.kernel, float(self.normalised)
+        )
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Whether ΔW(0) = 0, so that no warm-up has to hide it."""
+        return bool(self.subtract_start or self.zero_start or self.normalised)
 
     @property
     def initial_scaling(self) -> float:

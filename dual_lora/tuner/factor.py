@@ -17,6 +17,7 @@ PREFIX = "dual_lowrank_"
 _PARTS = {"A": "magnitude_A", "B": "magnitude_B", "C": "direction_C", "D": "direction_D"}
 FACTORS = tuple(f"{PREFIX}{part}" for part in _PARTS.values())
 STARTS = tuple(f"{PREFIX}start_{part}" for part in _PARTS.values())
+ROW_SCALE = f"{PREFIX}row_scale"  # g (out, 1) of `normalised`
 
 _Value = TypeVar("_Value")
 # Version 0.1.0: `LAYER.dual_lora_A.ADAPTER`, in a saved adapter without the adapter's name.

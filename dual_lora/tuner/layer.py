@@ -31,12 +31,11 @@ from dual_lora.kernels import (
     apply_update_with_dropout,
     form_update,
     select_kernel,
-    update_spec,
 )
 from dual_lora.kernels.spec import Factors
-from dual_lora.tuner.base_weight import is_available, is_quantized, is_whole, resolve_init_std
+from dual_lora.tuner.base_weight import is_available, is_quantized, mergeable_weight, resolve_init_std
 from dual_lora.tuner.config import DualLoraConfig
-from dual_lora.tuner.factor import FACTORS, STARTS, Factor
+from dual_lora.tuner.factor import FACTORS, ROW_SCALE, STARTS, Factor
 from dual_lora.tuner.mixed_batch import forward_of_rows
 
 
@@ -45,24 +44,25 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
 
     Per adapter name a `Factor` in `dual_lowrank_magnitude_A` (r₁×in), `dual_lowrank_magnitude_B` (out×r₁),
     `dual_lowrank_direction_C` (r₂×in) and `dual_lowrank_direction_D` (out×r₂), float32 unless
-    `autocast_adapter_dtype=False` was given; under `subtract_start` their frozen starts in `dual_lowrank_start_…`.
+    `autocast_adapter_dtype=False` was given; under `subtract_start` their frozen starts in `dual_lowrank_start_…`,
+    under `normalised` g (out, 1) in `dual_lowrank_row_scale`.
     `init_std[name]` is the resolved σ (None for factors that were made on the meta device and then loaded),
     `scaling[name]` is s₀, `spec[name]` the options of the kernels.
 
     `delta_warmup` is w, plain Python state: 1 on creation, changed by `set_delta_warmup` alone, never saved.
-    `loss_scale` likewise (`set_loss_scale`).
+    `loss_scale` likewise (`set_loss_scale`), and `temperature` of an annealed Sign, None outside a training step.
     `scaling_in_memory` holds, while `warmup.scaling_in_memory` lasts, what the kernels read instead, and `keeps_weight`
     is true while `kept_weights` says so.
     """
 
     cast_input_dtype_enabled = True  # PEFT's switch; no input is cast here, except by autocast
-    adapter_layer_names = FACTORS
+    adapter_layer_names = (*FACTORS, ROW_SCALE)
     other_param_names = (*STARTS, "dual_lowrank_dropout", "scaling", "spec", "init_std", "r_magnitude", "r_direction")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: DualLoraConfig) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
-        for name in (*FACTORS, *STARTS):
+        for name in (*FACTORS, *STARTS, ROW_SCALE):
             setattr(self, name, nn.ModuleDict())
         self.dual_lowrank_dropout = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
@@ -75,6 +75,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         self.delta_warmup = 1.0
         self.warmup_was_set = False
         self.loss_scale = 1.0
+        self.temperature: Tensor | None = None
         self.scaling_in_memory: dict[str, Tensor] = {}
         self.keeps_weight = False
         self._disable_adapters = False
@@ -92,18 +93,21 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         values = [torch.empty(shape, device=device) for shape in self._factor_shapes(config)]
         for value in values:
             nn.init.normal_(value, std=sigma or 0.0)
+        if config.zero_start and config.init_weights:
+            nn.init.zeros_(values[1])
         for name, value in zip(FACTORS, values, strict=True):
             getattr(self, name)[adapter_name] = Factor(value, trained=True)
         if config.subtract_start:
             for name, value in zip(STARTS, values, strict=True):
                 start = value.clone() if config.init_weights else torch.zeros_like(value)
                 getattr(self, name)[adapter_name] = Factor(start, trained=False)
+        if config.normalised:
+            scale = torch.full((self.out_features, 1), 0.0 if config.init_weights else 1.0, device=device)
+            getattr(self, ROW_SCALE)[adapter_name] = Factor(scale, trained=True)
         dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
         self.dual_lowrank_dropout[adapter_name] = dropout
         self.scaling[adapter_name] = config.initial_scaling
-        self.spec[adapter_name] = update_spec(
-            config.ste, config.magnitude_activation, config.direction_activation, self.transposed, config.kernel
-        )
+        self.spec[adapter_name] = config.spec(self.transposed)
         # PEFT's low_cpu_mem_usage puts the factors on the meta device as they are assigned.
         self.init_std[adapter_name] = None if self._held(adapter_name)[0].weight.is_meta else sigma
         self.r_magnitude[adapter_name], self.r_direction[adapter_name] = config.r_magnitude, config.r_direction
@@ -139,7 +143,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             self._move_adapter_to_device_of_base_layer(adapter_name, device)
 
     def _held(self, adapter_name: str) -> list[Factor]:
-        groups = [getattr(self, name) for name in (*FACTORS, *STARTS)]
+        groups = [getattr(self, name) for name in (*FACTORS, *STARTS, ROW_SCALE)]
         return [group[adapter_name] for group in groups if adapter_name in group]
 
     def factors(self, adapter_name: str) -> Factors:
@@ -160,7 +164,12 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         """Return what one adapter adds to the frozen weight, at the current warm-up, as the kernels take it."""
         scaling = self.delta_warmup * self.scaling[adapter_name]
         factors, start = self.factors(adapter_name), self.start_factors(adapter_name)
-        return Update(factors, start, scaling, self.spec[adapter_name], loss_scale=self.loss_scale)
+        scales = self._modules[ROW_SCALE]
+        row_scale = scales[adapter_name]() if adapter_name in scales else None
+        spec, loss_scale, temperature = self.spec[adapter_name], self.loss_scale, self.temperature
+        return Update(
+            factors, start, scaling, spec, loss_scale=loss_scale, temperature=temperature, row_scale=row_scale
+        )
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return what the adapter currently adds to its frozen weight.
@@ -175,9 +184,10 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         with gather_params_ctx([factor.weight for factor in held], modifier_rank=None):
             # Called where it is offloaded only: after a call ZeRO-3 would free it.
             tensors = [factor() if factor.weight.is_meta else factor.weight for factor in held]
-            a, b, c, d, *start = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in tensors)
+            a, b, c, d, *more = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in tensors)
             scaling = self.delta_warmup * self.scaling[adapter]
-            delta = form_update(Update((a, b, c, d), tuple(start) or None, scaling, self.spec[adapter]))
+            start, row_scale = (None, more[0]) if len(more) == 1 else (tuple(more) or None, None)
+            delta = form_update(Update((a, b, c, d), start, scaling, self.spec[adapter], row_scale=row_scale))
         return delta.T if self.transposed else delta
 
     def base_weight_is_plain(self) -> bool:
@@ -262,7 +272,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         names = [name for name in names if name in self.dual_lowrank_magnitude_A]
         if not names:
             return
-        weight = self._mergeable_weight()
+        weight = mergeable_weight(self.get_base_layer())
         if self.delta_warmup != 1:
             warnings.warn(
                 f"merging at warm-up factor {self.delta_warmup}, so only this share of the update is merged; call "
@@ -288,28 +298,9 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=3)
             return
         assert self._unmerged_weight is not None
-        self._mergeable_weight().copy_(self._unmerged_weight)
+        mergeable_weight(self.get_base_layer()).copy_(self._unmerged_weight)
         self._unmerged_weight = None
         self.merged_adapters.clear()
-
-    def _mergeable_weight(self) -> Tensor:
-        base = self.get_base_layer()
-        fix = (
-            "Save the adapter, load the base in floating point in one process with PeftModel.from_pretrained, "
-            "merge there"
-        )
-        if is_quantized(base):
-            raise NotImplementedError(
-                f"cannot merge into a quantized {type(base).__name__}: the result would have to be quantized again. "
-                f"{fix}."
-            )
-        if not is_whole(base):
-            raise NotImplementedError(
-                f"cannot merge into a weight of shape {tuple(base.weight.shape)}, of which this process holds only a "
-                f"part (ZeRO-3, FSDP or tensor parallelism). {fix}."
-            )
-        weight: Tensor = base.weight.data
-        return weight
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: the update is additive, so PEFT can approximate it by a LoRA (of far higher rank)."""

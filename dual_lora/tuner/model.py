@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dual_lora.kernels import packed_once
 from dual_lora.tuner.config import DualLoraConfig
-from dual_lora.tuner.factor import FACTORS, PREFIX, STARTS, with_current_names
+from dual_lora.tuner.factor import FACTORS, PREFIX, ROW_SCALE, STARTS, with_current_names
 from dual_lora.tuner.layer import DualLoraLinear
 from dual_lora.tuner.mixed_batch import adapter_of_each_row
 from dual_lora.tuner.registration import ReplaceModuleWithoutWeight, register
@@ -64,7 +64,7 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
                 "each backward pass. bf16 needs neither.",
                 stacklevel=3,
             )
-        starts_at_base = all(layer.dual_lowrank_start_magnitude_A for layer in layers)
+        starts_at_base = all(config.starts_at_base for config in self.peft_config.values())
         if self._training_calls > 1 and not starts_at_base and not any(layer.warmup_was_set for layer in layers):
             warnings.warn(
                 f"{self._training_calls} training calls without a warm-up: the random start of Dual LoRA has disturbed "
@@ -105,7 +105,7 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
             return
         for layer in self.dual_lora_layers():
             dtype = layer.weight.dtype
-            for group in (getattr(layer, name) for name in (*FACTORS, *STARTS)):
+            for group in (getattr(layer, name) for name in (*FACTORS, *STARTS, ROW_SCALE)):
                 if adapter_name in group and dtype in (torch.float16, torch.bfloat16):
                     group[adapter_name].to(dtype)
 

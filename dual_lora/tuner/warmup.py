@@ -101,9 +101,9 @@ def follows_recorded(model: nn.Module) -> Callable[[], bool]:
 
 @contextmanager
 def scaling_in_memory(model: nn.Module) -> Iterator[None]:
-    """Let the fused kernels of `model` read w · s₀ from its device inside: a recorded step then follows the warm-up.
+    """Let the kernels of `model` read w · s₀ from its device inside: a recorded step then follows the warm-up.
 
-    Layers with equal s₀ share two numbers. No effect where another kernel would compute a layer.
+    Layers with equal s₀ share two numbers. No effect where the generic kernel would compute a layer.
     """
     layers = _layers(model)
     shared: dict[tuple[torch.device, float], Tensor] = {}
@@ -124,7 +124,7 @@ def scaling_in_memory(model: nn.Module) -> Iterator[None]:
 def _reads_memory(layer: DualLoraLinear) -> bool:
     devices = {tensor.device for tensor in layer.adapter_tensors()}
     kernels = {resolve_kernel(spec.kernel, device) for spec in layer.spec.values() for device in devices}
-    return kernels == {"fused"}
+    return kernels <= {"fused", "reference"}
 
 
 class DeltaWarmupCallback(TrainerCallback):
@@ -133,7 +133,8 @@ class DeltaWarmupCallback(TrainerCallback):
     w_k is set when an optimizer step begins, from the number k of completed steps, and goes back to 1 when the step
     ends: whatever happens between steps (validation, saving, a best checkpoint, a resume) sees the adapter as it would
     be loaded. `state.global_step` counts optimizer steps, not forward passes, and survives a restart. Under fp16 the
-    callback also tells the layers what the loss is multiplied by.
+    callback also tells the layers what the loss is multiplied by. An annealed Sign gets its temperature t_k = 1 − k/N
+    in the same way, by a number on the device, and is Sign between the steps.
 
     Args:
         warmup_steps: T; 0 for no warm-up; None for min(100, ⌈0.1·N⌉) of the N optimizer steps of the training.
@@ -147,6 +148,7 @@ class DeltaWarmupCallback(TrainerCallback):
         self.warmup_steps = warmup_steps
         self.resolved_warmup_steps: int | None = warmup_steps
         self._layers: list[DualLoraLinear] = []  # finding them visits every module
+        self._temperatures: dict[torch.device, Tensor] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -155,6 +157,8 @@ class DeltaWarmupCallback(TrainerCallback):
             self.resolved_warmup_steps = default_warmup_steps(state.max_steps)
         set_delta_warmup(kwargs["model"], 1.0)
         self._layers = _layers(kwargs["model"])
+        devices = {layer.adapter_tensors()[0].device for layer in self._annealed()}
+        self._temperatures = {device: torch.ones((), device=device) for device in devices}
         if args.fp16 and isinstance(kwargs.get("optimizer"), DeepSpeedOptimizerWrapper):
             raise ValueError(
                 "fp16 multiplies the loss, under DeepSpeed by a number that Dual LoRA cannot read: its clip of a "
@@ -168,6 +172,10 @@ class DeltaWarmupCallback(TrainerCallback):
         factor = warmup_factor(state.global_step, self.resolved_warmup_steps)
         if factor < 1:
             _set(self._layers, factor)
+        for held in self._temperatures.values():
+            held.fill_(1 - state.global_step / state.max_steps)
+        for layer in self._annealed():
+            layer.temperature = self._temperatures[layer.adapter_tensors()[0].device]
         # accelerate's optimizer has it; None where nothing scales the loss, as on a CPU.
         scaler = getattr(kwargs.get("optimizer"), "scaler", None) if args.fp16 else None
         if scaler is not None:
@@ -180,10 +188,19 @@ class DeltaWarmupCallback(TrainerCallback):
         # The step that just ended began one global step ago.
         if warmup_factor(state.global_step - 1, self.resolved_warmup_steps) < 1:
             _set(self._layers, 1.0)
+        for layer in self._annealed():
+            layer.temperature = None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         _set(self._layers, 1.0)
         for layer in self._layers:
-            layer.loss_scale = 1.0
+            layer.loss_scale, layer.temperature = 1.0, None
+
+    def _annealed(self) -> list[DualLoraLinear]:
+        return [
+            layer
+            for layer in self._layers
+            if any(spec.direction_activation == "annealed_sign" for spec in layer.spec.values())
+        ]

@@ -44,7 +44,8 @@ def test_optimizer_groups_are_whole(training_cell):
     found = [names[id(parameter)] for group in groups for parameter in group["params"]]
     assert all(group["params"] for group in groups), "an empty parameter group"
     assert sorted(found) == sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    ratio = training_cell.config.optimizer.settings.get("ratio", 1.0)
+    settings = training_cell.config.optimizer.settings
+    ratio, slow = settings.get("ratio", 1.0), settings.get("direction_rate", 1.0)
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
@@ -52,7 +53,8 @@ def test_optimizer_groups_are_whole(training_cell):
             if parameter.ndim > 1 or name.endswith("bias"):
                 assert (group["weight_decay"] > 0) == decays, f"weight decay {group['weight_decay']} on {name}"
             fast = "lora_B" in name or (ratio != 1 and parameter.ndim == 1)
-            assert group["lr"] == pytest.approx(cells.RECIPE.learning_rate * (ratio if fast else 1)), name
+            share = ratio if fast else slow if "_direction_" in name else 1
+            assert group["lr"] == pytest.approx(cells.RECIPE.learning_rate * share), name
 
 
 # What a setting is changed to. A tuple adds the settings, and the factor on the loss, of the regime in which it acts.
@@ -80,6 +82,9 @@ OTHER_VALUES = {
     "tfinal": 1,
     "deltaT": 2,
     "orth_reg_weight": 0.1,
+    "zero_start": False,
+    "normalised": 0.0,
+    "optimizer.direction_rate": 1.0,
     "optimizer.ratio": 2.0,
     "optimizer.rank": 2,
     "optimizer.scale": 0.5,
@@ -120,5 +125,5 @@ def other_value(cell: cells.Cell, setting: str):
     if cell.method.startswith("dual_lora_"):
         # An ablation must differ from the method it is taken off.
         parent = cells.method_config("dual_lora")
-        value = parent.settings[setting] if setting in parent.settings else getattr(parent, setting)
+        value = parent.settings[setting] if setting in parent.settings else getattr(parent, setting, value)
     return value, regime, factor

@@ -109,7 +109,7 @@ class Bench:
             loss, gradients = first_step.train_one_step(copy.deepcopy(model), tokenizer, config, task, len(batch))
             problems += warm_up_problems(base, batch, config, loss, gradients, regression=task.head.regression)
             config = dataclasses.replace(config, method=dataclasses.replace(config.method, delta_warmup_steps=0))
-        own = oracle.step(copy.deepcopy(model), batch, config.recipe.label_smoothing, regression=task.head.regression)
+        own = oracle.step(as_in_step_1(model), batch, config.recipe.label_smoothing, regression=task.head.regression)
         for name, rows in (("one batch", len(batch)), ("two micro-batches", len(batch) // 2)):
             found = first_step.train_one_step(copy.deepcopy(model), tokenizer, config, task, rows)
             problems += differences(name, *found, *own, gradient_tolerance(config))
@@ -123,6 +123,15 @@ def tells(batch: list[oracle.Row], *, padded: bool = True) -> bool:
     if labels == {None}:
         return first != second or not padded
     return len(labels) > 1 and (len({row.length for row in batch}) > 1 or not padded)
+
+
+def as_in_step_1(model: nn.Module) -> nn.Module:
+    """Return a copy, in which an annealed Sign has the temperature 1."""
+    made = copy.deepcopy(model)
+    for layer in made.modules():
+        if hasattr(layer, "temperature"):
+            layer.temperature = torch.ones(())
+    return made
 
 
 def halves(batch: list[oracle.Row]) -> tuple[list[oracle.Row], list[oracle.Row]]:

@@ -87,6 +87,7 @@ def _adapter(method: Any, out: int, into: int) -> Shapes:
             "dual_lowrank_magnitude_B.default.weight": (out, magnitude),
             "dual_lowrank_direction_C.default.weight": (direction, into),
             "dual_lowrank_direction_D.default.weight": (out, direction),
+            **({"dual_lowrank_row_scale.default.weight": (out, 1)} if values.get("normalised") else {}),
         }
     if method.config_class == "peft.VeraConfig":
         return {"vera_lambda_d.default": (values["r"],), "vera_lambda_b.default": (out,)}

@@ -1,4 +1,4 @@
-"""A classification head has a rate of its own if it is given one."""
+"""A classification head has a rate of its own if it is given one, and Dual LoRA's direction group."""
 
 from __future__ import annotations
 
@@ -68,3 +68,26 @@ def test_a_head_that_is_not_there_has_no_rate() -> None:
         resolve(config, planned=True)
     with pytest.raises(ConfigError, match=r"head_learning_rate=0.0: it must be a finite number, above 0"):
         composed("recipe.head_learning_rate=0.0")
+
+
+def test_the_direction_group_and_only_it_has_its_share_of_the_rate() -> None:
+    words = ("method=dual_lora_slow_direction", "recipe.head_learning_rate=0.25", "recipe.weight_decay=0.1")
+    net, optimizer = groups(composed(*words))
+    found = {
+        id(one): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for one in group["params"]
+    }
+    for name, one in net.named_parameters():
+        if one.requires_grad and "classifier" not in name:
+            assert found[id(one)] == (2.5e-4 if "_direction_" in name else 1e-3, 0.1), name
+    assert 0.25 in {rate for rate, _ in found.values()}
+    plain = groups(composed("method=dual_lora", "+method.optimizer.settings.direction_rate=1"))[1]
+    assert {group["lr"] for group in plain.param_groups} == {1e-3}
+    for words, message in (
+        (("method=lora", "+method.optimizer.settings.direction_rate=0.5"), "method=lora has no direction group"),
+        (
+            ("method=dual_lora", "+method.optimizer.settings.direction_rate=0"),
+            "direction_rate=0: it must be a number above",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            methods.check(composed(*words).method)

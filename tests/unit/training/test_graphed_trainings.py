@@ -67,6 +67,7 @@ def assert_same_bits(found: Any, expected: Any) -> None:
         ("writing", ["method=pissa", "model=tiny_gpt2"]),
         ("writing", ["method=lora", "method.lora_dropout=0.2", "launch.per_device_batch=2"]),
         ("writing", ["method=dual_lora", "launch.gradient_checkpointing=true"]),
+        ("writing", ["method=dual_lora_annealed_sign", "launch.per_device_batch=4"]),
         ("classifying", ["method=lora"]),
         ("classifying", ["method=dual_lora", "model=tiny_deberta", "launch.per_device_batch=2"]),
     ],

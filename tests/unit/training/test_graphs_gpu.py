@@ -47,6 +47,9 @@ def cell(results: Path, way: str, *words: str) -> Any:
         ("method=dora", "launch.per_device_batch=2"),
         ("method=dual_lora", "launch.per_device_batch=4"),
         ("method=dual_lora", "method.dropout=0.2", "method.delta_warmup_steps=5"),
+        ("method=dual_lora_annealed_sign",),
+        ("method=dual_lora_zero_start",),
+        ("method=dual_lora_normalised",),
     ],
     ids="-".join,
 )
