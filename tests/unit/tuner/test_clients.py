@@ -79,7 +79,7 @@ def test_trl_takes_the_policy_for_its_reference(tmp_path):
     trainer = trl.DPOTrainer(model=model, args=arguments, train_dataset=pairs(), processing_class=word_tokenizer())
     trainer.train()
     [loss] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert loss == pytest.approx(0.693147, abs=1e-5)
+    assert loss == pytest.approx(0.6931, abs=1e-4)  # as logged by transformers 4; a random reference gives 0.687
 
 
 def quantized(kind: str, folder: Path) -> nn.Module:
