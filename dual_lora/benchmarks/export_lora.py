@@ -38,7 +38,7 @@ from dual_lora.tuner.approximation import layer_inputs, write_as_lora
 
 RANKS = (64, 32, 16, 8, 4)
 TEXTS = 8
-_SMOKE = ["model=tiny_llama", "task=e2e", "method=dual_lora", "profile=quick", "data.source=sample"]
+SMOKE = (["model=tiny_llama", "task=e2e"], ["model=tiny_roberta", "task=glue/rte"])
 
 
 def measure(folder: Path, scratch: Path, ranks: Sequence[int] = RANKS) -> dict[str, Any]:
@@ -57,13 +57,23 @@ def measure(folder: Path, scratch: Path, ranks: Sequence[int] = RANKS) -> dict[s
     task, dtype = tasks.load(config), models.resolve_dtype(config.model, device)
     items = _measured(splits.select(task, config), task.head.kind)
     loaded = models.load(config.model, task.head, dtype=dtype, seed=config.seed, device=device)
-    work = build_pipeline(task, loaded.tokenizer, config, scratch, dtype)
+    scores: dict[str, dict[str, float]] = {}
+
+    def pipeline(name: str) -> Pipeline:
+        return build_pipeline(
+            task, loaded.tokenizer, config, scratch / "scored" / name, dtype
+        )  # it keeps what it scored
+
+    def score(name: str, scored: nn.Module) -> None:
+        [measured] = pipeline(name).measure(scored.eval(), items, None)
+        scores[name] = dict(measured["metrics"])
+
     model = saved.with_adapter(loaded.model, adapter)
-    found: dict[str, Any] = {"scores": {"Dual LoRA": _scores(work, model, items)}}
+    score("Dual LoRA", model)
     set_delta_warmup(model, 0.0)
-    found["scores"]["base"] = _scores(work, model, items)
+    score("base", model)
     set_delta_warmup(model, 1.0)
-    inputs = layer_inputs(model, _texts(work, items, device))
+    inputs = layer_inputs(model, _texts(pipeline("texts"), items, device))
     for name, given in (("without texts", None), ("with texts", inputs)):
         write_as_lora(model, scratch / name, ranks[0], given)
     base = model.unload()
@@ -71,7 +81,7 @@ def measure(folder: Path, scratch: Path, ranks: Sequence[int] = RANKS) -> dict[s
         exported = PeftModel.from_pretrained(base, scratch / name)
         for rank in ranks:
             _keep_directions(exported, rank)
-            found["scores"][f"rank {rank}, {name}"] = _scores(work, exported, items)
+            score(f"rank {rank}, {name}", exported)
         base = exported.unload()
     return {
         "run": folder.name,
@@ -83,18 +93,13 @@ def measure(folder: Path, scratch: Path, ranks: Sequence[int] = RANKS) -> dict[s
         "dtype": dtype,
         "command": timing.command(),
         "environment": timing.environment(device, ("transformers", "peft")),
-        **found,
+        "scores": scores,
     }
 
 
 def _measured(items: Items, kind: str) -> Items:
     """A language model's text would take minutes for each rank, and says less than its loss."""
     return replace(items, test=[]) if kind == "causal_lm" else replace(items, held_out=[])
-
-
-def _scores(work: Pipeline, model: nn.Module, items: Items) -> dict[str, float]:
-    [measured] = work.measure(model.eval(), items, None)
-    return dict(measured["metrics"])
 
 
 def _texts(work: Pipeline, items: Items, device: str) -> Sequence[dict[str, torch.Tensor]]:
@@ -115,7 +120,9 @@ def run(options: argparse.Namespace) -> None:
     """Measure each run and write its entry as it is done."""
     results = timing.read(options.output, "export_lora")
     with tempfile.TemporaryDirectory() as scratch:
-        runs = [write_smoke_run(Path(scratch) / "smoke")] if options.smoke else options.runs
+        runs = options.runs
+        if options.smoke:
+            runs = [write_smoke_run(Path(scratch) / f"smoke{number}", words) for number, words in enumerate(SMOKE)]
         if not runs:
             raise ConfigError("give the folders of finished runs of Dual LoRA, results/runs/RUN_ID, or --smoke")
         for number, folder in enumerate(runs):
@@ -127,9 +134,10 @@ def run(options: argparse.Namespace) -> None:
             gc.collect()
 
 
-def write_smoke_run(folder: Path) -> Path:
+def write_smoke_run(folder: Path, words: Sequence[str]) -> Path:
     """Write what a finished run leaves of its adapter, which here was never trained."""
-    config = compose_one([*_SMOKE, "launch.device=cpu", f"results={folder}"])
+    words = [*words, "method=dual_lora", "method.init_std=0.2", "profile=quick", "data.source=sample"]
+    config = compose_one([*words, "launch.device=cpu", f"results={folder}"])
     task = tasks.load(config)
     loaded = models.load(config.model, task.head, dtype="float32", seed=0)
     model = methods.apply(loaded.model, config.method, model_config=config.model, head=task.head, seed=0)
