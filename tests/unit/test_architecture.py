@@ -22,6 +22,7 @@ BELOW: dict[str, set[str]] = {
     "records": {"config", "shipped"},
     "kernels": set(),
     "tuner": {"kernels"},
+    "integrations": {"tuner"},
     "metrics": set(),
     "tasks": {"config", "metrics", "records"},
     "models": {"config", "distributed", "records", "shipped", "tasks"},  # tasks.base: the head a model ends in
