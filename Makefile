@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Container images set it. With it every process would compile all it imports anew, torch too: 20 s instead of 7.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint types unit browser test-interpreter test-slow test-deepspeed test-slurm test-gpu test-oldest tables clean
+.PHONY: install demo test lint types unit browser test-interpreter test-slow test-deepspeed test-slurm test-gpu test-oldest test-package tables clean
 
 install: $(DEV)
 
@@ -79,6 +79,19 @@ $(OLDEST)/.made: $(DEV) constraints-oldest.txt
 
 test-oldest: $(OLDEST)/.made
 	$(TEST_ENV) $(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit/tuner
+
+# What a user installs: the source distribution, a wheel made from it, and that in an empty environment, with the newest
+# libraries that its ranges allow. They may be newer than those of constraints.txt.
+PACKAGE := $(VENV)/package
+test-package: $(DEV)
+	rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(PACKAGE)')" > /dev/null
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(PACKAGE) $(PACKAGE)/*.tar.gz
+	$(PYTHON) -m venv $(PACKAGE)/env
+	$(PACKAGE)/env/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PACKAGE)/*.whl
+	cd $(PACKAGE) && env/bin/dual-lora --help > /dev/null && env/bin/python -c "from dual_lora import DualLoraConfig; print(DualLoraConfig(r_magnitude=4))"
+	$(PACKAGE)/env/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pytest pytest-xdist datasets scipy
+	$(TEST_ENV) $(PACKAGE)/env/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit/tuner
 
 # In an environment that already has torch with CUDA and triton.
 test-gpu:
