@@ -19,13 +19,12 @@ from pathlib import Path
 
 from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
-from dual_lora.report import endpoint, escape, figures, neighbours, published, selection, stats
+from dual_lora.report import endpoint, escape, figures, growth, neighbours, published, selection, stats
 from dual_lora.report.definition import Endpoint, Experiment
+from dual_lora.report.formats import pipes
+from dual_lora.report.growth import OURS, Compared
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
 from dual_lora.report.published import Published
-
-OURS = "dual_lora"
-_Compared = tuple[Line, Cell, Comparison]  # of the endpoint
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,13 @@ class Findings:
             else:
                 runs = selection.missing(experiment, _records([block]))
                 waiting[escape.markdown(block.heading)] = selection.to_do(experiment, runs)
+        yield from growth.best_rates(view, self.experiments)
         if waiting:
             yield from ("", f"**Not run**: {'; '.join(waiting)}.", "")
             yield from (f"    {command}" for command in dict.fromkeys(itertools.chain(*waiting.values())))
 
     def _compared(
-        self, view: TableView, block: BlockView, compared: Sequence[_Compared], columns: Sequence[int]
+        self, view: TableView, block: BlockView, compared: Sequence[Compared], columns: Sequence[int]
     ) -> Iterator[str]:
         """Show each method's differences from the reference, what tests say of the endpoint, and what the runs took."""
         experiment = self.experiments[block.experiment]
@@ -99,15 +99,15 @@ class Findings:
         spread = ["detectable"] if any(tested.detectable is not None for _, _, tested in compared) else []
         headings = [*(block.columns[place] for place in columns), "pairs", "p", "sign-flip p", *margin, *spread]
         yield from ("", f"{escape.markdown(block.heading)}; minus {escape.markdown(block.reference or '')}:", "")
-        yield _pipes(["method", *map(escape.markdown, headings), "the endpoint says"])
-        yield _pipes(["---", *["---:"] * len(headings), "---"])
+        yield pipes(["method", *map(escape.markdown, headings), "the endpoint says"])
+        yield pipes(["---", *["---:"] * len(headings), "---"])
         for line, cell, tested in compared:
             found = [_difference(line.cells[place]) for place in columns]
             found += [str(tested.difference.n), _p(tested.p), _p(tested.sign_flip)]
             found += [_p(tested.p_equal) for _ in margin]
             found += ["" if tested.detectable is None else f"{tested.detectable:.{cell.decimals + 1}f}" for _ in spread]
             said = f"**{endpoint.words(tested, named)}**"
-            yield _pipes([*map(escape.markdown, [line.method, *found]), said])
+            yield pipes([*map(escape.markdown, [line.method, *found]), said])
         column = escape.markdown(named.column)
         yield from ("", f"Paired by seed, with 95 % intervals. p: t test of {column}, after Holm.")
         if margin:
@@ -117,6 +117,7 @@ class Findings:
                 f"Detectable: with {len(experiment.seeds)} seeds at 80 % power, by the spread of the first "
                 f"{stats.MIN_PAIRS} pairs."
             )
+        yield from growth.doublings(block, experiment, named, compared)
         for line, _, tested in compared:
             yield from self._claims(block, experiment, named, line, tested)
         yield self._took(view, block, experiment)
@@ -185,8 +186,8 @@ class Findings:
             yield f"- {'; '.join(titles)}: not run: {'; '.join(f'`{command}`' for command in commands)}"
 
     def _costs(self) -> Iterator[str]:
-        yield _pipes(["table", "runs", "GPU minutes", "on", "again with"])
-        yield _pipes(["---", "---:", "---:", "---", "---"])
+        yield pipes(["table", "runs", "GPU minutes", "on", "again with"])
+        yield pipes(["---", "---:", "---:", "---", "---"])
         for view in self.views.values():
             records = _records(view.blocks)
             if not records:
@@ -198,7 +199,7 @@ class Findings:
                 for command in selection.to_do(self.experiments[name], self.experiments[name].runs())
             ]
             minutes = neighbours.gpu_minutes(records)
-            yield _pipes(
+            yield pipes(
                 [
                     self._link(view, escape.markdown(view.title)),
                     str(len(records)),
@@ -209,14 +210,14 @@ class Findings:
             )
 
 
-def _compared(block: BlockView, named: Endpoint) -> list[_Compared]:
+def _compared(block: BlockView, named: Endpoint) -> list[Compared]:
     """Return the rows that the endpoint compares with the reference."""
     column = block.columns.index(named.column)
     cells = [(line, line.cells[column]) for line in block.lines]
     return [(line, cell, cell.comparison) for line, cell in cells if cell.comparison is not None]
 
 
-def _short(block: BlockView, named: Endpoint, compared: Sequence[_Compared]) -> str:
+def _short(block: BlockView, named: Endpoint, compared: Sequence[Compared]) -> str:
     """Say Dual LoRA's difference, or where it is the reference which methods are what."""
     reference = escape.markdown(block.reference or "")
     ours = [one for one in compared if one[0].choices["method"] == OURS]
@@ -254,7 +255,3 @@ def _difference(cell: Cell) -> str:
 
 def _p(value: float | None) -> str:
     return "" if value is None else endpoint.p_value("", value).replace(" = ", "").strip()
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

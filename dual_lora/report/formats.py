@@ -67,12 +67,12 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
     marks: set[str] = set()
     for block, names in wanted:
         who = ["model", "method"] if len({line.model for line in block.lines}) > 1 else ["method"]
-        lines += [f"{escape.markdown(block.heading)}:", "", _pipes([*who, *columns])]
-        lines += [_pipes(["---"] * len(who) + ["---:"] * len(columns))]
+        lines += [f"{escape.markdown(block.heading)}:", "", pipes([*who, *columns])]
+        lines += [pipes(["---"] * len(who) + ["---:"] * len(columns))]
         for line in block.lines:
             shown = dict(zip(names, line_texts(line, block, _MARKDOWN)[3:], strict=True))
             named = [escape.markdown(word) for word in (line.model, line.method)][-len(who) :]
-            lines.append(_pipes([*named, *(shown[column] for column in columns)]))
+            lines.append(pipes([*named, *(shown[column] for column in columns)]))
             cells = dict(zip(block.columns, line.cells, strict=True))
             marks |= {mark for column in columns if column in cells for mark in cells[column].marks}
         found = [f"- {escape.markdown(finding)}" for finding in block.findings]
@@ -142,8 +142,8 @@ def _digits(*numbers: float | None) -> list[str]:
 def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     headings = ["model", "method", "from", *block.columns, "n", "rates tried", *block.cost_columns]
     rule = ["---"] * 3 + ["---:"] * (len(headings) - 3)
-    lines = [f"## {escape.markdown(block.heading)}", "", _pipes(headings), _pipes(rule)]
-    lines += [_pipes(line_texts(line, block, _MARKDOWN)) for line in block.lines]
+    lines = [f"## {escape.markdown(block.heading)}", "", pipes(headings), pipes(rule)]
+    lines += [pipes(line_texts(line, block, _MARKDOWN)) for line in block.lines]
     took = f", {block.gpu_minutes:.1f} GPU minutes" if block.gpu_minutes else ""
     lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs{took}.", ""]
     lines += _differences(block)
@@ -169,12 +169,12 @@ def _differences(block: BlockView) -> list[str]:
         f"Difference from {escape.markdown(block.reference or '')}, with its 95 % interval from three pairs on:",
         "",
     ]
-    lines += [_pipes(["model", "method", *block.columns]), _pipes(["---"] * 2 + ["---:"] * len(block.columns))]
+    lines += [pipes(["model", "method", *block.columns]), pipes(["---"] * 2 + ["---:"] * len(block.columns))]
     for line in shown:
         texts = [
             endpoint.with_interval(cell.difference, cell.decimals + 1) if cell.difference else "" for cell in line.cells
         ]
-        lines.append(_pipes([escape.markdown(line.model), escape.markdown(line.method), *texts]))
+        lines.append(pipes([escape.markdown(line.model), escape.markdown(line.method), *texts]))
     return [*lines, ""]
 
 
@@ -202,7 +202,8 @@ def _measured(block: BlockView) -> BlockView:
     return BlockView(**{**vars(block), "lines": lines, "notes": (), "commands": ()})
 
 
-def _pipes(cells: Sequence[str]) -> str:
+def pipes(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -81,7 +81,7 @@ class Builder:
     def _reference_label(self, block: MeasuredBlock) -> str | None:
         method = block.experiment.block.reference
         row = next((row for row in block.rows if row.choices["method"] == method), None)
-        return self._label(block.experiment, "method", row) if row else None
+        return labels.plain(self.configs, block.experiment, "method", row) if row else None
 
     def _findings(self, block: MeasuredBlock) -> list[str]:
         """Say what the endpoint says of each method."""

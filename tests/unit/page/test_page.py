@@ -139,6 +139,11 @@ def test_a_published_row_knows_which_of_ours_it_is_of(tmp_path):
     }
 
 
+def test_a_block_says_how_long_its_runs_kept_a_card_busy(tmp_path):
+    held = values(document(workspace(tmp_path, *seeds_of("lora", [0.6, 0.61]))))
+    assert held["tables"][0]["blocks"][0]["gpu_minutes"] == 6  # two runs of three minutes, one after the other
+
+
 def test_zero_is_a_number(tmp_path):
     cell = of_method(values(document(workspace(tmp_path, *seeds_of("lora", [0.0, 0.0, 0.0])))), "lora")["cells"][0]
     assert (cell["v"], cell["sd"], cell["low"]) == (0, 0, 0)

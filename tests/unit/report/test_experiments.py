@@ -15,6 +15,7 @@ from dual_lora.report.workspace import Workspace
 from tests import ROOT
 
 EXPERIMENTS = definition.read_all(ROOT / "experiments")
+SPACE = Workspace(ROOT)  # reads the records once, when a test asks for them
 by_name = pytest.mark.parametrize("name", EXPERIMENTS)
 
 
@@ -117,8 +118,7 @@ def test_every_method_gets_the_same_number_of_trials(name):
 @pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if one.block.trials])
 def test_committed_runs_have_what_their_trials_chose(name):
     """Every reported run is at the rate that `run.py tune` chooses from the committed trials."""
-    space = Workspace(ROOT)
-    study, held = EXPERIMENTS[name], space.committed_records()
+    study, held = EXPERIMENTS[name], SPACE.committed_records()
     reported = selection.select(study, held)
     if not reported:
         pytest.skip("no run of it is committed")
