@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
     before, again = timing.read(options.output, "fsdp"), {case[1:] for case in chosen}
     alike = all(before.get(key) == found[key] for key in ("environment", "gpus", "size"))
     kept = {case for case in cases(METHODS) if alike and case[1:] not in again}
-    found["rows"] = [row for row in before.get("rows", ()) if _case(row) in kept]
+    found = (before if alike else {}) | found | {"rows": [row for row in before.get("rows", ()) if _case(row) in kept]}
     torch.multiprocessing.start_processes(
         work,
         (timing.free_port(), chosen, found, options.output),

@@ -10,7 +10,10 @@ import dataclasses
 import logging
 import os
 import warnings
+from importlib.metadata import version
 from typing import Any
+
+from packaging.version import Version
 
 from dual_lora import methods, records
 from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
@@ -19,6 +22,8 @@ from dual_lora.launch.titles import distinguish, title
 from dual_lora.launch.worker import work
 
 logger = logging.getLogger(__name__)
+# Versions before it compute other numbers: docs/launching.md, and pyproject.toml has the range.
+OLDEST_DEEPSPEED = "0.19.7"
 BASE_ROW = MethodConfig(name="none", label="Base model", trains="nothing")
 __all__ = ["launch", "title", "work"]
 
@@ -115,6 +120,11 @@ def check(config: RunConfig) -> None:
     if launch.offload and launch.zero_stage == 0:
         raise ConfigError("launch.offload=true needs launch.zero_stage=1, 2 or 3")
     if launch.engine == "deepspeed":
+        if Version(installed := version("deepspeed")) < Version(OLDEST_DEEPSPEED):
+            raise ConfigError(
+                f"launch.engine=deepspeed: DeepSpeed {installed} is installed, which computes other numbers than one "
+                f"process; legal is {OLDEST_DEEPSPEED} or newer: pip install 'deepspeed>={OLDEST_DEEPSPEED},<0.20'"
+            )
         methods.check_zero_stage(config.method, launch.zero_stage)
     if launch.engine == "fsdp":
         methods.check_sharded(config.method)

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from dual_lora.config import ConfigError
-from dual_lora.launch import check, group, launch
+from dual_lora.launch import OLDEST_DEEPSPEED, check, group, launch
+from tests import ROOT
 from tests.faults.children import wait_for
 from tests.forked_groups import fork_groups
 from tests.small_cells import CLASSIFYING, config, only_record
@@ -152,6 +153,17 @@ def test_a_process_that_is_stopped_is_named_as_unresponsive(tmp_path, monkeypatc
 def test_contradicting_launch_settings_are_refused_with_the_fix(words, fix, tmp_path):
     with pytest.raises(ConfigError, match=fix):
         check(config(tmp_path, *words))
+
+
+def test_a_deepspeed_that_computes_other_numbers_is_refused(tmp_path, monkeypatch):
+    """The oldest one is that of pyproject.toml, with which `make test-deepspeed` tests."""
+    cell = config(tmp_path, "launch=deepspeed", "launch.num_gpus=2")
+    check(cell)
+    monkeypatch.setattr("dual_lora.launch.version", lambda name: {"deepspeed": "0.19.6"}[name])
+    with pytest.raises(ConfigError, match=r"0\.19\.6 is installed.*pip install 'deepspeed>=0\.19\.7,<0\.20'"):
+        check(cell)
+    check(config(tmp_path, "launch=fsdp", "launch.num_gpus=2"))
+    assert f'"deepspeed>={OLDEST_DEEPSPEED},<0.20; ' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_number_of_processes_has_to_divide_the_global_batch(tmp_path):
