@@ -19,12 +19,14 @@ from pathlib import Path
 
 from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
-from dual_lora.report import endpoint, escape, figures, growth, neighbours, published, selection, stats
+from dual_lora.report import endpoint, escape, figures, neighbours, published, selection, stats
 from dual_lora.report.definition import Endpoint, Experiment
 from dual_lora.report.formats import pipes
-from dual_lora.report.growth import OURS, Compared
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
 from dual_lora.report.published import Published
+
+OURS = "dual_lora"
+Compared = tuple[Line, Cell, Comparison]  # a row, its cell of the endpoint, and what the endpoint says of it
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ class Findings:
                 shown = [place for place, label in enumerate(block.columns) if label in (wanted or block.columns)]
                 yield from self._compared(view, block, compared, shown)
             elif named is None and _records([block]):
-                yield from ("", f"{escape.markdown(block.heading)}:", self._took(view, block, experiment))
+                found = map(escape.markdown, block.findings)
+                yield from ("", f"{escape.markdown(block.heading)}:", *found, self._took(view, block, experiment))
             else:
                 runs = selection.missing(experiment, _records([block]))
                 waiting[escape.markdown(block.heading)] = selection.to_do(experiment, runs)
-        yield from growth.best_rates(view, self.experiments)
         if waiting:
             yield from ("", f"**Not run**: {'; '.join(waiting)}.", "")
             yield from (f"    {command}" for command in dict.fromkeys(itertools.chain(*waiting.values())))
@@ -117,7 +119,7 @@ class Findings:
                 f"Detectable: with {len(experiment.seeds)} seeds at 80 % power, by the spread of the first "
                 f"{stats.MIN_PAIRS} pairs."
             )
-        yield from growth.doublings(block, experiment, named, compared)
+        yield from map(escape.markdown, block.findings[len(compared) :])  # beyond the endpoint's
         for line, _, tested in compared:
             yield from self._claims(block, experiment, named, line, tested)
         yield self._took(view, block, experiment)

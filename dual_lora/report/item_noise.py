@@ -71,13 +71,6 @@ def noise(experiment: Experiment, column: Column, row: Row, reference: Row) -> I
     )
 
 
-def rows_of(column: Column, records: Sequence[Record]) -> list[np.ndarray]:
-    """Return each run's rows (items, values) of a column; none where a run does not have them."""
-    found = _rows(column, column.subset, records).values()
-    known = [rows.table for rows in found if rows is not None]
-    return known if len(known) == len(found) else []
-
-
 def value(metric: str, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return a metric, unscaled, of weighted items: rows (items, values), weights (draws, items) -> (draws,).
 

@@ -115,19 +115,6 @@ def detectable(strata: Sequence[Stratum], n: int, power: float = 0.8, level: flo
     return float(optimize.brentq(lacking, 0.0, critical + 10)) * planned.se
 
 
-def doubling(by_size: Mapping[float, Stratum]) -> Estimate | None:
-    """Return how much a value changes with each doubling of a size: the mean over seeds of a line's slope.
-
-    by_size: size -> seed -> value. A seed counts if every size has it. None with fewer than three sizes or no seed.
-    """
-    sizes = sorted(by_size)
-    seeds = sorted(set.intersection(*(set(by_size[size]) for size in sizes))) if len(sizes) > 2 else []
-    if not seeds:
-        return None
-    slopes = np.polyfit(np.log2(sizes), [[by_size[size][seed] for seed in seeds] for size in sizes], 1)[0]
-    return estimate([dict(zip(seeds, map(float, slopes), strict=True))])
-
-
 def sign_flip(strata: Sequence[Stratum]) -> float | None:
     """Return the two-sided p of a paired sign-flip test of the estimate's mean; None with fewer than `MIN_PAIRS`.
 

@@ -81,6 +81,15 @@ def test_the_headline_has_a_line_for_each_endpoint(tmp_path):
     assert waiting == "- Not run: [B table](results/tables/table_y.md)."
 
 
+def test_what_a_table_says_beyond_its_endpoint_is_said_too(tmp_path):
+    said = found(workspace(tmp_path, *seeds_of("lora", LORA), *seeds_of("dual_lora", BETTER)))
+    view = said.views["table_x"]
+    block = replace(view.blocks[0], findings=(*view.blocks[0].findings, "It grows by 2 with each doubling."))
+    part = replace(said, views={"table_x": replace(view, blocks=(block,))}).part("table_x")
+    assert part.count("against LORA") == 0  # the endpoint is a row of the table
+    assert "\nIt grows by 2 with each doubling.\n" in part
+
+
 def test_a_table_without_an_endpoint_says_what_its_runs_took(tmp_path):
     text = EXPERIMENT.replace("  reference: lora\n", "").replace("  endpoint: {column: BoolQ", "  # {")
     part = found(workspace(tmp_path / "a", text=text)).part("table_x")
