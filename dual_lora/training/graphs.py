@@ -36,6 +36,7 @@ from dual_lora.training.recorders import Recorder
 logger = logging.getLogger(__name__)
 MOST_GRAPHS = 48
 _ALIGNMENT = 128  # bytes
+_COLLECTED = 2**30  # bytes
 
 Batch = Mapping[str, Tensor]
 Function = Callable[[dict[str, Tensor], Any], Tensor]
@@ -79,7 +80,12 @@ class StaticGradients:
             parameter.grad = self._views[place]
 
     def collect(self, function: Callable[[], Tensor]) -> Tensor:
-        """Return `function()`, whose gradients are added in the end by a few launches, not each by one of its own."""
+        """Return `function()`, whose gradients are added in the end by a few launches, not each by one of its own.
+
+        Large ones, as of full fine-tuning, are added at once: they would be held twice.
+        """
+        if sum(flat.nbytes for flat in self.flat) > _COLLECTED:
+            return function()
         for parameter in self.parameters:
             parameter.grad = None
         try:

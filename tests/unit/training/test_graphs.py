@@ -17,6 +17,7 @@ from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.encoding import IGNORED
 from dual_lora.tasks.padding import rounded_count, rounded_length
+from dual_lora.training import graphs
 from dual_lora.training.graphs import GraphedCalls, GraphedSteps, StaticGradients, draws_numbers, obstacle
 from dual_lora.training.loss import loss_positions, token_loss
 from dual_lora.training.recorders import Recorder
@@ -89,7 +90,7 @@ def test_gradients_keep_their_storage_and_unused_parameters_stay_without() -> No
     assert torch.equal(layer.weight.grad, expected[0])
 
 
-def test_gradients_are_collected_by_one_addition_and_stay_where_a_step_fails() -> None:
+def test_gradients_are_collected_by_one_addition_and_stay_where_a_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(2, 3)
     layer.weight.grad, layer.bias.grad = torch.ones(3, 2), torch.ones(3)
     held = StaticGradients(layer.parameters())
@@ -109,6 +110,9 @@ def test_gradients_are_collected_by_one_addition_and_stay_where_a_step_fails() -
         held.collect(lambda: torch.tensor(1 // 0))
     assert layer.weight.grad is own[0]
     assert layer.bias.grad is own[1]
+    monkeypatch.setattr(graphs, "_COLLECTED", 0)
+    held.collect(step)
+    assert seen[-1] is own[0]
 
 
 # ---------------------------------------------------------------- steps
