@@ -88,6 +88,21 @@ class Endpoint:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Trend:
+    """How a result moves with a swept setting, said below the table (`report.trend`).
+
+    best rate: of each method the learning rate with the lowest value of the column, as a power of `over` (numbers), or
+    with `against` its ratio to that method's best rate at each value of `over`. difference: between methods and the
+    block's reference, for each doubling of `over`.
+    """
+
+    of: Literal["best rate", "difference"]
+    column: str
+    over: str  # a setting of the sweep
+    against: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Block:
     """The `table` section of one experiment file."""
 
@@ -108,6 +123,7 @@ class Block:
     samples: bool = False  # show what each row's first seed wrote for a few test inputs
     published_notes: tuple[str, ...] = ()  # files whose other rows about these columns are listed below the table
     figure: Figure | None = None
+    trend: Trend | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +259,21 @@ def _check(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block) -> No
     _check_endpoint(path, sweep, block, labels)
     if block.figure is not None and (block.figure.x not in sweep or block.figure.column not in labels):
         raise DefinitionError(f"{path}: table.figure: x must be a setting of the sweep, column one of {labels}")
+    if block.trend is not None:
+        _check_trend(path, sweep, block, block.trend, labels)
+
+
+def _check_trend(
+    path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block, trend: Trend, labels: list[str]
+) -> None:
+    if trend.over not in sweep or trend.column not in labels:
+        raise DefinitionError(f"{path}: table.trend: over must be a setting of the sweep, column one of {labels}")
+    against = trend.against if trend.of == "best rate" else block.reference
+    if against is not None and against not in sweep["method"]:
+        legal = list(sweep["method"])
+        raise DefinitionError(f"{path}: table.trend: against={against!r}{legal_values(against, legal)}")
+    if trend.of == "difference" and against is None:
+        raise DefinitionError(f"{path}: table.trend: a difference is from table.reference; name that method")
 
 
 def _check_endpoint(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block, labels: list[str]) -> None:

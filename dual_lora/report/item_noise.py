@@ -25,7 +25,7 @@ _CHUNK = 100  # draws at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     metric: str
     table: np.ndarray  # (items, values)
 
@@ -88,7 +88,9 @@ def mid_p(ours_only: int, theirs_only: int) -> float:
 
 def _part(experiment: Experiment, column: Column, subset: str | None, row: Row, reference: Row) -> _Part | None:
     task = column.task or experiment.tasks[0]
-    found = [_rows(column, subset, [r for r in one.records if r.name("task") == task]) for one in (row, reference)]
+    found = [
+        rows_by_seed(column, subset, [r for r in one.records if r.name("task") == task]) for one in (row, reference)
+    ]
     shared = sorted(found[0].keys() & found[1].keys())
     ours, theirs = ([side[seed] for seed in shared] for side in found)
     known = [rows for rows in (*ours, *theirs) if rows is not None]
@@ -97,9 +99,9 @@ def _part(experiment: Experiment, column: Column, subset: str | None, row: Row, 
     return _Part(task, known[0].metric, *([rows.table for rows in side if rows is not None] for side in (ours, theirs)))
 
 
-def _rows(column: Column, subset: str | None, records: Sequence[Record]) -> dict[int, _Rows | None]:
+def rows_by_seed(column: Column, subset: str | None, records: Sequence[Record]) -> dict[int, Rows | None]:
     """Return seed -> rows of every record that has the column's measurement, None for one without its items."""
-    found: dict[int, _Rows | None] = {}
+    found: dict[int, Rows | None] = {}
     for record in records:
         if record.status != "finished" or column.curve is not None:
             continue
@@ -109,7 +111,7 @@ def _rows(column: Column, subset: str | None, records: Sequence[Record]) -> dict
         metric = measured.metric_of(column, record)
         name = predictions(measurement.checkpoint, measurement.split, measurement.scoring)
         text = record.scores.per_item.get(name, {}).get(metric, {}).get(measurement.subset)
-        found[record.seed] = None if text is None else _Rows(metric, unpacked(text))
+        found[record.seed] = None if text is None else Rows(metric, unpacked(text))
     return found
 
 

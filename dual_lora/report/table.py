@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dual_lora.records.schema import Record
-from dual_lora.report import endpoint, labels, measured, neighbours, notes, published, selection, stats
+from dual_lora.report import endpoint, labels, measured, neighbours, notes, published, selection, stats, trend
 from dual_lora.report.definition import Column, Experiment, PublishedRows
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, Samples, TableView
 from dual_lora.report.measured import MeasuredBlock, Row
@@ -71,7 +71,7 @@ class Builder:
         ]
         below = replace(
             views[-1],
-            findings=tuple(self._findings(block)),
+            findings=(*self._findings(block), *trend.sentences(block, self._label)),
             notes=tuple(notes.notes(block, self._label, self._source, self._alone, (self.published_folder, used))),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),
             commands=tuple(selection.to_do(experiment, missing)),

@@ -1,0 +1,156 @@
+"""How a result moves with a swept setting: the best learning rate with σ, a difference between methods with the rank.
+
+A best rate is where the parabola has its minimum that goes, over log₂ rate, through the best rate of the grid and its
+two neighbours; at an end of the grid it is that rate, and the sentence says so. Its interval is a bootstrap over the
+validation items (`records.per_item`), the same draws for all runs; seeds are averaged. A difference's slope is fitted
+for each seed, and the seeds' slopes are a sample.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from dual_lora.report import endpoint, item_noise, measured, stats
+from dual_lora.report.definition import Column, Experiment, Trend
+from dual_lora.report.measured import MeasuredBlock, Row
+from dual_lora.report.selection import RATE
+
+DRAWS = 1000
+_Label = Callable[[Experiment, str, Row], str]
+_Optima = dict[
+    str, tuple[float, np.ndarray, bool]
+]  # value of `over` -> log₂ best rate, of each draw, whether at an end
+
+
+def sentences(block: MeasuredBlock, label: _Label) -> list[str]:
+    """Return what a block's trend says, a sentence per method; none where records are missing."""
+    trend = block.experiment.block.trend
+    if trend is None:
+        return []
+    column = next(column for column in block.experiment.block.columns if column.label == trend.column)
+    if trend.of == "difference":
+        return _differences(block, trend, column, label)
+    return _best_rates(block, trend, column, label)
+
+
+def optimum(log_rates: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Return where losses (draws, rates) are lowest over ascending log rates (rates,): (draws,), by a parabola."""
+    best = losses.argmin(axis=1)
+    inner = np.clip(best, 1, len(log_rates) - 2)
+    rows = np.arange(len(losses))
+    x0, x1, x2 = (log_rates[inner + step] for step in (-1, 0, 1))
+    f0, f1, f2 = (losses[rows, inner + step] for step in (-1, 0, 1))
+    below, above = (x1 - x0) * (f1 - f2), (x1 - x2) * (f1 - f0)
+    flat = below == above
+    shift = 0.5 * ((x1 - x0) * below - (x1 - x2) * above) / np.where(flat, 1.0, below - above)
+    vertex = np.where(flat, x1, x1 - shift)
+    return np.where(best == inner, vertex, log_rates[best])
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the least-squares slope of each row of y (draws, points) over x (points,)."""
+    centred = x - x.mean()
+    found: np.ndarray = y @ centred / (centred @ centred)
+    return found
+
+
+def _best_rates(block: MeasuredBlock, trend: Trend, column: Column, label: _Label) -> list[str]:
+    found: dict[str, _Optima] = {}
+    names: dict[str, str] = {}
+    for method in block.experiment.sweep["method"]:
+        rows = [row for row in block.rows if row.choices["method"] == method]
+        names[method] = label(block.experiment, "method", rows[0]).partition(" (")[0]
+        optima = {value: _optimum(rows, trend.over, value, column) for value in block.experiment.sweep[trend.over]}
+        found[method] = {value: known for value, known in optima.items() if known is not None}
+    if trend.against is not None:
+        return [
+            f"best rate, {names[method]} over {names[trend.against]}, {trend.over}={value}: {_ratio(ours, theirs)}."
+            for method, optima in found.items()
+            if method != trend.against
+            for value, ours in optima.items()
+            if (theirs := found[trend.against].get(value)) is not None
+        ]
+    return [
+        f"best rate of {names[method]} as a power of {trend.over}: {_power(optima)}."
+        for method, optima in found.items()
+        if len(optima) > 2
+    ]
+
+
+def _optimum(rows: Sequence[Row], over: str, value: str, column: Column) -> tuple[float, np.ndarray, bool] | None:
+    """Return log₂ of the best rate at one value of `over`, that of each draw, and whether it is at an end."""
+    by_rate: dict[float, np.ndarray] = {}
+    for row in rows:
+        if row.choices[over] == value:
+            held = item_noise.rows_by_seed(column, column.subset, row.records)
+            tables = [rows_.table for rows_ in held.values() if rows_ is not None]
+            if tables and len(tables) == len(held):
+                by_rate[float(row.choices[RATE])] = np.stack(tables)
+    if len(by_rate) < 3 or len({table.shape[1:] for table in by_rate.values()}) > 1:
+        return None
+    rates = sorted(by_rate)
+    losses = np.stack([_drawn(by_rate[rate]) for rate in rates], axis=1)  # (1 + draws, rates), all items first
+    drawn = optimum(np.log2(rates), losses)
+    return float(drawn[0]), drawn[1:], int(losses[0].argmin()) in (0, len(rates) - 1)
+
+
+def _drawn(tables: np.ndarray) -> np.ndarray:
+    """Return nats per token of (seeds, items, 2), a mean over seeds: of all items, then of each draw of them."""
+    sums = _weights(tables.shape[1]) @ tables  # (seeds, draws, 2)
+    losses: np.ndarray = (sums[..., 0] / sums[..., 1]).mean(axis=0)
+    return losses
+
+
+@functools.lru_cache(maxsize=1)
+def _weights(items: int) -> np.ndarray:
+    """Return how often each item counts (1 + draws, items): once, then as drawn."""
+    drawn = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), size=DRAWS)
+    return np.concatenate([np.ones((1, items)), drawn.astype(float)])
+
+
+def _power(optima: _Optima) -> str:
+    x = np.log2([float(value) for value in optima])
+    point = slope(x, np.array([[best for best, _, _ in optima.values()]]))[0]
+    draws = slope(x, np.stack([drawn for _, drawn, _ in optima.values()], axis=1))
+    rates = ", ".join(f"{2**best:.2g}{' (at an end)' if end else ''} at {v}" for v, (best, _, end) in optima.items())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    numbers = f"{point:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+    return f"{numbers} over draws of items; {rates}"
+
+
+def _ratio(ours: tuple[float, np.ndarray, bool], theirs: tuple[float, np.ndarray, bool]) -> str:
+    low, high = np.quantile(2 ** (ours[1] - theirs[1]), [0.025, 0.975])
+    rates = " and ".join(f"{2**best:.2g}{' (at an end)' if end else ''}" for best, _, end in (ours, theirs))
+    return f"{2 ** (ours[0] - theirs[0]):.2f} [{low:.2f}, {high:.2f}] over draws of items; {rates}"
+
+
+def _differences(block: MeasuredBlock, trend: Trend, column: Column, label: _Label) -> list[str]:
+    by_method: dict[str, dict[float, Mapping[int, float]]] = {}
+    names: dict[str, tuple[str, str]] = {}
+    for row in block.rows:
+        reference = block.reference(row)
+        pairs = None
+        if reference is not None:
+            pairs = measured.pairs_of(column, row.columns[column.label], reference.columns[column.label])
+        if reference is not None and pairs is not None:
+            method = row.choices["method"]
+            by_method.setdefault(method, {})[float(row.choices[trend.over])] = pairs[0]
+            both = (label(block.experiment, "method", one).partition(" (")[0] for one in (row, reference))
+            names[method] = (next(both), next(both))
+    found = []
+    for method, by_value in by_method.items():
+        seeds = sorted(set.intersection(*(set(pairs) for pairs in by_value.values())))
+        if len(by_value) < 3 or not seeds:
+            continue
+        x = np.log2(list(by_value))
+        slopes = slope(x, np.array([[pairs[seed] for pairs in by_value.values()] for seed in seeds]))
+        estimate = stats.estimate([dict(zip(seeds, map(float, slopes), strict=True))])
+        p = estimate.p_value()
+        ours, theirs = names[method]
+        said = [endpoint.with_interval(estimate, column.decimals + 1), f"{estimate.n} seeds"]
+        said += [] if p is None else ["p < 0.001" if p < 0.001 else f"p = {p:.3f}"]
+        found.append(f"{column.label}, {ours} minus {theirs}, for each doubling of {trend.over}: {', '.join(said)}.")
+    return found
