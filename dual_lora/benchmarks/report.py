@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from dual_lora import shipped
 from dual_lora.benchmarks import export_tables, graph_tables, scaling_tables
 from dual_lora.config import ConfigError, legal_values
-from dual_lora.report import documents
+from dual_lora.report import documents, drawing
+from dual_lora.report.figures import Figure, Panel, Point
 
 ROOT = shipped.home()
 RESULTS = ROOT / "results" / "benchmarks"
@@ -193,30 +193,20 @@ def growth_table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_growth(data: dict[str, Any], path: Path) -> None:
-    """One panel per axis: measured points, modelled lines."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "dual-lora"
-    import matplotlib.pyplot as plt
-
-    axes_of = {"tokens": "tokens", "rank": "rank", "layer size": "out"}
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6))
-    for panel, (axis, field) in zip(panels, axes_of.items(), strict=True):
-        rows = sorted((r for r in growth_rows(data) if r["axis"] == axis), key=lambda r: (r[field], r["in"]))
-        if axis == "layer size":
-            rows = [r for r in rows if r["out"] == r["in"]]
+def growth_figure(data: dict[str, Any]) -> Figure:
+    """One panel per axis: measured points, and the model's next to them."""
+    panels = []
+    for axis, field in {"tokens": "tokens", "rank": "rank", "layer size": "out"}.items():
+        rows = sorted((r for r in growth_rows(data) if r["axis"] == axis), key=lambda r: r[field])
+        rows = [r for r in rows if axis != "layer size" or r["out"] == r["in"]]
+        lines = {}
         for kind, label in (("dual_lora", "Dual LoRA"), ("lora", "LoRA"), ("floor", "three GEMMs")):
-            x, y = [r[field] for r in rows], [r[kind]["median_ms"] for r in rows]
-            (line,) = panel.plot(x, y, marker="o", label=label)
-            if rows and "model_ms" in rows[0]:
-                panel.plot(x, [r["model_ms"][kind] for r in rows], linestyle=":", color=line.get_color())
-        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms, forward and backward")
-    panels[0].legend()
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+            lines[label] = tuple(Point(r[field], r[kind]["median_ms"]) for r in rows)
+            modelled = tuple(Point(r[field], r["model_ms"][kind]) for r in rows if "model_ms" in r)
+            lines |= {f"{label}, model": modelled} if modelled else {}
+        panels.append(Panel(axis, "ms, forward and backward", lines, log_x=True, log_y=True))
+    drawn = tuple(panel for panel in panels if any(panel.lines.values()))
+    return Figure(FIGURE.stem, "", "speed", "Growth of the cost of one layer", drawn)
 
 
 def targets_section(data: dict[str, Any]) -> str:
@@ -293,5 +283,5 @@ def run(options: argparse.Namespace) -> None:
     if options.check and stale:
         raise ConfigError(f"out of date: {', '.join(stale)}; run {shipped.PROGRAM} bench report")
     if not options.check:
-        draw_growth(data, FIGURE)
+        drawing.draw(growth_figure(data), FIGURE)
         print(f"updated: {', '.join(stale) or 'nothing'}; figure {FIGURE}")

@@ -16,6 +16,7 @@ from dual_lora.report.figures import Figure, Kind, Panel, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # Colours that the three common colour blindnesses keep apart (Okabe and Ito), with a marker and a dash of its own each.
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#000000", "#cc79a7", "#a07800", "#56b4e9", "#7f7f7f")
@@ -31,6 +32,7 @@ _NOTES: dict[Kind, str] = {
     "curves": "lines: mean over seeds; bands: their range",
     "cost": "bars: one sd over seeds",
     "inside": "lines: mean over runs; bands: their range",
+    "speed": "measured medians, and what a model of the work expects",
 }
 _MARKED = "; filled: the best of its grid; ringed: that is an end of the grid"
 _WIDTH, _HEIGHT = 3.7, 3.1  # of a panel, inches
@@ -118,9 +120,11 @@ def _lines(axes: Axes, panel: Panel, looks: dict[str, _Look], number: int, figur
     better = f" ({panel.better} is better)" if panel.better else ""
     axes.set(xlabel=panel.x, ylabel=f"{panel.y}{better}")
     if panel.log_x:
-        _logarithmic(axes, [point.x for points in panel.lines.values() for point in points])
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis, [point.x for points in panel.lines.values() for point in points])
     if panel.log_y and all(point.y > 0 for points in panel.lines.values() for point in points):
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis, [point.y for points in panel.lines.values() for point in points])
 
 
 def _ends(points: Sequence[Point]) -> tuple[list[float | None], list[float | None]]:
@@ -131,15 +135,13 @@ def _or(value: float | None, other: float) -> float:
     return other if value is None else value
 
 
-def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+def _plain_ticks(axis: Axis, values: Sequence[float]) -> None:
     from matplotlib import ticker
 
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3) if max(values) < 100 * min(values) else (1,)))
-    axes.xaxis.set_major_formatter(
-        ticker.FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
-    )
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    wide = max(values) / min(values)
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if wide < 10 else (1, 3) if wide < 100 else (1,)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def _intervals(axes: Axes, panel: Panel, looks: dict[str, _Look], number: int, *, named: bool) -> None:

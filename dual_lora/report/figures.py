@@ -19,13 +19,14 @@ from dual_lora.report import labels, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import BlockView, Line, TableView
 
-Kind = Literal["rates", "differences", "curves", "cost", "inside"]
+Kind = Literal["rates", "differences", "curves", "cost", "inside", "speed"]
 KINDS: Mapping[Kind, str] = {
     "rates": "settings that were swept",
     "differences": "differences from the reference",
     "curves": "training and validation",
     "cost": "score against parameters and cost",
     "inside": "inside the update",
+    "speed": "time of a layer",  # of a benchmark, not of records
 }
 _T = TypeVar("_T")
 POINTS = 60  # of a curve that a figure shows; the record holds all
