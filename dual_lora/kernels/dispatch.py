@@ -88,7 +88,7 @@ def _select(requested: str, device_type: str, plain: bool, dropout: float, activ
 
 def _one_gemm_obstacle(plain: bool, dropout: float, active: int) -> str:
     if not plain:
-        return "the base weight is quantized or partitioned"
+        return "the base weight is quantized, partitioned, hooked or trained"
     if dropout > 0:
         return f"dropout {dropout} acts on the adapter's input only"
     if active > 1:

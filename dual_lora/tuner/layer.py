@@ -194,7 +194,8 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         """Return whether the base layer is only a matrix product with a weight that is available in full.
 
         Not so for quantized and partitioned weights, subclasses with a forward of their own, another adapter in
-        between, and base layers with hooks (offloading), which only a call of the base layer runs.
+        between, base layers with hooks (offloading), which only a call of the base layer runs, and weights that are
+        trained as well: the one GEMM has no gradient for them.
         """
         base = self.base_layer
         return (
@@ -202,6 +203,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
             and not (base._forward_pre_hooks or base._forward_hooks or "forward" in vars(base))
             and not is_quantized(base)
             and is_available(base)
+            and not (base.weight.requires_grad and torch.is_grad_enabled())
         )
 
     def choose_kernel(self, device: torch.device, adapters: list[str]) -> KernelChoice:

@@ -286,3 +286,18 @@ def test_nothing_of_the_size_of_the_weight_is_held_after_forward(base_class, dty
     assert not held
     y.sum().backward()
     assert all(factor.grad is not None for factor in layer.factors("default"))
+
+
+@pytest.mark.parametrize("base_class", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_base_weight_that_is_trained_as_well_gets_its_gradient(base_class, dropout, kernel):
+    base = nn.Linear(7, 5) if base_class is nn.Linear else Conv1D(5, 7)
+    config = DualLoraConfig(target_modules=["layer"], r_magnitude=2, r_direction=2, dropout=dropout, kernel=kernel)
+    layer = get_peft_model(nn.ModuleDict({"layer": base}), config).base_model.model["layer"].train()
+    x, grad = torch.randn(3, 7), torch.randn(3, 5)
+    layer.base_layer.weight.requires_grad_(True)
+    layer(x).backward(grad)
+    expected = grad.t() @ x
+    torch.testing.assert_close(layer.base_layer.weight.grad, expected if base_class is nn.Linear else expected.t())
+    assert all(factor.grad is not None for factor in layer.factors("default"))
