@@ -6,19 +6,24 @@
     python run.py rescore RUN_ID --metrics BLEU NIST # only these; a metric that the record has is never dropped
     python run.py rescore RUN_ID --results FOLDER    # instead of results/
 
-The new record says when and by which version it was scored again; everything else in it stays.
+The predictions are those in the run's folder, or what it wrote as results/predictions/RUN_ID.jsonl.gz has it, which is
+committed with the record: with the data, anyone can compute its scores again. The new record says when and by which
+version it was scored again; everything else in it stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from dual_lora import records, shipped
 from dual_lora.commands.parser import Parser
-from dual_lora.config import ConfigError
+from dual_lora.config import ConfigError, RunConfig
 from dual_lora.records.lock import RunLock
 
 
@@ -48,32 +53,49 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _one(run_id: str, options: argparse.Namespace) -> str:
+    from dual_lora.evaluation import archive
     from dual_lora.evaluation.rescoring import rescore
-    from dual_lora.runs.lifecycle import load_config
 
     path, folder = records.record_path(options.results, run_id), records.run_folder(options.results, run_id)
-    if not (folder / "config.json").is_file():  # before the lock, which would make the folder
+    kept = archive.path(options.results, run_id)
+    in_folder = (folder / "config.json").is_file()
+    if not in_folder and not kept.is_file():  # before the lock, which would make the folder
         raise ValueError(f"{folder} holds no run; runs here: {', '.join(_here(options.results)) or 'none'}")
-    with RunLock(folder):
+    with RunLock(folder) if in_folder else nullcontext():
         known = records.read(path)
         if known is None:
             raise ValueError(f"{path} does not exist: the run has not ended")
-        config = load_config(folder / "config.json")
-        config = dataclasses.replace(
-            config,
-            task=dataclasses.replace(config.task, metrics=tuple(options.metrics)),
-            data=dataclasses.replace(config.data, dir=options.data_dir or config.data.dir),
-        )
-        made = rescore(known, config, folder)
-        records.write(path, made)
+        made = rescore(known, _config(known, folder, options), folder / "predictions" if in_folder else kept)
+        written = records.write(path, made)
+        if in_folder:
+            archive.write(written, archive.of_folder(written, folder / "predictions"), kept)
     before, after = known["scores"]["headline"], made["scores"]["headline"]
     return f"{after['metric']} {before['value']} -> {after['value']}"
 
 
+def _config(known: dict[str, Any], folder: Path, options: argparse.Namespace) -> RunConfig:
+    """Return the settings to score with: the run's own, or where its folder is not here those that the record has."""
+    from dual_lora.runs.identity import rebuilt
+    from dual_lora.runs.lifecycle import load_config
+
+    given = options.data_dir or os.environ.get("DUAL_LORA_DATA")
+    file = folder / "config.json"
+    config = load_config(file) if file.is_file() else rebuilt(known["identity"], given)
+    task = dataclasses.replace(config.task, metrics=tuple(options.metrics))
+    data = dataclasses.replace(config.data, dir=options.data_dir or config.data.dir)
+    return dataclasses.replace(config, task=task, data=data)
+
+
 def _here(results: Path) -> list[str]:
     """Return the runs whose record is finished and whose predictions are here."""
+    from dual_lora.evaluation import archive
+
     found, refused = records.read_folder(results / "records")
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
     finished = [known["identity"]["run_id"] for known in found if known["status"] == "finished"]
-    return [name for name in finished if (results / "runs" / name / "predictions").is_dir()]
+    return [
+        name
+        for name in finished
+        if (results / "runs" / name / "predictions").is_dir() or archive.path(results, name).is_file()
+    ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from dual_lora import methods, records
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes
 from dual_lora.evaluation.passes import is_small, passes_for
-from dual_lora.evaluation.prediction_lines import read_lines, read_values
+from dual_lora.evaluation.prediction_lines import in_order, line, read_values, sha256
 from dual_lora.records import per_item
 from dual_lora.tasks.base import Example, Reading, Split, Task
 
@@ -186,7 +184,7 @@ class _Kept:
         for place, value in zip(places, values, strict=True):
             index = self._mine[place]
             self.values[index] = value
-            self._file.write(json.dumps({"index": index, "value": value}, ensure_ascii=False) + "\n")
+            self._file.write(line(index, value) + "\n")
         self._file.flush()
         self._bar.update(len(places))
 
@@ -195,7 +193,7 @@ class _Kept:
         self._write(dict(enumerate(values)))
 
     def _write(self, values: dict[int, Any]) -> None:
-        text = "".join(json.dumps({"index": i, "value": v}, ensure_ascii=False) + "\n" for i, v in values.items())
+        text = "".join(line(index, value) + "\n" for index, value in values.items())
         with records.replacing(self.path) as part:
             part.write_text(text, encoding="utf-8")
         for file in _parts(self.path):
@@ -219,8 +217,7 @@ def predictions_sha256(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.glob("*.jsonl")):
         try:
-            lines = sorted(read_lines(path), key=lambda line: int(json.loads(line)["index"]))
+            hashes[path.stem] = sha256(in_order(path))
         except records.UNREADABLE:
             continue  # what this run measured was written whole just now
-        hashes[path.stem] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return hashes

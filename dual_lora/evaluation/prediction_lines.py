@@ -5,11 +5,28 @@ A value is a reply, or for a ranking the log-likelihoods of the item's candidate
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dual_lora.records import UNREADABLE
+
+
+def line(index: int, value: Any) -> str:
+    """Return the line of an item."""
+    return json.dumps({"index": index, "value": value}, ensure_ascii=False)
+
+
+def sha256(lines: Iterable[str]) -> str:
+    """Return the hash of the lines of all items in their order, as a record keeps it."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def in_order(path: Path) -> list[str]:
+    """Return the lines of a predictions file in the items' order. Raises `OSError`, or one of `UNREADABLE`."""
+    return sorted(read_lines(path), key=lambda text: int(json.loads(text)["index"]))
 
 
 def read_lines(path: Path) -> list[str]:

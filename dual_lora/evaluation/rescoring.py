@@ -7,7 +7,6 @@ hashes in the record, so the new scores are of the same run.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -16,19 +15,21 @@ from typing import Any
 
 from dual_lora import records, tasks
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.evaluation.prediction_lines import read_lines
+from dual_lora.evaluation import archive
+from dual_lora.evaluation.prediction_lines import in_order, sha256
 from dual_lora.records import per_item
 from dual_lora.tasks import splits
 from dual_lora.tasks.base import Example, Reading, Task
 
 
-def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[str, Any]:
+def rescore(known: Mapping[str, Any], config: RunConfig, kept: Path) -> dict[str, Any]:
     """Return the record with its test measurements computed again.
 
     Args:
         known: the record of a finished run of a language model.
         config: the run's own (`config.json` in its folder), with `task.metrics` and `data.dir` of this machine.
-        folder: the run's, with `predictions/CHECKPOINT.test.SCORING.jsonl`.
+        kept: the run's folder `predictions/`, or its archive (`evaluation.archive`), which has replies alone:
+            measurements of rankings stay as they are then.
 
     Raises:
         ConfigError: another run's config, data that has changed, predictions that are missing or not those of the
@@ -44,20 +45,22 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
     if task.fingerprint() != known["identity"]["data"]["fingerprint"]:
         raise ConfigError(f"data.dir={config.data.dir} does not have the data that this run was scored on")
     items = splits.select(task, config).test
+    archived = None if kept.is_dir() else archive.read(known, kept)
+    again = [entry for entry in known["scores"]["measurements"] if _is_kept(entry, archived)]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in known["scores"]["measurements"]:
+    for entry in again:
         key = (entry["checkpoint"], entry["scoring"])
-        if entry["split"] == "test" and key not in found:
-            readings = _readings(known, task, items, folder, *key)
+        if key not in found:
+            readings = _readings(_values(known, kept, archived, *key), task, items, key[1])
             found[key] = [
                 {"split": "test", "checkpoint": key[0], **dataclasses.asdict(score)}
                 for score in task.score(readings, items, key[1])
             ]
-    kept = [entry for entry in known["scores"]["measurements"] if entry["split"] != "test"]
-    _check_nothing_lost(known, found)
+    others = [entry for entry in known["scores"]["measurements"] if not _is_kept(entry, archived)]
+    _check_nothing_lost(again, found)
     shown = known["scores"]["headline"]["checkpoint"]
     scored, rows = per_item.apart([entry for entries in found.values() for entry in entries], shown)
-    measurements = scored + kept
+    measurements = scored + others
     origin = {**known["origin"], "rescored": _origin()}
     scores = {**known["scores"], "measurements": measurements, "headline": _headline(known, measurements)}
     rows = {**known["scores"].get("per_item", {}), **rows}
@@ -66,27 +69,39 @@ def rescore(known: Mapping[str, Any], config: RunConfig, folder: Path) -> dict[s
     return dict(json.loads(json.dumps({**known, "scores": scores, "origin": origin}, allow_nan=False)))
 
 
-def _readings(
-    known: Mapping[str, Any], task: Task, items: list[Example], folder: Path, checkpoint: str, scoring: str
-) -> list[Reading]:
+def _is_kept(entry: Mapping[str, Any], archived: Mapping[str, Any] | None) -> bool:
+    """Whether a measurement is of test items and what it was made from is here."""
+    name = per_item.predictions(entry["checkpoint"], "test", entry["scoring"])
+    return entry["split"] == "test" and (archived is None or name in archived)
+
+
+def _values(
+    known: Mapping[str, Any], kept: Path, archived: Mapping[str, list[str]] | None, checkpoint: str, scoring: str
+) -> list[Any]:
+    """Return replies, or for a ranking log-likelihoods, in the items' order."""
     name = per_item.predictions(checkpoint, "test", scoring)
-    path = folder / "predictions" / f"{name}.jsonl"
+    if archived is not None:
+        return archived[name]
+    path = kept / f"{name}.jsonl"
     try:
-        lines = sorted(read_lines(path), key=lambda line: int(json.loads(line)["index"]))
+        lines = in_order(path)
     except (OSError, *records.UNREADABLE) as error:
         raise ConfigError(f"{path} cannot be read ({error}); evaluate the run again instead") from None
-    if hashlib.sha256("\n".join(lines).encode()).hexdigest() != known["origin"]["predictions_sha256"].get(name):
+    if sha256(lines) != known["origin"]["predictions_sha256"].get(name):
         raise ConfigError(f"{path} does not have the predictions that the record was made from")
-    values = [json.loads(line)["value"] for line in lines]
+    return [json.loads(line)["value"] for line in lines]
+
+
+def _readings(values: list[Any], task: Task, items: list[Example], scoring: str) -> list[Reading]:
     if len(values) != len(items):
-        raise ConfigError(f"{path} has {len(values)} predictions of {len(items)} items")
+        raise ConfigError(f"{len(values)} predictions are kept, of {len(items)} items")
     if scoring == "generate":
         return [task.read(value, item) for value, item in zip(values, items, strict=True)]
     return [task.choose(item, scoring, value) for value, item in zip(values, items, strict=True)]
 
 
-def _check_nothing_lost(known: Mapping[str, Any], found: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
-    held = {name for entry in known["scores"]["measurements"] if entry["split"] == "test" for name in entry["metrics"]}
+def _check_nothing_lost(again: list[dict[str, Any]], found: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:
+    held = {name for entry in again for name in entry["metrics"]}
     made = {name for entries in found.values() for entry in entries for name in entry["metrics"]}
     if held - made:
         raise ConfigError(

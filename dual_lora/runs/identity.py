@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.records import digest, redaction, run_id
 
+_PARTS = ("model", "task", "method", "recipe", "protocol", "profile")
 _NOT_IDENTITY = {
     # Metrics are computed from the kept predictions, at any time and as often as wanted (`run.py rescore`).
     "task": ("metrics",),
@@ -63,7 +65,7 @@ def identity(
     `dtype` is the resolved one; `init_from` the hash of the weights a run starts from, or "none".
     """
     values: dict[str, Any] = {}
-    for group in ("model", "task", "method", "recipe", "protocol", "profile"):
+    for group in _PARTS:
         values[group] = _section(config, group)
     values["model"]["fingerprint"] = model_fingerprint
     values["data"] = {"source": config.data.source, "fingerprint": data_fingerprint}
@@ -73,6 +75,20 @@ def identity(
     values = _without_secrets(values)
     values["protocol"]["hash"] = protocol_hash(config)
     return {"run_id": run_id(values), **values}
+
+
+def rebuilt(identity: Mapping[str, Any], data_dir: str | None) -> RunConfig:
+    """Return the settings of a run as its record has them, and today's defaults for all that changes no number."""
+    values: dict[str, Any] = {part: dict(identity[part]) for part in _PARTS}
+    values["model"].pop("fingerprint")
+    values["protocol"].pop("hash")
+    if values["protocol"].get("base"):
+        values["protocol"]["base"] = {values["model"]["family"]: values["protocol"]["base"]}
+    sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_key_value_heads", "vocab_size")
+    values["model"]["dimensions"] = dict.fromkeys(sizes, 1)  # the fingerprint is of the weights
+    values["method"] |= values["method"].pop("settings")
+    values |= {"launch": {"name": "local"}, "data": {"source": identity["data"]["source"], "dir": data_dir}}
+    return RunConfig.from_dict({**values, "seed": identity["seed"]})
 
 
 def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:

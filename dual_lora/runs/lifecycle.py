@@ -16,6 +16,7 @@ from dual_lora import records
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.words import PATHS
 from dual_lora.distributed import processes
+from dual_lora.evaluation import archive
 from dual_lora.records import disk, redaction
 from dual_lora.records.lock import RunLock
 from dual_lora.runs import adapter_card, leftovers
@@ -78,12 +79,23 @@ def _run(resolved: Resolved) -> dict[str, Any]:
             made, error = _run_locked(resolved)
         if processes.is_main():
             made = records.write(resolved.record_path, made)
+            _archive(resolved, made)
             if made["status"] == "finished" and (resolved.folder / "adapter").is_dir():
                 adapter_card.write(resolved.folder / "adapter", made)
             leftovers.free(resolved.folder, made)
     if error is not None and processes.world_size() > 1:
         raise ProcessFailed(made["status"], made["message"], error)
     return made
+
+
+def _archive(resolved: Resolved, made: dict[str, Any]) -> None:
+    """Keep a finished run's replies next to its record; what goes wrong there costs no run."""
+    if made["status"] == "finished":
+        try:
+            to = archive.path(resolved.config.results, resolved.run_id)
+            archive.write(made, archive.of_folder(made, resolved.folder / "predictions"), to)
+        except OSError as error:
+            logger.warning("no archive of the replies: %s", error)
 
 
 def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from dual_lora.commands import main
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
+from dual_lora.evaluation import archive
 from dual_lora.records.evidence import checksum
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
@@ -136,6 +138,27 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     assert main(["rescore", run_id, *again]) == 1
     assert "does not have the predictions" in capsys.readouterr().err
     assert json.loads((tmp_path / "records" / f"{run_id}.json").read_text()) == made
+
+
+def test_a_run_is_scored_again_from_what_is_committed_of_it(tmp_path: Path, capsys: Any) -> None:
+    sizes = ["profile=quick", "profile.test_items=3", "protocol.decoding.max_new_tokens=6"]
+    record = cell(tmp_path, *WRITING, "method=lora", *sizes)
+    run_id = record["identity"]["run_id"]
+    shutil.rmtree(tmp_path / "runs")
+    again = ["rescore", run_id, "--results", str(tmp_path)]
+    assert main([*again, "--metrics", "BLEU", "NIST"]) == 0
+    made = json.loads((tmp_path / "records" / f"{run_id}.json").read_text())
+    assert made["scores"]["headline"] == record["scores"]["headline"]
+    before, after = (sorted(map(str, one["scores"]["measurements"])) for one in (record, made))
+    assert after == before
+    assert not list((tmp_path / "runs").glob("*")), "no run is begun"
+    path = archive.path(tmp_path, run_id)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert main(again) == 1
+    assert f"{path} cannot be read" in capsys.readouterr().err
+    path.unlink()
+    assert main(again) == 1
+    assert "holds no run; runs here: none" in capsys.readouterr().err
 
 
 def test_a_record_keeps_what_was_written_for_the_same_few_inputs(tmp_path: Path) -> None:

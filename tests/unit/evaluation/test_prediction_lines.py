@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from dual_lora.evaluation.evaluator import _Kept, predictions_sha256
 from dual_lora.evaluation.prediction_lines import read_values
-from dual_lora.evaluation.rescoring import _readings
+from dual_lora.evaluation.rescoring import _readings, _values
 
 REPLIES = ["plain", "line\u2028separator", "next\x85line", "para\u2029graph\x1c", "new\r\nline", ""]
 
@@ -32,7 +32,7 @@ def test_every_reader_gets_the_replies_back(tmp_path: Path) -> None:
     task = SimpleNamespace(read=lambda reply, item: reply)
     items = [SimpleNamespace(identifier=str(number)) for number in range(len(REPLIES))]
     known = {"origin": {"predictions_sha256": hashes}}
-    readings = _readings(known, task, items, tmp_path, "last", "generate")
+    readings = _readings(_values(known, path.parent, None, "last", "generate"), task, items, "generate")
     assert len(readings) == len(REPLIES)
 
 
