@@ -7,10 +7,10 @@
     python run.py tables --explain table_nlg "Dual LoRA" BLEU    # where a number comes from
 
 results/report.html is the same to browse, in one file without a server: every table with each cell's runs, figures, a
-page per run. Committed files (the page, results/tables, and the parts of README.md and docs/*.md between
-`<!-- table:NAME -->` and `<!-- /table -->`) depend only on the records git tracks; `git add results/records/ID.json`
-makes one count. Records that are only on this machine make tables and a page of their own in results/local and are
-shown on the screen. The demo's records, and others on the sample data, are in no table.
+page per run. Committed files (the page, results/tables, results/figures, and the parts of README.md and docs/*.md
+between `<!-- table:NAME -->` and `<!-- /table -->`, and of `finding`) depend only on the records git tracks; `git add
+results/records/ID.json` makes one count. Records that are only on this machine make tables and a page of their own in
+results/local and are shown on the screen. The demo's records, and others on the sample data, are in no table.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     files = space.committed_files(views, with_documents=not options.only)
     browsed = None if options.only else _page(space, views)
     if options.check:
-        return refused or _check([*space.stale(files, complete=not options.only), *_stale_page(space, browsed)])
+        stale = [*space.stale(files, complete=not options.only), *_stale_page(space, browsed)]
+        return refused or _check([*stale, *space.stale_figures(views)])
     changed = workspace.save(files)
     for name, view in views.items():
         done = f"{sum(b.runs_done for b in view.blocks)} of {sum(b.runs_all for b in view.blocks)} runs"

@@ -43,8 +43,7 @@ def draw(figure: Figure, path: Path) -> bool:
     """Write a figure, unless the file has these points; return False where no record gives one."""
     if not figure.panels:
         return False
-    points = hashlib.sha256(f"{figure}{Path(__file__).read_text(encoding='utf-8')}".encode()).hexdigest()[:16]
-    if path.exists() and f"points {points}" in path.read_text(encoding="utf-8"):
+    if is_drawn(figure, path):
         return True
 
     import matplotlib
@@ -75,11 +74,23 @@ def draw(figure: Figure, path: Path) -> bool:
         note = f"{_NOTES[figure.kind]}{_MARKED if marked else ''}"
         canvas.suptitle("\n".join([*textwrap.wrap(figure.title, round(14 * size[0])), note]), fontsize=9)
         drawn = io.StringIO()
-        canvas.savefig(drawn, format="svg", metadata={"Date": None, "Description": f"points {points}"})
+        canvas.savefig(drawn, format="svg", metadata={"Date": None, "Description": _mark(figure)})
         pyplot.close(canvas)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_numbered(drawn.getvalue()), encoding="utf-8")
     return True
+
+
+def is_drawn(figure: Figure, path: Path) -> bool:
+    """Whether a file has the points of a figure, drawn as they are drawn now."""
+    return path.exists() and _mark(figure) in path.read_text(encoding="utf-8")
+
+
+def _mark(figure: Figure) -> str:
+    """Return what tells a figure's points, to six digits, and the code that draws them from any other."""
+    digits = re.sub(r"-?\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.6g}", repr(figure))
+    code = Path(__file__).read_text(encoding="utf-8")
+    return f"points {hashlib.sha256(f'{digits}{code}'.encode()).hexdigest()[:16]}"
 
 
 _Look = tuple[str, str, tuple[int, tuple[float, ...]]]

@@ -18,6 +18,7 @@ from dual_lora.records import evidence
 from dual_lora.records.schema import Record
 from dual_lora.report import definition, documents, drawing, figures, formats, latex, neighbours, records, selection
 from dual_lora.report.definition import Experiment
+from dual_lora.report.figures import Figure
 from dual_lora.report.findings import Findings
 from dual_lora.report.layout import TableView
 from dual_lora.report.records import Held
@@ -146,8 +147,16 @@ class Workspace:
 
     def draw(self, views: Mapping[str, TableView]) -> list[Path]:
         """Draw the figures of some tables and return their files; one without points is not drawn."""
-        asked = [figure for view in views.values() for figure in figures.figures(view, self.experiments())]
-        return [path for figure in asked if drawing.draw(figure, path := self.figures / f"{figure.name}.svg")]
+        return [path for figure, path in self._drawn(views) if drawing.draw(figure, path)]
+
+    def stale_figures(self, views: Mapping[str, TableView]) -> list[str]:
+        """Say which figures of some tables are not drawn from what the tables hold."""
+        stale = [path for figure, path in self._drawn(views) if figure.panels and not drawing.is_drawn(figure, path)]
+        return [f"{path.relative_to(self.root).as_posix()} is not what the committed records give\n" for path in stale]
+
+    def _drawn(self, views: Mapping[str, TableView]) -> list[tuple[Figure, Path]]:
+        asked = (figure for view in views.values() for figure in figures.figures(view, self.experiments()))
+        return [(figure, self.figures / f"{figure.name}.svg") for figure in asked]
 
 
 def table_files(views: Mapping[str, TableView], folder: Path) -> dict[Path, str]:

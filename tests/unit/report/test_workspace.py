@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -60,6 +61,19 @@ def test_a_number_changed_by_hand_fails_the_check_with_a_diff(checkout, file, ca
     shown = capsys.readouterr().out
     assert "61.0" in shown
     assert file in shown
+
+
+def test_a_figure_of_other_points_fails_the_check_and_is_drawn_again(checkout, capsys):
+    write(checkout / "results/records", *(record(method, seed) for method in ("lora", "dual_lora") for seed in (1, 2)))
+    git(checkout, "add", "results/records")
+    assert command("tables", checkout) == 0
+    figure = checkout / "results/figures/table_x_curves.svg"
+    drawn = figure.read_text()
+    figure.write_text(re.sub("points [0-9a-f]{16}", "points 0123456789abcdef", drawn))
+    assert command("tables", checkout, "--check") == 1
+    assert "results/figures/table_x_curves.svg is not what the committed records give" in capsys.readouterr().out
+    assert command("tables", checkout) == 0
+    assert figure.read_text() == drawn
 
 
 def test_a_table_without_an_experiment_fails_the_check(checkout):
