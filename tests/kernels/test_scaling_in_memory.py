@@ -12,6 +12,7 @@ from torch import Tensor
 from dual_lora.kernels import Update, apply_update, update_spec
 from dual_lora.kernels.spec import limit
 from tests.kernels.cases import RULE_IDS, RULES, Case, make_case
+from tests.kernels.conftest import INTERPRETS
 from tests.unit.training.test_graphed_trainings import assert_same_bits, trained
 
 
@@ -49,6 +50,7 @@ def test_it_has_the_bits_of_the_same_float(fused_device: str, rule: dict[str, st
 
 
 @pytest.mark.triton
+@pytest.mark.skipif(not INTERPRETS, reason="a training on a CPU: make test-interpreter")
 def test_a_graphed_training_warms_up_as_an_eager_one(tmp_path: Path) -> None:
     """On a CPU, so a replay calls the step on its buffers; of one shape all steps but the first are replays."""
     words = ["method=dual_lora", "kernel=fused", "method.delta_warmup_steps=3", "profile.max_steps=4"]
