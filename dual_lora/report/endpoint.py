@@ -17,6 +17,7 @@ from dual_lora.report import item_noise, measured, neighbours, stats
 from dual_lora.report.definition import Column, Endpoint, Experiment
 from dual_lora.report.layout import Comparison, ItemNoise, Verdict
 from dual_lora.report.measured import MeasuredBlock, Row
+from dual_lora.report.published import Published
 
 LEVEL = 0.05
 Key = tuple[str, tuple[tuple[str, str], ...]]  # experiment, choices of a row
@@ -70,6 +71,16 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
     if comparison.detectable is not None:
         tests.append(f"detectable by the spread of {stats.MIN_PAIRS} pairs {comparison.detectable:.{decimals}f}")
     return f"{text}; {'; '.join([*tests, words(comparison, endpoint)])}."
+
+
+def stated(comparison: Comparison, experiment: Experiment, value: Published, label: str) -> list[str]:
+    """Say whether a difference that a paper states of the endpoint's column is in ours; nothing without an interval."""
+    endpoint, interval = experiment.block.endpoint, comparison.difference.interval()
+    if endpoint is None or interval is None or value.task not in column_of(experiment, endpoint).published:
+        return []
+    hand = ", read second-hand" if value.second_hand else ""
+    where = "in" if interval[0] <= value.value <= interval[1] else "not in"
+    return [f"The difference stated for {value.model} ({value.value:+g}{hand}) is {where} {label}'s interval."]
 
 
 def words(comparison: Comparison, endpoint: Endpoint) -> str:

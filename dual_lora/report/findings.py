@@ -15,15 +15,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
-from dual_lora.report import endpoint, escape, figures, neighbours, published, selection, stats
+from dual_lora.report import endpoint, escape, figures, neighbours, selection, stats
 from dual_lora.report.definition import Endpoint, Experiment
 from dual_lora.report.formats import pipes
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
-from dual_lora.report.published import Published
 
 OURS = "dual_lora"
 Compared = tuple[Line, Cell, Comparison]  # a row, its cell of the endpoint, and what the endpoint says of it
@@ -35,7 +33,6 @@ class Findings:
 
     views: Mapping[str, TableView]
     experiments: Mapping[str, Experiment]
-    published_folder: Path
     root: str = ""
 
     def part(self, name: str, columns: str | None = None) -> str:
@@ -120,26 +117,7 @@ class Findings:
                 f"{stats.MIN_PAIRS} pairs."
             )
         yield from map(escape.markdown, block.findings[len(compared) :])  # beyond the endpoint's
-        for line, _, tested in compared:
-            yield from self._claims(block, experiment, named, line, tested)
         yield self._took(view, block, experiment)
-
-    def _claims(
-        self, block: BlockView, experiment: Experiment, named: Endpoint, line: Line, tested: Comparison
-    ) -> Iterator[str]:
-        """Say whether a difference that another paper states is in the interval."""
-        column = endpoint.column_of(experiment, named)
-        interval = tested.difference.interval()
-        if interval is None:
-            return
-        for value in _stated(self.published_folder, experiment):
-            if value.method == f"{line.method} minus {block.reference}" and value.task in column.published:
-                hand = ", read second-hand" if value.second_hand else ""
-                inside = interval[0] <= value.value <= interval[1]
-                yield (
-                    f"The difference stated for {escape.markdown(value.model)} ({value.value:+g}{hand}) is "
-                    f"{'in' if inside else 'not in'} {escape.markdown(line.method)}'s interval."
-                )
 
     def _took(self, view: TableView, block: BlockView, experiment: Experiment) -> str:
         records = _records([block])
@@ -170,8 +148,10 @@ class Findings:
                     continue
                 verdicts = _short(block, named, compared)
                 line = f"- {self._link(view, heading)}; {verdicts}."
-                exploratory = all(tested.verdict == "exploratory" for _, _, tested in compared)
-                (without if exploratory else decided).append(line)
+                if all(tested.verdict == "exploratory" for _, _, tested in compared):
+                    without.append(line)
+                else:
+                    decided.append(" ".join([line, *map(escape.markdown, block.findings[len(compared) :])]))
         yield from decided
         yield from without
         if waiting:
@@ -244,11 +224,6 @@ def _records(blocks: Sequence[BlockView]) -> list[Record]:
 def _minutes(records: Sequence[Record]) -> str:
     devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
     return f"{neighbours.gpu_minutes(records):.1f} GPU minutes ({escape.markdown(', '.join(devices))})"
-
-
-def _stated(folder: Path, experiment: Experiment) -> list[Published]:
-    values = (value for file in experiment.block.published_notes for value in published.read(folder, file))
-    return [value for value in values if value.metric == "delta_points"]
 
 
 def _difference(cell: Cell) -> str:

@@ -46,6 +46,11 @@ def read(folder: Path, name: str) -> list[Published]:
     return [Published(**{**vars(row), "sd": spreads.get(_key(row, row.metric))}) for row in values]
 
 
+def differences(folder: Path, names: Iterable[str]) -> list[Published]:
+    """Return what these files state as points of one method more than another: `method` is "A minus B"."""
+    return [row for name in names for row in read(folder, name) if row.metric == "delta_points"]
+
+
 def sources(rows: Iterable[Published]) -> list[str]:
     """Return each source once, in the order of the rows."""
     return list(dict.fromkeys(row.source for row in rows))

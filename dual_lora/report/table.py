@@ -84,10 +84,10 @@ class Builder:
         return labels.plain(self.configs, block.experiment, "method", row) if row else None
 
     def _findings(self, block: MeasuredBlock) -> list[str]:
-        """Say what the endpoint says of each method."""
+        """Say what the endpoint says of each method, then which stated differences are in the intervals."""
         experiment = block.experiment
         several = len(experiment.sweep["model"]) > 1
-        found = []
+        found, claims = [], []
         for row in block.rows:
             comparison = self._comparisons.get(endpoint.key(experiment, row))
             reference = block.reference(row)
@@ -96,7 +96,10 @@ class Builder:
                 name = f"{self._label(experiment, 'model', row)}, {ours}" if several else ours
                 theirs = self._label(experiment, "method", reference)
                 found.append(endpoint.sentence(comparison, experiment, name, theirs))
-        return found
+                for value in published.differences(self.published_folder, experiment.block.published_notes):
+                    if value.method == f"{ours} minus {theirs}":
+                        claims += endpoint.stated(comparison, experiment, value, name)
+        return [*found, *claims]
 
     def _lines(
         self,

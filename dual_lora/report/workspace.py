@@ -120,7 +120,7 @@ class Workspace:
     def committed_files(self, views: Mapping[str, TableView], *, with_documents: bool) -> dict[Path, str]:
         """Return path -> text of every file the committed records determine."""
         files = table_files(views, self.tables)
-        found = Findings(views, self.experiments(), self._shipped("results/published"))
+        found = Findings(views, self.experiments())
         for path in documents.documents(self.root) if with_documents else []:
             text, where = path.read_text(encoding="utf-8"), path.relative_to(self.root).as_posix()
             filled = documents.fill_findings(documents.fill_tables(text, views, where), found, where)

@@ -24,7 +24,7 @@ STATED = "t,Small,DUAL_LORA minus LORA,,BoolQ,delta_points,{value},A blog,yes\n"
 
 def found(space: Workspace) -> Findings:
     views = space.views(space.all_records())
-    return Findings(views, space.experiments(), space.root / "results" / "published")
+    return Findings(views, space.experiments())
 
 
 def test_a_table_without_runs_is_not_run_and_says_how_to(tmp_path):
@@ -66,7 +66,10 @@ def test_a_stated_difference_is_in_the_interval_or_not(tmp_path, stated, where):
     space = workspace(tmp_path, *seeds_of("lora", LORA), *seeds_of("dual_lora", BETTER), text=text)
     with (tmp_path / "results/published/papers.csv").open("a") as file:
         file.write(STATED.format(value=stated))
-    assert f"Small ({stated:+g}, read second-hand) {where} DUAL_LORA's interval" in found(space).part("table_x")
+    said = f"The difference stated for Small ({stated:+g}, read second-hand) {where} DUAL_LORA's interval."
+    assert said in found(space).part("table_x")
+    assert said in found(space).part("headline")
+    assert said in space.views(space.all_records())["table_x"].blocks[0].findings
 
 
 def test_the_headline_has_a_line_for_each_endpoint(tmp_path):
