@@ -28,7 +28,9 @@ from dual_lora.tasks.encoding import all_prompt_ids
 from dual_lora.tasks.padding import rounded_count, rounded_length
 
 OnBatch = Callable[[list[int], list[list[float]]], None]
-_MOST_POSITIONS = 32_768  # of a batch's candidates, padding included: 2 or 4 × vocabulary bytes of logits each
+# Of a batch, padding included: keys and values are kept of all tokens, logits are 2 or 4 × vocabulary bytes each.
+_MOST_TOKENS = 131_072
+_MOST_LOGITS = 32_768
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,14 @@ def _check_fits(model: Any, questions: Sequence[_Question]) -> None:
 def _batches(questions: Sequence[_Question], batch_size: int) -> list[list[_Question]]:
     """Fill batches up to `batch_size` candidates, or fewer that are long; a question's candidates stay together."""
     batches: list[list[_Question]] = []
-    rows = longest = 0
+    rows = shared = rest = 0
     for question in questions:
-        rows, longest = rows + len(question.rest), max(longest, *map(len, question.rest))
-        if not batches or rows > batch_size or rows * longest > _MOST_POSITIONS:
+        longest = max(map(len, question.rest))
+        rows, shared, rest = rows + len(question.rest), max(shared, len(question.shared)), max(rest, longest)
+        full = rows > batch_size or rows * (shared + rest) > _MOST_TOKENS or rows * rest > _MOST_LOGITS
+        if full or not batches:
             batches.append([])
-            rows, longest = len(question.rest), max(map(len, question.rest))
+            rows, shared, rest = len(question.rest), len(question.shared), longest
         batches[-1].append(question)
     return batches
 
