@@ -22,6 +22,7 @@ NAMES = {
     "training": "training steps against LoRA, DoRA and three GEMMs",
     "graphs": "training steps as CUDA graphs, and without",
     "runs": "whole runs of a sweep per minute of a GPU, by how many at a time",
+    "start": "a run from the command to its first training step",
     "passes": "an evaluation's forward passes as CUDA graphs, and without",
     "loss-positions": "steps that compute logits only at positions with a loss",
     "export-lora": "what LoRA adapters of a given rank keep of trained Dual LoRA adapters",
@@ -104,6 +105,12 @@ def _runs(parser: Parser) -> None:
     parser.add_argument("--graphs", nargs="+", type=one_of("auto", "off"), help="default: auto off")
 
 
+def _start(parser: Parser) -> None:
+    parser.take_settings()
+    parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
+    parser.add_argument("--repeat", type=int, default=5, help="how often; medians are kept; default 5")
+
+
 def _passes(parser: Parser) -> None:
     parser.take_settings()
     parser.add_argument("--items", type=int, help="to rank, spread over the test sets; default: all")
@@ -134,6 +141,7 @@ _OPTIONS = {
     "training": _training,
     "graphs": _methods("lora", "dora", "dual_lora"),
     "runs": _runs,
+    "start": _start,
     "passes": _passes,
     "evaluation": _evaluation,
     "zero": _methods("lora", "dual_lora"),

@@ -1,8 +1,13 @@
-"""Variables by which other tools would change a run: they are left out of this process and of those that it starts."""
+"""The environment: variables by which other tools would change a run are left out; where our caches are."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import MutableMapping
+from pathlib import Path
+
+from dual_lora.config.errors import ModelError
 
 # accelerate reads these wherever a Trainer is made: precision, compilation, accumulation, sharding.
 _SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "XLA_USE_BF16", "XLA_DOWNCAST_BF16")
@@ -29,3 +34,27 @@ def leave_out_other_tools(environment: MutableMapping[str, str], *, in_group: bo
     for name in found:
         del environment[name]
     return sorted(found)
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted weights, token ids and hashes: $DUAL_LORA_CACHE, else ~/.cache/dual_lora.
+
+    Raises `ModelError` if it cannot be written.
+    """
+    given = os.environ.get("DUAL_LORA_CACHE")
+    try:
+        folder = Path(given) if given else Path.home() / ".cache" / "dual_lora"
+    except RuntimeError:
+        raise ModelError(
+            "there is no home folder for the cache (HOME is unset and the user has none); set DUAL_LORA_CACHE to a "
+            "folder that can be written"
+        ) from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ModelError(
+            f"the cache folder {folder} cannot be written ({error.strerror}); set DUAL_LORA_CACHE to a writable one"
+        ) from None
+    return folder

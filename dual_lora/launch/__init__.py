@@ -7,6 +7,7 @@ work(file)       what `python run.py --worker FILE` does: one process of one run
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 import warnings
@@ -20,6 +21,7 @@ from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
 from dual_lora.launch.show import show
 from dual_lora.launch.titles import distinguish, title
 from dual_lora.launch.worker import work
+from dual_lora.runs.garbage import uncollected
 
 logger = logging.getLogger(__name__)
 # Versions before it compute other numbers: docs/launching.md, and pyproject.toml has the range.
@@ -54,7 +56,12 @@ def launch(configs: list[RunConfig]) -> int:
         from dual_lora.launch import forks
 
         forks.serve(configs)
-    return _run_here(prepare(configs))
+    with uncollected():
+        from dual_lora.runs import lifecycle  # noqa: F401  all that a run imports
+
+        prepared = prepare(configs)
+    gc.freeze()  # no model yet: whatever is collected later is of one run
+    return _run_here(prepared)
 
 
 def _run_here(prepared: list[Any]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from dual_lora.config import ConfigError, DataError
 from dual_lora.records import redaction, write_json
 from dual_lora.records.lock import RunIsBusy
+from dual_lora.runs.garbage import uncollected
 
 logger = logging.getLogger(__name__)
 FAILURES = "failures"  # folder in which the processes of a group write what stopped them
@@ -27,9 +28,10 @@ def work(file: str) -> int:
     for noisy in ("httpx", "DeepSpeed", "deepspeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _end_with_parent()
-    from dual_lora.distributed import processes
-    from dual_lora.runs import lifecycle
-    from dual_lora.runs.resolve import resolve, resolve_device
+    with uncollected():
+        from dual_lora.distributed import processes
+        from dual_lora.runs import lifecycle
+        from dual_lora.runs.resolve import resolve, resolve_device
 
     gc.freeze()  # a training collects garbage: for half a second it would look through all that was imported
     try:
@@ -37,7 +39,8 @@ def work(file: str) -> int:
         processes.join(resolve_device(config))
         if not processes.is_main():
             logging.getLogger().setLevel(logging.WARNING)  # one process reports for all
-        prepared = resolve(config)
+        with uncollected():
+            prepared = resolve(config)
         made = lifecycle.run(prepared)
     except (ConfigError, DataError, RunIsBusy) as error:
         _leave_error(file, "refused", str(error), "")

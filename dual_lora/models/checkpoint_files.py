@@ -1,40 +1,15 @@
-"""Files of models: which are a checkpoint's weights, their SHA-256 (remembered), and the folder of our caches."""
+"""Files of models: which are a checkpoint's weights, and their SHA-256 (remembered)."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from dual_lora.config import ModelError
+from dual_lora.config.environment import cache_folder
 from dual_lora.records import UNREADABLE, file_sha256, write_text
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted weights and remembered hashes: $DUAL_LORA_CACHE, else ~/.cache/dual_lora.
-
-    Raises `ModelError` if it cannot be written.
-    """
-    given = os.environ.get("DUAL_LORA_CACHE")
-    try:
-        folder = Path(given) if given else Path.home() / ".cache" / "dual_lora"
-    except RuntimeError:
-        raise ModelError(
-            "there is no home folder for the cache (HOME is unset and the user has none); set DUAL_LORA_CACHE to a "
-            "folder that can be written"
-        ) from None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ModelError(
-            f"the cache folder {folder} cannot be written ({error.strerror}); set DUAL_LORA_CACHE to a writable one"
-        ) from None
-    return folder
 
 
 def remembered_sha256(path: Path) -> str:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from dual_lora.config import ModelError
-from dual_lora.models.checkpoint_files import cache_folder, remembered_sha256
+from dual_lora.config.environment import cache_folder
+from dual_lora.models.checkpoint_files import remembered_sha256
 from dual_lora.records import UNREADABLE, file_sha256
 
 if TYPE_CHECKING:

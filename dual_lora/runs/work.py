@@ -21,6 +21,7 @@ from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
 from dual_lora.records import file_sha256, per_item, read_json, replacing, write_json
 from dual_lora.runs import machine, tracking, warm_start
+from dual_lora.runs.garbage import uncollected
 from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.encoding import rendered_sha256
 from dual_lora.tasks.splits import Items
@@ -133,10 +134,11 @@ class Work:
         )
 
     def _train(self, model: torch.nn.Module, work: Pipeline, tokenizer: Any, items: Items) -> TrainingResult:
-        rows = work.rows(items.train, "training")
-        self._check_rendered(rendered_sha256(rows))
-        # Before checking whether training is left to do: the notes on the rows belong to every record.
-        validation = work.rows(items.validation, "validation") if items.validation else []
+        with uncollected():
+            rows = work.rows(items.train, "training")
+            self._check_rendered(rendered_sha256(rows))
+            # Before checking whether training is left to do: the notes on the rows belong to every record.
+            validation = work.rows(items.validation, "validation") if items.validation else []
         result = self._finished_training(model)
         if result is None:
             work.check_base(model, items)

@@ -96,6 +96,7 @@ class DataToText(Task):
         if left_out:
             self._notes.append(f"left out by task.metrics: {', '.join(left_out)}")
         self._loaded: dict[Split, Loaded] = {}
+        self._examples: dict[Split, list[Example]] = {}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -136,6 +137,11 @@ class DataToText(Task):
 
     def examples(self, split: Split) -> list[Example]:
         """Return training and validation as one example per reference, test as one per distinct input."""
+        if split not in self._examples:
+            self._examples[split] = self._made(split)
+        return [*self._examples[split]]
+
+    def _made(self, split: Split) -> list[Example]:
         items = self.load(split).items
         examples = [
             Example(f"{self.name}/{split}/{number}", item.subset, {"input": item.input, **item.fields}, (reference,))

@@ -14,6 +14,7 @@ splits it differently), and the notes say so.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,6 +174,7 @@ def _tokenized(loaded: Loaded) -> Loaded:
     return Loaded(items, loaded.identity, loaded.note)
 
 
+@functools.lru_cache(maxsize=100_000)  # of 51,426 rows 6,039 are different
 def linearise(mr: str) -> str:
     """Return an MR, "name[Blue Spice], area[riverside]", in the LoRA form: "name : Blue Spice | area : riverside".
 

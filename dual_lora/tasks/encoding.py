@@ -22,6 +22,7 @@ from typing import Any
 
 from dual_lora.config import DataError, ProtocolConfig
 from dual_lora.config.bounds import MOST
+from dual_lora.tasks import token_cache
 from dual_lora.tasks.base import Prompt
 
 _AT_ONCE = 1000  # texts
@@ -39,7 +40,11 @@ def prompt_ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def all_prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Return `prompt_ids` of each text."""
+    """Return `prompt_ids` of each text; of many, as `token_cache` knows them. Equal texts share a list."""
+    return token_cache.ids_of(texts, tokenizer, lambda different: _encode(different, tokenizer))
+
+
+def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     found: list[list[int]] = []
     for begin in range(0, len(texts), _AT_ONCE):
         part = list(texts[begin : begin + _AT_ONCE])

@@ -69,6 +69,12 @@ def test_runs_benchmark_counts_runs_with_and_without_others_at_the_same_time(tmp
         assert row["runs_per_minute"] == pytest.approx(60 * row["runs"] / row["seconds"], rel=0.01)
 
 
+def test_start_benchmark_ends_at_the_first_step(tmp_path):
+    """A fresh interpreter is what is measured: one, some seconds."""
+    [row] = smoke("start", tmp_path, file="start")["rows"]
+    assert row["first"]["cpu_seconds"] > 0.5
+
+
 def test_passes_benchmark_times_both_parts(tmp_path):
     found = smoke("passes", tmp_path, "--items", "8", file="passes")
     assert [(row["part"], row["graphs"]) for row in found["rows"]] == [

@@ -10,9 +10,9 @@ import pytest
 
 from dual_lora import models
 from dual_lora.config import ModelError
-from dual_lora.config.environment import leave_out_other_tools
+from dual_lora.config.environment import cache_folder, leave_out_other_tools
 from dual_lora.metrics import java
-from dual_lora.models.checkpoint_files import cache_folder, remembered_sha256
+from dual_lora.models.checkpoint_files import remembered_sha256
 from tests.small_cells import arguments, config, numbers, only_record, start
 
 # What accelerate launch, accelerate config, a Kubernetes job, torchrun, mpirun and srun leave in a shell.

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_lora.config import ModelConfig
+from dual_lora.config.environment import cache_folder
 from dual_lora.models import ModelError, check_available, dequantize, fingerprint, load
-from dual_lora.models.checkpoint_files import cache_folder
 from dual_lora.models.packages import package_file
 from dual_lora.tasks.base import Head
 from tests import ROOT

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from dual_lora.config import ModelConfig
+from dual_lora.config.environment import cache_folder
 from dual_lora.models import ModelError, check_available, fingerprint, load, packages, resolve_dtype
-from dual_lora.models.checkpoint_files import cache_folder, remembered_sha256
+from dual_lora.models.checkpoint_files import remembered_sha256
 from dual_lora.models.dtypes import cpu_computes_bfloat16
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Head
