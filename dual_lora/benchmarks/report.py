@@ -3,9 +3,9 @@
     python run.py bench report            # the parts <!-- benchmarks:NAME --> of README.md and docs; the figure
     python run.py bench report --check    # fail if they are not what the committed files give
 
-README.md has the parts `steps` and `targets`, docs/speed.md `graphs`, docs/serving.md `exports`; docs/kernels.md has
-`one_gpu`, with steps, alternatives and growth of cost; docs/launching.md has `several_gpus`. Nothing is typed by hand:
-a number that was not measured says so.
+README.md has the parts `steps` and `targets`, docs/speed.md `graphs`, `start`, `runs` and `passes`, docs/serving.md
+`exports`; docs/kernels.md has `one_gpu`, with steps, alternatives and growth of cost; docs/launching.md has
+`several_gpus`. Nothing is typed by hand: a number that was not measured says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dual_lora import shipped
-from dual_lora.benchmarks import export_tables, graph_tables, scaling_tables
+from dual_lora.benchmarks import export_tables, graph_tables, scaling_tables, start_tables
 from dual_lora.config import ConfigError, legal_values
 from dual_lora.report import documents, drawing
 from dual_lora.report.figures import Figure, Panel, Point
@@ -256,6 +256,9 @@ def measured(name: str) -> dict[str, Any]:
 SECTIONS = {
     "steps": lambda _: graph_tables.summary(measured("graphs")),
     "graphs": lambda _: graph_tables.section(measured("graphs")),
+    "start": lambda _: start_tables.start_section(measured("start")),
+    "runs": lambda _: start_tables.runs_section(measured("runs")),
+    "passes": lambda _: start_tables.passes_section(measured("passes")),
     "exports": lambda _: export_tables.section(measured("export_lora")),
     "targets": targets_section,
     "one_gpu": one_gpu_section,
