@@ -34,6 +34,7 @@ _WITHOUT_INFLUENCE = (
     "diagnostics",
     "model.path",
     "recipe.trials",
+    "task.metrics",
 )
 RATE = "recipe.learning_rate"
 FIRST_SEED = 100  # of trials, which choose; seeds below report

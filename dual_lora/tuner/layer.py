@@ -164,12 +164,9 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         """Return what one adapter adds to the frozen weight, at the current warm-up, as the kernels take it."""
         scaling = self.delta_warmup * self.scaling[adapter_name]
         factors, start = self.factors(adapter_name), self.start_factors(adapter_name)
-        scales = self._modules[ROW_SCALE]
-        row_scale = scales[adapter_name]() if adapter_name in scales else None
-        spec, loss_scale, temperature = self.spec[adapter_name], self.loss_scale, self.temperature
-        return Update(
-            factors, start, scaling, spec, loss_scale=loss_scale, temperature=temperature, row_scale=row_scale
-        )
+        spec = self.spec[adapter_name]
+        row_scale = self._modules[ROW_SCALE][adapter_name]() if spec.normalised else None
+        return Update(factors, start, scaling, spec, None, False, self.loss_scale, self.temperature, row_scale)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return what the adapter currently adds to its frozen weight.

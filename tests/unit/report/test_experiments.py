@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import pytest
@@ -9,10 +10,14 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dual_lora.config import MNLI_STARTED
 from dual_lora.config.compose import compose, options
+from dual_lora.records.schema import parse
 from dual_lora.report import definition, published, selection, tuning
 from dual_lora.report.workspace import Workspace
+from dual_lora.runs.identity import identity
 from tests import ROOT
+from tests.unit.report import report_builder
 
 EXPERIMENTS = definition.read_all(ROOT / "experiments")
 SPACE = Workspace(ROOT)  # reads the records once, when a test asks for them
@@ -49,6 +54,12 @@ def test_an_experiment_composes_to_the_cell_that_its_command_names(name, monkeyp
         assert config.task.target == last["task.target"]
     if "data.dir" in last:
         assert config.data.dir == "/data"
+    made = report_builder.record()
+    start = "hash" if config.init_from != "none" and config.task.name in MNLI_STARTED else "none"
+    made["identity"] = identity(config, dtype="float32", model_fingerprint={}, data_fingerprint={}, init_from=start)
+    record = parse(json.loads(json.dumps(made)), "made")
+    foreign = [key for key, value in last.items() if not selection.belongs(record, {key: value})]
+    assert not foreign, "its record would be in no cell"
 
 
 @by_name
