@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from dual_lora import methods, records
 from dual_lora.config import RunConfig
-from dual_lora.distributed import processes
+from dual_lora.distributed import processes, watchdog
 from dual_lora.evaluation.passes import is_small, passes_for
 from dual_lora.evaluation.prediction_lines import in_order, line, read_values, sha256
 from dual_lora.records import per_item
@@ -178,6 +178,7 @@ class _Kept:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         self._file.close()
+        watchdog.rest()
 
     def add(self, places: Sequence[int], values: Sequence[Any]) -> None:
         """Keep the values of items, which are given by their place in this process's share."""
@@ -187,6 +188,7 @@ class _Kept:
             self._file.write(line(index, value) + "\n")
         self._file.flush()
         self._bar.update(len(places))
+        watchdog.progress()
 
     def write_whole(self, values: Sequence[Any]) -> None:
         """Write one file with the value of every item, in order."""

@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 
 from dual_lora import records, shipped
-from dual_lora.launch.worker import FAILURES
+from dual_lora.distributed import watchdog
+from dual_lora.launch.worker import FAILURES, STACKS
 
 logger = logging.getLogger(__name__)
 # Enough to write a checkpoint of a large run; after that the group is killed.
@@ -57,6 +58,8 @@ class Group:
         self._errors: list[BaseException] = []
         self._stopped: dict[psutil.Process, float] = {}  # since when, as it was first seen
         self._unresponsive: list[dict[str, Any]] = []
+        self._stacks: dict[int, str] = {}  # of processes that are silent, as of the last look
+        self._told, self._ended = 0.0, False  # when the first one was; whether that ended the group
 
     def run(self, handle_signals: bool = True) -> None:
         """Start the group and wait for its end. `first_failure` then returns what went wrong."""
@@ -71,6 +74,7 @@ class Group:
                 thread.join(0.2)
                 if time.monotonic() - looked > _LOOK_SECONDS:
                     self.end_stopped()
+                    self.end_silent()
                     looked = time.monotonic()
         finally:
             for number, handler in previous.items():
@@ -140,6 +144,21 @@ class Group:
                     process.kill()
         self._stopped = stopped
 
+    def end_silent(self) -> None:
+        """End the group if a process has made no progress for long, and keep for the record which one and where."""
+        stacks = watchdog.told(self.file.with_suffix(f".{STACKS}"))
+        self._told = self._told or (time.monotonic() if stacks else 0.0)
+        complete, self._stacks = stacks == self._stacks, stacks
+        others_may_follow = time.monotonic() - self._told < 6 * _LOOK_SECONDS and len(stacks) < len(self.workers())
+        if not stacks or self._ended or not complete or others_may_follow:
+            return
+        rank, message = watchdog.blame(stacks)
+        message += f", for {watchdog.SILENT_SECONDS / 60:.0f} minutes without a step; the same command continues"
+        said = {"rank": rank, "time": time.time(), "status": "interrupted", "message": message, "trace": stacks[rank]}
+        self._unresponsive.append(said)
+        self._ended = True
+        self._kill()
+
     def _agent(self) -> None:
         """Run torchrun's agent. In a thread it installs no signal handlers; they would allow a group only 30 s."""
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -181,7 +200,7 @@ class Group:
         folder = self.file.with_suffix(f".{FAILURES}")
         found = [records.read_json(path, _failure) for path in folder.glob("rank-*.json")]
         said = [entry for entry in found if entry is not None] + self._unresponsive
-        said += self._silent_deaths({entry["rank"] for entry in said})
+        said += [] if self._ended else self._silent_deaths({entry["rank"] for entry in said})
         # A process notices within milliseconds that another has died, often before the agent: that is not the cause.
         return min(said, key=lambda entry: (bool(_FOLLOWS.search(entry["message"])), entry["time"]), default=None)
 
@@ -205,7 +224,7 @@ class Group:
     def clean(self) -> None:
         """Remove the files that only this start needed; the logs of a failed start stay."""
         if not self._errors:
-            for suffix in (".ranks", f".{FAILURES}"):
+            for suffix in (".ranks", f".{FAILURES}", f".{STACKS}"):
                 shutil.rmtree(self.file.with_suffix(suffix), ignore_errors=True)
             self.file.unlink(missing_ok=True)
 

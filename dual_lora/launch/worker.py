@@ -19,6 +19,7 @@ from dual_lora.records.lock import RunIsBusy
 from dual_lora.runs.garbage import uncollected
 
 logger = logging.getLogger(__name__)
+STACKS = "stacks"  # folder in which those that make no progress write where they are
 FAILURES = "failures"  # folder in which the processes of a group write what stopped them
 
 
@@ -29,7 +30,7 @@ def work(file: str) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _end_with_parent()
     with uncollected():
-        from dual_lora.distributed import processes
+        from dual_lora.distributed import processes, watchdog
         from dual_lora.runs import lifecycle
         from dual_lora.runs.resolve import resolve, resolve_device
 
@@ -37,6 +38,8 @@ def work(file: str) -> int:
     try:
         config = lifecycle.load_config(Path(file))
         processes.join(resolve_device(config))
+        if processes.world_size() > 1:
+            watchdog.watch(Path(file).with_suffix(f".{STACKS}"), processes.rank())
         if not processes.is_main():
             logging.getLogger().setLevel(logging.WARNING)  # one process reports for all
         with uncollected():

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dual_lora.distributed import processes
+from dual_lora.distributed import processes, watchdog
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _asked: list[str] = []
@@ -101,3 +101,15 @@ class Interruption(TrainerCallback):
                 control.should_save = True
                 control.should_training_stop = True
         return control
+
+
+class Alive(TrainerCallback):
+    """Tells the parent of a group that this process goes on: `distributed.watchdog`."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        watchdog.progress()
+
+    on_substep_end = on_prediction_step = on_evaluate = on_save = on_step_end
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        watchdog.rest()

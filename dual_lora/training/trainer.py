@@ -35,7 +35,7 @@ from dual_lora.training.loss import Objective
 from dual_lora.training.recorders import CudaRecorder, on_own_stream
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.sharded import ShardedTrainer
-from dual_lora.training.stopping import Interruption
+from dual_lora.training.stopping import Alive, Interruption
 from dual_lora.tuner.kept_weights import kept_weights
 from dual_lora.tuner.warmup import follows_recorded, scaling_in_memory
 
@@ -111,7 +111,7 @@ def train(
         train_dataset=data.train,
         eval_dataset=data.validation if len(data.validation) else None,
         processing_class=data.tokenizer,
-        callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), *callbacks],
+        callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), Alive(), *callbacks],
     )
     trainer.make_optimizer = partial(
         methods.create_optimizer, model, config.method, recipe, config.model.target_modules

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from dual_lora.config import ConfigError
+from dual_lora.distributed import watchdog
 from dual_lora.launch import OLDEST_DEEPSPEED, check, group, launch
 from tests import ROOT
 from tests.faults.children import wait_for
@@ -134,6 +135,84 @@ def test_a_process_that_is_stopped_is_named_as_unresponsive(tmp_path, monkeypatc
     assert said["status"] == "interrupted"
     assert said["message"].startswith(f"rank 1 does not respond: its process {child.pid} has been stopped (SIGSTOP)")
     assert "memory" not in said["message"]
+
+
+# In every process: a group that is silent for five seconds is.
+IMPATIENT = """
+def impatient():
+    import sys, time
+    while "dual_lora.distributed.watchdog" not in sys.modules: time.sleep(0.05)
+    time.sleep(0.5)
+    sys.modules["dual_lora.distributed.watchdog"].SILENT_SECONDS = 5.0
+import os, threading
+if "RANK" in os.environ: threading.Thread(target=impatient, daemon=True).start()
+"""
+
+
+HANGING = """
+import os, sys, threading
+from pathlib import Path
+from dual_lora.distributed import watchdog
+watchdog.SILENT_SECONDS = 0.3
+watchdog.watch(Path(sys.argv[1]).with_suffix(".stacks"), int(os.environ["RANK"]))
+watchdog.progress()
+lock = threading.Lock()
+lock.acquire()
+names = {{"lock": lock}}
+code = "def {function}(): lock.acquire()"
+exec(compile(code, "{file}", "exec"), names)
+print(1, flush=True)
+names["{function}"]()
+"""
+
+
+def test_a_process_that_hangs_is_named_with_its_place_and_who_waits_for_it(tmp_path):
+    start = tmp_path / "start.json"
+    places = [("site/torch/distributed/distributed_c10d.py", "all_reduce"), ("mine/reader.py", "read_block")]
+    places += [places[0]]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", HANGING.format(file=file, function=function), str(start)],
+            env={**os.environ, "RANK": str(rank)},
+        )
+        for rank, (file, function) in enumerate(places)
+    ]
+    here = group.Group(start, None)
+    wait_for(lambda: here.end_silent() or here.first_failure(), "the end")
+    assert [child.wait(60) for child in children] == [-signal.SIGKILL] * 3
+    said = here.first_failure()
+    assert (said["rank"], said["status"]) == (1, "interrupted")
+    assert said["message"].startswith(
+        "rank 1 does not respond: it is in read_block (reader.py:1); waiting for it: rank 0, 2, for "
+    )
+    assert "read_block" in said["trace"]
+
+
+def test_a_process_that_goes_on_or_waits_for_others_is_let_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "SILENT_SECONDS", 0.4)
+    watchdog.watch(tmp_path, 0)
+    for _ in range(10):
+        watchdog.progress()
+        time.sleep(0.1)
+    watchdog.rest()
+    time.sleep(0.8)
+    assert watchdog.told(tmp_path) == {}
+    watchdog.progress()
+    wait_for(lambda: watchdog.told(tmp_path), "the stack")
+    assert "test_a_process_that_goes_on" in watchdog.told(tmp_path)[0]
+    monkeypatch.setattr(watchdog, "_file", None)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_in_a_step_ends_its_group(tmp_path, monkeypatch):
+    inject(tmp_path, monkeypatch, "time.sleep(1000)")
+    with (tmp_path / "sitecustomize.py").open("a") as file:
+        file.write(IMPATIENT)
+    assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 130
+    record = only_record(tmp_path / "results")
+    assert record["status"] == "interrupted"
+    assert record["message"].startswith("rank 1 does not respond: it is in faulty (sitecustomize.py:")
+    assert "waiting for it: rank 0" in record["message"]
 
 
 @pytest.mark.parametrize(
