@@ -179,7 +179,9 @@ class RunConfig:
     data: DataConfig
     seed: Seed = 0
     retry: bool = False
-    plan: bool = False
+    plan: bool | Literal["a100", "a100_40", "b200", "h100", "h200", "l40s"] = (
+        False  # true: for the card of this machine
+    )
     tracking: Literal["none", "wandb"] = "none"
     kernel: Literal["auto", "fused", "generic", "reference"] = "auto"
     diagnostics: Literal["off", "on"] = "off"

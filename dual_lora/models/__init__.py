@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dual_lora.config import ModelError
 from dual_lora.models.dtypes import resolve_dtype
 from dual_lora.models.shapes import LayerShape, adapted_layer_shapes, count_biases, count_parameters, head_parameters
-from dual_lora.models.sources import check_available, fingerprint, is_pretrained
+from dual_lora.models.sources import check_available, fingerprint, is_pretrained, tokenizer_file
 
 if TYPE_CHECKING:
     from dual_lora.models.gpt2 import adapter_base_class, fuse_attention, split_attention
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "resolve_dtype",
     "split_attention",
+    "tokenizer_file",
 ]
 
 _HEAVY = {

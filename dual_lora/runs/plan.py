@@ -2,62 +2,202 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 from dual_lora import methods, models
 from dual_lora.config.schedule import planned_obstacle
-from dual_lora.runs.resolve import Resolved, budget_note
+from dual_lora.runs import memory
+from dual_lora.runs.cards import GIB, Card, planned_card
+from dual_lora.runs.kept_tensors import Setup
+from dual_lora.runs.resolve import Resolved, adapted_layers, budget_note
+from dual_lora.tasks.lengths import Lengths, Longest, longest, planned_lengths
+from dual_lora.tasks.padding import rounded_count, rounded_length
 
-GIB = 1024**3
-_BYTES = {"float32": 4, "bfloat16": 2}
-# AdamW keeps two float32 moments in addition to a float32 weight and its gradient.
-_TRAINED_BYTES = 16
-# Activations per token and layer, in units of hidden-size elements of two bytes, for a decoder with flash or SDPA
-# attention: measured between 30 and 40 on LLaMA shapes; 34 is the count of Korthikanti et al. 2022 (arXiv 2205.05198),
-# equation 2, without the attention matrix.
-_ACTIVATIONS = 34
+# As the pipelines of `evaluation/` do on a GPU.
+_VALIDATION_TOKENS, _SEQUENCES, _SEQUENCES_OF_SMALL, _SMALL, _CLASSIFIED = 4096, 128, 512, 1e9, 64
+_KEPT_SHARE = 6  # W₀ + ΔW stay if they are at most a sixth of what is free (`tuner/kept_weights.py`)
 
 
-def plan(resolved: Resolved) -> dict[str, Any]:
-    """Return parameters and estimated memory of a run.
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """Bytes by what they are for, when a run takes most: in which phase, on batches of which rows and tokens."""
 
-    Memory is an estimate of one device's peak without sharding: weights, gradients and optimizer, activations. It
-    assumes a batch of sequences at the length limit, which a task's texts may never reach.
-    """
+    phase: str
+    batch: memory.Batch
+    parts: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+def plan(resolved: Resolved, card: Card | None = None) -> dict[str, Any]:
+    """Return parameters and the estimated peak of one device's memory on a card (default: that of `planned_card`)."""
     config = resolved.config
+    card = planned_card(config.plan)[0] if card is None else card
     total = models.count_parameters(config.model, resolved.task.head)
-    trainable = _trainable(resolved, total)
-    held = 4 if config.method.trains in ("everything", "biases") else _BYTES[resolved.dtype]
-    shape = config.model.dimensions
-    length = config.protocol.max_length_tokens or config.recipe.max_length_tokens
-    tokens = resolved.batches.per_device * length
-    layers = 1 if config.launch.gradient_checkpointing else shape.num_layers
-    memory = {
-        "weights": total * held,
-        "trained": trainable * _TRAINED_BYTES,
-        "activations": tokens * layers * shape.hidden_size * _ACTIVATIONS * _BYTES[resolved.dtype] // 2
-        + tokens * shape.vocab_size * (4 + _BYTES[resolved.dtype]),
+    lengths = text_lengths(resolved)
+    return {
+        "parameters": total,
+        "trainable": _trainable(resolved, total),
+        "lengths": lengths,
+        "peak": peak(resolved, lengths, card),
     }
-    return {"parameters": total, "trainable": trainable, "max_length_tokens": length, "memory_bytes": memory}
+
+
+def text_lengths(resolved: Resolved) -> Lengths:
+    """Return how long a run's texts are: exactly the longest if data and tokenizer are on this machine."""
+    config = resolved.config
+    lengths = planned_lengths(config, resolved.task)
+    try:
+        file = models.tokenizer_file(config.model) if config.data.source == "local" else None
+    except models.ModelError:
+        return lengths
+    if file is None:
+        return lengths
+    return dataclasses.replace(lengths, exact=_exact(resolved, file))
+
+
+_known: dict[tuple[Any, ...], Longest] = {}  # of a sweep whose runs have the same texts
+
+
+def _exact(resolved: Resolved, file: Path) -> Longest:
+    config = resolved.config
+    named = config.task, config.protocol, config.profile, config.data, config.recipe.max_length_tokens
+    key = (file, resolved.batches.per_device, config.method.trains == "nothing", *map(repr, named))
+    if key not in _known:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        _known[key] = longest(config, resolved.task, tokenizer, resolved.batches.per_device)
+    return _known[key]
 
 
 def _trainable(resolved: Resolved, total: int) -> int:
     method, model = resolved.config.method, resolved.config.model
     if method.trains == "nothing":
         return 0
-    targets = method.settings.get("target_modules") or model.target_modules
     return methods.planned_parameters(
-        method,
-        models.adapted_layer_shapes(model, targets),
-        total=total,
-        biases=models.count_biases(model),
+        method, adapted_layers(resolved.config), total=total, biases=models.count_biases(model)
     )
+
+
+def peak(resolved: Resolved, lengths: Lengths, card: Card) -> Peak:
+    """Return the phase of a run that takes most memory of a device."""
+    config, run = resolved.config, _setup(resolved, card)
+    phases = [_evaluation(resolved, run, lengths)]
+    if config.method.trains != "nothing":
+        graphs = planned_obstacle(config.launch, config.method) is None
+        batch = _longest(resolved, lengths, resolved.batches.per_device)
+        parts = memory.training(run, batch, graphs=graphs)
+        phases.append(Peak("training", batch, _split(parts, resolved)))
+    return max(phases, key=lambda phase: phase.bytes)
+
+
+def _setup(resolved: Resolved, card: Card) -> Setup:
+    config = resolved.config
+    dropout = config.model.dropout
+    if dropout is None:  # the checkpoint's
+        dropout = 0.0 if config.model.family in ("llama", "qwen2") else 0.1
+    run = Setup(
+        config.model,
+        config.method,
+        resolved.task.head,
+        adapted_layers(config),
+        models.resolve_dtype(config.model, "cuda"),
+        checkpointing=config.launch.gradient_checkpointing,
+        dropout=dropout,
+    )
+    weights = run.e * sum(i * o for _, i, o in run.layers)
+    keeps = (
+        run.adapter == "DualLoraConfig"
+        and config.launch.engine in ("single", "torchrun")
+        and (run.checkpointing or weights * _KEPT_SHARE <= card.room() - memory.weights(run))
+    )
+    return dataclasses.replace(run, keeps_weights=keeps)
+
+
+def _longest(resolved: Resolved, lengths: Lengths, rows: int) -> memory.Batch:
+    """Return the micro-batch of the longest texts; with few examples it holds shorter ones too."""
+    exact = lengths.exact
+    length = rounded_length(max(exact.train if exact else lengths.longest(resolved.train_examples), 1))
+    if resolved.task.head.kind == "classification":
+        return memory.Batch(rows, length)
+    learned: float = length if resolved.config.protocol.loss_on == "all" else lengths.learned[1]
+    learned = exact.learned if exact else learned
+    return memory.Batch(rows, length, rounded_count(min(round(rows * learned), rows * length)))
+
+
+def _evaluation(resolved: Resolved, run: Setup, lengths: Lengths) -> Peak:
+    """Return the peak of validation, or of scoring the test items."""
+    config = resolved.config
+    exact = lengths.exact
+    prompt = -(-max(exact.prompt if exact else lengths.prompt[1], 1) // 8) * 8
+    if resolved.task.head.kind == "classification":
+        rows = config.launch.eval_batch or _CLASSIFIED
+        batch = memory.Batch(min(rows, max(lengths.test, 1)), prompt)
+        return Peak("evaluation", batch, memory.validation(run, batch))
+    found = []
+    if config.profile.validation_examples != 0:
+        top = lengths.longest(config.profile.validation_examples or lengths.validation or 1)
+        top = max(exact.validation if exact else top, 1)
+        rows, length = max(1, _VALIDATION_TOKENS // top), -(-top // 8) * 8
+        # Batches of shorter texts have more padding: to a multiple of 8 as well.
+        batch = memory.Batch(rows, length, round(1.1 * max(rows * length, _VALIDATION_TOKENS)))
+        found.append(Peak("validation", batch, memory.validation(run, batch)))
+    if config.profile.test_items != 0:
+        decoding = config.protocol.decoding
+        small = models.count_parameters(run.model, run.head) < _SMALL
+        sequences = config.launch.eval_batch or (_SEQUENCES_OF_SMALL if small else _SEQUENCES) // decoding.beams
+        batch = memory.Batch(max(1, min(sequences, lengths.test or sequences)), prompt)
+        parts = memory.generation(run, batch, decoding.beams, decoding.max_new_tokens)
+        found.append(Peak("generation", batch, parts))
+    return max(found, key=lambda phase: phase.bytes)
+
+
+def _split(parts: dict[str, int], resolved: Resolved) -> dict[str, int]:
+    """Return a device's part of what several share: the optimizer from ZeRO-1 on, gradients from 2, weights from 3."""
+    launch, world = resolved.config.launch, resolved.batches.world_size
+    stage = 3 if launch.shards_weights else launch.zero_stage
+    shared = ("optimizer", "gradients", "weights")[:stage]
+    layers = resolved.config.model.dimensions.num_layers
+    return {
+        # Of the weights two blocks are whole: the one that computes and the next.
+        name: size // world + (2 * size // layers if name == "weights" else 0) if name in shared and world > 1 else size
+        for name, size in parts.items()
+    }
+
+
+def advice(resolved: Resolved, lengths: Lengths, card: Card) -> str:
+    """Return the first change of launch settings with which a run fits a card; empty if it does, or nothing does."""
+
+    def fits(**settings: Any) -> bool:
+        launch = dataclasses.replace(resolved.config.launch, **settings)
+        changed = dataclasses.replace(resolved.config, launch=launch)
+        rows = settings.get("per_device_batch", resolved.batches.per_device)
+        batches = dataclasses.replace(resolved.batches, per_device=rows)
+        return peak(dataclasses.replace(resolved, config=changed, batches=batches), lengths, card).bytes <= card.room()
+
+    rows = resolved.batches.per_device
+    smaller = [size for size in range(rows - 1, 0, -1) if rows % size == 0]
+    for size in smaller:
+        if fits(per_device_batch=size):
+            return f"launch.per_device_batch={size}"
+    for size in [rows, *smaller]:
+        if fits(per_device_batch=size, gradient_checkpointing=True):
+            return f"launch.gradient_checkpointing=true launch.per_device_batch={size}"
+    return "launch=fsdp with more GPUs (docs/launching.md)"
 
 
 def describe(resolved: Resolved) -> str:
     """Return the plan as text for a person."""
-    config, batches, facts = resolved.config, resolved.batches, plan(resolved)
-    memory = facts["memory_bytes"]
+    config, batches = resolved.config, resolved.batches
+    card, here = planned_card(config.plan)
+    facts = plan(resolved, card)
     share = 100 * facts["trainable"] / facts["parameters"]
     lines = [
         f"run {resolved.run_id}: model={config.model.name} task={config.task.name} method={config.method.name} "
@@ -67,9 +207,7 @@ def describe(resolved: Resolved) -> str:
         f"  parameters  {facts['parameters']:,}, trainable {facts['trainable']:,} ({share:.3f} %) without a head",
         f"  steps       {resolved.steps:,} of batch {batches.global_batch} = {batches.world_size} device(s) × "
         f"{batches.per_device} × {batches.accumulation} accumulated, {resolved.train_examples:,} examples",
-        f"  memory      about {sum(memory.values()) / GIB:.1f} GiB per device in {resolved.dtype} before sharding ("
-        + ", ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
-        + f"), for batches of {facts['max_length_tokens']}-token sequences, the limit",
+        *_memory_lines(resolved, facts["peak"], facts["lengths"], card, here),
     ]
     no_graphs = planned_obstacle(config.launch, config.method)
     if no_graphs is not None and config.method.trains != "nothing":
@@ -77,3 +215,20 @@ def describe(resolved: Resolved) -> str:
     if resolved.budget is not None:
         lines.append(f"  budget      {budget_note(resolved.budget)}")
     return "\n".join(lines)
+
+
+def _memory_lines(resolved: Resolved, found: Peak, lengths: Lengths, card: Card, here: bool) -> list[str]:
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in found.parts.items() if size >= 0.05 * GIB)
+    known = {"characters": ", lengths guessed from characters", "limit": ", the length limit"}.get(lengths.known, "")
+    lines = [
+        f"  memory      {found.bytes / GIB:.1f} GiB a device in {found.phase} ({parts}), longest batch "
+        f"{found.batch.rows} × {found.batch.length} tokens{known}"
+    ]
+    where = "this machine's card" if here else "no card here, so for the one of the benchmarks"
+    where = "as asked" if isinstance(resolved.config.plan, str) else where
+    if found.bytes <= card.room():
+        lines.append(f"  card        fits {card.name}, {card.memory / GIB:.0f} GiB ({where})")
+    else:
+        change = advice(resolved, lengths, card)
+        lines.append(f"  card        does not fit {card.name}, {card.memory / GIB:.0f} GiB ({where}); try {change}")
+    return lines

@@ -63,7 +63,7 @@ def test_dual_loras_published_budgets(model: str, trainable: int) -> None:
 
 def test_a_plan_says_what_would_run_without_weights_or_data() -> None:
     text = describe(resolve(cell("model=llama3_70b", "method.budget=like:lora@16"), planned=True))
-    for part in ("run ", "70,553,706,496", "31,932 of batch 16", "GiB per device", "138,936,320 wanted"):
+    for part in ("run ", "70,553,706,496", "31,932 of batch 16", "GiB a device", "138,936,320 wanted"):
         assert part in text
 
 

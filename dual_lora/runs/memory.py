@@ -1,0 +1,158 @@
+"""How much memory of a GPU a run takes at most, by arithmetic: no weights, no torch.
+
+    parts = training(run, batch, graphs=True)           # bytes by what they are for, at the moment that takes most
+    parts = validation(run, batch)                      # of a batch without gradients
+    parts = generation(run, batch, beams, new_tokens)
+    sum(parts.values())
+
+What autograd keeps is counted in `kept_tensors.py`. `tests/unit/runs/test_memory.py` compares whole runs with the
+committed records and benchmarks, within 10 %.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dual_lora import models
+from dual_lora.models.shapes import CAUSAL_FAMILIES, linear_layers
+from dual_lora.runs.kept_tensors import (
+    GATED,
+    Setup,
+    kept_per_batch,
+    kept_per_token,
+    trained_parameters,
+)
+
+# cuBLAS keeps 32 MiB (on Hopper; 8 MiB on older cards) for each thread that multiplies: that of the forward pass, and
+# autograd's. A recorded step has one thread, and DoRA's norms a library handle of their own in it (measured).
+_LIBRARY = 32 * 2**20
+# Vocabulary-sized float32 tensors at the start of the backward pass: the log-softmax that was kept, its gradient and
+# the gradient of the logits.
+_LOGITS_IN_TRAINING = 3 * 4
+# Without gradients: the logits in e bytes, their float32 copy and its log-softmax.
+_LOGITS_IN_FLOAT32 = 2 * 4
+
+
+class Batch(NamedTuple):
+    """A padded micro-batch; `positions` of its tokens have logits over the vocabulary (0: a classifier)."""
+
+    rows: int
+    length: int
+    positions: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+def weights(run: Setup) -> int:
+    """Return the bytes of the base and of an adapter's frozen projections."""
+    # Weights that are trained themselves are held in float32 (`runs/work.py`).
+    base = models.count_parameters(run.model, run.head) * (4 if run.trains_base else run.e)
+    return base + 4 * _frozen_projections(run)
+
+
+def _frozen_projections(run: Setup) -> int:
+    """Return the numbers of VeRA's two and RandLoRA's bases, which all layers share: of the largest of them."""
+    if not run.layers or run.adapter not in ("VeraConfig", "RandLoraConfig"):
+        return 0
+    wide, high = max(i for _, i, _ in run.layers), max(o for _, _, o in run.layers)
+    if run.adapter == "RandLoraConfig":
+        wide, high = max(wide, high), max(min(i, o) for _, i, o in run.layers)
+    return int(run.method.settings["r"]) * (wide + high)
+
+
+def optimizer(run: Setup) -> int:
+    """Return the bytes of AdamW's two float32 moments, and of an adapter's or head's float32 weights."""
+    trained = trained_parameters(run)
+    moments = 8 * trained
+    if run.method.optimizer.name == "galore_adamw":  # its moments are of gradients projected to a rank
+        rank = run.method.optimizer.settings.get("rank", 128)
+        projected = [layer for layer in linear_layers(run.model) if min(layer[1:]) > rank]
+        moments -= 8 * sum(i * o - rank * max(i, o) for _, i, o in projected)
+    return moments + (0 if run.trains_base else 4 * trained)
+
+
+def training(run: Setup, batch: Batch, *, graphs: bool = False) -> dict[str, int]:
+    """Return the bytes at the peak of a training on batches of this size, by what they are for.
+
+    graphs: steps are CUDA graphs, whose gradients stay in one place from step to step.
+    """
+    handles = 2 if not graphs or run.method.settings.get("use_dora") else 1
+    held = {"weights": weights(run), "optimizer": optimizer(run), "libraries": handles * _LIBRARY}
+    gradients = {"gradients": 4 * trained_parameters(run)}
+    if run.method.trains in ("nothing", "head"):  # no gradient enters the base
+        return {**held, **gradients, "activations": batch.tokens * _unkept(run, batch.length)}
+    d = run.model.dimensions
+    logits = batch.positions * d.vocab_size * _LOGITS_IN_TRAINING
+    kept = batch.tokens * kept_per_token(run, batch.length) + kept_per_batch(run)
+    passing = batch.tokens * _passing(run) + _norms_of_weights(run)
+    if run.checkpointing:
+        inputs = batch.tokens * d.num_layers * d.hidden_size * (4 if run.trains_base else run.e)
+        parts = {"activations": inputs, "logits or a block": max(logits, kept // d.num_layers + passing)}
+    else:
+        parts = {"activations": kept, "logits or a block": max(logits, passing)}
+    moments = [{**held, **(gradients if graphs else {}), **parts}, {**held, **gradients}]
+    return max(moments, key=lambda moment: sum(moment.values()))
+
+
+def validation(run: Setup, batch: Batch) -> dict[str, int]:
+    """Return the bytes at the peak of a forward pass without gradients, with logits at `batch.positions`."""
+    logits = batch.positions * run.model.dimensions.vocab_size * (run.e + _LOGITS_IN_FLOAT32)
+    return {
+        **_evaluated(run),
+        "keys and values": batch.tokens * _cached(run),
+        "logits or a block": max(logits, batch.tokens * _unkept(run, batch.length)),
+    }
+
+
+def generation(run: Setup, batch: Batch, beams: int, new_tokens: int) -> dict[str, int]:
+    """Return the bytes at the peak of generating: prompts of a batch, then replies of `beams` sequences for each."""
+    sequences = batch.rows * beams
+    logits = sequences * run.model.dimensions.vocab_size * (run.e + _LOGITS_IN_FLOAT32)
+    return {
+        **_evaluated(run),
+        "keys and values": sequences * (batch.length + new_tokens) * _cached(run),
+        "logits or a block": max(logits, batch.tokens * _unkept(run, batch.length)),
+    }
+
+
+def _evaluated(run: Setup) -> dict[str, int]:
+    """Return the bytes of a model that was trained, or not, and is evaluated."""
+    handles = 1 if run.method.trains == "nothing" else 2
+    adapter = 0 if run.trains_base else 4 * trained_parameters(run)
+    return {"weights": weights(run) + adapter, "libraries": handles * _LIBRARY}
+
+
+def _cached(run: Setup) -> int:
+    """Return the bytes of keys and values of a token."""
+    d = run.model.dimensions
+    key_value = d.hidden_size // d.num_heads * d.num_key_value_heads
+    return 2 * run.e * key_value * d.num_layers if run.model.family in CAUSAL_FAMILIES else 0
+
+
+def _unkept(run: Setup, length: int) -> int:
+    """Return the bytes per token that are alive while a layer computes of which nothing is kept."""
+    d = run.model.dimensions
+    scores = d.num_heads * (length * (4 + run.e) + 2 * run.e * d.max_positions) if run.model.family == "deberta" else 0
+    return _passing(run) + scores
+
+
+def _passing(run: Setup) -> int:
+    """Return the bytes per token that are alive in a layer besides what is kept; 30 h where m = 4 h (measured).
+
+    The two widest tensors of a feed-forward layer or their gradients, three where it is gated; in float32 the residual,
+    its sum, and the norm's input.
+    """
+    h, m, gated = run.model.dimensions.hidden_size, run.model.dimensions.intermediate_size, run.model.family in GATED
+    return 14 * h + (3 if gated else 2) * run.e * m
+
+
+def _norms_of_weights(run: Setup) -> int:
+    """Return the bytes in which DoRA computes the norms of a layer's rows, of its largest layer.
+
+    W₀, B A, their sum and its parts in float32 (out × in each), and an identity (in × in) in float32 and as a factor.
+    """
+    if not run.method.settings.get("use_dora"):
+        return 0
+    return max(4 * 4 * i * o + (4 + run.e) * i * i for _, i, o in run.layers)
