@@ -62,6 +62,15 @@ def test_start_factors_biases_and_whole_modules_of_the_first_version(tmp_path: P
     torch.testing.assert_close(last_logits(PeftModel.from_pretrained(make_base("gpt2"), tmp_path)), expected)
 
 
+def test_transformers_own_loader_reports_every_factor_of_the_first_version_as_missing() -> None:
+    """It renames nothing, and a report of missing keys is all that it says: docs/clients.md names the way round."""
+    model = make_base("gpt2")
+    found = model.load_adapter(str(SAVED / "start_subtracted"))
+    factors = {name for name, _ in model.named_parameters() if "dual_lowrank_" in name}
+    assert len(factors) == 2 * 8
+    assert found.missing_keys == factors
+
+
 def test_the_weights_in_a_run_folder_of_the_first_version() -> None:
     folder = SAVED / "start_subtracted"
     expected = torch.tensor(json.loads((folder / "expected.json").read_text())["last_logits"])
