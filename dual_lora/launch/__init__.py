@@ -24,8 +24,8 @@ from dual_lora.launch.worker import work
 from dual_lora.runs.garbage import uncollected
 
 logger = logging.getLogger(__name__)
-# Versions before it compute other numbers: docs/launching.md, and pyproject.toml has the range.
-OLDEST_DEEPSPEED = "0.19.7"
+# Before it numbers can be others: docs/launching.md. pyproject.toml has the range.
+OLDEST_DEEPSPEED = "0.19.8"
 BASE_ROW = MethodConfig(name="none", label="Base model", trains="nothing")
 __all__ = ["launch", "title", "work"]
 
@@ -129,8 +129,8 @@ def check(config: RunConfig) -> None:
     if launch.engine == "deepspeed":
         if Version(installed := version("deepspeed")) < Version(OLDEST_DEEPSPEED):
             raise ConfigError(
-                f"launch.engine=deepspeed: DeepSpeed {installed} is installed, which computes other numbers than one "
-                f"process; legal is {OLDEST_DEEPSPEED} or newer: pip install 'deepspeed>={OLDEST_DEEPSPEED},<0.20'"
+                f"launch.engine=deepspeed: DeepSpeed {installed} is installed, and before {OLDEST_DEEPSPEED} it can "
+                f"compute other numbers than one process; pip install 'deepspeed>={OLDEST_DEEPSPEED},<0.20'"
             )
         methods.check_zero_stage(config.method, launch.zero_stage)
     if launch.engine == "fsdp":

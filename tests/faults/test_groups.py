@@ -238,8 +238,8 @@ def test_a_deepspeed_that_computes_other_numbers_is_refused(tmp_path, monkeypatc
     """The oldest one is that of pyproject.toml, with which `make test-deepspeed` tests."""
     cell = config(tmp_path, "launch=deepspeed", "launch.num_gpus=2")
     check(cell)
-    monkeypatch.setattr("dual_lora.launch.version", lambda name: {"deepspeed": "0.19.6"}[name])
-    with pytest.raises(ConfigError, match=r"0\.19\.6 is installed.*pip install 'deepspeed>=0\.19\.7,<0\.20'"):
+    monkeypatch.setattr("dual_lora.launch.version", lambda name: {"deepspeed": "0.19.7"}[name])
+    with pytest.raises(ConfigError, match=r"0\.19\.7 is installed.*pip install 'deepspeed>=0\.19\.8,<0\.20'"):
         check(cell)
     check(config(tmp_path, "launch=fsdp", "launch.num_gpus=2"))
     assert f'"deepspeed>={OLDEST_DEEPSPEED},<0.20; ' in (ROOT / "pyproject.toml").read_text()
