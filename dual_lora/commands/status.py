@@ -5,6 +5,7 @@
     python run.py status results=FOLDER              # of another results folder
     python run.py status table_glue --runs           # one line per run
     python run.py status table_glue --missing        # only the commands, for a script
+    python run.py status table_glue --watch          # while a sweep runs, every 5 seconds; Ctrl-C leaves
 
 A run is done if its record says finished, running while a process holds its lock, and stopped if it was begun and no
 process holds its lock (the same command continues it).
@@ -15,13 +16,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+
+from rich.live import Live
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.records.schema import Record
-from dual_lora.report import records, selection, terminal
+from dual_lora.report import records, selection, terminal, watching
 from dual_lora.report.definition import Experiment
 from dual_lora.report.progress import OPEN, Progress, every_run, progress
 from dual_lora.report.terminal import FittedTable
@@ -33,6 +38,7 @@ def options(parser: Parser) -> None:
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="a results folder; default: HOME/results")
     parser.add_argument("--runs", action="store_true", help="one line per run")
     parser.add_argument("--missing", action="store_true", help="print only the commands that run what is not done")
+    parser.add_argument("--watch", action="store_true", help="refresh until all is done or Ctrl-C: steps, time left")
     parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
 
 
@@ -41,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     space, results = Workspace(options.home), options.results or options.home / "results"
     if not results.is_dir():
         raise ValueError(f"{results}: no such results folder")
+    if options.watch:
+        return watch(space, options.experiment, results)
     held, refused = records.read_all(results / "records")
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
@@ -58,6 +66,34 @@ def run(options: argparse.Namespace) -> int:
     else:
         _show(experiment, runs, commands, one_line_each=options.runs)
     return 0 if all(run.state == "done" for run in runs) else 1
+
+
+def watch(
+    space: Workspace, experiment: str | None, results: Path, *, seconds: float = 5.0, ticks: int | None = None
+) -> int:
+    """Show what runs until all is done or Ctrl-C, `ticks` times at most. Returns 0 if all is done, else 1."""
+    title, view = experiment or str(results), None
+    with (
+        Live(console=terminal.console(), auto_refresh=False, vertical_overflow="visible") as live,
+        suppress(KeyboardInterrupt),
+    ):
+        while view is None or not (view.over or ticks == 0):
+            if view is not None:
+                time.sleep(seconds)
+            view = _look(space, experiment, results)
+            live.update(view.shown(title), refresh=True)
+            ticks = None if ticks is None else ticks - 1
+    return 0 if view is not None and view.over and set(view.states) <= {"done"} else 1
+
+
+def _look(space: Workspace, experiment: str | None, results: Path) -> watching.View:
+    held, _ = records.read_all(results / "records")
+    if experiment is None:
+        chosen = watching.of_folder(every_run(held, results / "runs"))
+    else:
+        definition = space.experiment(experiment)
+        chosen = watching.of_experiment(progress(definition, held, results / "runs"), definition.sweep)
+    return watching.look(chosen, held, results)
 
 
 def _show_all(runs: list[tuple[Record, str]], results: Path) -> int:

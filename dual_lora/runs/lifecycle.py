@@ -75,6 +75,7 @@ def _run(resolved: Resolved) -> dict[str, Any]:
             return known
         if processes.is_main():
             save_config(resolved.folder / "config.json", resolved.config)
+            records.write_json(resolved.folder / "planned.json", {"steps": resolved.steps})  # for `status --watch`
         with stopping.signals_interrupt():
             made, error = _run_locked(resolved)
         if processes.is_main():
