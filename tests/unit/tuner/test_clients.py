@@ -82,6 +82,35 @@ def test_trl_takes_the_policy_for_its_reference(tmp_path):
     assert loss == pytest.approx(0.6931, abs=1e-4)  # as logged by transformers 4; a random reference gives 0.687
 
 
+def test_trl_trains_the_tokens_that_a_chat_template_adds(tmp_path):
+    trl = pytest.importorskip("trl", reason="comes with the extra dev")
+    from datasets import Dataset
+
+    from tests.unit.tuner.preferences import word_tokenizer
+
+    source = word_tokenizer()
+    source.add_tokens(["<turn>"], special_tokens=True)
+    source.chat_template = "{% for message in messages %}<turn> {{ message['content'] }} {% endfor %}"
+    source.save_pretrained(tmp_path / "template")
+    arguments = trl.SFTConfig(
+        str(tmp_path), chat_template_path=str(tmp_path / "template"), per_device_train_batch_size=2, max_steps=1,
+        learning_rate=0.1, report_to=[], use_cpu=True, bf16=False, save_strategy="no", gradient_checkpointing=False,
+        disable_tqdm=True,
+    )  # fmt: skip
+    talk = [{"role": "user", "content": "w7 w8"}, {"role": "assistant", "content": "w9"}]
+    trainer = trl.SFTTrainer(
+        make_base("llama"), arguments, train_dataset=Dataset.from_dict({"messages": [talk] * 2}),
+        processing_class=word_tokenizer(), peft_config=make_config("llama", modules_to_save=["lm_head"]),
+    )  # fmt: skip
+    added = len(word_tokenizer())
+    [trained] = [value for name, value in trainer.model.named_parameters() if "trainable_tokens_delta" in name]
+    before = trained.detach().clone()
+    trainer.train()
+    tokens = trainer.model.peft_config["default"].trainable_token_indices["embed_tokens"]
+    assert tokens == list(range(added, added + len(trained))), "with those that fill the table up"
+    assert not torch.equal(trained, before)
+
+
 def quantized(kind: str, folder: Path) -> nn.Module:
     if kind == "quanto":
         pytest.importorskip("optimum.quanto")
