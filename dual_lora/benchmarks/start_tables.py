@@ -13,7 +13,8 @@ def start_section(found: Mapping[str, Any]) -> str:
     environment = found["environment"]
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "peft"))
     lines = [
-        f"{environment['card']}, {versions}. Made by `{found['command']}`; medians of {found['repeated']}.",
+        f"{environment['card']}, {versions}. Made by `{found['command']}`; medians of {found['repeated']}. "
+        f"{found.get('note', '')}".rstrip(),
         "",
         "| run | before, CPU s | first, CPU s | later, CPU s | before, s | first, s | later, s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
