@@ -36,7 +36,7 @@ SETTINGS = {
     "seed=0": "a list with -m: seed=0,1,2",
     "data.source=hub": "hub | local (with data.dir=FOLDER) | sample (ships with the package)",
     "model.path=FOLDER": "load the weights from a local folder",
-    "plan=true": "print run id, parameters, memory and steps, and stop",
+    "plan=true": "print run id, steps, memory, GPU-hours and disk, and stop; plan=h100 and others: for that card",
     "retry=true": "repeat a run that failed",
     "tracking=wandb": "log to Weights & Biases; offline unless a key is set",
     "kernel=auto": "auto | fused | generic | reference",

@@ -88,12 +88,15 @@ def prepare(configs: list[RunConfig]) -> list[Any]:
 
 
 def describe(configs: list[RunConfig]) -> None:
-    """Print what each run would be."""
+    """Print what a run would be, or of several what those are that differ in the seed only, and all together."""
     from dual_lora.runs import plan
     from dual_lora.runs.resolve import resolve
 
-    for config in configs:
-        print(plan.describe(resolve(config, planned=True)))
+    runs = [resolve(config, planned=True) for config in configs]
+    if len(runs) == 1:
+        print(plan.describe(runs[0]))
+    else:
+        print(plan.describe_sweep(runs, [title(config).rpartition(" seed=")[0] for config in configs]))
 
 
 def _with_base_rows(configs: list[RunConfig]) -> list[RunConfig]:

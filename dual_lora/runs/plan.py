@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from dual_lora import methods, models
 from dual_lora.config.schedule import planned_obstacle
 from dual_lora.runs import memory
 from dual_lora.runs.cards import GIB, Card, planned_card
+from dual_lora.runs.disk_space import space
+from dual_lora.runs.hours import ERROR, gpu_hours
 from dual_lora.runs.kept_tensors import Setup
 from dual_lora.runs.resolve import Resolved, adapted_layers, budget_note
 from dual_lora.tasks.lengths import Lengths, Longest, longest, planned_lengths
@@ -17,6 +20,7 @@ from dual_lora.tasks.padding import rounded_count, rounded_length
 
 # As the pipelines of `evaluation/` do on a GPU.
 _VALIDATION_TOKENS, _SEQUENCES, _SEQUENCES_OF_SMALL, _SMALL, _CLASSIFIED = 4096, 128, 512, 1e9, 64
+ACCURACY = f"half of the committed runs within {ERROR[0]:.0%}, nine in ten within {ERROR[1]:.0%}"
 _KEPT_SHARE = 6  # W₀ + ΔW stay if they are at most a sixth of what is free (`tuner/kept_weights.py`)
 
 
@@ -44,6 +48,8 @@ def plan(resolved: Resolved, card: Card | None = None) -> dict[str, Any]:
         "trainable": _trainable(resolved, total),
         "lengths": lengths,
         "peak": peak(resolved, lengths, card),
+        "space": space(resolved, _setup(resolved, card)),
+        "gpu_hours": gpu_hours(resolved, lengths, card),
     }
 
 
@@ -208,6 +214,9 @@ def describe(resolved: Resolved) -> str:
         f"  steps       {resolved.steps:,} of batch {batches.global_batch} = {batches.world_size} device(s) × "
         f"{batches.per_device} × {batches.accumulation} accumulated, {resolved.train_examples:,} examples",
         *_memory_lines(resolved, facts["peak"], facts["lengths"], card, here),
+        f"  time        about {facts['gpu_hours']:.2f} GPU-hours on {card.name} ({ACCURACY})",
+        f"  disk        {_size(facts['space'].checkpoints)} of checkpoints, {_size(facts['space'].stays)} stay"
+        + (f"; {_size(facts['space'].weights)} of weights to fetch" if facts["space"].weights else ""),
     ]
     no_graphs = planned_obstacle(config.launch, config.method)
     if no_graphs is not None and config.method.trains != "nothing":
@@ -215,6 +224,55 @@ def describe(resolved: Resolved) -> str:
     if resolved.budget is not None:
         lines.append(f"  budget      {budget_note(resolved.budget)}")
     return "\n".join(lines)
+
+
+def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
+    """Return the plan of several runs: a line for those that differ in the seed only, and what all take together.
+
+    titles: of each run, without its seed.
+    """
+    card, here = planned_card(runs[0].config.plan)
+    groups: dict[str, list[Resolved]] = {}
+    for title, run in zip(titles, runs, strict=True):
+        groups.setdefault(title, []).append(run)
+    lines, hours, stays, fetched = [], 0.0, 0, {}
+    for title, same in groups.items():
+        facts = plan(same[0], card)
+        found, each = facts["peak"], facts["gpu_hours"]
+        count = len({run.run_id for run in same}) if same[0].identity else len(same)
+        hours, stays = hours + count * each, stays + count * facts["space"].stays
+        fetched[same[0].config.model.name] = facts["space"].weights
+        fits = "" if found.bytes <= card.room() else f", does not fit: {advice(same[0], facts['lengths'], card)}"
+        lines.append(
+            f"{title}: {count} run(s) of {same[0].steps:,} steps, {found.bytes / GIB:.1f} GiB{fits}, "
+            f"{count} × {each:.2f} = {count * each:.2f} GPU-hours"
+        )
+    peak_disk = max(plan(same[0], card)["space"].checkpoints for same in groups.values())
+    weights = sum(fetched.values())
+    lines.append(
+        f"together: {len(runs)} runs, about {hours:.1f} GPU-hours on {card.name}"
+        + ("" if here else " (not the card of this machine)")
+        + f" ({ACCURACY}); disk {_size(peak_disk)} for the checkpoints "
+        f"of a run, {_size(stays)} stay" + (f"; {_size(weights)} of weights to fetch" if weights else "")
+    )
+    return "\n".join(lines)
+
+
+def sweep_hours(runs: Sequence[Resolved]) -> float:
+    """Return the GPU-hours of several runs on the card that a plan is for."""
+    card = planned_card(runs[0].config.plan)[0] if runs else None
+    known: dict[str, float] = {}
+    total = 0.0
+    for run in runs:
+        key = repr((run.config.model, run.config.task, run.config.method, run.config.profile, run.steps))
+        if key not in known and card is not None:
+            known[key] = gpu_hours(run, planned_lengths(run.config, run.task), card)
+        total += known[key]
+    return total
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
 def _memory_lines(resolved: Resolved, found: Peak, lengths: Lengths, card: Card, here: bool) -> list[str]:

@@ -1,0 +1,131 @@
+"""How long a run takes a GPU, estimated from what was measured (results/benchmarks) and the card's data sheet.
+
+    seconds = estimate(resolved, lengths, card)   # {"start": .., "training": .., "evaluation": ..}, alone on the card
+    gpu_hours(resolved, lengths, card)            # what the run costs, with launch.parallel runs at a time
+
+A step is as long as its kernels, or without graphs as its launches on the host if these take longer. The kernels' time
+is that of the products, at the rate of LLaMA-7B's steps, and a time for each layer, however small: `_STEPS` has both by
+method.
+
+It is for choosing what to run, not for timing: `ERROR` is how far it is from the committed records.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from dual_lora import models
+from dual_lora.config.schedule import plan_validation, planned_obstacle
+from dual_lora.runs.cards import MEASURED, Card
+from dual_lora.runs.resolve import Resolved
+from dual_lora.tasks.lengths import Lengths
+
+# |estimate / measured - 1| of training and evaluation of the committed records: median, 90th percentile.
+ERROR = (0.25, 1.03)
+
+
+class _Step(NamedTuple):
+    """Of a training step on an H200: TFLOP/s of its products, ms a layer of kernels, ms a layer of launches."""
+
+    rate: float
+    layer: float
+    host: float
+
+
+# results/benchmarks/graphs.json: kernels (`busy_ms`) of LLaMA-7B with 16 × 112 tokens and SmolLM2-135M with 16 × 128
+# are a × FLOPs + b × layers; `host` is SmolLM2's step without graphs.
+_STEPS = {
+    "lora": _Step(403, 0.64, 6.7),
+    "dora": _Step(179, 1.12, 9.8),
+    "dual_lora": _Step(346, 0.54, 6.3),
+    "full": _Step(403, 0.55, 3.8),
+    "head": _Step(403, 0.2, 1.3),
+}
+_BESIDES_GRAPHS = 4.5  # ms: a step with graphs less its kernels (SmolLM2 4.2, LLaMA-7B 6.6)
+_RECORDING = 0.5  # s for each length a step is recorded for (graphs.json, runs: first steps of MiniLM and LLaMA-2-7B)
+_FORWARD = 350  # TFLOP/s without gradients
+_TOKEN, _TOKEN_WITHOUT_GRAPHS = 0.28, 1.0  # ms a layer and decoding step (training_generation.json; evaluation_*.json)
+_BATCH = 0.05  # s of a batch besides its products: tokens to text, and kept
+# s of the host: a ranked candidate, a generated reply, a step of a beam search (commonsense, E2E and WebNLG records).
+_CANDIDATE, _REPLY, _BEAMS = 1e-3, 3e-3, 20e-3
+# What a run costs when n share a card: n^-0.8 of its time alone (small models: 24 at a time in E2, 2 to 4 before).
+_SHARED = 0.8
+_IMPORTS, _READ = 15.0, 1.5e9  # s; bytes a second of weights
+
+
+def estimate(resolved: Resolved, lengths: Lengths, card: Card) -> dict[str, float]:
+    """Return the seconds of a run's parts on a GPU of its own. The devices of one run share its work."""
+    config = resolved.config
+    speed = (card.tflops or MEASURED.tflops or 1.0) / (MEASURED.tflops or 1.0)
+    weights = models.count_parameters(config.model, resolved.task.head)
+    return {
+        "start": _IMPORTS + 2 * weights / _READ,
+        "training": _training(resolved, lengths, speed, weights),
+        "evaluation": _evaluation(resolved, lengths, speed, weights),
+    }
+
+
+def gpu_hours(resolved: Resolved, lengths: Lengths, card: Card) -> float:
+    """Return the GPU-hours that a run costs: those of all its devices, its share where several runs have one card."""
+    launch = resolved.config.launch
+    parallel = launch.parallel if launch.name == "local" else 1
+    return sum(estimate(resolved, lengths, card).values()) / 3600 * resolved.batches.world_size * parallel**-_SHARED
+
+
+def _training(resolved: Resolved, lengths: Lengths, speed: float, weights: int) -> float:
+    config, batches = resolved.config, resolved.batches
+    if config.method.trains == "nothing":
+        return 0.0
+    graphs = planned_obstacle(config.launch, config.method) is None
+    length = lengths.padded(config.recipe.global_batch, grouped=config.recipe.length_grouped)
+    step = _step(resolved, batches.per_device * length, speed, weights, graphs)
+    trained = resolved.steps * batches.accumulation * step + (12 * _RECORDING if graphs else 0.0)
+    every = plan_validation(config, resolved.steps, resolved.steps_per_epoch)
+    items = lengths.validation
+    if config.profile.validation_examples is not None:
+        items = min(items, config.profile.validation_examples)
+    rows = max(batches.per_device, 8) * batches.world_size
+    validated = resolved.steps // max(every, 1) * math.ceil(items / rows) * step * 0.4  # a forward pass
+    return trained + validated
+
+
+def _step(resolved: Resolved, tokens: float, speed: float, weights: int, graphs: bool) -> float:
+    """Return the seconds of a micro-step of one device."""
+    method = resolved.config.method
+    kind = "dual_lora" if (method.config_class or "").endswith("DualLoraConfig") else "lora"
+    kind = "dora" if method.settings.get("use_dora") else kind
+    kind = {"everything": "full", "biases": "full", "head": "head"}.get(method.trains, kind)
+    found, layers = _STEPS[kind], resolved.config.model.dimensions.num_layers
+    # Forward, and of the backward pass the inputs' gradients; trained weights have their own product.
+    passes = {"full": 6, "head": 2}.get(kind, 4) + (2 if resolved.config.launch.gradient_checkpointing else 0)
+    kernels = passes * weights * tokens / (found.rate * 1e12 * speed) + found.layer * layers / 1e3
+    if graphs:
+        return kernels + _BESIDES_GRAPHS / 1e3
+    return max(kernels, found.host * layers / 1e3)
+
+
+def _evaluation(resolved: Resolved, lengths: Lengths, speed: float, weights: int) -> float:
+    config, layers = resolved.config, resolved.config.model.dimensions.num_layers
+    items = lengths.test if config.profile.test_items is None else min(lengths.test, config.profile.test_items)
+    if not items:
+        return 0.0
+    forward = 2 * weights / (_FORWARD * 1e12 * speed)  # s a token
+    checkpoints = len({"last", config.protocol.checkpoint, *config.protocol.also_report})
+    if resolved.task.head.kind == "classification":
+        return items * lengths.prompt[0] * forward + math.ceil(items / 64) * _BATCH
+    decoding, total = config.protocol.decoding, 0.0
+    sequences = config.launch.eval_batch or (512 if weights < 1e9 else 128) // decoding.beams
+    for scoring in resolved.task.scorings:
+        count = math.ceil(items / sequences)
+        if scoring != "generate":
+            count = math.ceil(items * lengths.candidates / sequences)
+            total += items * (lengths.prompt[0] + lengths.candidates * 8) * forward + count * (_BATCH + layers * 2e-3)
+            total += items * lengths.candidates * _CANDIDATE
+            continue
+        token = (_TOKEN if config.launch.graphs != "off" else _TOKEN_WITHOUT_GRAPHS) * layers / 1e3
+        moved = 2 * weights / 3e12  # weights are read once a token, at 3 TB/s
+        tokens = decoding.max_new_tokens if not resolved.task.settles_early else min(decoding.max_new_tokens, 12)
+        token += moved + (_BEAMS if decoding.beams > 1 else 0.0)
+        total += items * (lengths.prompt[0] * forward + _REPLY) + count * (_BATCH + tokens * token)
+    return total * (checkpoints if config.method.trains != "nothing" and config.protocol.checkpoint != "last" else 1)

@@ -1,0 +1,84 @@
+"""GPU-hours and disk of a plan, against the committed records, the benchmarks and a run that is made here."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+import pytest
+
+from dual_lora.config.compose import compose
+from dual_lora.launch import describe, prepare
+from dual_lora.runs import hours, leftovers, lifecycle
+from dual_lora.runs.cards import CARDS
+from dual_lora.runs.disk_space import space
+from dual_lora.runs.kept_tensors import trained_parameters
+from dual_lora.runs.plan import _setup, sweep_hours
+from dual_lora.runs.resolve import resolve
+from tests.small_cells import config
+from tests.unit.runs import test_memory
+
+AT_A_TIME = {"8eb958e": 24}  # E2: eight commands of three
+
+
+def test_the_stated_error_is_that_of_the_committed_records():
+    errors, known = [], {}
+    for record in test_memory.measured():
+        if record.status != "finished":
+            continue
+        several = AT_A_TIME.get(record.origin["commit"][:7], record.parallel)
+        like = f"{test_memory.alike(record)} {several}"
+        if like not in known:
+            run = test_memory.resolved(record)
+            curves = record.curves
+            steps = max((int(step) for step, _ in curves.get("train_loss", [])), default=0)
+            validated = curves.get("validation_loss") or [[steps or 1, 0.0]]
+            run = dataclasses.replace(run, steps=steps, steps_per_epoch=int(validated[0][0]))
+            found = hours.estimate(run, test_memory.lengths_of(record, run), CARDS["h200"])
+            known[like] = (found["training"] + found["evaluation"]) * several ** (1 - hours._SHARED)
+        real = (record.cost.train_seconds or 0.0) + (record.cost.eval_seconds or 0.0)
+        errors.append(abs(known[like] / real - 1))
+    errors.sort()
+    share = errors[int(0.9 * len(errors))]
+    assert (statistics.median(errors), share) == pytest.approx(hours.ERROR, abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "dual_lora"])
+def test_a_step_of_llama_7b_takes_what_the_benchmark_measured(method):
+    [cell] = compose(["model=llama", "task=commonsense", f"method={method}", "launch.per_device_batch=16"])
+    run = resolve(cell, planned=True)
+    measured = test_memory.benchmark("graphs")["steps"]["LLaMA-7B, 16 x 112"][method]["graph"]["median_ms"] / 1e3
+    assert hours._step(run, 16 * 112, 1.0, 6_738_415_616, graphs=True) == pytest.approx(measured, rel=0.05)
+
+
+def test_a_card_of_a_third_of_the_speed_takes_more_and_runs_that_share_one_cost_less():
+    [cell] = compose(["model=llama2", "task=commonsense", "method=lora", "plan=h200"])
+    alone = sweep_hours([resolve(cell, planned=True)])
+    slower = sweep_hours([resolve(dataclasses.replace(cell, plan="a100"), planned=True)])
+    assert 1.8 < slower / alone < 989 / 312 + 0.01
+    shared = dataclasses.replace(cell, launch=dataclasses.replace(cell.launch, parallel=4))
+    assert sweep_hours([resolve(shared, planned=True)]) == pytest.approx(alone / 4**0.8)
+
+
+def test_disk_is_what_a_run_leaves(tmp_path):
+    cell = config(tmp_path, "method=lora", "method.r=32", "protocol.checkpoint=last")
+    [item] = prepare([cell])
+    run = _setup(item, CARDS["h200"])
+    planned = space(item, run)
+    assert planned.checkpoints == cell.launch.keep_checkpoints * 12 * trained_parameters(run)
+    made = lifecycle.run(item)
+    assert made["status"] == "finished"
+    names = ("last.safetensors", "adapter", "selected")
+    left = sum(leftovers.size(item.folder / name) for name in names if (item.folder / name).exists())
+    assert left == pytest.approx(planned.stays, rel=0.15)  # headers and the adapter's card
+
+
+def test_runs_that_differ_in_the_seed_only_share_a_line(capsys):
+    words = ["model=smollm2", "task=e2e", "method=lora,dora", "seed=0,1,2", "data.source=sample", "plan=h100"]
+    describe(compose(["-m", *words]))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("model=smollm2 task=e2e method=lora")
+    assert "3 run(s) of" in lines[0]
+    assert lines[2].startswith("together: 6 runs, about ")
+    assert "NVIDIA H100 80GB HBM3 (not the card of this machine)" in lines[2]
