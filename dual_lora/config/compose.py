@@ -39,6 +39,7 @@ SETTINGS = {
     "plan=true": "print run id, steps, memory, GPU-hours and disk, and stop; plan=h100 and others: for that card",
     "retry=true": "repeat a run that failed",
     "tracking=wandb": "log to Weights & Biases; offline unless a key is set",
+    "tracking=tensorboard": "log the training for TensorBoard, in the run's folder",
     "kernel=auto": "auto | fused | generic | reference",
     "init_from=none": "GLUE: none | auto | RUN_ID | path",
     "init_head=new": "new | dense: the head's dense layer comes from init_from too",

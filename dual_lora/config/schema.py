@@ -182,7 +182,7 @@ class RunConfig:
     plan: bool | Literal["a100", "a100_40", "b200", "h100", "h200", "l40s"] = (
         False  # true: for the card of this machine
     )
-    tracking: Literal["none", "wandb"] = "none"
+    tracking: Literal["none", "wandb", "tensorboard"] = "none"
     kernel: Literal["auto", "fused", "generic", "reference"] = "auto"
     diagnostics: Literal["off", "on"] = "off"
     init_from: str = "none"

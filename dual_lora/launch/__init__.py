@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from packaging.version import Version
@@ -118,6 +119,8 @@ def _shares_process(prepared: list[Any]) -> bool:
 def check(config: RunConfig) -> None:
     """Refuse launch settings that contradict each other. Raises `ConfigError`."""
     launch = config.launch
+    if config.tracking == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        raise ConfigError("tracking=tensorboard needs a package that is missing: pip install tensorboard")
     if launch.engine == "single" and launch.world_size > 1:
         raise ConfigError(
             f"launch.engine=single is one process, but {launch.world_size} are requested; use launch.engine=torchrun "

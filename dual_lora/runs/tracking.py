@@ -1,5 +1,7 @@
 """Weights & Biases, on request: losses while they are made, scores at the end. Offline unless a key is set.
 
+Or TensorBoard, by the Trainer's own callback: losses alone.
+
 A failure of the service is a warning: it never ends a run, asks for anything or delays it for long. docs/tracking.md.
 """
 
@@ -42,6 +44,12 @@ _NAMES = {"loss": "train_loss", "eval_loss": "validation_loss", "grad_norm": "gr
 
 def live(config: RunConfig, identity: dict[str, Any], folder: Path) -> list[TrainerCallback]:
     """Return the callback that logs a run's training, if its config asks for one."""
+    if config.tracking == "tensorboard":
+        from transformers.integrations import TensorBoardCallback
+
+        callback = TensorBoardCallback()
+        callback.logging_dir = str(folder / "tensorboard")
+        return [callback]
     return [Live(identity, folder)] if config.tracking == "wandb" else []
 
 

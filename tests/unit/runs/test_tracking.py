@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
+from dual_lora.launch import check
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
 from dual_lora.runs.tracking import track
@@ -116,3 +118,50 @@ def test_a_service_that_fails_ends_no_run(monkeypatch, tmp_path: Path, caplog) -
     [config] = compose([*words, "tracking=wandb", f"results={tmp_path}"])
     assert lifecycle.run(resolve(config))["status"] == "finished"
     assert "tracking=wandb did not work: no service here" in caplog.text
+
+
+SMALL = [
+    "model=tiny_roberta",
+    "task=glue/rte",
+    "method=lora",
+    "data.source=sample",
+    "launch.device=cpu",
+    "profile=quick",
+]
+SMALL += ["profile.max_steps=2", "profile.train_examples=16", "profile.test_items=2", "tracking=tensorboard"]
+
+
+class Writer:
+    """`torch.utils.tensorboard.SummaryWriter`, as far as the Trainer's callback uses it."""
+
+    made: list[Writer] = []
+
+    def __init__(self, log_dir: str) -> None:
+        self.folder, self.scalars = log_dir, dict[tuple[str, int], float]()
+        self.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars[name, step] = value
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def test_tensorboard_gets_what_the_trainer_logs(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    [config] = compose([*SMALL, f"results={tmp_path}"])
+    resolved = resolve(config)
+    made = lifecycle.run(resolved)
+    assert made["status"] == "finished", made.get("message")
+    [writer] = Writer.made
+    assert writer.folder == str(resolved.folder / "tensorboard")
+    for step, loss in made["curves"]["train_loss"]:
+        assert writer.scalars["train/loss", step] == pytest.approx(loss, rel=1e-3)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("dual_lora.launch.find_spec", lambda name: None)
+    [config] = compose([*SMALL, f"results={tmp_path}"])
+    with pytest.raises(ConfigError, match="tracking=tensorboard needs a package that is missing: pip install tensorb"):
+        check(config)
