@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from dual_lora import methods, records
 from dual_lora.config import ConfigError, DataError, RunConfig
 from dual_lora.config.compose import compose
 from dual_lora.config.words import for_hydra
-from dual_lora.evaluation.prediction_lines import read_values
+from dual_lora.evaluation import archive
+from dual_lora.evaluation.prediction_lines import line, read_values, sha256
 from dual_lora.methods import saved
 from dual_lora.metrics import texts
+from dual_lora.records import evidence
 from dual_lora.records.schema import RecordError
 from dual_lora.report import escape
 from dual_lora.tasks import dart, e2e, files, webnlg
@@ -104,7 +107,45 @@ def test_a_damaged_record_is_refused(folder: Path, raw: bytes) -> None:
     path = folder / "record.json"
     path.write_bytes(raw)
     held(lambda: records.read(path), RecordError)
-    assert records.read_folder([path])[0] == []
+    found, refused = evidence.read_each([path])
+    assert not found
+    assert len(refused) == 1
+
+
+TWO = [{**made, "checksum": evidence.checksum(made)} for made in (RECORD, record("dual_lora"))]
+
+
+@FEW
+@given(damaged("".join(f"{json.dumps(made)}\n" for made in TWO).encode()))
+def test_a_damaged_file_of_many_records_gives_whole_ones_and_names_the_lines_of_others(
+    folder: Path, raw: bytes
+) -> None:
+    path = folder / "many" / "sweep.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(raw)
+    found, refused = records.read_folder(path.parent)
+    assert all(made in TWO for made in found)
+    assert all(text.startswith(f"{path}, line ") for text in refused)
+    held(lambda: records.read(path.with_name("0123456789abcdef.json")), RecordError)
+
+
+REPLIES = ["a reply", "b\u2028c"]
+SCORED = {
+    "scores": {"measurements": [{"checkpoint": "last", "split": "test", "scoring": "generate"}]},
+    "origin": {"predictions_sha256": {"last.test.generate": sha256(map(line, range(2), REPLIES))}},
+}
+
+
+@FEW
+@given(damaged(gzip.compress(json.dumps({"predictions": "last.test.generate", "values": REPLIES}).encode(), mtime=0)))
+def test_a_damaged_archive_of_replies_is_read_whole_or_refused(folder: Path, raw: bytes) -> None:
+    path = folder / "replies.jsonl.gz"
+    path.write_bytes(raw)
+
+    def read() -> None:
+        assert archive.read(SCORED, path) == {"last.test.generate": REPLIES}
+
+    held(read, ConfigError, str(path))
 
 
 @FEW
