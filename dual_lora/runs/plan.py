@@ -95,7 +95,8 @@ def _trainable(resolved: Resolved, total: int) -> int:
 def peak(resolved: Resolved, lengths: Lengths, card: Card) -> Peak:
     """Return the phase of a run that takes most memory of a device."""
     config, run = resolved.config, _setup(resolved, card)
-    phases = [_evaluation(resolved, run, lengths)]
+    scored = _evaluation(resolved, run, lengths)
+    phases = [dataclasses.replace(scored, parts=_split(scored.parts, resolved))]
     if config.method.trains != "nothing":
         graphs = planned_obstacle(config.launch, config.method) is None
         batch = _longest(resolved, lengths, resolved.batches.per_device)

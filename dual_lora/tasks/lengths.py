@@ -90,10 +90,11 @@ def planned_lengths(config: RunConfig, task: Task) -> Lengths:
         return Lengths([limit] * len(QUANTILES), (limit, limit), (limit, limit), 1000, 1000, 4.0, "limit")
     if found is None:
         return _by_characters(config, task)
+    cut = limit if isinstance(task, ClassificationTask) else found["prompt"][1]  # a prompt that is answered is whole
     return Lengths(
         [min(value, limit) for value in found["tokens"]],
         (found["learned"][0], found["learned"][1]),
-        (min(found["prompt"][0], limit), min(found["prompt"][1], limit)),
+        (min(found["prompt"][0], cut), min(found["prompt"][1], cut)),
         found["validation"],
         found["test"],
         found["candidates"],

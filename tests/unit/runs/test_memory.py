@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dual_lora import models, tasks
 from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose
@@ -29,7 +31,7 @@ from dual_lora.report import records
 from dual_lora.runs import memory
 from dual_lora.runs.cards import CARDS, GIB
 from dual_lora.runs.kept_tensors import Setup, kept_per_token
-from dual_lora.runs.plan import Peak, _evaluation, _setup, describe, peak
+from dual_lora.runs.plan import Peak, _evaluation, _setup, describe, peak, plan
 from dual_lora.runs.resolve import Resolved, as_published, resolve
 from dual_lora.tasks.base import Head
 from dual_lora.tasks.lengths import Lengths, Longest, planned_lengths
@@ -238,6 +240,18 @@ def test_advice_is_the_smallest_change_that_fits():
     assert told(planned_llama("method=dora", f"{found[1]}={found[2]}"), "l40s").startswith("fits")
     assert told(planned_llama("method=dora", f"{found[1]}={2 * int(found[2])}"), "l40s").startswith("does not")
     assert "launch=fsdp" in told(planned_llama("method=full"), "h100")
+
+
+def test_what_several_gpus_share_is_counted_once():
+    words = ["profile.test_items=null", "launch.num_gpus=4", "plan=h200"]
+    alone, shared = (planned_llama("method=lora", *words, launch) for launch in ("launch=torchrun", "launch=fsdp"))
+    parts = [plan(run)["peak"].parts["weights"] for run in (alone, shared)]
+    weights = 2 * 6_738_415_616
+    assert parts[0] >= weights
+    assert parts[1] == pytest.approx(weights / 4 + 2 * weights / 32, rel=0.05)  # and the block at work and the next
+    assert told(
+        planned_llama("model=llama3_70b", "method=lora", "launch=fsdp", "launch.num_gpus=8"), "h200"
+    ).startswith("fits")
 
 
 def planned_llama(*words: str) -> Resolved:
