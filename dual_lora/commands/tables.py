@@ -31,6 +31,7 @@ from dual_lora.report import formats, records, selection, terminal, workspace
 from dual_lora.report.layout import TableView
 from dual_lora.report.screen import comparison
 from dual_lora.report.workspace import Workspace
+from dual_lora.runs.garbage import uncollected
 
 
 def options(parser: Parser) -> None:
@@ -43,6 +44,7 @@ def options(parser: Parser) -> None:
     parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
 
 
+@uncollected()  # records and what is shown of them stay to the end: a third of the time for thousands of them
 def run(options: argparse.Namespace) -> int:
     """Return 0, or 1 (--check: something is stale). Raises `ValueError` for a file that cannot be used."""
     space, console = Workspace(options.home), terminal.console()
