@@ -91,12 +91,15 @@ def set_loss_scale(model: nn.Module, scale: float) -> None:
 
 
 def follows_recorded(model: nn.Module) -> Callable[[], bool]:
-    """Return what tells whether a recorded step of `model` has the w of now: all layers have the same.
+    """Return what tells whether a recorded step of `model` does what a step of now does: all layers have the same w.
 
-    It has while w is 1, as when it was recorded, and where the kernels read it from memory.
+    It has that w while w is 1, as when it was recorded, and where the kernels read it from memory. A step whose layers
+    are watched by hooks, which a recording does not call, is not one that a recording repeats.
     """
     layer = next((module for module in model.modules() if isinstance(module, DualLoraLinear)), None)
-    return lambda: layer is None or layer.delta_warmup == 1.0 or bool(layer.scaling_in_memory)
+    return lambda: (
+        layer is None or (not layer._forward_hooks and (layer.delta_warmup == 1.0 or bool(layer.scaling_in_memory)))
+    )
 
 
 @contextmanager

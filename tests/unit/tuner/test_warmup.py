@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from dual_lora import DeltaWarmupCallback, DualLoraLinear, set_delta_warmup, set_loss_scale
+from dual_lora.diagnostics.products import ClipWatch
 from dual_lora.tuner import model as tuner_model
 from dual_lora.tuner import warmup
 from dual_lora.tuner.warmup import default_warmup_steps, follows_recorded, scaling_in_memory, warmup_factor
@@ -97,6 +98,10 @@ def test_in_memory_all_layers_share_the_numbers_of_now(monkeypatch):
                 set_delta_warmup(model, factor)
             assert held.tolist() == pytest.approx([factor * full, 1 / (factor * full) if factor else float("inf")])
             assert follows()
+        watch = ClipWatch(layers[0])  # its hooks are not called by a recorded step
+        assert not follows()
+        watch.remove()
+        assert follows()
     assert not any(layer.scaling_in_memory for layer in layers)
 
 
