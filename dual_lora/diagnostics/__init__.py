@@ -3,7 +3,7 @@
 from dual_lora.diagnostics.callback import DiagnosticsCallback, read_report
 from dual_lora.diagnostics.full_weights import full_fine_tuning
 from dual_lora.diagnostics.measures import agreement, numerical_rank, stable_rank
-from dual_lora.diagnostics.updates import adapted_layers, whole_update
+from dual_lora.diagnostics.updates import adapted_layers, trained_layers, whole_update
 
 __all__ = [
     "DiagnosticsCallback",
@@ -13,5 +13,6 @@ __all__ = [
     "numerical_rank",
     "read_report",
     "stable_rank",
+    "trained_layers",
     "whole_update",
 ]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dual_lora.diagnostics.measures import agreement, numerical_rank, singular_values, stable_rank
 from dual_lora.diagnostics.products import (
     ClipWatch,
+    copied_factors,
     flipped_share,
+    lowering_share,
     product_measures,
     signs,
+    step_parts,
     untrained_update,
 )
-from dual_lora.diagnostics.updates import adapted_layers, oriented, whole_update
+from dual_lora.diagnostics.updates import Layer, TrainedLinear, adapted_layers, has_whole_weight, oriented, whole_update
+from dual_lora.kernels.spec import Factors
 from dual_lora.records import read_json, replacing
 from dual_lora.tuner import DualLoraLinear
 
@@ -40,26 +44,32 @@ def _with_verdict(report: dict[str, Any]) -> dict[str, Any]:
 
 
 class DiagnosticsCallback(TrainerCallback):
-    """Measures each adapted layer at a few steps of a training.
+    """Measures each adapted layer, or under full fine-tuning those of `trained`, at a few steps of a training.
 
     Once: ‖W₀‖, ‖ΔW(0)‖/‖W₀‖ at w = 1, the resolved σ. At about 12 steps: ‖ΔW‖/‖W₀‖ (w = 1), rms gradient of each
-    factor, and for Dual LoRA zeros in ReLU(B A), +1 signs, max |P|, sign flips in that step, how often the
-    straight-through clip acts. At the end: numerical and stable rank, with those of an untrained update of the same
+    factor, and for Dual LoRA zeros in ReLU(B A), +1 signs, max |P|, sign flips in that step, what it changed by
+    magnitudes and by flips and which share of either lowers the loss, how often the straight-through clip acts. At the
+    end: numerical and stable rank, with those of an untrained update of the same
     parametrisation, and the agreement with full fine-tuning if its weights are given.
 
     Args:
         path: JSON file in the run's folder, written with every checkpoint, so that a resumed run has the whole series.
         reference: safetensors file with the weights of the same run under full fine-tuning, names as in the base model.
+        trained: the layers of full fine-tuning, from `trained_layers`.
 
     Only the first process measures. Layers whose weight is quantized or partitioned are left out.
     """
 
-    def __init__(self, path: Path, reference: Path | None = None) -> None:
-        self.path, self.reference = path, reference
+    def __init__(
+        self, path: Path, reference: Path | None = None, trained: Mapping[str, TrainedLinear] | None = None
+    ) -> None:
+        self.path, self.reference, self._trained = path, reference, trained or {}
         self._report: dict[str, Any] = {"steps": [], "layers": {}}
         self._due: set[int] = set()
-        self._layers: dict[str, BaseTunerLayer] = {}
+        self._layers: dict[str, Layer] = {}
+        self._chosen: list[str] = []
         self._signs: dict[str, Tensor] = {}
+        self._factors: dict[str, Factors] = {}
         self._watches: dict[str, ClipWatch] = {}
         self._gradients: dict[str, dict[str, float]] = {}
 
@@ -73,7 +83,9 @@ class DiagnosticsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._due = {1 + round(index * (state.max_steps - 1) / (_POINTS - 1)) for index in range(_POINTS)}
-        self._layers = adapted_layers(kwargs["model"])
+        trained = {name: layer for name, layer in self._trained.items() if has_whole_weight(layer.layer)}
+        self._layers = {**trained, **adapted_layers(kwargs["model"])}
+        self._chosen = list(self._layers)[:: max(1, -(-len(self._layers) // _RANK_LAYERS))]
         if state.global_step > 0 and self._resume(state.global_step, Path(args.output_dir)):
             return
         for name, layer in self._layers.items():
@@ -109,7 +121,8 @@ class DiagnosticsCallback(TrainerCallback):
             return
         dual = {name: layer for name, layer in self._layers.items() if isinstance(layer, DualLoraLinear)}
         self._signs = {name: signs(layer) for name, layer in dual.items()}
-        self._watches = {name: ClipWatch(layer) for name, layer in dual.items()}
+        self._factors = {name: copied_factors(layer) for name, layer in dual.items()}
+        self._watches = {name: ClipWatch(layer, keep_gradient=name in self._chosen) for name, layer in dual.items()}
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -123,15 +136,21 @@ class DiagnosticsCallback(TrainerCallback):
         self._report["steps"].append(state.global_step)
         for name, layer in self._layers.items():
             entry = self._report["layers"][name]
-            values = {"update_ratio": _at_full_update(layer) / entry["weight_norm"], **self._gradients.get(name, {})}
+            norm = entry["weight_norm"]
+            values: dict[str, float | None] = {"update_ratio": _at_full_update(layer) / norm}
+            values |= self._gradients.get(name, {})
             if isinstance(layer, DualLoraLinear):
-                values |= product_measures(layer) | self._watches[name].remove()
-                values["flipped_share"] = flipped_share(
-                    self._signs[name], signs(layer), layer.in_features * layer.out_features
-                )
+                watch = self._watches[name]
+                values |= {**product_measures(layer), **watch.remove()}
+                entries = layer.in_features * layer.out_features
+                values["flipped_share"] = flipped_share(self._signs[name], signs(layer), entries)
+                for kind, part in zip(("magnitude", "flip"), step_parts(self._factors[name], layer), strict=True):
+                    values[f"{kind}_step"] = float(part.norm()) / norm
+                    if watch.gradient is not None:
+                        values[f"{kind}_descent"] = lowering_share(part, watch.gradient)
             for key, value in values.items():
-                entry["series"].setdefault(key, []).append(_short(value))
-        self._signs, self._watches, self._gradients = {}, {}, {}
+                entry["series"].setdefault(key, []).append(None if value is None else _short(value))
+        self._signs, self._factors, self._watches, self._gradients = {}, {}, {}, {}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero and self._layers:
@@ -144,18 +163,16 @@ class DiagnosticsCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        names = list(self._layers)
-        chosen = names[:: max(1, -(-len(names) // _RANK_LAYERS))]
-        for name in chosen:
+        for name in self._chosen:
             self._report["layers"][name]["final"] = final_measures(self._layers[name])
         if self.reference is not None:
-            for name, values in compare_with_full(self._layers, self.reference, chosen).items():
+            for name, values in compare_with_full(self._layers, self.reference, self._chosen).items():
                 self._report["layers"][name]["agreement"] = values
         if self._layers:  # only the first process has any
             self._write()
 
 
-def final_measures(layer: BaseTunerLayer) -> dict[str, float]:
+def final_measures(layer: Layer) -> dict[str, float]:
     """Return numerical and stable rank of a layer's update and, for Dual LoRA, of an untrained one."""
     update = whole_update(layer)
     found = _ranks(update, "")
@@ -164,9 +181,7 @@ def final_measures(layer: BaseTunerLayer) -> dict[str, float]:
     return found
 
 
-def compare_with_full(
-    layers: dict[str, BaseTunerLayer], weights: Path, names: list[str]
-) -> dict[str, dict[str, float]]:
+def compare_with_full(layers: Mapping[str, Layer], weights: Path, names: list[str]) -> dict[str, dict[str, float]]:
     """Return `agreement` of each layer's update with that of full fine-tuning, whose weights are `weights`."""
     found = {}
     with safe_open(weights, framework="pt") as file:
@@ -174,9 +189,10 @@ def compare_with_full(
         for name in names:
             key, layer = f"{name}.weight", layers[name]
             if key in stored:
-                base = layer.get_base_layer().weight.detach().float()
-                reference = oriented(layer, file.get_tensor(key).to(base.device).float() - base)
-                found[name] = {k: _short(v) for k, v in agreement(whole_update(layer), reference).items()}
+                update = whole_update(layer)
+                base = layer.get_base_layer().weight.detach().to(update)
+                reference = oriented(layer, file.get_tensor(key).to(base) - base)
+                found[name] = {k: _short(v) for k, v in agreement(update, reference).items()}
     return found
 
 
@@ -189,7 +205,7 @@ def _ranks(update: Tensor, prefix: str) -> dict[str, float]:
     }
 
 
-def _at_full_update(layer: BaseTunerLayer) -> float:
+def _at_full_update(layer: Layer) -> float:
     """Return ‖ΔW‖ at w = 1, whatever the current warm-up."""
     if not isinstance(layer, DualLoraLinear):
         return float(whole_update(layer).norm())
@@ -200,7 +216,7 @@ def _at_full_update(layer: BaseTunerLayer) -> float:
         layer.delta_warmup = factor
 
 
-def _gradient_rms(layer: nn.Module) -> dict[str, float]:
+def _gradient_rms(layer: Layer) -> dict[str, float]:
     """Return the rms gradient of each factor: `gradient_rms_dual_lowrank_magnitude_A`, …"""
     return {
         f"gradient_rms_{name.split('.')[0]}": float(parameter.grad.float().square().mean().sqrt())

@@ -1,4 +1,4 @@
-"""Finding the full fine-tuning that an adapter's update is compared with."""
+"""Finding the full fine-tuning that an update is compared with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dual_lora.config import RunConfig
 def full_fine_tuning(config: RunConfig, dtype: str) -> Path | None:
     """Return the weights of the finished full fine-tuning of the same model, task, protocol, profile and seed.
 
+    For a full fine-tuning itself: of another seed. How far the two agree is what a comparison can reach at most.
     None if there is no such record, or its weights are not on this machine. Of several, the one with the lowest
     validation loss (they differ in their learning rate).
     """
@@ -26,7 +27,7 @@ def full_fine_tuning(config: RunConfig, dtype: str) -> Path | None:
             and its["task"]["name"] == config.task.name
             and its["protocol"]["name"] == config.protocol.name
             and its["profile"]["name"] == config.profile.name
-            and its["seed"] == config.seed
+            and (its["seed"] == config.seed) == (config.method.trains == "adapter")
             and its["dtype"] == dtype
         )
         weights = records.run_folder(config.results, its["run_id"]) / "last.safetensors"

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dual_lora.kernels import delta_weight
+from dual_lora.kernels import delta_weight, form_update
+from dual_lora.kernels.spec import Factors
 from dual_lora.tuner import DualLoraLinear
 
 ADAPTER = "default"
@@ -68,15 +69,52 @@ def untrained_update(layer: DualLoraLinear, generator: torch.Generator, adapter:
     )
 
 
+def copied_factors(layer: DualLoraLinear, adapter: str = ADAPTER) -> Factors:
+    """Return (A, B, C, D) as they are now."""
+    a, b, c, d = (factor.detach().clone() for factor in layer.factors(adapter))
+    return a, b, c, d
+
+
+@torch.no_grad()
+def step_parts(before: Factors, layer: DualLoraLinear, adapter: str = ADAPTER) -> tuple[Tensor, Tensor]:
+    """Split the change of ΔW (at w = 1) since `before` into what the magnitudes did and what the directions did.
+
+    With U V of before and U' V' of now: s₀ (U' - U) ⊙ (V + V')/2 and s₀ (U + U')/2 ⊙ (V' - V), whose sum is the change.
+    Under Sign each entry is in one of them alone: in the second where its sign flipped. A normalised update has both at
+    the row scale of now.
+
+    Returns: the two parts, float32 (out, in).
+    """
+    (a, b, c, d), (a1, b1, c1, d1) = before, layer.factors(adapter)
+    now = layer.update(adapter)._replace(scaling=layer.scaling[adapter])
+    old, new = form_update(now._replace(factors=(a, b, c, d))), form_update(now)
+    new_magnitude = form_update(now._replace(factors=(a1, b1, c, d)))
+    new_direction = form_update(now._replace(factors=(a, b, c1, d1)))
+    return (
+        ((new_magnitude - old) + (new - new_direction)) / 2,
+        ((new_direction - old) + (new - new_magnitude)) / 2,
+    )
+
+
+def lowering_share(change: Tensor, gradient: Tensor) -> float | None:
+    """Return the share of a change that lowers the loss to first order, entries weighted by their size; None for 0."""
+    size = change.abs()
+    total = float(size.sum())
+    return float(size[change * gradient.sign() < 0].sum()) / total if total else None
+
+
 class ClipWatch:
     """Counts how often the straight-through clip would act, for one training step.
 
     It forms G = ∂L/∂W from a layer's input and output gradient and from it Q = s · G ⊙ U, per backward call, as the
     layer does. Between forward and backward it only holds references to tensors that autograd keeps anyway.
+    `gradient` is G of all its backward calls, float32 (out, in), if asked for; else None.
     """
 
-    def __init__(self, layer: DualLoraLinear, adapter: str = ADAPTER) -> None:
+    def __init__(self, layer: DualLoraLinear, adapter: str = ADAPTER, *, keep_gradient: bool = False) -> None:
         self.layer, self.adapter = layer, adapter
+        shape, device = (layer.out_features, layer.in_features), layer.factors(adapter)[0].device
+        self.gradient = torch.zeros(shape, device=device) if keep_gradient else None
         self.clipped = 0
         self.entries = 0
         self.largest = 0.0
@@ -97,6 +135,8 @@ class ClipWatch:
             return
         x = self._inputs.pop().flatten(0, -2).float()
         weight_gradient = gradient.flatten(0, -2).float().T @ x
+        if self.gradient is not None:
+            self.gradient += weight_gradient
         magnitude, _ = products(self.layer, self.adapter)
         if self.layer.spec[self.adapter].magnitude_activation != "identity":
             magnitude = magnitude.relu()

@@ -35,10 +35,25 @@ _COSTS: Mapping[str, Callable[[Cost], float | int | None]] = {
     "trained parameters, without a head": lambda cost: cost.trainable_parameters_without_head,
     "peak memory, GiB": lambda cost: max(cost.peak_memory_bytes, default=0) / _GIB,
 }
-# Measure of the diagnostics -> what its axis says. By step: the share of all entries, or of the whole weight.
-_BY_STEP = {"zero_share": "zeros in ReLU(BA)", "flipped_share": "signs flipped by one step"}
-_BY_LAYER = {"stable_rank": "stable rank of the update", "cosine": "cosine with full fine-tuning"}
 UPDATE = "size of the update / weight"
+STEP = "change by one step / weight"
+DESCENT = "share of one step's change that lowers the loss"
+# Measure of the diagnostics -> what its axis says. By step: the share of all entries, or of the whole weight.
+_BY_STEP = {
+    "zero_share": "zeros in ReLU(BA)",
+    "flipped_share": "signs flipped by one step",
+    "magnitude_step": STEP,
+    "flip_step": STEP,
+    "magnitude_descent": DESCENT,
+    "flip_descent": DESCENT,
+    "update_ratio": UPDATE,
+}
+_PARTS = {"magnitude": ", by magnitudes", "flip": ", by flips"}  # of one step, in one panel
+_BY_LAYER = {
+    "stable_rank": "stable rank of the update",
+    "numerical_rank": "numerical rank of the update",
+    "cosine": "cosine with full fine-tuning",
+}
 
 
 @dataclass(frozen=True)
@@ -256,12 +271,16 @@ def _inside(lines: Sequence[Line], experiment: Experiment) -> Iterator[Panel]:
         method_of(experiment, line): [report for record in line.records if (report := _diagnostics(record))]
         for line in lines
     }
-    for measure, heading in (*_BY_STEP.items(), ("update_ratio", UPDATE)):
+    for heading in dict.fromkeys(_BY_STEP.values()):
         found = {
-            method: tuple(_over_seeds([curve for report in held if (curve := _by_step(report, measure))]))
+            method + _PARTS.get(measure.partition("_")[0], ""): tuple(
+                _over_seeds([curve for report in held if (curve := _by_step(report, measure))])
+            )
+            for measure in (name for name, its in _BY_STEP.items() if its == heading)
             for method, held in reports.items()
         }
-        yield Panel("step", heading, {m: p for m, p in found.items() if p}, log_y=measure == "flipped_share")
+        logarithmic = heading in (_BY_STEP["flipped_share"], STEP)
+        yield Panel("step", heading, {m: p for m, p in found.items() if p}, log_y=logarithmic)
     for measure, heading in _BY_LAYER.items():
         by_layer: dict[str, tuple[Point, ...]] = {}
         for method, held in reports.items():
@@ -273,17 +292,17 @@ def _inside(lines: Sequence[Line], experiment: Experiment) -> Iterator[Panel]:
 
 
 def _by_step(report: Mapping[str, Any], measure: str) -> list[list[float | None]]:
-    """Return [step, value]: a share of the entries of all layers, or ‖ΔW‖/‖W₀‖ of all layers together."""
+    """Return [step, value]: a share of the entries of all layers, or a size over ‖W₀‖ of all layers together."""
     layers = [layer for layer in report["layers"].values() if measure in layer["series"]]
     points: list[list[float | None]] = []
     for place, step in enumerate(report["steps"] if layers else []):
-        if measure == "update_ratio":
-            norms = [layer["weight_norm"] for layer in layers]
-            parts = [layer["series"][measure][place] * norm for layer, norm in zip(layers, norms, strict=True)]
-            points.append([step, math.hypot(*parts) / math.hypot(*norms)])
-        else:
-            sizes = [math.prod(layer["shape"]) for layer in layers]
-            parts = [layer["series"][measure][place] * size for layer, size in zip(layers, sizes, strict=True)]
+        held = [(layer, value) for layer in layers if (value := layer["series"][measure][place]) is not None]
+        if measure.endswith(("_ratio", "_step")):
+            norm = math.hypot(*(layer["weight_norm"] for layer, _ in held))
+            points.append([step, math.hypot(*(value * layer["weight_norm"] for layer, value in held)) / norm])
+        elif held:
+            sizes = [math.prod(layer["shape"]) for layer, _ in held]
+            parts = [value * size for (_, value), size in zip(held, sizes, strict=True)]
             points.append([step, math.fsum(parts) / sum(sizes)])
     return points
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dual_lora import methods, models
 from dual_lora.config import ConfigError, RunConfig
-from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report
+from dual_lora.diagnostics import DiagnosticsCallback, full_fine_tuning, read_report, trained_layers
 from dual_lora.distributed import deepspeed, processes, sharding
 from dual_lora.evaluation import build_pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
@@ -142,7 +142,7 @@ class Work:
         result = self._finished_training(model)
         if result is None:
             work.check_base(model, items)
-            watching = [*self._diagnostics(), *tracking.live(self.config, self.resolved.identity, self.folder)]
+            watching = [*self._diagnostics(model), *tracking.live(self.config, self.resolved.identity, self.folder)]
             result = train(
                 model,
                 self.config,
@@ -164,11 +164,13 @@ class Work:
         )
         return result
 
-    def _diagnostics(self) -> list[DiagnosticsCallback]:
-        if self.config.diagnostics == "off" or self.config.method.trains != "adapter":
+    def _diagnostics(self, model: torch.nn.Module) -> list[DiagnosticsCallback]:
+        trains = self.config.method.trains
+        if self.config.diagnostics == "off" or trains not in ("adapter", "everything"):
             return []
         full = full_fine_tuning(self.config, self.resolved.dtype)
-        return [DiagnosticsCallback(self.folder / "diagnostics.json", reference=full)]
+        trained = trained_layers(model, self.config.model.target_modules) if trains == "everything" else None
+        return [DiagnosticsCallback(self.folder / "diagnostics.json", full, trained)]
 
     def _check_rendered(self, sha256: str) -> None:
         """A resumed run must continue with exactly the same training text."""

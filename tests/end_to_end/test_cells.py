@@ -211,7 +211,11 @@ def test_wandb_offline_never_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_diagnostics_compare_with_full_fine_tuning_where_there_is_one(tmp_path: Path) -> None:
     arguments = ("task=e2e", "model=tiny_llama", "diagnostics=on")
-    assert "diagnostics" not in cell(tmp_path, *arguments, "method=full")["curves"]
+    first, second = [cell(tmp_path, *arguments, "method=full", f"seed={seed}")["curves"] for seed in (0, 1)]
+    for layer in first["diagnostics"]["layers"].values():
+        assert "agreement" not in layer  # with another seed: there was none yet
+    for layer in second["diagnostics"]["layers"].values():
+        assert 0 < layer["agreement"]["cosine"] < 1
     report = cell(tmp_path, *arguments, "method=dual_lora")["curves"]["diagnostics"]
     assert report["clip_acted"] is False
     assert report["steps"] == [1, 2, 3]

@@ -158,7 +158,8 @@ def test_a_training_is_followed_and_its_numbers_are_not_changed(tmp_path):
         assert entry["start_ratio"] > 0
         expected = {"update_ratio", "zero_share", "positive_share", "max_abs_p", "clipped_share", "max_abs_q"}
         gradients = {f"gradient_rms_{name}" for name in FACTORS}
-        assert set(entry["series"]) == expected | gradients | {"flipped_share"}
+        step = {"flipped_share", *(f"{kind}_{what}" for kind in ("magnitude", "flip") for what in ("step", "descent"))}
+        assert set(entry["series"]) == expected | gradients | step
         assert all(len(values) == 6 for values in entry["series"].values())
         assert entry["series"][f"gradient_rms_{FACTORS[0]}"][0] == 0, "w = 0 at the first step: no gradient"
         assert entry["series"][f"gradient_rms_{FACTORS[0]}"][5] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from dual_lora.report import drawing, tidy
-from dual_lora.report.figures import UPDATE, Figure, figures
+from dual_lora.report.figures import DESCENT, STEP, UPDATE, Figure, figures
 from tests.unit.page.page_builder import DIAGNOSTICS, document, values, workspace
 from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of
 
@@ -232,6 +233,23 @@ def test_what_diagnostics_saw_is_shown_by_step_and_by_layer(tmp_path):
     assert len(rows) == 2 * 2 * (1 + 4 + 3 * 2)  # runs × layers × (a norm, four at the end, three series of two steps)
     flips = [(row["step"], row["value"]) for row in rows if row["measure"] == "flipped_share" and row["layer"] == "b"]
     assert flips[:2] == [(1, 0.1), (10, 0.02)]
+
+
+def test_the_parts_of_a_step_are_lines_of_one_panel(tmp_path):
+    watched = copy.deepcopy(DIAGNOSTICS)
+    first, second = watched["layers"].values()
+    first["series"] |= {"magnitude_step": [0.0, 0.3], "flip_step": [0.0, 0.1], "flip_descent": [None, 0.6]}
+    second["series"] |= {"magnitude_step": [0.0, 0.1], "flip_step": [0.0, 0.2], "flip_descent": [None, 0.8]}
+    made = record("dual_lora", 0)
+    made["curves"]["diagnostics"] = watched
+    figure = of(workspace(tmp_path, made), "inside")
+    shown = {p.y: {m: [(o.x, o.y) for o in own] for m, own in p.lines.items()} for p in figure.panels}
+    assert shown[STEP] == {
+        "DUAL_LORA, by magnitudes": [(1, 0.0), (10, pytest.approx(math.hypot(0.3 * 3, 0.1 * 4) / 5))],
+        "DUAL_LORA, by flips": [(1, 0.0), (10, pytest.approx(math.hypot(0.1 * 3, 0.2 * 4) / 5))],
+    }
+    assert shown[DESCENT] == {"DUAL_LORA, by flips": [(10, pytest.approx((0.6 * 6 + 0.8 * 24) / 30))]}
+    assert len(on_canvas(drawn(figure, tmp_path), "line2:DUAL_LORA, by flips")) == 2  # not a logarithmic axis with 0
 
 
 def test_a_figure_without_records_is_not_drawn_and_has_its_commands(tmp_path):
