@@ -5,6 +5,7 @@
     python run.py status results=FOLDER              # of another results folder
     python run.py status table_glue --runs           # one line per run
     python run.py status table_glue --missing        # only the commands, for a script
+    python run.py status table_glue --hours          # and the GPU-hours of the rest
     python run.py status table_glue --watch          # while a sweep runs, every 5 seconds; Ctrl-C leaves
 
 A run is done if its record says finished, running while a process holds its lock, and stopped if it was begun and no
@@ -31,6 +32,7 @@ from dual_lora.report.definition import Experiment
 from dual_lora.report.progress import OPEN, Progress, every_run, progress
 from dual_lora.report.terminal import FittedTable
 from dual_lora.report.workspace import Workspace
+from dual_lora.runs.sweep_cost import cost_of
 
 
 def options(parser: Parser) -> None:
@@ -38,6 +40,7 @@ def options(parser: Parser) -> None:
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="a results folder; default: HOME/results")
     parser.add_argument("--runs", action="store_true", help="one line per run")
     parser.add_argument("--missing", action="store_true", help="print only the commands that run what is not done")
+    parser.add_argument("--hours", action="store_true", help="also estimate the GPU-hours of what is not done")
     parser.add_argument("--watch", action="store_true", help="refresh until all is done or Ctrl-C: steps, time left")
     parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
 
@@ -65,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(commands))
     else:
         _show(experiment, runs, commands, one_line_each=options.runs)
+        if options.hours and commands:
+            print(f"\nThe rest takes: {cost_of(commands)}")
     return 0 if all(run.state == "done" for run in runs) else 1
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import shlex
 import sys
 from pathlib import Path
 
@@ -28,9 +27,10 @@ from rich.table import Column, Table
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
-from dual_lora.config import ConfigError, DataError
-from dual_lora.config.compose import compose, compose_one
+from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose_one
 from dual_lora.report import definition, records, terminal, tuning
+from dual_lora.runs.sweep_cost import cost_of
 
 
 def options(parser: Parser) -> None:
@@ -62,31 +62,14 @@ def run(options: argparse.Namespace) -> int:
     except tuning.Unfinished as found:
         print(f"{found}; run", file=sys.stderr)
         print("\n".join(found.commands))
-        print(_cost(found.commands), file=sys.stderr)
+        print(cost_of(found.commands), file=sys.stderr)
         return 1
     study = tuning.commands(choices, then) if then else []
     terminal.console(stderr=options.then is not None).print(_table(choices))
     if study:
         print("\n".join(study))
-        print(_cost(study), file=sys.stderr)
+        print(cost_of(study), file=sys.stderr)
     return 0
-
-
-def _cost(commands: list[str]) -> str:
-    """Return what these sweeps take, in a line for a person."""
-    from dual_lora.runs import plan
-    from dual_lora.runs.cards import planned_card
-    from dual_lora.runs.resolve import resolve
-
-    runs = []
-    try:
-        for command in commands:
-            words = shlex.split(command)
-            runs += [resolve(cell, planned=True) for cell in compose(words[words.index("-m") :])]
-        hours = plan.sweep_hours(runs)
-    except (ConfigError, DataError) as error:
-        return f"GPU-hours are not known: {error}"
-    return f"{len(runs)} runs, about {hours:.1f} GPU-hours on {planned_card(True)[0].name} ({plan.ACCURACY})"
 
 
 def _new_trials(words: list[str]) -> list[definition.Experiment]:

@@ -15,6 +15,7 @@ from dual_lora.runs.disk_space import space
 from dual_lora.runs.kept_tensors import trained_parameters
 from dual_lora.runs.plan import _setup, sweep_hours
 from dual_lora.runs.resolve import resolve
+from dual_lora.runs.sweep_cost import cost_of
 from tests.small_cells import config
 from tests.unit.runs import test_memory
 
@@ -82,3 +83,11 @@ def test_runs_that_differ_in_the_seed_only_share_a_line(capsys):
     assert "3 run(s) of" in lines[0]
     assert lines[2].startswith("together: 6 runs, about ")
     assert "NVIDIA H100 80GB HBM3 (not the card of this machine)" in lines[2]
+
+
+def test_the_cost_of_printed_commands_is_that_of_their_runs():
+    words = "model=smollm2 task=e2e data.source=sample"
+    text = cost_of([f"python run.py -m {words} method=lora seed=0,1", f"python run.py -m {words} method=dora seed=0"])
+    assert text.startswith("3 runs, about ")
+    assert "GPU-hours on " in text
+    assert cost_of(["python run.py -m model=smollm2 task=e2e method=lorra"]).startswith("GPU-hours are not known: ")
