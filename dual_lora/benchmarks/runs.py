@@ -56,7 +56,7 @@ def measure(settings: list[str], graphs: str, parallel: int, count: int) -> dict
         if code or len(found) != count:
             said = [f"{record.get('status')}: {record.get('message')}" for record in found]
             raise RuntimeError(f"{count} runs, {parallel} at a time, graphs={graphs}: {said or 'no record'}")
-    row: dict[str, Any] = {"graphs": graphs, "parallel": parallel, "runs": count, "seconds": round(seconds, 2)}
+    row: dict[str, Any] = {"graphs": graphs, "parallel": parallel, "runs": count, "seconds": round(seconds, 3)}
     row["runs_per_minute"] = round(60 * count / seconds, 2)
     for name in ("train_seconds", "eval_seconds", "steps"):
         row[name] = round(statistics.median(record["cost"][name] for record in found), 2)

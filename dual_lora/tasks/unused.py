@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,13 +44,18 @@ def refuse(config: RunConfig, unused: Mapping[str, Sequence[Any]]) -> None:
         part, _, key = name.partition(".")
         held = getattr(getattr(config, part), key)
         if held not in legal:
-            shown = " or ".join(map(_word, legal))
-            raise ConfigError(
-                f"{name}={_word(held)} has no effect on task={config.task.name}, which has only {shown}; leave it out"
-            )
+            raise ConfigError(f"{_given(config.task.name, name, held, legal)}; leave it out")
+
+
+def _given(task: str, name: str, held: Any, legal: Sequence[Any]) -> str:
+    if isinstance(held, DecodingConfig):
+        names = [field.name for field in dataclasses.fields(held)]
+        other = [key for key in names if getattr(held, key) != getattr(legal[0], key)]
+        return f"{' '.join(f'{name}.{key}={_word(getattr(held, key))}' for key in other)}: task={task} decodes nothing"
+    return f"{name}={_word(held)} has no effect on task={task}, which has only {' or '.join(map(_word, legal))}"
 
 
 def _word(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(value)}]"
-    return "the default" if isinstance(value, DecodingConfig) else "null" if value is None else str(value)
+    return "null" if value is None else str(value)

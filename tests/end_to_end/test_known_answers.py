@@ -23,7 +23,7 @@ DATA = os.environ.get("DUAL_LORA_DATA")
 SMALL = ["data.source=sample", "profile=quick", "profile.train_examples=16", "profile.max_steps=2"]
 SMALL += ["profile.validation_examples=4", "profile.test_items=2", "launch.device=cpu", "launch.per_device_batch=8"]
 SMALL += ["recipe.global_batch=8", "recipe.learning_rate=1e-2"]
-SMALL += ["protocol.decoding.beams=1", "protocol.decoding.max_new_tokens=3"]
+WRITING = ["protocol.decoding.beams=1", "protocol.decoding.max_new_tokens=3"]
 
 
 def start(model: str, folder: Path, *words: str) -> Path:
@@ -33,7 +33,8 @@ def start(model: str, folder: Path, *words: str) -> Path:
 
 def cell(results: Path, *words: str) -> dict[str, Any]:
     metrics = ["task.metrics=[BLEU]"] if "task=e2e" in words else []
-    [config] = compose([*SMALL, *metrics, f"results={results}", *words])
+    decoding = [] if any(word.startswith("task=glue/") for word in words) else WRITING
+    [config] = compose([*SMALL, *metrics, *decoding, f"results={results}", *words])
     record = lifecycle.run(resolve(config))
     assert record["status"] == "finished", record.get("message")
     return record

@@ -193,7 +193,9 @@ WRONG_CLASSIFYING += [
         ("protocol.validation_examples", "5", "5", "null"),
     )
 ]
-WRONG_CLASSIFYING += [("protocol.decoding.beams=4", "protocol.decoding=.* has no effect on task=glue/rte")]
+WRONG_CLASSIFYING += [
+    ("protocol.decoding.beams=4", "protocol.decoding.beams=4: task=glue/rte decodes nothing; leave it out")
+]
 WRONG_DESCRIBING = [
     ("task.subsets=[seen]", r"task.subsets=\[seen\] has no effect on task=e2e, which has only \[e2e\]; leave it out"),
     ("task.target=text", "task.target=text has no effect on task=e2e"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dual_lora import shipped
+from dual_lora import records, shipped
 from dual_lora.benchmarks import scaling_runs
 from tests import ROOT
 
@@ -62,7 +62,8 @@ def test_only_what_is_finished_is_not_started_again(status, starts, runs, tmp_pa
 
 
 def record(name: str, **more: Any) -> dict[str, Any]:
-    made = json.loads((ROOT / "results" / "records" / "018ac3b0ab826078.json").read_text())
+    made = records.read(ROOT / "results" / "records" / "018ac3b0ab826078.json")
+    assert made is not None
     return made | {"message": name} | more
 
 

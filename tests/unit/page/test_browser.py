@@ -256,7 +256,7 @@ def test_figures_of_a_study_have_their_points(page):
     inside = page.locator("section", has=page.get_by_role("heading", name="Inside the update"))
     for name in ("zeros in ReLU(BA) by step", "cosine with full fine-tuning by adapted layer, from the first on"):
         assert inside.get_by_role("img", name=name).count() == 1
-    assert inside.locator("figcaption").count() == 5
+    assert inside.locator("figcaption").count() == 6
 
 
 def test_figures_without_runs_are_listed_with_their_commands(browser, tmp_path: Path):
