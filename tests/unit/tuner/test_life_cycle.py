@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from dual_lora import DualLoraConfig, DualLoraLinear
 from dual_lora.tuner import registration
@@ -86,6 +89,8 @@ def test_auto_classes_load_base_and_adapter(tmp_path):
         assert torch.equal(logits(auto_class.from_pretrained(folder / "adapter", **settings).eval()), expected)
 
 
+# transformers 5.24 asks for a PEFT that is not published yet, of every method.
+@pytest.mark.skipif(Version(peft.__version__) < Version(MIN_PEFT_VERSION), reason="transformers wants a newer PEFT")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_transformers_load_adapter_gives_the_same_output(dtype, tmp_path):
     for name in ("llama", "gpt2"):
