@@ -139,7 +139,8 @@ def _swept(view: TableView, experiments: Mapping[str, Experiment]) -> Iterator[F
         asked = first.block.figure
         assert asked is not None
         panels = []
-        for column in sorted(first.block.columns, key=lambda column, wanted=asked.column: column.label != wanted):  # type: ignore[misc]
+        named = [column for column in first.block.columns if column.label == asked.column]
+        for column in [*named, *(column for column in first.block.columns if column not in named)]:
             name = column.label
             lines: dict[str, list[Point]] = defaultdict(list)
             for block in (block for block in blocks if name in block.columns):
