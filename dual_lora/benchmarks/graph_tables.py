@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dual_lora.report.grid import grid
+
 NAMES = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA", "full": "full fine-tuning"}
 TARGET = 1.10  # of Dual LoRA's step over LoRA's
 PAPERS = "LLaMA-7B, 16 x 112, dropout 0.05"  # the batch, and what the recipes train with
@@ -68,86 +70,72 @@ def _size(name: str) -> str:
 
 
 def _steps(steps: Mapping[str, Any]) -> str:
-    lines = [
-        "| size, tokens | method | without, ms | with graphs, ms | ratio | GPU busy, ms | step / busy | memory |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for size, rows in steps.items():
-        for method, row in rows.items():
+    headings = ["size, tokens", "method", "without, ms", "with graphs, ms", "ratio", "GPU busy, ms", "step / busy"]
+    rows = []
+    for size, methods in steps.items():
+        for method, row in methods.items():
             eager, graph = row["eager"], row["graph"]
             before, after, busy = eager["median_ms"], graph["median_ms"], row["busy_ms"]
             memory = graph["reserved_GiB"] / eager["reserved_GiB"]
             name = NAMES[method] + "¹" * (row.get("call") == 1)
-            lines.append(
-                f"| {_size(size)} | {name} | {before:.1f} | {after:.1f} | {before / after:.2f} | {busy:.1f} "
-                f"| {after / busy:.2f} | {memory:.3f} |"
-            )
-    lines += ["", "Memory: the most that the allocator kept, with graphs over without."]
-    return "\n".join([*lines, *["¹ of call 1"] * any("¹" in line for line in lines)])
+            times = [f"{before:.1f}", f"{after:.1f}", f"{before / after:.2f}", f"{busy:.1f}", f"{after / busy:.2f}"]
+            rows.append([_size(size), name, *times, f"{memory:.3f}"])
+    table = grid("llrrrrrr", [*headings, "memory"], rows)
+    note = "\n\nMemory: the most that the allocator kept, with graphs over without."
+    return f"{table}{note}" + ("\n¹ of call 1" if "¹" in table else "")
 
 
 def _kinds(steps: Mapping[str, Any]) -> list[str]:
     """Return what takes the time of graphed steps, where it was looked at."""
-    lines = [
-        "| size, tokens | method | GEMMs | build, reduction, packing | dropout | attention | the rest |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    first = len(lines)
-    for size, rows in steps.items():
-        for method, row in rows.items():
+    headings = ["size, tokens", "method", "GEMMs", "build, reduction, packing", "dropout", "attention", "the rest"]
+    rows = []
+    for size, methods in steps.items():
+        for method, row in methods.items():
             ms = dict(row.get("busy_ms_by_kind", {}))
             if ms:
                 own = sum(ms.pop(kind, 0.0) for kind in ("build", "reduce", "finish", "pack"))
                 parts = [ms.pop("GEMM"), own, ms.pop("dropout", 0.0), ms.pop("attention", 0.0)]
-                cells = " | ".join(f"{part:.1f}" if part else "–" for part in [*parts, sum(ms.values())])
-                lines.append(f"| {_size(size)} | {NAMES[method]} | {cells} |")
-    return ["### What the GPU does in a step with graphs, ms", "\n".join(lines)] if len(lines) > first else []
+                cells = [f"{part:.1f}" if part else "–" for part in [*parts, sum(ms.values())]]
+                rows.append([_size(size), NAMES[method], *cells])
+    return ["### What the GPU does in a step with graphs, ms", grid("llrrrrr", headings, rows)] if rows else []
 
 
 def _before(before: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
-    lines = [
-        f"Before: {before['code']}, in the same call.",
-        "",
-        "| size, tokens | without graphs, ms | with graphs, ms | GPU busy, ms | memory handed out, GiB |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    headings = ["size, tokens", "without graphs, ms", "with graphs, ms", "GPU busy, ms", "memory handed out, GiB"]
+    rows = []
     for size, row in before["steps"].items():
         now = steps[size]["dual_lora"]
         pairs = [(row[way]["median_ms"], now[way]["median_ms"]) for way in ("eager", "graph")]
         pairs.append((row["busy_ms"], now["busy_ms"]))
         cells = [f"{old:.1f} → {new:.1f}" for old, new in pairs]
         memory = f"{row['graph']['peak_GiB']:.1f} → {now['graph']['peak_GiB']:.1f}"
-        lines.append(f"| {_size(size)} | {' | '.join(cells)} | {memory} |")
-    return "\n".join(lines)
+        rows.append([_size(size), *cells, memory])
+    return f"Before: {before['code']}, in the same call.\n\n{grid('lrrrr', headings, rows)}"
 
 
 def _memory(sizes: Mapping[str, Any]) -> str:
-    lines = ["| size | method | handed out, GiB | kept, GiB | ratio |", "| --- | --- | ---: | ---: | ---: |"]
-    for size, rows in sizes.items():
-        for method, row in rows.items():
+    rows = []
+    for size, methods in sizes.items():
+        for method, row in methods.items():
             (handed, handed_graph), (kept, kept_graph) = row["peak_GiB"], row["reserved_GiB"]
-            lines.append(
-                f"| {size} | {NAMES[method]} | {handed:.2f} → {handed_graph:.2f} | {kept:.2f} → {kept_graph:.2f} "
-                f"| {kept_graph / kept:.3f} |"
-            )
-    return "\n".join(lines)
+            pairs = [f"{handed:.2f} → {handed_graph:.2f}", f"{kept:.2f} → {kept_graph:.2f}"]
+            rows.append([size, NAMES[method], *pairs, f"{kept_graph / kept:.3f}"])
+    return grid("llrrr", ["size", "method", "handed out, GiB", "kept, GiB", "ratio"], rows)
 
 
 def _runs(runs: Mapping[str, Any]) -> str:
-    lines = [
-        "| run | training, s | ratio | a later step, ms | ratio | losses |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
-    ]
+    rows = []
     for name, row in runs.items():
         before, after = row["eager_s"], row["graph_s"]
-        later = "– | –"
+        later = ["–", "–"]
         if row["step_s"]:
             first, second = row["step_s"]
-            later = f"{1e3 * first:.0f} → {1e3 * second:.0f} | {first / second:.2f}"
+            later = [f"{1e3 * first:.0f} → {1e3 * second:.0f}", f"{first / second:.2f}"]
         same = {True: "the same bits", False: "**differ**", None: "not compared"}[row["same_losses"]]
-        lines.append(f"| {name} | {before:.1f} → {after:.1f} | {before / after:.2f} | {later} | {same} |")
+        rows.append([name, f"{before:.1f} → {after:.1f}", f"{before / after:.2f}", *later, same])
+    table = grid("lrrrrl", ["run", "training, s", "ratio", "a later step, ms", "ratio", "losses"], rows)
     note = "A short training pays for its recordings: a shape is computed once, recorded once, and only then replayed. "
-    return "\n".join([*lines, "", f"{note}Later steps: the median from step 13 on."])
+    return f"{table}\n\n{note}Later steps: the median from step 13 on."
 
 
 def _bits(cases: Mapping[str, Any]) -> str:

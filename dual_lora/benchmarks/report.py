@@ -20,6 +20,7 @@ from dual_lora.benchmarks import export_tables, graph_tables, scaling_tables, st
 from dual_lora.config import ConfigError, legal_values
 from dual_lora.report import documents, drawing
 from dual_lora.report.figures import Figure, Panel, Point
+from dual_lora.report.grid import grid
 
 ROOT = shipped.home()
 RESULTS = ROOT / "results" / "benchmarks"
@@ -110,19 +111,19 @@ def target_rows(data: dict[str, Any]) -> Iterable[Target]:
 
 def targets_table(data: dict[str, Any]) -> str:
     """Every target with its verdict; a merged adapter has no code of its own, so its 1.00 allows 0.02 of noise."""
-    lines = ["| quantity | measured | target | |", "| --- | ---: | ---: | --- |"]
+    rows = []
     for name, measured, target in target_rows(data):
-        if measured is None:
-            lines.append(f"| {name} | not measured | ≤ {target:.2f} | |")
-        else:
+        found = ["not measured", f"≤ {target:.2f}", ""]
+        if measured is not None:
             met = measured <= target + (0.02 if " merged" in name and "not merged" not in name else 0.0)
-            lines.append(f"| {name} | {measured:.3f} | ≤ {target:.2f} | {'met' if met else '**missed**'} |")
-    return "\n".join(lines)
+            found = [f"{measured:.3f}", f"≤ {target:.2f}", "met" if met else "**missed**"]
+        rows.append([name, *found])
+    return grid("lrrl", ["quantity", "measured", "target", ""], rows)
 
 
 def steps_table(data: dict[str, Any]) -> str:
     """Median, quantiles and memory of every method and setting."""
-    lines = ["| step | method | ms (20–80 %) | GiB |", "| --- | --- | ---: | ---: |"]
+    rows = []
     parts = {
         "short": "LLaMA-7B, 16 × 112",
         "steps": "LLaMA-7B, 16 × 256",
@@ -137,41 +138,38 @@ def steps_table(data: dict[str, Any]) -> str:
             if row is None:
                 continue
             if "error" in row:
-                lines.append(f"| {title} | {label} | {row['error'].split(':')[0]} | |")
+                rows.append([title, label, row["error"].split(":")[0], ""])
                 continue
             spread = f"{row['median_ms']:.1f} ({row['p20_ms']:.1f}–{row['p80_ms']:.1f})"
-            lines.append(f"| {title} | {label} | {spread} | {row['peak_GiB']:.2f} |")
-    return "\n".join(lines)
+            rows.append([title, label, spread, f"{row['peak_GiB']:.2f}"])
+    return grid("llrr", ["step", "method", "ms (20–80 %)", "GiB"], rows)
 
 
-def alternatives_table(data: dict[str, Any], count: int = 4) -> str:
-    """The best tile sizes that were tried for each kernel."""
-    lines = [
-        "| kernel | rows × columns, warps, stages | row blocks, steps, programs | µs |",
-        "| --- | --- | --- | ---: |",
-    ]
-    for kernel, rows in data.get("tiles", {}).items():
-        for row in [r for r in rows if "median_ms" in r][:count]:
+def alternatives_table(data: dict[str, Any]) -> str:
+    """The four best tile sizes that were tried for each kernel."""
+    rows = []
+    for kernel, tried in data.get("tiles", {}).items():
+        for row in [r for r in tried if "median_ms" in r][:4]:
             tile = row["tile"]
             shape = f"{tile['rows']} × {tile['columns']}, {tile['warps']}, {tile['stages']}"
             walk = f"{tile['row_blocks']}, {tile['steps']}, {row['programs_per_multiprocessor'] or '–'}"
-            lines.append(f"| {kernel} | {shape} | {walk} | {1e3 * row['median_ms']:.0f} |")
-    return "\n".join(lines)
+            rows.append([kernel, shape, walk, f"{1e3 * row['median_ms']:.0f}"])
+    return grid("lllr", ["kernel", "rows × columns, warps, stages", "row blocks, steps, programs", "µs"], rows)
 
 
 def few_tokens_table(data: dict[str, Any]) -> str:
     """Microseconds of a few tokens by layer."""
-    lines = ["| layer | tokens | base µs | one kernel µs | build and GEMM µs |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = []
     for row in data.get("few_tokens", []):
-        times = " | ".join(f"{1e3 * row[k]['median_ms']:.0f}" for k in ("base", "one_kernel", "build_and_gemm"))
-        lines.append(f"| {row['layer']} {row['shape'][0]} × {row['shape'][1]} | {row['tokens']} | {times} |")
-    return "\n".join(lines)
+        times = [f"{1e3 * row[k]['median_ms']:.0f}" for k in ("base", "one_kernel", "build_and_gemm")]
+        rows.append([f"{row['layer']} {row['shape'][0]} × {row['shape'][1]}", row["tokens"], *times])
+    return grid("lrrrr", ["layer", "tokens", "base µs", "one kernel µs", "build and GEMM µs"], rows)
 
 
 def profile_table(data: dict[str, Any]) -> str:
     """GPU milliseconds of one Dual LoRA step by kind of kernel."""
     kinds = sorted(data.get("profile", {}).get("ms_by_kind", {}).items(), key=lambda item: -item[1])
-    return "\n".join(["| kernels | ms |", "| --- | ---: |", *(f"| {kind} | {ms:.1f} |" for kind, ms in kinds)])
+    return grid("lr", ["kernels", "ms"], [(kind, f"{ms:.1f}") for kind, ms in kinds])
 
 
 def growth_rows(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -181,16 +179,13 @@ def growth_rows(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 def growth_table(data: dict[str, Any]) -> str:
     """Milliseconds of one layer's forward and backward, measured and modelled."""
-    lines = [
-        "| varies | layer | rank | tokens | Dual LoRA | LoRA | floor | model: Dual LoRA, LoRA, floor |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    headings = ["varies", "layer", "rank", "tokens", "Dual LoRA", "LoRA", "floor", "model: Dual LoRA, LoRA, floor"]
+    rows = []
     for row in growth_rows(data):
-        times = " | ".join(f"{row[k]['median_ms']:.2f}" for k in ("dual_lora", "lora", "floor"))
+        times = [f"{row[k]['median_ms']:.2f}" for k in ("dual_lora", "lora", "floor")]
         model = ", ".join(f"{v:.2f}" for v in row.get("model_ms", {}).values()) or "–"
-        shape = f"{row['out']} × {row['in']}"
-        lines.append(f"| {row['axis']} | {shape} | {row['rank']} | {row['tokens']} | {times} | {model} |")
-    return "\n".join(lines)
+        rows.append([row["axis"], f"{row['out']} × {row['in']}", row["rank"], row["tokens"], *times, model])
+    return grid("llrrrrrr", headings, rows)
 
 
 def growth_figure(data: dict[str, Any]) -> Figure:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dual_lora.report.grid import grid
+
 METHODS = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA"}
 GROUPS = {
     "whole": "one GPU, batch at once",
@@ -32,10 +34,8 @@ def fsdp_section(data: dict[str, Any]) -> str:
     if not data:
         return "Not measured yet: `python run.py bench fsdp`."
     found, size = data["environment"], data["size"]
-    lines = [
-        "| method | processes | ms (20–80 %) | GiB | efficiency | losses of one process |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
-    ]
+    headings = ["method", "processes", "ms (20–80 %)", "GiB", "efficiency", "losses of one process"]
+    rows = []
     for row in data["rows"]:
         if row["kind"] == "in turn":
             continue
@@ -48,7 +48,7 @@ def fsdp_section(data: dict[str, Any]) -> str:
         if "first_other_loss" in row:
             other = row["first_other_loss"]
             same = "all, to the last bit" if other is None else f"until step {other}"
-        lines.append(f"| {label} | {processes} | {spread} | {memory} | {ratio} | {same} |")
+        rows.append([label, processes, spread, memory, ratio, same])
     title = f"### Shared weights: {data['gpus']} × {found['card']}"
     where = (
         f"PyTorch {found['torch']}, transformers {found['transformers']}. LLaMA-7B's dimensions, "
@@ -56,7 +56,7 @@ def fsdp_section(data: dict[str, Any]) -> str:
     )
     tried = [f"{what} {ms:.0f} ms" for what, ms in data.get("tried_lora_ms", {}).items()]
     also = [f"LoRA's step with other ways to gather: {'; '.join(tried)}."] if tried else []
-    return "\n\n".join([title, where, "\n".join(lines), *also])
+    return "\n\n".join([title, where, grid("llrrrl", headings, rows), *also])
 
 
 def _machine(parts: dict[str, Any]) -> str:
@@ -73,10 +73,8 @@ def _gib(sizes: list[float]) -> str:
 
 
 def _speed(part: dict[str, Any]) -> str:
-    lines = [
-        "| method | processes | tokens/s (20–80 %) | GiB of each process | efficiency |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
+    headings = ["method", "processes", "tokens/s (20–80 %)", "GiB of each process", "efficiency"]
+    rows = []
     for method, label in METHODS.items():
         for name, row in part.get(method, {}).items():
             processes = "one GPU" if name == "one" else f"{row['world_size']}, {GROUPS[name]}"
@@ -84,9 +82,9 @@ def _speed(part: dict[str, Any]) -> str:
             if len(row.get("medians", ())) > 1:
                 spread += f"; {len(row['medians'])} runs, {min(row['medians']):,.0f} to {max(row['medians']):,.0f}"
             ratio = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
-            lines.append(f"| {label} | {processes} | {spread} | {_gib(row['peak_GiB'])} | {ratio} |")
+            rows.append([label, processes, spread, _gib(row["peak_GiB"]), ratio])
     title = "LLaMA-7B's dimensions, micro-batches of 32 × 128 tokens in every process:"
-    return "\n\n".join([title, "\n".join(lines), *_verdict(part)])
+    return "\n\n".join([title, grid("llrrr", headings, rows), *_verdict(part)])
 
 
 def _verdict(part: dict[str, Any]) -> list[str]:
@@ -117,10 +115,8 @@ def _large(part: dict[str, Any]) -> str:
 
 
 def _same(part: dict[str, Any]) -> str:
-    lines = [
-        "| SmolLM2, against one GPU | largest difference of a loss | of the first ten | validation loss | bound | |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
-    ]
+    headings = ["SmolLM2, against one GPU", "largest difference of a loss", "of the first ten", "validation loss"]
+    rows = []
     for case, groups in part.items():
         for name in [name for name in GROUPS if isinstance(groups, dict) and name in groups]:
             row, (method, dtype) = groups[name], case.split(", ")
@@ -128,10 +124,10 @@ def _same(part: dict[str, Any]) -> str:
             # Not a group: it shows the effect of another order of the same sums, and the bound does not apply to it.
             bound, held = ("", "for comparison") if name == "whole" else (f"{row['bound']:.0e}", held)
             identity = "same identity" if row["same_identity"] else "**another identity**"
-            numbers = " | ".join(f"{row[key]:.1e}" for key in ("largest", "largest_of_first_ten", "validation"))
+            numbers = [f"{row[key]:.1e}" for key in ("largest", "largest_of_first_ten", "validation")]
             title = f"{METHODS[method]}, {dtype}, {GROUPS[name]}"
-            lines.append(f"| {title} | {numbers} | {bound} | {held}, {identity} |")
-    return "\n".join(lines)
+            rows.append([title, *numbers, bound, f"{held}, {identity}"])
+    return grid("lrrrrl", [*headings, "bound", ""], rows)
 
 
 def _killed(part: dict[str, Any]) -> str:

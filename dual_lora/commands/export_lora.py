@@ -17,6 +17,7 @@ from typing import Any
 from dual_lora.commands.merge import load_adapted, new_folder
 from dual_lora.commands.parser import Parser
 from dual_lora.config import ConfigError
+from dual_lora.report.grid import grid
 
 _LONGEST = 1024  # tokens of a text that are read
 
@@ -85,23 +86,15 @@ def _tokens(tokenizer: Any, text: str, device: str) -> dict[str, Any]:
 
 def _card(options: argparse.Namespace, texts: int, losses: dict[str, float]) -> str:
     how = f"for the layers' inputs on {(texts + 1) // 2} texts" if texts else "without texts (truncated SVD)"
-    lines = [
+    parts = [
         f"# LoRA of rank {options.rank}, projected from the Dual LoRA adapter {options.adapter.name}",
-        "",
         f"Projected {how}.",
     ]
     if losses:
         gained, kept = losses["base"] - losses["Dual LoRA"], losses["base"] - losses["LoRA"]
-        lines += [
-            "",
+        parts += [
             f"Mean loss a token on {texts // 2} other texts, in nats:",
-            "",
-            "| model | loss |",
-            "| --- | ---: |",
-        ]
-        lines += [f"| {name} | {losses[name]:.4f} |" for name in ("base", "Dual LoRA", "LoRA")]
-        lines += [
-            "",
+            grid("lr", ["model", "loss"], [(name, f"{losses[name]:.4f}") for name in ("base", "Dual LoRA", "LoRA")]),
             f"It keeps {kept / gained:.1%} of the gain." if gained > 0 else "The adapter gains nothing on these texts.",
         ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"

@@ -20,7 +20,7 @@ from dual_lora.config import legal_values
 from dual_lora.records.schema import Record
 from dual_lora.report import endpoint, escape, figures, neighbours, selection, stats
 from dual_lora.report.definition import Endpoint, Experiment
-from dual_lora.report.formats import pipes
+from dual_lora.report.grid import grid
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
 
 OURS = "dual_lora"
@@ -98,15 +98,16 @@ class Findings:
         spread = ["detectable"] if any(tested.detectable is not None for _, _, tested in compared) else []
         headings = [*(block.columns[place] for place in columns), "pairs", "p", "sign-flip p", *margin, *spread]
         yield from ("", f"{escape.markdown(block.heading)}; minus {escape.markdown(block.reference or '')}:", "")
-        yield pipes(["method", *map(escape.markdown, headings), "the endpoint says"])
-        yield pipes(["---", *["---:"] * len(headings), "---"])
+        rows = []
         for line, cell, tested in compared:
             found = [_difference(line.cells[place]) for place in columns]
             found += [str(tested.difference.n), _p(tested.p), _p(tested.sign_flip)]
             found += [_p(tested.p_equal) for _ in margin]
             found += ["" if tested.detectable is None else f"{tested.detectable:.{cell.decimals + 1}f}" for _ in spread]
             said = f"**{endpoint.words(tested, named)}**"
-            yield pipes([*map(escape.markdown, [line.method, *found]), said])
+            rows.append([*map(escape.markdown, [line.method, *found]), said])
+        named_columns = ["method", *map(escape.markdown, headings), "the endpoint says"]
+        yield grid(f"l{'r' * len(headings)}l", named_columns, rows)
         column = escape.markdown(named.column)
         yield from ("", f"Paired by seed, with 95 % intervals. p: t test of {column}, after Holm.")
         if margin:
@@ -168,8 +169,7 @@ class Findings:
             yield f"- {'; '.join(titles)}: not run: {'; '.join(f'`{command}`' for command in commands)}"
 
     def _costs(self) -> Iterator[str]:
-        yield pipes(["table", "runs", "GPU minutes", "on", "again with"])
-        yield pipes(["---", "---:", "---:", "---", "---"])
+        rows = []
         for view in self.views.values():
             records = _records(view.blocks)
             if not records:
@@ -181,7 +181,7 @@ class Findings:
                 for command in selection.to_do(self.experiments[name], self.experiments[name].runs())
             ]
             minutes = neighbours.gpu_minutes(records)
-            yield pipes(
+            rows.append(
                 [
                     self._link(view, escape.markdown(view.title)),
                     str(len(records)),
@@ -190,6 +190,7 @@ class Findings:
                     "<br>".join(f"`{command}`".replace("|", "\\|") for command in commands),
                 ]
             )
+        yield grid("lrrll", ["table", "runs", "GPU minutes", "on", "again with"], rows)
 
 
 def _compared(block: BlockView, named: Endpoint) -> list[Compared]:

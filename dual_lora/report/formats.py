@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dual_lora.report import endpoint, escape
+from dual_lora.report.grid import grid
 from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
 from dual_lora.report.stats import Estimate
 from dual_lora.report.terminal import FittedTable
@@ -67,14 +68,15 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
     marks: set[str] = set()
     for block, names in wanted:
         who = ["model", "method"] if len({line.model for line in block.lines}) > 1 else ["method"]
-        lines += [f"{escape.markdown(block.heading)}:", "", pipes([*who, *columns])]
-        lines += [pipes(["---"] * len(who) + ["---:"] * len(columns))]
+        rows = []
         for line in block.lines:
             shown = dict(zip(names, line_texts(line, block, _MARKDOWN)[3:], strict=True))
             named = [escape.markdown(word) for word in (line.model, line.method)][-len(who) :]
-            lines.append(pipes([*named, *(shown[column] for column in columns)]))
+            rows.append([*named, *(shown[column] for column in columns)])
             cells = dict(zip(block.columns, line.cells, strict=True))
             marks |= {mark for column in columns if column in cells for mark in cells[column].marks}
+        sides = "l" * len(who) + "r" * len(columns)
+        lines += [f"{escape.markdown(block.heading)}:", "", grid(sides, [*who, *columns], rows)]
         found = [f"- {escape.markdown(finding)}" for finding in block.findings]
         lines += ["", *found, ""] if found else [""]
     lines += (
@@ -141,9 +143,8 @@ def _digits(*numbers: float | None) -> list[str]:
 
 def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     headings = ["model", "method", "from", *block.columns, "n", "rates tried", *block.cost_columns]
-    rule = ["---"] * 3 + ["---:"] * (len(headings) - 3)
-    lines = [f"## {escape.markdown(block.heading)}", "", pipes(headings), pipes(rule)]
-    lines += [pipes(line_texts(line, block, _MARKDOWN)) for line in block.lines]
+    rows = [line_texts(line, block, _MARKDOWN) for line in block.lines]
+    lines = [f"## {escape.markdown(block.heading)}", "", grid("lll" + "r" * (len(headings) - 3), headings, rows)]
     took = f", {block.gpu_minutes:.1f} GPU minutes" if block.gpu_minutes else ""
     lines += ["", f"{block.legend} Done: {block.runs_done} of {block.runs_all} runs{took}.", ""]
     lines += _differences(block)
@@ -165,17 +166,14 @@ def _differences(block: BlockView) -> list[str]:
     shown = [line for line in block.lines if any(cell.difference for cell in line.cells)]
     if not shown:
         return []
-    lines = [
-        f"Difference from {escape.markdown(block.reference or '')}, with its 95 % interval from three pairs on:",
-        "",
-    ]
-    lines += [pipes(["model", "method", *block.columns]), pipes(["---"] * 2 + ["---:"] * len(block.columns))]
+    about = f"Difference from {escape.markdown(block.reference or '')}, with its 95 % interval from three pairs on:"
+    rows = []
     for line in shown:
         texts = [
             endpoint.with_interval(cell.difference, cell.decimals + 1) if cell.difference else "" for cell in line.cells
         ]
-        lines.append(pipes([escape.markdown(line.model), escape.markdown(line.method), *texts]))
-    return [*lines, ""]
+        rows.append([escape.markdown(line.model), escape.markdown(line.method), *texts])
+    return [about, "", grid("ll" + "r" * len(block.columns), ["model", "method", *block.columns], rows), ""]
 
 
 def line_texts(line: Line, block: BlockView, markup: Markup) -> list[str]:
@@ -200,11 +198,6 @@ def _cell(cell: Cell, markup: Markup) -> str:
 def _measured(block: BlockView) -> BlockView:
     lines = tuple(line for line in block.lines if line.source is None and not all(cell.empty for cell in line.cells))
     return BlockView(**{**vars(block), "lines": lines, "notes": (), "commands": ()})
-
-
-def pipes(cells: Sequence[str]) -> str:
-    """Return a row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 _MARKDOWN = Markup(
