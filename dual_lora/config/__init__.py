@@ -27,36 +27,18 @@ if TYPE_CHECKING:
         TaskConfig,
     )
 
-__all__ = [
-    "MNLI_STARTED",
-    "BaseConfig",
-    "ConfigError",
-    "DataConfig",
-    "DataError",
-    "DecodingConfig",
-    "Dimensions",
-    "LaunchConfig",
-    "MethodConfig",
-    "ModelConfig",
-    "ModelError",
-    "OptimizerConfig",
-    "ProfileConfig",
-    "ProtocolConfig",
-    "RecipeConfig",
-    "RunConfig",
-    "TaskConfig",
-    "legal_values",
-    "nearest",
-]
-
-
-_ELSEWHERE = {
-    "LaunchConfig": "launch_settings",
-    **dict.fromkeys(("BaseConfig", "DecodingConfig", "ProtocolConfig"), "protocol_settings"),
+_NAMES = {
+    "launch_settings": ("LaunchConfig",),
+    "protocol_settings": ("BaseConfig", "DecodingConfig", "ProtocolConfig"),
+    "schema": (
+        *("MNLI_STARTED", "DataConfig", "Dimensions", "MethodConfig", "ModelConfig", "OptimizerConfig"),
+        *("ProfileConfig", "RecipeConfig", "RunConfig", "TaskConfig"),
+    ),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'dual_lora.config' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"dual_lora.config.{_ELSEWHERE.get(name, 'schema')}"), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f"dual_lora.config.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'dual_lora.config' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")

@@ -4,15 +4,3 @@ from dual_lora.diagnostics.callback import DiagnosticsCallback, read_report
 from dual_lora.diagnostics.full_weights import full_fine_tuning
 from dual_lora.diagnostics.measures import agreement, numerical_rank, stable_rank
 from dual_lora.diagnostics.updates import adapted_layers, trained_layers, whole_update
-
-__all__ = [
-    "DiagnosticsCallback",
-    "adapted_layers",
-    "agreement",
-    "full_fine_tuning",
-    "numerical_rank",
-    "read_report",
-    "stable_rank",
-    "trained_layers",
-    "whole_update",
-]

@@ -58,7 +58,7 @@ def launch(configs: list[RunConfig]) -> int:
 
         forks.serve(configs)
     with uncollected():
-        from dual_lora.runs import lifecycle  # noqa: F401  all that a run imports
+        from dual_lora.runs import lifecycle  # all that a run imports
 
         prepared = prepare(configs)
     gc.freeze()  # no model yet: whatever is collected later is of one run

@@ -29,32 +29,8 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "Budget",
-    "apply",
-    "callbacks",
-    "check",
-    "check_ranks",
-    "check_settings",
-    "check_sharded",
-    "check_task",
-    "check_zero_stage",
-    "create_optimizer",
-    "export_merged",
-    "frozen_adapter_state",
-    "merged",
-    "peft_config",
-    "planned_parameters",
-    "resolved_init_std",
-    "trainable_parameters",
-    "trainable_state",
-    "load_trainable_state",
-    "stored_state",
-    "with_budget",
-]
-
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(importlib.import_module(f"dual_lora.methods.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'dual_lora.methods' has no attribute {name!r}; it has {', '.join(__all__)}")
+    raise AttributeError(f"module 'dual_lora.methods' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")

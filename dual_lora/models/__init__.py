@@ -20,31 +20,9 @@ if TYPE_CHECKING:
     from dual_lora.models.gpt2 import adapter_base_class, fuse_attention, split_attention
     from dual_lora.models.loading import Loaded, load
 
-__all__ = [
-    "LayerShape",
-    "Loaded",
-    "ModelError",
-    "adapted_layer_shapes",
-    "adapter_base_class",
-    "check_available",
-    "count_biases",
-    "count_parameters",
-    "fingerprint",
-    "fuse_attention",
-    "head_parameters",
-    "is_pretrained",
-    "load",
-    "resolve_dtype",
-    "split_attention",
-    "tokenizer_file",
-]
-
 _HEAVY = {
-    "load": "loading",
-    "Loaded": "loading",
-    "adapter_base_class": "gpt2",
-    "fuse_attention": "gpt2",
-    "split_attention": "gpt2",
+    **dict.fromkeys(("load", "Loaded"), "loading"),
+    **dict.fromkeys(("adapter_base_class", "fuse_attention", "split_attention"), "gpt2"),
 }
 
 
