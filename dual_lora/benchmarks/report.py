@@ -267,7 +267,7 @@ def run(options: argparse.Namespace) -> None:
 
     def render(name: str, columns: str | None) -> str:
         if name not in SECTIONS:
-            raise ValueError(f"benchmarks {name!r} do not exist{legal_values(name, list(SECTIONS))}")
+            raise ValueError(f"benchmarks {name!r} do not exist{legal_values(name, SECTIONS)}")
         return SECTIONS[name](data)
 
     stale = []

@@ -51,7 +51,7 @@ def main(words: list[str]) -> int:
 def parser_of(name: str) -> Parser:
     """Return the parser of a benchmark's options. Raises `ConfigError` for a name that is none."""
     if name not in NAMES:
-        raise ConfigError(f"unknown benchmark {name!r}{legal_values(name, list(NAMES))}")
+        raise ConfigError(f"unknown benchmark {name!r}{legal_values(name, NAMES)}")
     # Read, not imported: help would load torch.
     source = (shipped.PACKAGE / "benchmarks" / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     parser = Parser(f"bench {name}", ast.get_docstring(ast.parse(source)))

@@ -56,7 +56,7 @@ def one_of(*legal: str) -> Callable[[str], str]:
 
     def check(word: str) -> str:
         if word not in legal:
-            raise argparse.ArgumentTypeError(f"{word!r}{legal_values(word, list(legal))}")
+            raise argparse.ArgumentTypeError(f"{word!r}{legal_values(word, legal)}")
         return word
 
     return check

@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
         print("\n".join(f"  {name:<24} {meaning}" for name, meaning in COMMANDS.items()))
         return 0
     if "=" not in words[0] and not words[0].startswith(("-", "~")):
-        raise ConfigError(f"unknown command {words[0]!r}{legal_values(words[0], list(COMMANDS))}")
+        raise ConfigError(f"unknown command {words[0]!r}{legal_values(words[0], COMMANDS)}")
     configs = compose(words)
     if not configs:  # --cfg and the like, which print
         return 0

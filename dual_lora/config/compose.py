@@ -272,7 +272,7 @@ def _explain(error: BaseException) -> str:
     if key is not None and hasattr(parent, "keys"):
         legal = sorted(str(name) for name in parent)
         full = getattr(cause, "full_key", None) or key
-        return f"unknown setting {full!r}{legal_values(str(key), legal)}"
+        return f"unknown setting {full!r}{legal_values(key, legal)}"
     if "Could not find" in text and "group" in text.lower():
         return f"{text.splitlines()[0]} Groups: {', '.join(GROUPS)}"
     return text if cause is None else f"{text}: {cause}".splitlines()[0]

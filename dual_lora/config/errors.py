@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -17,12 +18,13 @@ class DataError(ValueError):
     """Data that cannot be used; the message names file, line or item, field and the fix."""
 
 
-def nearest(word: str, legal: list[str]) -> str:
+def nearest(word: object, legal: Iterable[str]) -> str:
     """Return "; did you mean 'X'?" for the closest legal word, or an empty string."""
-    close = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), list(legal), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def legal_values(word: str, legal: list[str]) -> str:
+def legal_values(word: object, legal: Iterable[str]) -> str:
     """Return the end of an error message: "; did you mean 'X'? Legal: X, Y, Z", or ". Legal: X, Y, Z"."""
+    legal = list(legal)
     return f"{nearest(word, legal) or '.'} Legal: {', '.join(legal)}"

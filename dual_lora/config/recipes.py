@@ -189,7 +189,7 @@ class _Table:
     def _known(self, where: str, word: str, legal: Iterable[str], what: str) -> str:
         if word not in legal:
             key = f" {where}:" if where else ""
-            raise ConfigError(f"{self.file}:{key} unknown {what} {word!r}{legal_values(str(word), list(legal))}")
+            raise ConfigError(f"{self.file}:{key} unknown {what} {word!r}{legal_values(word, legal)}")
         return word
 
     def _mapping(

@@ -184,7 +184,7 @@ def _check_optimizer(method: MethodConfig) -> None:
     for name in optimizer.settings:
         if name not in legal:
             raise ConfigError(
-                f"{optimizer.name} has no setting method.optimizer.settings.{name}{legal_values(name, list(legal))}"
+                f"{optimizer.name} has no setting method.optimizer.settings.{name}{legal_values(name, legal)}"
             )
     rate = optimizer.settings.get("direction_rate")
     if rate is not None and method.config_class != "dual_lora.DualLoraConfig":

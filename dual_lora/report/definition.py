@@ -9,7 +9,7 @@ table; its `blocks` are names of experiment files (its own among them, in the or
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime
 from functools import cached_property
@@ -195,17 +195,13 @@ def read_all(folder: Path) -> dict[str, Experiment]:
     experiments = {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
     for name, experiment in experiments.items():
         for other in (*experiment.block.blocks, *experiment.block.trials):
-            if other not in experiments:
-                raise DefinitionError(
-                    f"{folder / name}.yaml: block {other!r} does not exist{legal_values(other, list(experiments))}"
-                )
+            _known(f"{folder / name}.yaml: block {other!r} does not exist", other, experiments)
     return experiments
 
 
 def named(experiments: Mapping[str, Experiment], name: str) -> Experiment:
     """Return the experiment of that name. Raises `DefinitionError`."""
-    if name not in experiments:
-        raise DefinitionError(f"experiment {name!r} does not exist{legal_values(name, list(experiments))}")
+    _known(f"experiment {name!r} does not exist", name, experiments)
     return experiments[name]
 
 
@@ -216,6 +212,12 @@ def tables(experiments: Mapping[str, Experiment]) -> dict[str, list[Experiment]]
         for name, experiment in experiments.items()
         if experiment.block.title
     }
+
+
+def _known(message: str, word: str, legal: Iterable[str]) -> None:
+    """Raise `DefinitionError`, with the legal words, for one that is none of them."""
+    if word not in legal:
+        raise DefinitionError(f"{message}{legal_values(word, legal)}")
 
 
 def _choices(path: Path, key: str, value: Any) -> tuple[str, ...]:
@@ -248,14 +250,10 @@ def _check(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block) -> No
     for column in block.columns:
         if not column.average and column.task is None and len(sweep["task"]) > 1:
             raise DefinitionError(f"{path}: column {column.label!r} needs a task: {', '.join(sweep['task'])}")
-        if column.task is not None and column.task not in sweep["task"]:
-            legal = list(sweep["task"])
-            raise DefinitionError(
-                f"{path}: column {column.label!r}: task {column.task!r}{legal_values(column.task, legal)}"
-            )
-    if block.reference is not None and block.reference not in sweep["method"]:
-        legal = list(sweep["method"])
-        raise DefinitionError(f"{path}: table.reference={block.reference!r}{legal_values(block.reference, legal)}")
+        if column.task is not None:
+            _known(f"{path}: column {column.label!r}: task {column.task!r}", column.task, sweep["task"])
+    if block.reference is not None:
+        _known(f"{path}: table.reference={block.reference!r}", block.reference, sweep["method"])
     _check_endpoint(path, sweep, block, labels)
     if block.figure is not None and (block.figure.x not in sweep or block.figure.column not in labels):
         raise DefinitionError(f"{path}: table.figure: x must be a setting of the sweep, column one of {labels}")
@@ -269,9 +267,8 @@ def _check_trend(
     if trend.over not in sweep or trend.column not in labels:
         raise DefinitionError(f"{path}: table.trend: over must be a setting of the sweep, column one of {labels}")
     against = trend.against if trend.of == "best rate" else block.reference
-    if against is not None and against not in sweep["method"]:
-        legal = list(sweep["method"])
-        raise DefinitionError(f"{path}: table.trend: against={against!r}{legal_values(against, legal)}")
+    if against is not None:
+        _known(f"{path}: table.trend: against={against!r}", against, sweep["method"])
     if trend.of == "difference" and against is None:
         raise DefinitionError(f"{path}: table.trend: a difference is from table.reference; name that method")
 
@@ -290,13 +287,10 @@ def _check_endpoint(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Blo
     column, margin = block.endpoint.column, block.endpoint.margin
     if block.endpoint.named.tzinfo is None:
         raise DefinitionError(f"{path}: table.endpoint.named={block.endpoint.named}: add the time zone, as in +00:00")
-    if column not in labels:
-        raise DefinitionError(f"{path}: table.endpoint.column={column!r}{legal_values(column, labels)}")
+    _known(f"{path}: table.endpoint.column={column!r}", column, labels)
     if margin is not None and margin <= 0:
         raise DefinitionError(f"{path}: table.endpoint.margin={margin}: a positive number in the column's unit")
     for method in block.endpoint.blocked or ():
-        if method not in sweep["method"]:
-            legal = list(sweep["method"])
-            raise DefinitionError(f"{path}: table.endpoint.blocked: {method!r}{legal_values(method, legal)}")
+        _known(f"{path}: table.endpoint.blocked: {method!r}", method, sweep["method"])
     if block.endpoint.blocked is not None and block.reference not in block.endpoint.blocked:
         raise DefinitionError(f"{path}: table.endpoint.blocked lacks the reference {block.reference!r}")

@@ -61,7 +61,7 @@ def fill_tables(text: str, tables: Mapping[str, TableView], where: str) -> str:
 
     def render(name: str, columns: str | None) -> str:
         if name not in tables:
-            raise ValueError(f"table {name!r} does not exist{legal_values(name, list(tables))}")
+            raise ValueError(f"table {name!r} does not exist{legal_values(name, tables)}")
         if columns:
             return formats.excerpt(tables[name], [word.strip() for word in columns.split(",")])
         body = formats.markdown(tables[name], measured_only=True, heading=False)

@@ -78,7 +78,7 @@ class Workspace:
         tables = definition.tables(self.experiments())
         for name in only:
             if name not in tables:
-                raise definition.DefinitionError(f"table {name!r} does not exist{legal_values(name, list(tables))}")
+                raise definition.DefinitionError(f"table {name!r} does not exist{legal_values(name, tables)}")
         return {name: blocks for name, blocks in tables.items() if not only or name in only}
 
     def all_records(self) -> list[Record]:

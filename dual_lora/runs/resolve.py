@@ -167,9 +167,7 @@ def check_headline(task: Task, config: RunConfig) -> None:
     """Refuse a headline that the run would not measure, and find that out before it trains. Raises `ConfigError`."""
     for name, asked in [("headline", config.task.headline), *(("metrics", metric) for metric in config.task.metrics)]:
         if asked not in task.metrics:
-            raise ConfigError(
-                f"task.{name}: {task.name} does not measure {asked!r}{legal_values(asked, [*task.metrics])}"
-            )
+            raise ConfigError(f"task.{name}: {task.name} does not measure {asked!r}{legal_values(asked, task.metrics)}")
     protocol, trains = config.protocol, config.method.trains != "nothing"
     checkpoints = {"last": True, "best_loss": config.profile.validation_examples != 0}
     if task.head.kind == "classification":

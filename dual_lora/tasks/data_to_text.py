@@ -224,7 +224,7 @@ def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]
     chosen = config.task.metrics or tuple(metrics)
     for metric in chosen:
         if metric not in metrics:
-            raise ConfigError(f"task.metrics: unknown metric {metric!r}{legal_values(metric, list(metrics))}")
+            raise ConfigError(f"task.metrics: unknown metric {metric!r}{legal_values(metric, metrics)}")
     if "METEOR" in chosen and not java.available():
         rest = ",".join(metric for metric in chosen if metric != "METEOR")
         raise ConfigError(

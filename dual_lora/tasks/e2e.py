@@ -67,7 +67,7 @@ def build(config: RunConfig) -> DataToText:
     """Return the task. Raises `ConfigError` for an unknown form or metric, and for METEOR without Java."""
     form = config.protocol.reference_form
     if form not in FORMS:
-        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(str(form), list(FORMS))}")
+        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(form, FORMS)}")
     source = config.data.source
     root = data_root(config)
     notes = []
@@ -187,7 +187,7 @@ def linearise(mr: str) -> str:
             raise ValueError(f"malformed MR {mr!r:.100}: {attribute!r} is not attribute[value]")
         key, value = found[1].strip(), found[2].strip()
         if key not in _ATTRIBUTES:
-            raise ValueError(f"malformed MR: unknown attribute {key!r}{legal_values(key, list(_ATTRIBUTES))}")
+            raise ValueError(f"malformed MR: unknown attribute {key!r}{legal_values(key, _ATTRIBUTES)}")
         value = re.sub(r"£(?=\d)", "£ ", value)
         parts.append(f"{_ATTRIBUTES[key]} : {re.sub(r'(?<=[0-9])-(?=[0-9])', ' - ', value)}")
     return " | ".join(parts)

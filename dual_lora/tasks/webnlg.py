@@ -61,7 +61,7 @@ def checked_form(config: RunConfig) -> nlg.Form:
         raise ConfigError(f"data.source=sample: {config.task.name} has no sample; use hub or local, or task=e2e")
     form = config.protocol.reference_form
     if form not in FORMS:
-        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(str(form), list(FORMS))}")
+        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(form, FORMS)}")
     return cast(nlg.Form, form)
 
 

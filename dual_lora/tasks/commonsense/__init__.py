@@ -57,7 +57,7 @@ class Commonsense(Task):
         for kind, values, legal in (("subsets", task.subsets, SUBSETS), ("scorings", self.scorings, SCORINGS)):
             for value in values:
                 if value not in legal:
-                    raise ConfigError(f"task.{kind}={value!r} does not exist{legal_values(value, list(legal))}")
+                    raise ConfigError(f"task.{kind}={value!r} does not exist{legal_values(value, legal)}")
             if not values:
                 raise ConfigError(f"task.{kind} is empty; name at least one of {', '.join(legal)}")
         self.metrics = ("accuracy", "accuracy_normalised") if self.scorings[0] == "cloze" else ("accuracy",)

@@ -63,7 +63,7 @@ def read(task: str, reply: str) -> str | None:
     Raises `ValueError` for a task that is not one of the eight.
     """
     if task not in PATTERNS:
-        raise ValueError(f"unknown task {task!r}{legal_values(task, list(PATTERNS))}")
+        raise ValueError(f"unknown task {task!r}{legal_values(task, PATTERNS)}")
     found = re.search(PATTERNS[task], reply)
     return found[0] if found else None
 

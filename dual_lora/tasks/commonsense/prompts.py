@@ -37,5 +37,5 @@ PROMPTS = {
 def prompt(name: str, instruction: str, *, training: bool) -> str:
     """Return the text before the answer."""
     if name not in PROMPTS:
-        raise ConfigError(f"protocol.prompt={name!r} is not a commonsense prompt{legal_values(name, list(PROMPTS))}")
+        raise ConfigError(f"protocol.prompt={name!r} is not a commonsense prompt{legal_values(name, PROMPTS)}")
     return PROMPTS[name][0 if training else 1](instruction)

@@ -45,7 +45,7 @@ def build(config: RunConfig) -> Glue:
     name = config.task.name.removeprefix("glue/")
     if name not in SPECS:
         legal = ", ".join(f"glue/{known}" for known in SPECS)
-        raise ConfigError(f"task.name={config.task.name!r}: legal are {legal}{nearest(name, list(SPECS))}")
+        raise ConfigError(f"task.name={config.task.name!r}: legal are {legal}{nearest(name, SPECS)}")
     folder = None
     if config.data.source == "sample":
         folder = SAMPLE / SPECS[name].folder
