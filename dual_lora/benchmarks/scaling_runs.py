@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from dual_lora import shipped
-from dual_lora.records import write_text
+from dual_lora.records import read_steps, write_text
 
 DONE = "finished"
 PATIENCE = 900.0  # seconds until a run that shows nothing is given up
@@ -87,14 +87,7 @@ class Run:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the whole curve: losses of every step, tokens and seconds between logs; empty before the first."""
-        found = []
-        for path in (self.folder / "runs").glob("*/curves.jsonl"):
-            for text in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    found.append(json.loads(text))
-                except ValueError:  # being written
-                    break
-        return found
+        return [entry for path in (self.folder / "runs").glob("*/curves.jsonl") for entry in read_steps(path)]
 
     def losses(self) -> list[float]:
         """Return the loss of every step."""

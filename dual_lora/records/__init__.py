@@ -12,6 +12,7 @@ from dual_lora.records.storage import (
     dumps,
     file_sha256,
     read_json,
+    read_steps,
     replacing,
     set_aside,
     write_json,

@@ -94,6 +94,16 @@ def read_json(path: Path, parse: Callable[[Any], Value], fix: str = "") -> Value
         return None
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a run's `curves.jsonl` before the first that cannot be read: it was being written."""
+    entries = []
+    with suppress(OSError, *UNREADABLE):
+        for text in path.read_text(encoding="utf-8").split("\n"):
+            entry = json.loads(text)
+            entries.append({**entry, "step": int(entry["step"])})
+    return entries
+
+
 def set_aside(path: Path) -> None:
     """Rename a damaged file or folder to `damaged-NAME.NUMBER`, the first that is free."""
     number = 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from dual_lora.records import read_steps
 from dual_lora.records.schema import Record
 from dual_lora.report.progress import OPEN, Progress
 from dual_lora.report.terminal import FittedTable
@@ -134,7 +135,7 @@ def look(chosen: Sequence[Chosen], records: Iterable[Record], results: Path) -> 
 
 
 def _running(run: Chosen, finished: Sequence[Record], folder: Path) -> Running:
-    lines = list(_lines(folder / "curves.jsonl"))
+    lines = read_steps(folder / "curves.jsonl")
     steps = _planned(folder / "planned.json")
     trained = [line for line in lines if line.get("losses")]
     step = int(trained[-1]["step"]) if trained else 0
@@ -173,20 +174,6 @@ def _planned(path: Path) -> int | None:
         return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # of an older run, or being written
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return
-    for line in text.split("\n"):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # cut off: it is being written
-        if isinstance(values, dict) and "step" in values:
-            yield values
 
 
 def _clock(seconds: float | None) -> str:

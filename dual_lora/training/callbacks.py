@@ -7,7 +7,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dual_lora.config import ConfigError
 from dual_lora.distributed import processes
-from dual_lora.records import UNREADABLE, read_json, replacing, write_json, write_text
+from dual_lora.records import read_json, read_steps, replacing, write_json, write_text
 
 # A loss that has grown to this many times its start (plus one) will not come back.
 _EXPLODED = 4.0
@@ -54,7 +53,7 @@ class Curves(TrainerCallback):
         lines = []
         if checkpoint is not None:
             kept = checkpoint / self.path.name  # an older version wrote none
-            lines = [line for line in _lines(kept if kept.exists() else self.path) if line["step"] <= step]
+            lines = [line for line in read_steps(kept if kept.exists() else self.path) if line["step"] <= step]
             if sum(len(line.get("losses", ())) for line in lines) != step:
                 raise ConfigError(
                     f"{self.path} lacks losses of steps before {step}, where training continues; move "
@@ -206,16 +205,6 @@ class Curves(TrainerCallback):
                 if value is not None and (not curve or curve[-1][0] != line["step"]):
                     curve.append([line["step"], _round(value)])
         return curves
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the entries before the first that cannot be read: the one that was written when the process died."""
-    entries = []
-    with suppress(OSError, *UNREADABLE):
-        for text in path.read_text(encoding="utf-8").split("\n"):
-            entry = json.loads(text)
-            entries.append({**entry, "step": int(entry["step"])})
-    return entries
 
 
 def _write(path: Path, lines: list[dict[str, Any]]) -> None:
