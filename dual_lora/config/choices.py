@@ -27,9 +27,9 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mis
         return dict(super().construct_mapping(node, deep=deep))
 
 
-def options(group: str, root: Path = CONFIGS) -> list[str]:
+def options(group: str) -> list[str]:
     """Return the legal values of a config group, nested ones as `glue/cola`."""
-    folder = root / group
+    folder = CONFIGS / group
     if not folder.is_dir():
         return []
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml"))]

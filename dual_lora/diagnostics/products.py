@@ -15,16 +15,16 @@ ADAPTER = "default"
 
 
 @torch.no_grad()
-def products(layer: DualLoraLinear, adapter: str = ADAPTER) -> tuple[Tensor, Tensor]:
+def products(layer: DualLoraLinear) -> tuple[Tensor, Tensor]:
     """Return M = B A and P = D C, float32 (out, in)."""
-    a, b, c, d = (factor.float() for factor in layer.factors(adapter))
+    a, b, c, d = (factor.float() for factor in layer.factors(ADAPTER))
     return b @ a, d @ c
 
 
 @torch.no_grad()
-def product_measures(layer: DualLoraLinear, adapter: str = ADAPTER) -> dict[str, float]:
+def product_measures(layer: DualLoraLinear) -> dict[str, float]:
     """Return the share of zeros in ReLU(M), the share of +1 among the signs of P, and max |P|."""
-    magnitude, direction = products(layer, adapter)
+    magnitude, direction = products(layer)
     return {
         "zero_share": float((magnitude <= 0).float().mean()),
         "positive_share": float((direction > 0).float().mean()),
@@ -33,9 +33,9 @@ def product_measures(layer: DualLoraLinear, adapter: str = ADAPTER) -> dict[str,
 
 
 @torch.no_grad()
-def signs(layer: DualLoraLinear, adapter: str = ADAPTER) -> Tensor:
+def signs(layer: DualLoraLinear) -> Tensor:
     """Return Sign(P) > 0 as one bit per entry, on the host (uint8, ⌈out·in/8⌉): a 7B model's fit in half a GiB."""
-    flat = (products(layer, adapter)[1] > 0).flatten()
+    flat = (products(layer)[1] > 0).flatten()
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
     bits = 2 ** torch.arange(8, device=flat.device, dtype=torch.uint8)
     return (padded * bits).sum(dim=1, dtype=torch.uint8).cpu()
@@ -49,34 +49,34 @@ def flipped_share(before: Tensor, after: Tensor, entries: int) -> float:
 
 
 @torch.no_grad()
-def untrained_update(layer: DualLoraLinear, generator: torch.Generator, adapter: str = ADAPTER) -> Tensor:
+def untrained_update(layer: DualLoraLinear, generator: torch.Generator) -> Tensor:
     """Return the update of fresh Gaussian factors of the layer's ranks, σ, activations and scale: the rank control.
 
     `subtract_start` is left out, since that update is 0 before training.
     """
-    spec, sigma = layer.spec[adapter], layer.init_std[adapter] or 1.0
+    spec, sigma = layer.spec[ADAPTER], layer.init_std[ADAPTER] or 1.0
     factors = [
-        sigma * torch.randn(factor.shape, generator=generator).to(factor.device) for factor in layer.factors(adapter)
+        sigma * torch.randn(factor.shape, generator=generator).to(factor.device) for factor in layer.factors(ADAPTER)
     ]
     return delta_weight(
         factors[0],
         factors[1],
         factors[2],
         factors[3],
-        layer.scaling[adapter],
+        layer.scaling[ADAPTER],
         magnitude_activation=spec.magnitude_activation,
         direction_activation=spec.direction_activation,
     )
 
 
-def copied_factors(layer: DualLoraLinear, adapter: str = ADAPTER) -> Factors:
+def copied_factors(layer: DualLoraLinear) -> Factors:
     """Return (A, B, C, D) as they are now."""
-    a, b, c, d = (factor.detach().clone() for factor in layer.factors(adapter))
+    a, b, c, d = (factor.detach().clone() for factor in layer.factors(ADAPTER))
     return a, b, c, d
 
 
 @torch.no_grad()
-def step_parts(before: Factors, layer: DualLoraLinear, adapter: str = ADAPTER) -> tuple[Tensor, Tensor]:
+def step_parts(before: Factors, layer: DualLoraLinear) -> tuple[Tensor, Tensor]:
     """Split the change of ΔW (at w = 1) since `before` into what the magnitudes did and what the directions did.
 
     With U V of before and U' V' of now: s₀ (U' - U) ⊙ (V + V')/2 and s₀ (U + U')/2 ⊙ (V' - V), whose sum is the change.
@@ -85,8 +85,8 @@ def step_parts(before: Factors, layer: DualLoraLinear, adapter: str = ADAPTER) -
 
     Returns: the two parts, float32 (out, in).
     """
-    (a, b, c, d), (a1, b1, c1, d1) = before, layer.factors(adapter)
-    now = layer.update(adapter)._replace(scaling=layer.scaling[adapter])
+    (a, b, c, d), (a1, b1, c1, d1) = before, layer.factors(ADAPTER)
+    now = layer.update(ADAPTER)._replace(scaling=layer.scaling[ADAPTER])
     old, new = form_update(now._replace(factors=(a, b, c, d))), form_update(now)
     new_magnitude = form_update(now._replace(factors=(a1, b1, c, d)))
     new_direction = form_update(now._replace(factors=(a, b, c1, d1)))
@@ -111,9 +111,9 @@ class ClipWatch:
     `gradient` is G of all its backward calls, float32 (out, in), if asked for; else None.
     """
 
-    def __init__(self, layer: DualLoraLinear, adapter: str = ADAPTER, *, keep_gradient: bool = False) -> None:
-        self.layer, self.adapter = layer, adapter
-        shape, device = (layer.out_features, layer.in_features), layer.factors(adapter)[0].device
+    def __init__(self, layer: DualLoraLinear, *, keep_gradient: bool = False) -> None:
+        self.layer = layer
+        shape, device = (layer.out_features, layer.in_features), layer.factors(ADAPTER)[0].device
         self.gradient = torch.zeros(shape, device=device) if keep_gradient else None
         self.clipped = 0
         self.entries = 0
@@ -137,10 +137,10 @@ class ClipWatch:
         weight_gradient = gradient.flatten(0, -2).float().T @ x
         if self.gradient is not None:
             self.gradient += weight_gradient
-        magnitude, _ = products(self.layer, self.adapter)
-        if self.layer.spec[self.adapter].magnitude_activation != "identity":
+        magnitude, _ = products(self.layer)
+        if self.layer.spec[ADAPTER].magnitude_activation != "identity":
             magnitude = magnitude.relu()
-        q = (self.layer.delta_warmup * self.layer.scaling[self.adapter] * weight_gradient * magnitude).abs()
+        q = (self.layer.delta_warmup * self.layer.scaling[ADAPTER] * weight_gradient * magnitude).abs()
         self.clipped += int((q > 1).sum())
         self.entries += q.numel()
         self.largest = max(self.largest, float(q.max()))

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -34,7 +34,7 @@ from dual_lora.config import ConfigError
 from dual_lora.distributed.ordered_reduce import ordered_all_reduce, ordered_reduce_scatter, squared_norm
 
 
-def shard(model: PreTrainedModel, device: str, mesh: DeviceMesh | None = None) -> None:
+def shard(model: PreTrainedModel, device: str) -> None:
     """Split the weights of a loaded model over the processes, in place, along the rows of each tensor.
 
     Blocks, embeddings, the output layer and what else the stack of blocks has are one unit each: gathered for a forward
@@ -50,7 +50,7 @@ def shard(model: PreTrainedModel, device: str, mesh: DeviceMesh | None = None) -
                 f"launch=fsdp splits floating-point weights, and {name} is {parameter.dtype} (a quantized base); use "
                 "launch=torchrun, or an unquantized checkpoint"
             )
-    mesh = mesh or init_device_mesh(device, (dist.get_world_size(),))
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
     stack, embeddings, output = model.base_model, model.get_input_embeddings(), model.get_output_embeddings()
     tied = output is not None and output.weight is embeddings.weight
     for block in _blocks(model):

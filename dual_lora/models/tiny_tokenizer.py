@@ -46,7 +46,6 @@ class _Manner:
     roles: dict[str, str]
     single: str
     pair: str
-    cls: str | None = None
 
     @property
     def special(self) -> list[str]:

@@ -82,7 +82,6 @@ class Line:
     cells: tuple[Cell, ...]
     source: int | None = None  # None: measured here
     marks: str = ""
-    trainable: str = ""
     n: str = ""
     trials: str = ""
     cost: tuple[str, ...] = ()

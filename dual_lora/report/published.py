@@ -51,11 +51,6 @@ def differences(folder: Path, names: Iterable[str]) -> list[Published]:
     return [row for name in names for row in read(folder, name) if row.metric == "delta_points"]
 
 
-def sources(rows: Iterable[Published]) -> list[str]:
-    """Return each source once, in the order of the rows."""
-    return list(dict.fromkeys(row.source for row in rows))
-
-
 def _row(line: dict[str, str], where: str) -> Published:
     try:
         value = float(line["value"])
