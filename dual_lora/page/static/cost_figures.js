@@ -6,14 +6,14 @@ function costSection(measured) {
       block.rows.some((row) => row.cells.some((cell) => cell.diff)),
   );
   if (!places.length) return null;
-  let { block } = d3.greatest(places, (one) => one.block.done),
-    column = focusOf(block),
-    cost = "trainable parameters";
+  const shown = mostDone(places);
+  let cost = "trainable parameters";
   const held = h("div", {});
   function fill() {
+    const { block, column } = shown;
     const costs = [...new Set(block.rows.flatMap((row) => Object.keys(row.totals || {})))];
     if (!costs.includes(cost)) cost = costs[0];
-    const shown = block.columns[column];
+    const score = block.columns[column];
     const points = block.rows
       .filter((row) => row.totals && row.totals[cost] && row.cells[column].v !== null)
       .map((row) => {
@@ -25,7 +25,7 @@ function costSection(measured) {
           y: cell.v,
           low: cell.v - (cell.sd || 0),
           high: cell.v + (cell.sd || 0),
-          text: cell.sd === undefined ? "" : ` ± ${fixed(cell.sd, shown.decimals)}`,
+          text: cell.sd === undefined ? "" : ` ± ${fixed(cell.sd, score.decimals)}`,
         };
       });
     const methods = [...new Set(points.map((point) => point.method))];
@@ -34,25 +34,7 @@ function costSection(measured) {
       h(
         "div",
         { class: "filters" },
-        chooser(
-          "of",
-          places.map((one, k) => [String(k), one.block.heading.replace(/ \[.*/, "")]),
-          String(places.findIndex((one) => one.block === block)),
-          (k) => {
-            block = places[+k].block;
-            column = focusOf(block);
-            fill();
-          },
-        ),
-        chooser(
-          "score",
-          block.columns.map((one, k) => [String(k), one.label]),
-          String(column),
-          (k) => {
-            column = +k;
-            fill();
-          },
-        ),
+        blockAndScore(places, shown, fill),
         chooser(
           "against",
           costs.map((one) => [one, one]),
@@ -64,7 +46,7 @@ function costSection(measured) {
         ),
       ),
       plotted(
-        `${shown.label} against ${cost}${shown.better === "lower" ? " (lower is better)" : ""}`,
+        `${score.label} against ${cost}${score.better === "lower" ? " (lower is better)" : ""}`,
         {
           x: {
             type: wide ? "log" : "linear",
@@ -76,9 +58,9 @@ function costSection(measured) {
             insetLeft: 14,
             insetRight: 14,
           },
-          y: { label: shown.label, grid: true, nice: true },
+          y: { label: score.label, grid: true, nice: true },
           marks: [
-            Plot.lineY(frontier(points, cost === "tokens a second", shown.better), {
+            Plot.lineY(frontier(points, cost === "tokens a second", score.better), {
               x: "x",
               y: "y",
               curve: "step-after",
@@ -103,7 +85,7 @@ function costSection(measured) {
                 x: "x",
                 y: "y",
                 title: (point) =>
-                  `${point.row}\n${shown.label} ${fixed(point.y, shown.decimals)}${point.text}\n${cost} ${general(point.x)}`,
+                  `${point.row}\n${score.label} ${fixed(point.y, score.decimals)}${point.text}\n${cost} ${general(point.x)}`,
               }),
             ),
           ],

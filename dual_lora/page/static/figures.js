@@ -24,6 +24,37 @@ function figuresView() {
   ];
 }
 
+// Which block a figure shows first, and which of its scores.
+function mostDone(places) {
+  const { block } = d3.greatest(places, (one) => one.block.done);
+  return { block, column: focusOf(block) };
+}
+
+// The choosers of both, which change `shown`; of the scores only those that `has` something to show.
+function blockAndScore(places, shown, refill, has = () => true) {
+  const change = (values) => {
+    Object.assign(shown, values);
+    refill();
+  };
+  return [
+    chooser(
+      "of",
+      places.map((one, k) => [String(k), plainHeading(one.block)]),
+      String(places.findIndex((one) => one.block === shown.block)),
+      (k) => change({ block: places[+k].block, column: focusOf(places[+k].block) }),
+    ),
+    chooser(
+      "score",
+      shown.block.columns.map((one, k) => [String(k), one.label]).filter(([k]) => has(shown.block, +k)),
+      String(shown.column),
+      (k) => change({ column: +k }),
+    ),
+  ];
+}
+
+// A block's heading without the commits that made its runs.
+const plainHeading = (block) => block.heading.replace(/ \[.*/, "");
+
 function ratesSection() {
   if (!data.swept.length) return null;
   return h(
@@ -146,7 +177,7 @@ function curvesSection(measured) {
       const runs = block.rows.filter((row) => row.runs && row.runs.length);
       const tasks = [...new Set(runs.flatMap((row) => row.runs.map((id) => taskOf(data.runs[id]))))];
       return tasks.map((task) => ({
-        label: `${block.heading.replace(/ \[.*/, "")}${tasks.length > 1 ? `: ${task}` : ""}`,
+        label: `${plainHeading(block)}${tasks.length > 1 ? `: ${task}` : ""}`,
         rows: runs,
         task,
         table,

@@ -2,10 +2,10 @@
 function differencesSection(measured) {
   const places = measured.filter(({ block }) => block.rows.some((row) => row.cells.some((cell) => cell.diff)));
   if (!places.length) return null;
-  let { block } = d3.greatest(places, (one) => one.block.done),
-    column = focusOf(block);
+  const shown = mostDone(places);
   const held = h("div", {});
   function fill() {
+    const { block, column } = shown;
     const { label, better, decimals } = block.columns[column];
     const margin = block.endpoint && block.endpoint.column === label ? block.endpoint.margin : null;
     const points = block.rows
@@ -22,25 +22,7 @@ function differencesSection(measured) {
       h(
         "div",
         { class: "filters" },
-        chooser(
-          "of",
-          places.map((one, k) => [String(k), one.block.heading.replace(/ \[.*/, "")]),
-          String(places.findIndex((one) => one.block === block)),
-          (k) => {
-            block = places[+k].block;
-            column = focusOf(block);
-            fill();
-          },
-        ),
-        chooser(
-          "score",
-          block.columns.map((one, k) => [String(k), one.label]).filter(([k]) => block.rows.some((row) => row.cells[+k].diff)),
-          String(column),
-          (k) => {
-            column = +k;
-            fill();
-          },
-        ),
+        blockAndScore(places, shown, fill, (block, k) => block.rows.some((row) => row.cells[k].diff)),
       ),
       plotted(
         `${label}: each method minus ${block.reference}`,
