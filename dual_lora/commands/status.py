@@ -9,7 +9,8 @@
     python run.py status table_glue --watch          # while a sweep runs, every 5 seconds; Ctrl-C leaves
 
 A run is done if its record says finished, running while a process holds its lock, and stopped if it was begun and no
-process holds its lock (the same command continues it).
+process holds its lock (the same command continues it). Runs that a sweep has not begun are missing, also of a sweep
+without an experiment file: results/runs/*.sweep.json names them until all have a record (delete it to forget them).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.live import Live
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.records.schema import Record
+from dual_lora.records.sweeps import announced
 from dual_lora.report import records, selection, terminal, watching
 from dual_lora.report.definition import Experiment
 from dual_lora.report.progress import OPEN, Progress, every_run, progress
@@ -94,7 +96,8 @@ def watch(
 def _look(space: Workspace, experiment: str | None, results: Path) -> watching.View:
     held, _ = records.read_all(results / "records")
     if experiment is None:
-        chosen = watching.of_folder(every_run(held, results / "runs"))
+        titles = {run_id: title for run_id, (title, _) in announced(results / "runs").items()}
+        chosen = watching.of_folder(every_run(held, results / "runs"), titles)
     else:
         definition = space.experiment(experiment)
         chosen = watching.of_experiment(progress(definition, held, results / "runs"), definition.sweep)

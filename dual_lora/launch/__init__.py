@@ -13,6 +13,7 @@ import os
 import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
@@ -22,6 +23,7 @@ from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
 from dual_lora.launch.show import show
 from dual_lora.launch.titles import distinguish, title
 from dual_lora.launch.worker import work
+from dual_lora.records import sweeps
 from dual_lora.runs.garbage import uncollected
 
 logger = logging.getLogger(__name__)
@@ -69,10 +71,25 @@ def _run_here(prepared: list[Any]) -> int:
     from dual_lora.launch import local
     from dual_lora.runs import lifecycle
 
-    records = local.one_by_one(prepared) if _shares_process(prepared) else local.side_by_side(prepared)
-    show(prepared, records)
-    codes = [lifecycle.EXIT_CODES.get(record["status"], 1) if record else 1 for record in records]
+    named = announce(prepared)
+    made = local.one_by_one(prepared) if _shares_process(prepared) else local.side_by_side(prepared)
+    if named is not None and all(made):
+        named.unlink(missing_ok=True)
+    show(prepared, made)
+    codes = [lifecycle.EXIT_CODES.get(record["status"], 1) if record else 1 for record in made]
     return max(codes, default=0)
+
+
+def announce(prepared: list[Any]) -> Path | None:
+    """Name the runs of a sweep for `status`, and return the file that does; None for a single run."""
+    if len(prepared) < 2:
+        return None
+    told = {item.run_id: (title(item.config), item.identity) for item in prepared}
+    try:
+        return sweeps.announce(prepared[0].config.results, told)
+    except OSError as error:  # a run says what to do about a full disk
+        logger.warning("status will not show what this sweep has not begun (%s)", error)
+        return None
 
 
 def prepare(configs: list[RunConfig]) -> list[Any]:

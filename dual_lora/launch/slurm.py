@@ -42,7 +42,7 @@ def launch(configs: list[RunConfig]) -> int:
 
     Raises `ConfigError`: an option that SLURM must not be given, or a machine without SLURM.
     """
-    from dual_lora.launch import describe, prepare
+    from dual_lora.launch import announce, describe, prepare
 
     for config in configs:
         check_options(config)
@@ -53,6 +53,7 @@ def launch(configs: list[RunConfig]) -> int:
             print(f"\n# {len(group)} job(s), {settings.parallel} at a time\n{text}")
         return 0
     prepared = prepare(configs)
+    announce(prepared)
     waiting = _missing(prepared)
     for settings, group in _by_settings([item.config for item in waiting]):
         _submit([item for item in waiting if item.config in group], settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dual_lora.records.lock import STALE_SECONDS
 from dual_lora.records.schema import Record
+from dual_lora.records.sweeps import announced
 from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
 
@@ -33,14 +34,19 @@ def progress(experiment: Experiment, records: Sequence[Record], runs: Path) -> l
 
 
 def every_run(records: Sequence[Record], runs: Path) -> list[tuple[Record, str]]:
-    """Return each run that has a record or a folder, with its state: done, running, stopped, or a record's status."""
+    """Return each run that has a record or a folder, or that a sweep will do, with its state.
+
+    The state is done, running, stopped, missing (of a sweep, not begun), or the status of a record.
+    """
     begun = {record.run_id: (record, state) for record, state in _begun(runs)}
     found: dict[str, tuple[Record, str]] = {}
     for record in records:
         state = "done" if record.status == "finished" else record.status
         running = begun.get(record.run_id, (record, ""))[1] == "running"
         found[record.run_id] = (record, "running" if running and state != "done" else state)
-    return [*found.values(), *(held for name, held in begun.items() if name not in found)]
+    found |= {name: held for name, held in begun.items() if name not in found}
+    waiting = ((name, record) for name, (_, record) in announced(runs).items() if name not in found)
+    return [*found.values(), *((record, "missing") for _, record in waiting)]
 
 
 def _state(choices: Mapping[str, str], records: Sequence[Record], begun: Sequence[tuple[Record, str]]) -> Progress:

@@ -98,14 +98,14 @@ def of_experiment(runs: Iterable[Progress], sweep: Mapping[str, Sequence[str]]) 
     ]
 
 
-def of_folder(runs: Iterable[tuple[Record, str]]) -> list[Chosen]:
-    """Return the runs of a results folder, whatever sweep they are of."""
+def of_folder(runs: Iterable[tuple[Record, str]], titles: Mapping[str, str]) -> list[Chosen]:
+    """Return the runs of a results folder, whatever sweep they are of. titles: of those that a sweep has named."""
     parts = ("model", "task", "method", "profile")
     found = []
     for record, state in runs:
         choices = {part: record.name(part) for part in parts} | {"seed": str(record.seed)}
         title = " ".join(f"{key}={value}" for key, value in choices.items())
-        found.append(Chosen(title, choices, state, record.run_id))
+        found.append(Chosen(titles.get(record.run_id, title), choices, state, record.run_id))
     return found
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dual_lora.commands import main, status
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch, local, titles
+from dual_lora.report.workspace import Workspace
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
 
@@ -49,6 +51,7 @@ def test_a_serial_sweep_says_how_long_the_rest_takes(tmp_path: Path, caplog, cap
     shown = capsys.readouterr().out
     assert "learning_rate=0.001" in shown
     assert shown.count("record: ") == 2
+    assert not list((tmp_path / "runs").glob("*.sweep.json"))  # nothing is left to name
 
 
 def test_only_records_that_exist_are_listed(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -63,6 +66,17 @@ def test_only_records_that_exist_are_listed(tmp_path: Path, monkeypatch, capsys)
     assert launch(compose(words)) == 130
     listed = [line.removeprefix("record: ") for line in capsys.readouterr().out.splitlines() if "record: " in line]
     assert [Path(line).is_file() for line in listed] == [True]
+    # No experiment file has this sweep, and two of its runs have neither record nor folder.
+    assert main(["status", f"--results={tmp_path}"]) == 1
+    assert "3 runs: 1 done, 2 missing" in capsys.readouterr().out
+    assert status.watch(Workspace(tmp_path), None, tmp_path, ticks=1) == 1
+    shown = capsys.readouterr().out
+    assert "1 of 3 done" in shown
+    assert "GPU-hours" in shown  # by the run that is done
+    monkeypatch.undo()
+    assert launch(compose(words)) == 0
+    assert main(["status", f"--results={tmp_path}"]) == 0
+    assert not list((tmp_path / "runs").glob("*.sweep.json"))
 
 
 def test_the_ending_of_a_failed_run_has_its_reason_and_its_log(tmp_path: Path) -> None:

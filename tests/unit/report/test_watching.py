@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from dual_lora.commands import main, status
+from dual_lora.records import sweeps
 from dual_lora.records.schema import Cost, Record
 from dual_lora.report import watching
+from dual_lora.report.progress import every_run
 from dual_lora.report.watching import Chosen
 from dual_lora.report.workspace import Workspace
 
@@ -125,3 +127,20 @@ def test_ctrl_c_leaves_quietly(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(status, "_look", interrupted)
     assert status.watch(Workspace(tmp_path), None, tmp_path) == 1
+
+
+def test_runs_of_a_sweep_without_an_experiment_are_missing_until_they_begin(tmp_path):
+    done = made(run_id="a" * 16, method="lora", cost=FINISHED)
+    running = begun(tmp_path, "b" * 16, lines=curve(40, 5.0))
+    names = {part: {"name": "x"} for part in ("model", "task", "method", "protocol", "profile")}
+    (running / "config.json").write_text(json.dumps({**names, "seed": 1}))
+    (running / "lock.json").write_text("{}")
+    told = {letter * 16: (f"recipe.learning_rate={letter}", {**names, "seed": 0}) for letter in "abcd"}
+    place = sweeps.announce(tmp_path, told)
+    (place.parent / "half.sweep.json").write_text('{"e')  # of another sweep, being written
+    states = {record.run_id[0]: state for record, state in every_run([done], tmp_path / "runs")}
+    assert states == {"a": "done", "b": "running", "c": "missing", "d": "missing"}
+    (tmp_path / "records").mkdir()
+    view = status._look(Workspace(tmp_path), None, tmp_path)
+    assert view.states == {"running": 1, "missing": 3}  # the record is not on the disk
+    assert [run.title for run in view.running] == ["recipe.learning_rate=b"]
