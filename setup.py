@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("configs", "experiments", "results/published")
+SHIPPED = ("configs", "experiments", "results/published", "results/benchmarks/gpu_hours.json")
 
 
 class BuildWithShippedFolders(build_py):
@@ -16,8 +16,12 @@ class BuildWithShippedFolders(build_py):
         super().run()
         if not self.editable_mode:
             for name in SHIPPED:
-                # Hydra's group of experiments is a link: copied as what it links to.
-                shutil.copytree(name, Path(self.build_lib) / "dual_lora" / "suite" / name, dirs_exist_ok=True)
+                place = Path(self.build_lib) / "dual_lora" / "suite" / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if Path(name).is_file():
+                    shutil.copyfile(name, place)
+                else:  # Hydra's group of experiments is a link: copied as what it links to.
+                    shutil.copytree(name, place, dirs_exist_ok=True)
 
 
 setup(cmdclass={"build_py": BuildWithShippedFolders})

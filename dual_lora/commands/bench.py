@@ -31,6 +31,7 @@ NAMES = {
     "zero": "one process under DeepSpeed against one without it",
     "fsdp": "steps on several GPUs that share the weights (launch=fsdp), against one GPU and DDP",
     "scaling": "runs on several GPUs: speed, memory, equal curves, a killed process",
+    "gpu-hours": "plan every run of experiments/ for one card: what empty cells of tables would take",
     "report": "write what was measured into README.md, docs and the figure",
 }
 _TEXT = f"{__doc__}\n" + "\n".join(f"  {name:<16} {meaning}" for name, meaning in NAMES.items())
@@ -57,7 +58,7 @@ def parser_of(name: str) -> Parser:
     parser = Parser(f"bench {name}", ast.get_docstring(ast.parse(source)))
     if name == "report":
         parser.add_argument("--check", action="store_true", help="compare instead of writing; not the figure")
-    else:
+    elif name != "gpu-hours":
         parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU: does it run?")
     if name not in ("report", "evaluation"):
         folder = shipped.home() / "results" / "benchmarks"
@@ -136,7 +137,14 @@ def _scaling(parser: Parser) -> None:
     _methods("lora", "dora", "dual_lora")(parser)
 
 
+def _gpu_hours(parser: Parser) -> None:
+    from dual_lora.runs.cards import CARDS
+
+    parser.add_argument("--card", type=one_of(*CARDS), default="h200", help=f"{', '.join(CARDS)}; default h200")
+
+
 _OPTIONS = {
+    "gpu-hours": _gpu_hours,
     "kernels": _device("cuda", "cpu"),
     "training": _training,
     "graphs": _methods("lora", "dora", "dual_lora"),

@@ -6,6 +6,8 @@
     python run.py tables --records FOLDER    # tables over other records, in results/local/tables
     python run.py tables --explain table_nlg "Dual LoRA" BLEU    # where a number comes from
 
+An empty cell shows the GPU-hours of its runs, which `run.py bench gpu-hours` plans once.
+
 results/report.html is the same to browse, in one file without a server: every table with each cell's runs, figures, a
 page per run. Committed files (the page, results/tables, results/figures, and the parts of README.md and docs/*.md
 between `<!-- table:NAME -->` and `<!-- /table -->`, and of `finding`) depend only on the records git tracks; `git add
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     browsed = None if options.only else _page(space, views)
     if options.check:
         stale = [*space.stale(files, complete=not options.only), *_stale_page(space, browsed)]
-        return refused or _check([*stale, *space.stale_figures(views)])
+        return refused or _check([*stale, *space.stale_figures(views), *space.stale_hours()])
     changed = workspace.save(files)
     for name, view in views.items():
         done = f"{sum(b.runs_done for b in view.blocks)} of {sum(b.runs_all for b in view.blocks)} runs"
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _explain(space: Workspace, table: str, row: str, column: str) -> int:
     views = space.views(space.all_records(), [table])
-    print("\n".join(explain.explain(views[table], space.experiments(), row, column)))
+    print("\n".join(explain.explain(views[table], space.experiments(), row, column, space.hours)))
     return _refused(space.refused(committed=False))
 
 

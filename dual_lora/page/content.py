@@ -15,6 +15,7 @@ from dual_lora.records.schema import Cost, Measurement, Record
 from dual_lora.report import figures, neighbours, provenance
 from dual_lora.report.definition import Experiment
 from dual_lora.report.figures import thinned
+from dual_lora.report.gpu_hours import GpuHours
 from dual_lora.report.layout import MARKS, TableView
 from dual_lora.report.workspace import Workspace
 
@@ -45,11 +46,18 @@ def gather(
         "swept": [plots.swept(figure) for figure in drawn if figure.kind == "rates" and figure.panels],
         "inside": [plots.inside(figure) for figure in drawn if figure.kind == "inside" and figure.panels],
         "missing": plots.missing(drawn),
+        "hours": _hours(space.hours, experiments),
         "speed": plots.speed(space.root / "results" / "benchmarks"),
         "costs": COSTS,
         "runs": dict(sorted(runs.items())),
         "pool": pool.held,
     }
+
+
+def _hours(hours: GpuHours, experiments: Mapping[str, Experiment]) -> dict[str, Any]:
+    """Return the card that hours are for, and what they rest on for each model."""
+    models = dict.fromkeys(model for experiment in experiments.values() for model in experiment.sweep["model"])
+    return {"card": hours.card, "basis": {model: hours.basis([model]) for model in models}}
 
 
 def _labels(views: Mapping[str, TableView]) -> dict[str, str]:

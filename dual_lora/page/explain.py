@@ -10,10 +10,13 @@ from dual_lora.page import grids
 from dual_lora.records.schema import Record
 from dual_lora.report import endpoint, escape, provenance
 from dual_lora.report.definition import Experiment
+from dual_lora.report.gpu_hours import GpuHours
 from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
 
 
-def explain(view: TableView, experiments: Mapping[str, Experiment], row: str, column: str) -> list[str]:
+def explain(
+    view: TableView, experiments: Mapping[str, Experiment], row: str, column: str, hours: GpuHours | None = None
+) -> list[str]:
     """Return what is known of the cells of a row and column, in every block that has them: ours, published, empty.
 
     `row` is a method as the table or configs/ call it, or "MODEL, METHOD". Raises `ValueError` with the legal names.
@@ -36,7 +39,7 @@ def explain(view: TableView, experiments: Mapping[str, Experiment], row: str, co
     if not found:
         raise ValueError(f"no block of table {view.name} has both the row {row!r} and the column {column!r}")
     found.sort(key=lambda one: (one[1].cells[one[2]].empty, one[1].source is not None))
-    lines_of = [text for one in found for text in (*_cell(view, experiments, *one), "")]
+    lines_of = [text for one in found for text in (*_cell(view, experiments, hours or GpuHours(), *one), "")]
     return [f"{text[: len(text) - len(text.lstrip())]}{escape.terminal(text)}" for text in lines_of[:-1]]
 
 
@@ -46,7 +49,7 @@ def _is(line: Line, row: str) -> bool:
 
 
 def _cell(
-    view: TableView, experiments: Mapping[str, Experiment], block: BlockView, line: Line, place: int
+    view: TableView, experiments: Mapping[str, Experiment], hours: GpuHours, block: BlockView, line: Line, place: int
 ) -> Iterator[str]:
     cell, label = line.cells[place], block.columns[place]
     yield f"{line.model}, {line.method}: {label}, in: {block.heading}"
@@ -73,6 +76,8 @@ def _cell(
     if again:
         yield "    fill it with:" if cell.value is None else "    runs of this row that are missing:"
         yield from (f"        {command}" for command in again)
+        if cell.waiting is not None:
+            yield f"        {hours.sentence(cell.waiting, [line.choices['model']])}"
     if row["again"]:
         yield "    repeat with:"
         yield from (f"        {command}" for command in row["again"])

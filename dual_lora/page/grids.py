@@ -10,7 +10,7 @@ from dual_lora.page.values import number, plain, without_blanks
 from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Column, Experiment
-from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
+from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView, Waiting
 from dual_lora.report.stats import Estimate
 
 
@@ -53,6 +53,7 @@ class _Block:
                 for s in view.samples
             ],
             "commands": plain(view.commands),
+            "takes": plain(view.takes),
             "done": view.runs_done,
             "all": view.runs_all,
             "gpu_minutes": number(view.gpu_minutes, 3),
@@ -63,20 +64,13 @@ class _Block:
         column = self._definition(label)
         return {
             "label": plain(label),
-            "task": ", ".join(self._tasks(column)),
+            "task": ", ".join(self.experiment.tasks_of(label)),
             "better": column.better,
             "decimals": column.decimals,
         }
 
     def _definition(self, label: str) -> Column:
         return next(column for column in self.experiment.block.columns if column.label == label)
-
-    def _tasks(self, column: Column) -> list[str]:
-        """Return the tasks whose runs a column needs: for an average, those of the columns before it."""
-        if not column.average:
-            return [column.task or self.experiment.tasks[0]]
-        panel = self.experiment.panels()[column.panel]
-        return list(dict.fromkeys(c.task or self.experiment.tasks[0] for c in panel if not c.average))
 
     def _row(self, line: Line) -> dict[str, Any]:
         measured = line.source is None
@@ -113,7 +107,7 @@ class _Block:
         return [models.get(line.model), methods.get(line.method)]
 
     def _of_tasks(self, label: str, runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-        tasks = self._tasks(self._definition(label))
+        tasks = self.experiment.tasks_of(label)
         return [run for run in runs if run["task"] in tasks]
 
     def _cell(self, cell: Cell, runs: Sequence[dict[str, str]]) -> dict[str, Any]:
@@ -133,6 +127,7 @@ class _Block:
         }
         if cell.value is None:
             found["todo"] = selection.to_do(self.experiment, runs, retry=bool(cell.word))
+            found["waiting"] = waiting(cell.waiting)
         return {"v": None, **without_blanks(found)}
 
     def _runs(self, line: Line) -> list[dict[str, str]]:
@@ -141,6 +136,11 @@ class _Block:
             for run in self.experiment.runs()
             if all(run[setting] == value for setting, value in line.choices.items())
         ]
+
+
+def waiting(found: Waiting | None) -> list[Any] | None:
+    """Return runs, GPU-hours, runs without an estimate, and why."""
+    return None if found is None else [found.runs, number(found.hours, 3), found.without, plain(found.why)]
 
 
 def estimate(found: Estimate | None) -> list[float | int | None] | None:

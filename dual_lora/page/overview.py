@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dual_lora.page.grids import estimate
+from dual_lora.page.grids import estimate, waiting
 from dual_lora.page.values import number, plain
 from dual_lora.report import endpoint, selection, stats
 from dual_lora.report.definition import Experiment
-from dual_lora.report.layout import BlockView, Cell, Line, TableView
+from dual_lora.report.layout import BlockView, Cell, Line, TableView, Waiting
 
 QUESTION = (
     "Does Dual LoRA beat LoRA, DoRA and the rest, at what cost, and how sure can one be?",
@@ -82,6 +82,7 @@ def coverage(views: Mapping[str, TableView], experiments: Mapping[str, Experimen
         cells = [cell for line in lines for cell in line.cells]
         printed = [cell for block in blocks for line in block.lines if line.source is not None for cell in line.cells]
         counted = {block.experiment: block for block in blocks}
+        left = sum((block.waiting for block in counted.values()), Waiting(0, 0.0))
         if cells:
             found.append(
                 {
@@ -92,6 +93,7 @@ def coverage(views: Mapping[str, TableView], experiments: Mapping[str, Experimen
                     "published": sum(cell.value is not None for cell in printed),
                     "done": sum(block.runs_done for block in counted.values()),
                     "runs": sum(block.runs_all for block in counted.values()),
+                    "waiting": waiting(left),
                 }
             )
     return found

@@ -150,6 +150,14 @@ class Experiment:
             panels[column.panel] = (*panels.get(column.panel, ()), column)
         return panels
 
+    def tasks_of(self, label: str) -> list[str]:
+        """Return the tasks whose runs a column needs: for an average, those of the columns before it."""
+        column = next(column for column in self.block.columns if column.label == label)
+        if not column.average:
+            return [column.task or self.tasks[0]]
+        panel = self.panels()[column.panel]
+        return list(dict.fromkeys(c.task or self.tasks[0] for c in panel if not c.average))
+
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(int(seed) for seed in self.sweep["seed"])

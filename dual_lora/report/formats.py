@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dual_lora.report import endpoint, escape
+from dual_lora.report import endpoint, escape, gpu_hours
 from dual_lora.report.grid import grid
 from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
 from dual_lora.report.stats import Estimate
@@ -27,6 +27,7 @@ class Markup:
     text: Callable[[str], str]
     bold: Callable[[str], str]
     raised: Callable[[str], str]
+    hours: Callable[[str], str] = lambda text: ""  # of a cell that is not run
 
 
 def markdown(table: TableView, *, measured_only: bool = False, heading: bool = True) -> str:
@@ -158,6 +159,9 @@ def _markdown_block(block: BlockView, *, commands: bool) -> list[str]:
     lines += [""] if block.samples and commands else []
     if commands and block.commands:
         lines += ["The empty cells are filled by", "", *(f"    {command}" for command in block.commands), ""]
+        takes = f"Together: {block.takes}. A cell in italics is not run: its runs, which may "
+        takes += "fill other columns too, would take these GPU-hours."
+        lines += [escape.markdown(takes), ""] if block.takes else []
     return lines
 
 
@@ -187,7 +191,9 @@ def line_texts(line: Line, block: BlockView, markup: Markup) -> list[str]:
 
 def _cell(cell: Cell, markup: Markup) -> str:
     if cell.value is None:
-        return markup.text(cell.word)
+        known = cell.waiting is not None and cell.waiting.runs > cell.waiting.without
+        hours = markup.hours(gpu_hours.rounded(cell.waiting.hours)) if known and cell.waiting else ""
+        return f"{markup.text(cell.word)} {hours}".strip()
     number = f"{cell.value:.{cell.decimals}f}"
     if cell.sd is not None:
         number += f" ± {cell.sd:.{cell.decimals}f}"
@@ -197,6 +203,7 @@ def _cell(cell: Cell, markup: Markup) -> str:
 
 def _measured(block: BlockView) -> BlockView:
     lines = tuple(line for line in block.lines if line.source is None and not all(cell.empty for cell in line.cells))
+    lines = tuple(replace(line, cells=tuple(replace(cell, waiting=None) for cell in line.cells)) for line in lines)
     return BlockView(**{**vars(block), "lines": lines, "notes": (), "commands": ()})
 
 
@@ -204,6 +211,7 @@ _MARKDOWN = Markup(
     text=escape.markdown,
     bold=lambda text: f"**{text}**",
     raised=lambda marks: f"<sup>{','.join(marks)}</sup>" if marks else "",
+    hours=lambda text: f"*{escape.markdown(text)} h*",
 )
 _TERMINAL = Markup(
     text=escape.terminal,

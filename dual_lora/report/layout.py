@@ -51,6 +51,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Runs that are not done: how many, their GPU-hours, how many of them have no estimate and why."""
+
+    runs: int
+    hours: float
+    without: int = 0
+    why: str = ""
+
+    def __add__(self, other: Waiting) -> Waiting:
+        reasons = dict.fromkeys(reason for reason in (self.why, other.why) if reason)
+        hours = self.hours + other.hours
+        return Waiting(self.runs + other.runs, hours, self.without + other.without, "; ".join(reasons))
+
+
+@dataclass(frozen=True)
 class Cell:
     """One number with its spread, already scaled, or a word that says why there is none."""
 
@@ -67,6 +82,7 @@ class Cell:
     comparison: Comparison | None = None  # of the block's endpoint
     strata: tuple[Stratum, ...] = ()  # what the value is made of, scaled
     runs: tuple[str, ...] = ()  # ids of the runs that it is of
+    waiting: Waiting | None = None  # of an empty cell of ours: the runs that fill it
 
     @property
     def empty(self) -> bool:
@@ -116,6 +132,8 @@ class BlockView:
     notes: tuple[str, ...] = ()
     samples: tuple[Samples, ...] = ()
     commands: tuple[str, ...] = ()
+    takes: str = ""  # what the commands take, in words
+    waiting: Waiting = Waiting(0, 0.0)  # the runs of the commands
     runs_done: int = 0
     runs_all: int = 0
     gpu_minutes: float = 0.0

@@ -9,7 +9,8 @@ from pathlib import Path
 from dual_lora.records.schema import Record
 from dual_lora.report import endpoint, labels, measured, neighbours, notes, published, selection, stats, trend
 from dual_lora.report.definition import Column, Experiment, PublishedRows
-from dual_lora.report.layout import BlockView, Cell, Comparison, Line, Samples, TableView
+from dual_lora.report.gpu_hours import GpuHours
+from dual_lora.report.layout import BlockView, Cell, Comparison, Line, Samples, TableView, Waiting
 from dual_lora.report.measured import MeasuredBlock, Row
 from dual_lora.report.published import Published
 
@@ -29,14 +30,16 @@ class Builder:
     published_folder: Path
     configs: Path
     alone: frozenset[str] | None = None  # ids of runs that had their card to themselves; None: found from the records
+    hours: GpuHours = GpuHours()
     sources: list[str] = field(default_factory=list)
     _comparisons: dict[endpoint.Key, Comparison] = field(default_factory=dict, init=False)
     _asked: dict[str, Experiment] = field(default_factory=dict, init=False)  # as their files have them
     _alone: frozenset[str] = field(default=frozenset(), init=False)
+    _usable: list[Record] = field(default_factory=list, init=False)
 
     def build(self, name: str, blocks: Sequence[Experiment], records: Sequence[Record]) -> TableView:
         """Return a table. Raises `MixedBlockError`, `AmbiguousColumnError`, `PublishedError`."""
-        usable = [record for record in records if not selection.is_local_play(record)]
+        self._usable = usable = [record for record in records if not selection.is_local_play(record)]
         self._alone = neighbours.alone(records) if self.alone is None else self.alone
         found = [measured.block(selection.with_extension(experiment, usable), usable) for experiment in blocks]
         self._asked = {experiment.name: experiment for experiment in blocks}
@@ -69,12 +72,15 @@ class Builder:
             )
             for panel, columns in experiment.panels().items()
         ]
+        todo = self.hours.of_commands(experiment, missing, self._usable)
         below = replace(
             views[-1],
             findings=(*self._findings(block), *trend.sentences(block, self._label)),
             notes=tuple(notes.notes(block, self._label, self._source, self._alone, (self.published_folder, used))),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),
             commands=tuple(selection.to_do(experiment, missing)),
+            waiting=todo,
+            takes=self.hours.sentence(todo, experiment.sweep["model"]),
         )
         return [*views[:-1], below]
 
@@ -144,6 +150,10 @@ class Builder:
                 else cell
                 for column, cell in zip(columns, cells, strict=True)
             ]
+        cells = [
+            cell if cell.value is not None else replace(cell, waiting=self._waiting(experiment, row, column.label))
+            for column, cell in zip(columns, cells, strict=True)
+        ]
         tasks = {column.task or experiment.tasks[0] for column in columns if not column.average}
         records = [record for record in row.records if record.name("task") in tasks]
         trained = [record for record in records if not record.untrained]
@@ -163,6 +173,13 @@ class Builder:
             choices=row.choices,
             records=tuple(records),
         )
+
+    def _waiting(self, experiment: Experiment, row: Row, label: str) -> Waiting:
+        """Return what fills an empty cell: the seeds of its tasks that are not finished."""
+        done = {(r.name("task"), r.seed) for r in row.records if r.status == "finished"}
+        asked = [(task, seed) for task in experiment.tasks_of(label) for seed in experiment.seeds]
+        runs = [{**row.choices, "task": task, "seed": str(seed)} for task, seed in asked if (task, seed) not in done]
+        return self.hours.of(experiment, runs)
 
     def _label(self, experiment: Experiment, part: str, row: Row) -> str:
         return labels.of_row(self.configs, experiment, part, row)

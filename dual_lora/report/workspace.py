@@ -16,10 +16,22 @@ from dual_lora import shipped
 from dual_lora.config import legal_values
 from dual_lora.records import evidence
 from dual_lora.records.schema import Record
-from dual_lora.report import definition, documents, drawing, figures, formats, latex, neighbours, records, selection
+from dual_lora.report import (
+    definition,
+    documents,
+    drawing,
+    figures,
+    formats,
+    gpu_hours,
+    latex,
+    neighbours,
+    records,
+    selection,
+)
 from dual_lora.report.definition import Experiment
 from dual_lora.report.figures import Figure
 from dual_lora.report.findings import Findings
+from dual_lora.report.gpu_hours import GpuHours
 from dual_lora.report.layout import TableView
 from dual_lora.report.records import Held
 from dual_lora.report.table import Builder
@@ -95,6 +107,15 @@ class Workspace:
         return [text for text in self._held.refused if not committed or text.startswith(tracked)]
 
     @cached_property
+    def hours(self) -> GpuHours:
+        """What runs take, by results/benchmarks/gpu_hours.json. Raises `ValueError` if it cannot be read."""
+        return gpu_hours.read(self._shipped("results/benchmarks"), self.experiments())
+
+    def stale_hours(self) -> list[str]:
+        """Say whether that file is older than what it is made of."""
+        return gpu_hours.stale(self.hours, self._shipped("configs"))
+
+    @cached_property
     def _experiments(self) -> dict[str, Experiment]:
         return definition.read_all(self._shipped("experiments"))
 
@@ -110,7 +131,8 @@ class Workspace:
         self, name: str, blocks: Sequence[Experiment], held: Sequence[Record], alone: frozenset[str] | None = None
     ) -> TableView:
         """Return a table over the given records. alone: `neighbours.alone(held)`, if known."""
-        return Builder(self._shipped("results/published"), self._shipped("configs"), alone).build(name, blocks, held)
+        builder = Builder(self._shipped("results/published"), self._shipped("configs"), alone, self.hours)
+        return builder.build(name, blocks, held)
 
     def views(self, held: Sequence[Record], only: Sequence[str] = ()) -> dict[str, TableView]:
         """Return the tables over the given records."""

@@ -18,6 +18,7 @@ from dual_lora.commands import BENCH_LIBRARIES, main
 from tests import ROOT
 
 SOURCES = ("dual_lora", "configs", "experiments", "results/published")
+HOURS = "results/benchmarks/gpu_hours.json"
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -29,6 +30,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / "copy" / name, symlinks=True, ignore=ignored)
+    (folder / "copy" / "results" / "benchmarks").mkdir()
+    shutil.copy(ROOT / HOURS, folder / "copy" / HOURS)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "run.py"):
         shutil.copy(ROOT / name, folder / "copy")
     for kind in ("build_sdist", "build_wheel"):
@@ -62,6 +65,7 @@ def test_the_wheel_holds_the_folders_that_ship(built: Path, installed: Run) -> N
         # `configs/experiment` is a link in a checkout and a folder in the wheel.
         linked = {path for path in files_below(site / "suite" / name) if not path.startswith("experiment/")}
         assert linked == files_below(ROOT / name), name
+    assert (site / "suite" / HOURS).read_bytes() == (ROOT / HOURS).read_bytes()
     assert files_below(site / "suite/configs/experiment") == files_below(ROOT / "experiments")
     assert {path.suffix for path in site.rglob("*") if path.is_file()} >= {".py", ".typed", ".yaml", ".csv"}
     shipped = {path for path in files_below(site) if not path.startswith("suite/")}
@@ -77,7 +81,7 @@ def test_the_source_distribution_builds_the_same(built: Path) -> None:
     for name in SOURCES:
         kept = {f"{name}/{path}" for path in files_below(ROOT / name) if "__pycache__" not in path}
         assert kept <= names, sorted(kept - names)[:3]
-    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", HOURS} <= names
 
 
 def test_an_installed_package_runs_in_an_empty_folder(installed: Run, tmp_path: Path) -> None:

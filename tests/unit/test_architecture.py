@@ -40,7 +40,7 @@ BELOW: dict[str, set[str]] = {
     "launch": {"config", "distributed", "evaluation", "methods", "records", "report", "runs", "shipped", "tasks"},
     "benchmarks": {
         *("config", "distributed", "evaluation", "kernels", "launch", "methods", "models", "records", "report"),
-        *("shipped", "tasks", "training", "tuner"),
+        *("runs", "shipped", "tasks", "training", "tuner"),
     },
     "commands": {
         *("config", "diagnostics", "evaluation", "launch", "methods", "metrics", "models", "page", "records", "report"),
@@ -55,6 +55,7 @@ TWINS: dict[str, str] = {
             "evaluation",
             "export_lora",
             "generation",
+            "gpu_hours",
             "graphs",
             "kernels",
             "passes",

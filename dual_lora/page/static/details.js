@@ -41,11 +41,24 @@ function showCell(table, block, row, place) {
     cellRuns(runs),
     whereFrom(runs),
     cell.v === undefined || cell.v === null
-      ? [h("h3", {}, cell.word ? "Run it again" : "Fill it"), commands(cell.todo)]
+      ? [h("h3", {}, cell.word ? "Run it again" : "Fill it"), commands(cell.todo), cellHours(block, row, cell)]
       : row.todo && row.todo.length
         ? [h("h3", {}, "Runs of this row that are missing"), commands(row.todo)]
         : null,
     row.again && row.again.length ? [h("h3", {}, "Repeat"), commands(row.again)] : null,
+  );
+}
+
+// What filling a cell takes, and what that rests on. Where trials choose the settings, the commands do the whole block.
+function cellHours(block, row, cell) {
+  if (!cell.waiting) return null;
+  const whole = cell.todo.some((text) => text.includes(" tune "));
+  return h(
+    "p",
+    { class: "hint" },
+    `This cell: ${takes(cell.waiting)}`,
+    cell.waiting[0] > cell.waiting[2] ? ` (${data.hours.basis[row.is[0]]}).` : ".",
+    whole && block.takes ? ` The commands do the trials and the whole block: ${block.takes}.` : null,
   );
 }
 

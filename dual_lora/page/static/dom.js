@@ -64,6 +64,16 @@ const probability = (name, value) =>
   value < 0.001 ? `${name} < 0.001` : `${name} = ${fixed(value, value < 0.1 ? 3 : 2)}`;
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
+// What runs that are not done take: [runs, GPU-hours, runs without an estimate, why].
+const hoursOf = ([, hours]) => (hours < 0.005 ? "< 0.01 h" : `${hours < 10 ? hours.toPrecision(hours < 0.1 ? 1 : 2) : grouped(Math.round(hours))} h`);
+const takes = ([runs, hours, without, why]) =>
+  [
+    runs > without ? `${plural(runs - without, "run")}, about ${hoursOf([0, hours]).replace(" h", " GPU-hours")} on one ${data.hours.card}` : "",
+    without ? `${plural(without, "run")} without an estimate: ${why}` : "",
+  ]
+    .filter(Boolean)
+    .join("; ");
+
 // A fraction as a percentage, unless the metric has no upper bound.
 const UNBOUNDED = ["NIST", "NIST_python", "CIDEr", "loss", "full_sequence_loss"];
 const metric = (name, value) =>
@@ -74,9 +84,16 @@ function say(text) {
 }
 
 function chooser(label, options, value, changed) {
+  const all = () => [...document.querySelectorAll("#main .choice select")];
   const select = h(
     "select",
-    { onchange: () => changed(select.value) },
+    {
+      onchange: () => {
+        const place = all().indexOf(select);
+        changed(select.value);
+        if (!select.isConnected && all()[place]) all()[place].focus(); // it was made anew: the keyboard stays there
+      },
+    },
     options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)),
   );
   return h("label", { class: "choice" }, h("span", {}, label), select);

@@ -94,11 +94,18 @@ function verdictSection(table) {
               h("summary", {}, badge("not run"), ` ${block.heading}: ${plural(waiting.length, "comparison")}`),
               h("p", {}, [...new Set(waiting.map((verdict) => `${verdict.model}, ${verdict.method}`))].join("; ")),
               commands([...new Set(waiting.flatMap((verdict) => verdict.todo || []))].slice(0, 24)),
+              blockTakes(table, block),
             )
           : null,
       ];
     }),
   );
+}
+
+// A block of several panels says it below the last.
+function blockTakes(table, block) {
+  const { takes: text } = table.blocks.findLast((one) => one.experiment === block.experiment);
+  return text ? h("p", { class: "hint" }, `The whole block: ${text}.`) : null;
 }
 
 function measuredVerdicts(table, block, verdicts) {
@@ -195,7 +202,7 @@ function coverageSection() {
         h(
           "span",
           {},
-          `${grouped(row.measured)} of ${plural(row.cells, "cell")} and ${grouped(row.done)} of ${plural(row.runs, "run")}; ${plural(row.published, "published number")} next to them`,
+          `${grouped(row.measured)} of ${plural(row.cells, "cell")} and ${grouped(row.done)} of ${plural(row.runs, "run")}; ${plural(row.published, "published number")} next to them${row.waiting[0] ? `; the rest: ${takes(row.waiting)}` : ""}`,
         ),
       ),
     ),
@@ -263,7 +270,7 @@ function readingView() {
       h(
         "li",
         {},
-        "A dot: not run. Every cell opens, by click or by Enter: an empty one shows the command that fills it, the others their seeds, runs, settings, sources and the command that repeats them.",
+        `Grey hours: not run, and what the cell's runs would take on one ${data.hours.card || "GPU"}, by arithmetic; a dot: without an estimate. Every cell opens, by click or by Enter: an empty one shows the command that fills it and what the hours rest on, the others their seeds, runs, settings, sources and the command that repeats them.`,
       ),
       h(
         "li",

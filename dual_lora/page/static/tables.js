@@ -225,7 +225,13 @@ function blockView(table, block, filters, state, refill) {
         )
       : null,
     block.commands.length
-      ? h("details", {}, h("summary", {}, "Commands that fill the empty cells"), commands(block.commands))
+      ? h(
+          "details",
+          {},
+          h("summary", {}, "Commands that fill the empty cells"),
+          commands(block.commands),
+          block.takes ? h("p", { class: "hint" }, `${block.takes}.`) : null,
+        )
       : null,
   );
 }
@@ -251,8 +257,18 @@ function cellView(table, block, row, place) {
   if (cell.v === null)
     return h(
       "button",
-      { type: "button", class: "cell none", onclick: open, "aria-label": `${name}: ${cell.word || "not run"}` },
-      cell.word ? cell.word.replaceAll("_", " ") : "·",
+      {
+        type: "button",
+        class: "cell none",
+        onclick: open,
+        "aria-label": `${name}: ${cell.word || "not run"}${cell.waiting ? `, ${takes(cell.waiting)}` : ""}`,
+      },
+      cell.word ? cell.word.replaceAll("_", " ") : null,
+      cell.waiting && cell.waiting[0] > cell.waiting[2]
+        ? h("span", { class: "hours" }, hoursOf(cell.waiting))
+        : cell.word
+          ? null
+          : "·",
     );
   const spread = cell.sd === undefined ? "" : ` ± ${fixed(cell.sd, column.decimals)}`;
   const beside = row.source

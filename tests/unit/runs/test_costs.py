@@ -23,7 +23,7 @@ AT_A_TIME = {"8eb958e": 24}  # E2: eight commands of three
 
 
 def test_the_stated_error_is_that_of_the_committed_records():
-    errors, known = [], {}
+    errors, known, models = [], {}, {}
     for record in test_memory.measured():
         if record.status != "finished":
             continue
@@ -39,9 +39,15 @@ def test_the_stated_error_is_that_of_the_committed_records():
             known[like] = (found["training"] + found["evaluation"]) * several ** (1 - hours._SHARED)
         real = (record.cost.train_seconds or 0.0) + (record.cost.eval_seconds or 0.0)
         errors.append(abs(known[like] / real - 1))
-    errors.sort()
-    share = errors[int(0.9 * len(errors))]
-    assert (statistics.median(errors), share) == pytest.approx(hours.ERROR, abs=0.02)
+        models.setdefault(record.name("model"), []).append(errors[-1])
+    assert half_and_nine_in_ten(errors) == pytest.approx(hours.ERROR, abs=0.02)
+    assert models.keys() == hours.ERRORS.keys()
+    for model, own in models.items():
+        assert half_and_nine_in_ten(own) == pytest.approx(hours.ERRORS[model], abs=0.02), model
+
+
+def half_and_nine_in_ten(errors: list[float]) -> tuple[float, float]:
+    return statistics.median(errors), sorted(errors)[int(0.9 * len(errors))]
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "dual_lora"])
