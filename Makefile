@@ -90,7 +90,7 @@ test-package: $(DEV)
 	$(PYTHON) -m venv $(PACKAGE)/env
 	$(PACKAGE)/env/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PACKAGE)/*.whl
 	cd $(PACKAGE) && env/bin/dual-lora --help > /dev/null && env/bin/python -c "from dual_lora import DualLoraConfig; print(DualLoraConfig(r_magnitude=4))"
-	$(PACKAGE)/env/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pytest pytest-xdist datasets scipy
+	$(PACKAGE)/env/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pytest pytest-xdist datasets scipy trl
 	# Next to the tests alone: in the checkout they would import its dual_lora, not the one that is installed.
 	cp -r tests pyproject.toml $(PACKAGE)
 	cd $(PACKAGE) && $(TEST_ENV) env/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit/tuner

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
+import peft
 import torch
 from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
@@ -11,19 +14,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dual_lora.tuner.config import DualLoraConfig
+from dual_lora.tuner.quantized import dequantized, is_quantized
 
-MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-
-def is_quantized(base: nn.Module) -> bool:
-    """Return whether the weight is stored as something other than plain floating point (bitsandbytes, GPTQ, float8).
-
-    The tensors of torchao and quanto say that they are float32 or bfloat16, but are classes of their own.
-    """
-    weight = getattr(base, "weight", None)
-    if weight is None or weight.dtype not in MERGEABLE_DTYPES:
-        return True
-    return type(weight) not in (Tensor, nn.Parameter) and not hasattr(weight, "placements")
+def device_of(base: nn.Module) -> torch.device | None:
+    """Return the device of the layer's weight, whatever a quantization calls it."""
+    held = getattr(base, "weight", None)
+    tensors = itertools.chain([] if held is None else [held], base.parameters(), base.buffers())
+    return next((tensor.device for tensor in tensors), None)
 
 
 def is_partitioned(base: nn.Module) -> bool:
@@ -52,17 +50,20 @@ def is_whole(base: nn.Module) -> bool:
     return not hasattr(base.weight, "placements") and tuple(base.weight.shape) == tuple(shape)
 
 
-def mergeable_weight(base: nn.Module) -> Tensor:
-    """Return the weight that an update can be added to in place.
+def mergeable_weight(base: nn.Module, backend: Any | None = None) -> Tensor:
+    """Return the weight that an update can be added to, in place unless `backend` has dequantized it.
 
     Raises:
-        NotImplementedError: it is quantized, or only a part of it is in this process.
+        NotImplementedError: it is quantized in a way that PEFT cannot write, or only a part of it is in this process.
     """
     fix = "Save the adapter, load the base in floating point in one process with PeftModel.from_pretrained, merge there"
     if is_quantized(base):
-        raise NotImplementedError(
-            f"cannot merge into a quantized {type(base).__name__}: the result would have to be quantized again. {fix}."
-        )
+        if backend is None or not backend.supports_merge:
+            raise NotImplementedError(
+                f"cannot merge into a quantized {type(base).__name__}: this PEFT ({peft.__version__}) cannot quantize "
+                f"the sum again. {fix}."
+            )
+        return dequantized(base, backend)
     if not is_whole(base):
         raise NotImplementedError(
             f"cannot merge into a weight of shape {tuple(base.weight.shape)}, of which this process holds only a "
@@ -73,16 +74,19 @@ def mergeable_weight(base: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def root_mean_square(base: nn.Module) -> float:
+def root_mean_square(base: nn.Module, backend: Any | None = None) -> float:
     """Return rms(W₀), gathering a partitioned weight and dequantizing a quantized one. Collective under ZeRO-3."""
-    with gather_params_ctx(base.weight, modifier_rank=None):
-        weight: Tensor = dequantize_module_weight(base) if is_quantized(base) else base.weight
+    with gather_params_ctx(list(base.parameters(recurse=False)), modifier_rank=None):
+        if backend is not None:
+            weight = dequantized(base, backend)
+        else:
+            weight = dequantize_module_weight(base) if is_quantized(base) else base.weight.detach()
         if hasattr(weight, "full_tensor"):
             weight = weight.full_tensor()
-        return weight.detach().float().square().mean().sqrt().item()
+        return weight.float().square().mean().sqrt().item()
 
 
-def resolve_init_std(config: DualLoraConfig, base: nn.Module) -> float | None:
+def resolve_init_std(config: DualLoraConfig, base: nn.Module, backend: Any | None = None) -> float | None:
     """Return σ for one layer: `init_std` itself, or the σ at which ‖ΔW(0)‖/‖W₀‖ = x for `init_std='relative:x'`.
 
     rms(U ⊙ V) in expectation over the Gaussian factors is σ²·√(r₁/2) for ReLU (half of the entries are 0; √r₁ without
@@ -91,16 +95,20 @@ def resolve_init_std(config: DualLoraConfig, base: nn.Module) -> float | None:
     Returns None if the base weight is on the meta device, where the factors go too: they will be loaded.
 
     Raises:
-        ValueError: the base weight is all zeros, so no σ has a size relative to it.
+        ValueError: a size relative to a base weight that is all zeros, or quantized in a way that PEFT cannot read.
     """
-    if base.weight.device.type == "meta":
+    if device_of(base) == torch.device("meta"):
         return None
     if not config.init_weights:
         return 1.0
     relative = config.relative_init_std()
     if relative is None:
         return float(config.init_std)
-    base_rms = root_mean_square(base)
+    if backend is not None and not backend.supports_merge:
+        raise ValueError(
+            f"init_std = {config.init_std!r} needs a weight that PEFT can read, not {base}'s: give a number."
+        )
+    base_rms = root_mean_square(base, backend)
     if base_rms == 0:
         raise ValueError(
             f"init_std = {config.init_std!r} needs a base weight that is not all zeros, in {base}: give a number."

@@ -33,10 +33,11 @@ from dual_lora.kernels import (
     select_kernel,
 )
 from dual_lora.kernels.spec import Factors
-from dual_lora.tuner.base_weight import is_available, is_quantized, mergeable_weight, resolve_init_std
+from dual_lora.tuner.base_weight import device_of, is_available, mergeable_weight, resolve_init_std
 from dual_lora.tuner.config import DualLoraConfig
 from dual_lora.tuner.factor import FACTORS, ROW_SCALE, STARTS, Factor
 from dual_lora.tuner.mixed_batch import forward_of_rows
+from dual_lora.tuner.quantized import is_quantized, write_quantized
 
 
 class DualLoraLinear(nn.Module, BaseTunerLayer):
@@ -59,9 +60,12 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     adapter_layer_names = (*FACTORS, ROW_SCALE)
     other_param_names = (*STARTS, "dual_lowrank_dropout", "scaling", "spec", "init_std", "r_magnitude", "r_direction")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: DualLoraConfig) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: DualLoraConfig, backend: Any | None = None
+    ) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
+        self.quantization_backend = backend
         for name in (*FACTORS, *STARTS, ROW_SCALE):
             setattr(self, name, nn.ModuleDict())
         self.dual_lowrank_dropout = nn.ModuleDict()
@@ -82,13 +86,14 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         self._unmerged_weight: Tensor | None = None
+        self.unmerged_layer: list[nn.Module] = []  # a quantized one; as an attribute it would be part of the model
         self.update_layer(adapter_name, config)
 
     # ---------------------------------------------------------------- adapters
 
     def update_layer(self, adapter_name: str, config: DualLoraConfig, inference_mode: bool = False) -> None:
         """Add (or replace) the adapter `adapter_name`. Its factors are drawn on CPU, so a seed fixes them."""
-        sigma = resolve_init_std(config, self.get_base_layer())
+        sigma = resolve_init_std(config, self.get_base_layer(), self.quantization_backend)
         device = "meta" if sigma is None else "cpu"
         values = [torch.empty(shape, device=device) for shape in self._factor_shapes(config)]
         for value in values:
@@ -126,9 +131,7 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own would also round fresh float32 factors to the base's dtype and widen them again later: a
         # half-precision start, and half-precision factors for good under transformers' own load_adapter.
-        base = self.get_base_layer()
-        weight = getattr(base, "weight", getattr(base, "qweight", None))
-        target = device if device is not None or weight is None else weight.device
+        target = device or device_of(self.get_base_layer())
         for factor in self._held(adapter_name):
             if target is not None and not factor.weight.is_meta:
                 factor.to(target)
@@ -261,17 +264,19 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write round(W + Σ ΔW) of the given (default: the active) adapters over the base weight, in place.
 
-        The sum is formed in float32. Warns when the warm-up w is not 1: the merged weight is then not the trained one.
+        The sum is formed in float32. Warns when the warm-up w is not 1, since the merged weight is then not the trained
+        one, and of a quantized base, whose steps the sum is rounded to.
 
         Raises:
-            NotImplementedError: the base weight is quantized, or only a part of it is in this process.
+            NotImplementedError: PEFT cannot quantize this base again, or only a part of it is in this process.
             ValueError: with `safe_merge`, if the merged weight is not finite; the base weight is then untouched.
         """
         names = check_adapters_to_merge(self, adapter_names)
         names = [name for name in names if name in self.dual_lowrank_magnitude_A]
         if not names:
             return
-        weight = mergeable_weight(self.get_base_layer())
+        base = self.get_base_layer()
+        weight = mergeable_weight(base, self.quantization_backend)
         if self.delta_warmup != 1:
             warnings.warn(
                 f"merging at warm-up factor {self.delta_warmup}, so only this share of the update is merged; call "
@@ -285,20 +290,26 @@ class DualLoraLinear(nn.Module, BaseTunerLayer):
         merged = merged.to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken")
-        if self._unmerged_weight is None:
-            self._unmerged_weight = weight.cpu() if weight.device.type != "cpu" else weight.clone()
-        weight.copy_(merged)
+        if is_quantized(base):
+            write_quantized(self, merged)
+        else:
+            if self._unmerged_weight is None:
+                self._unmerged_weight = weight.cpu() if weight.device.type != "cpu" else weight.clone()
+            weight.copy_(merged)
         self.merged_adapters.extend(names)
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Copy W₀ back over the merged weight, bit for bit."""
+        """Put W₀ back in place of the merged weight, bit for bit."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=3)
             return
-        assert self._unmerged_weight is not None
-        mergeable_weight(self.get_base_layer()).copy_(self._unmerged_weight)
-        self._unmerged_weight = None
+        if self.unmerged_layer:
+            self.base_layer = self.unmerged_layer.pop()
+        else:
+            assert self._unmerged_weight is not None
+            mergeable_weight(self.get_base_layer()).copy_(self._unmerged_weight)
+            self._unmerged_weight = None
         self.merged_adapters.clear()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -19,6 +19,7 @@ from dual_lora.tuner.config import DualLoraConfig
 from dual_lora.tuner.factor import FACTORS, PREFIX, ROW_SCALE, STARTS, with_current_names
 from dual_lora.tuner.layer import DualLoraLinear
 from dual_lora.tuner.mixed_batch import adapter_of_each_row
+from dual_lora.tuner.quantized import quantization_backend
 from dual_lora.tuner.registration import ReplaceModuleWithoutWeight, register
 
 # The modules of the commonsense and DoRA recipes; families that they do not name keep PEFT's LoRA default.
@@ -88,12 +89,14 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
             target.update_layer(adapter_name, peft_config, inference_mode=peft_config.inference_mode)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(base, (nn.Linear, Conv1D)):
+        backend = quantization_backend(base, self.model)
+        if not isinstance(base, (nn.Linear, Conv1D)) and getattr(backend, "layer_type", None) != "linear":
             raise ValueError(
                 f"Target module {current_key} is a {type(base).__name__}, which is not supported. Dual LoRA adapts "
-                "torch.nn.Linear and transformers.pytorch_utils.Conv1D: narrow target_modules or use exclude_modules."
+                "torch.nn.Linear, its quantized forms that PEFT knows, and transformers.pytorch_utils.Conv1D: narrow "
+                "target_modules or use exclude_modules."
             )
-        layer = DualLoraLinear(target, adapter_name, peft_config)
+        layer = DualLoraLinear(target, adapter_name, peft_config, backend)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)

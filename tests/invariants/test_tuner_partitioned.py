@@ -1,4 +1,4 @@
-"""Bases whose weight is not at hand: partitioned over processes (ZeRO-3, FSDP2) or quantized (bitsandbytes).
+"""Bases whose weight is partitioned over processes (ZeRO-3, FSDP2).
 
 This file is also the program that the distributed tests start on two processes: `torchrun FILE zero3 SETTINGS`.
 """
@@ -15,7 +15,6 @@ import pytest
 import torch
 from peft import get_peft_model
 from peft.utils.other import fsdp_auto_wrap_policy
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,32 +141,6 @@ def test_fsdp2_trains_as_one_process_does(tmp_path):
     for kind in ("sharded", "each factor sharded", "FSDP1"):
         assert losses[kind] == pytest.approx(losses["plain"], rel=1e-5), kind
     assert losses["sharded update"] == pytest.approx(losses["plain update"], rel=1e-4)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("init_std", [0.2, "relative:0.1"])
-def test_a_quantized_base_computes_base_plus_update_and_refuses_to_merge(bits, init_std):
-    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra: pip install dual-lora[quantized]")
-    torch.manual_seed(0)
-    plain = nn.Linear(64, 64)
-    if bits == 4:
-        layer = bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type="nf4")
-    else:
-        layer = bitsandbytes.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
-    layer.load_state_dict(plain.state_dict())
-    base = nn.ModuleDict({"layer": layer.to("cpu")})
-    model = get_peft_model(base, DualLoraConfig(target_modules=["layer"], init_std=init_std))
-    adapted = model.base_model.model["layer"]
-    x = torch.randn(3, 64, requires_grad=True)
-    y = adapted(x)
-    delta = adapted.get_delta_weight("default")
-    torch.testing.assert_close(y, adapted.base_layer(x) + x @ delta.T)
-    if init_std != 0.2:
-        assert (delta.norm() / plain.weight.norm()).item() == pytest.approx(0.1, rel=0.3)
-    y.sum().backward()
-    assert all(factor.grad.any() for factor in adapted.factors("default"))
-    with pytest.raises(NotImplementedError, match="quantized"):
-        model.merge_and_unload()
 
 
 def main() -> None:

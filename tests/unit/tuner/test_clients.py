@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from peft import get_peft_model
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import nn
-from transformers import AutoModelForCausalLM, QuantoConfig, TorchAoConfig
 
 from tests.unit.tuner.tiny_adapted_model import logits, make_base, make_config, train_a_little
 
@@ -109,35 +106,3 @@ def test_trl_trains_the_tokens_that_a_chat_template_adds(tmp_path):
     tokens = trainer.model.peft_config["default"].trainable_token_indices["embed_tokens"]
     assert tokens == list(range(added, added + len(trained))), "with those that fill the table up"
     assert not torch.equal(trained, before)
-
-
-def quantized(kind: str, folder: Path) -> nn.Module:
-    if kind == "quanto":
-        pytest.importorskip("optimum.quanto")
-        config = QuantoConfig(weights="int8")
-    else:
-        config = TorchAoConfig(quant_type=getattr(pytest.importorskip("torchao.quantization"), kind)())
-    make_base("llama").save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("init_std", [0.2, "relative:0.1"])
-@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "quanto"])
-def test_a_quantized_base_is_called_and_not_merged_into(kind, init_std, tmp_path):
-    """These weights say that they are float32, and are classes of their own."""
-    base = quantized(kind, tmp_path).eval()
-    plain = make_base("llama")
-    with torch.no_grad():  # the same adapter on the weights that the quantized ones stand for
-        for name, module in base.named_modules():
-            if isinstance(module, nn.Linear):
-                plain.get_submodule(name).weight.copy_(module(torch.eye(module.in_features)).T)
-    expected = []
-    for model in (plain, base):
-        torch.manual_seed(1)
-        expected.append(get_peft_model(model, make_config("llama", init_std=0.2)).eval())
-    torch.testing.assert_close(logits(expected[1]), logits(expected[0]), rtol=1e-3, atol=1e-3)
-    adapter = get_peft_model(quantized(kind, tmp_path), make_config("llama", init_std=init_std)).train()
-    train_a_little(adapter)
-    with pytest.raises(NotImplementedError, match="quantized"):
-        adapter.merge_and_unload()

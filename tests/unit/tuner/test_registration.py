@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 import dual_lora
 from dual_lora.tuner import registration
-from tests import ROOT, fresh_interpreters
+from tests import fresh_interpreters
 from tests.fresh_interpreters import run_python
 
 ADAPTER = """
@@ -132,7 +133,7 @@ def test_a_misspelt_name_says_which_names_there_are():
 def test_imports_point_down_only(folder):
     """tuner may import kernels; kernels imports nothing of ours."""
     allowed = {"tuner": ("dual_lora.tuner", "dual_lora.kernels"), "kernels": ("dual_lora.kernels",)}[folder]
-    files = sorted((ROOT / "dual_lora" / folder).glob("**/*.py"))
+    files = sorted((Path(dual_lora.__file__).parent / folder).glob("**/*.py"))
     assert len(files) >= 3
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
