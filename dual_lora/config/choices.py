@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,15 @@ def method_values(name: str) -> dict[str, Any]:
         nested = isinstance(value, dict) and isinstance(values.get(key), dict)
         values[key] = values[key] | value if nested else value
     return values
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted name -> value of nested settings."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        found |= flat(value, name) if isinstance(value, Mapping) and value else {name: value}
+    return found
 
 
 def sweep_values(override: Override) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dual_lora.config import ConfigError, ModelConfig, RecipeConfig, legal_values
-from dual_lora.config.choices import CONFIGS, Loader, method_values, options
+from dual_lora.config.choices import CONFIGS, Loader, flat, method_values, options
 
 RECIPES = CONFIGS / "recipe"
 DEFAULT = "default"
@@ -206,11 +206,4 @@ class _Table:
 @functools.cache
 def _settings_of(method: str) -> list[str]:
     """Return the dotted names of a method's settings, as its file and those that it builds on state them."""
-    return _dotted(method_values(method))
-
-
-def _dotted(values: Mapping[str, Any]) -> list[str]:
-    found = []
-    for key, value in values.items():
-        found += [f"{key}.{name}" for name in _dotted(value)] if isinstance(value, dict) else [key]
-    return found
+    return list(flat(method_values(method)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dual_lora.config import RunConfig
+from dual_lora.config.choices import flat
 
 _CHOICES = ("model", "task", "method", "protocol", "profile")
 _TEXTS = ("name", "label", "sources", "learning_rates", "trials", "contract", "parameters")  # that go with a choice
@@ -36,13 +37,6 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     values = config.to_dict()
     values["method"] |= values["method"].pop("settings")
     parts = {name: values[name] for name in (*_CHOICES, "recipe", "data", "init_from", "kernel", "diagnostics")}
-    return dict(_flat(parts, ""))
-
-
-def _flat(values: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(values, Mapping):
-        yield name, values
-        return
-    for key, value in values.items():
-        if not (name in (*_CHOICES, "recipe") and key in _TEXTS):
-            yield from _flat(value, f"{name}.{key}".lstrip("."))
+    for part in (*_CHOICES, "recipe"):
+        parts[part] = {name: value for name, value in parts[part].items() if name not in _TEXTS}
+    return {name: value for name, value in flat(parts).items() if value != {}}

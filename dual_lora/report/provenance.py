@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dual_lora import shipped
+from dual_lora.config.choices import flat
 from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
@@ -96,12 +97,3 @@ def _commit(told: Mapping[str, Any]) -> str:
 
 def _versions(told: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in (told.get("versions") or {}).items())
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted name -> value of nested settings."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        found |= flat(value, name) if isinstance(value, Mapping) and value else {name: value}
-    return found
