@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dual_lora.config import ConfigError
 from dual_lora.distributed import processes
 from dual_lora.records import read_json, read_steps, replacing, write_json, write_text
+from dual_lora.training.checkpoints import step_of
 
 # A loss that has grown to this many times its start (plus one) will not come back.
 _EXPLODED = 4.0
@@ -49,7 +50,7 @@ class Curves(TrainerCallback):
 
         Raises `ConfigError` if losses before it are missing.
         """
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        step = step_of(checkpoint)
         lines = []
         if checkpoint is not None:
             kept = checkpoint / self.path.name  # an older version wrote none
@@ -272,7 +273,7 @@ class Selection(TrainerCallback):
 
     def forget_after(self, checkpoint: Path | None) -> None:
         """Forget a choice that was made after the checkpoint that training continues from."""
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        step = step_of(checkpoint)
         fix = f"move {self.folder.parent / 'checkpoints'} away to train anew"
         best = read_json(self.folder / "best_loss.json", _best, fix) if step else None
         self._best = best if best is not None and best["step"] <= step else {}

@@ -72,12 +72,11 @@ def fault(checkpoint: Path) -> str | None:
 
 def latest_complete(folder: Path) -> Path | None:
     """Return the newest whole checkpoint. Damaged ones are set aside under another name, cut-off ones removed."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _step(path))]
-    for step, path in sorted(found, reverse=True):
+    for path in reversed(_by_step(folder)):
         problem = fault(path)
         if problem is None:
             return path
-        logger.warning("checkpoint of step %d is not used: %s", step, problem)
+        logger.warning("checkpoint of step %d is not used: %s", step_of(path), problem)
         if (path / MANIFEST).exists():
             set_aside(path)
         else:
@@ -87,15 +86,20 @@ def latest_complete(folder: Path) -> Path | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints. Called after the newest was sealed, so a whole one always stays."""
-    found = sorted((int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _step(path)))
-    for _, path in found[: -max(1, keep)]:
+    for path in _by_step(folder)[: -max(1, keep)]:
         # The manifest goes first: what a kill leaves behind halfway is then known to be incomplete.
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)
 
 
-def _step(path: Path) -> re.Match[str] | None:
-    return re.fullmatch(r"checkpoint-(\d+)", path.name)
+def step_of(checkpoint: Path | None) -> int:
+    """Return the optimizer step that a checkpoint was written after, which its name says; 0 for none."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def _by_step(folder: Path) -> list[Path]:
+    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted(found, key=step_of)
 
 
 def start_from(folder: Path) -> Path | None:
@@ -108,5 +112,4 @@ def start_from(folder: Path) -> Path | None:
 
 def resume_step(folder: Path) -> int:
     """Return the optimizer step that a training in `folder` would continue from; 0 for a new one."""
-    start = start_from(folder)
-    return int(start.name.rpartition("-")[2]) if start else 0
+    return step_of(start_from(folder))
