@@ -51,11 +51,11 @@ from dual_lora.benchmarks.scaling_runs import (
     keep,
     kill_one_process,
     speed_of,
-    visible_cards,
     whole_adapter,
 )
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
+from dual_lora.distributed import processes
 from dual_lora.models.random_checkpoint import write_llama
 
 METHODS = ("lora", "dual_lora", "dora")
@@ -95,7 +95,7 @@ class Bench:
         self.weights, self.table = args.weights or self.scratch, args.output / "scaling.jsonl"
         self.written: set[Path] = set()
         self.writing = threading.Lock()
-        self.cards = [] if args.smoke else visible_cards()
+        self.cards = [] if args.smoke else processes.visible_cards()
         firsts = range(0, len(self.cards) - args.gpus + 1, args.gpus)
         lanes = [",".join(self.cards[first : first + args.gpus]) for first in firsts]
         self.lanes: list[str | None] = [*lanes] or [None]
@@ -314,7 +314,7 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--only {unknown[0]}: matches none of {', '.join(names)}")
     if args.smoke:
         return
-    if len(cards := visible_cards()) < args.gpus:
+    if len(cards := processes.visible_cards()) < args.gpus:
         raise ConfigError(f"--gpus {args.gpus}: torch finds {len(cards)}; --smoke runs tiny models on a CPU")
     if args.layers is not None and not 1 <= args.layers <= 80:
         raise ConfigError(f"--layers {args.layers}: LLaMA-3-70B has 80; 1 to 80")

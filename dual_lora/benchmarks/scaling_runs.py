@@ -23,14 +23,6 @@ PATIENCE = 900.0  # seconds until a run that shows nothing is given up
 _TABLE = threading.Lock()  # runs end in threads of one command
 
 
-def visible_cards() -> list[str]:
-    """Return the GPUs that this command may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
-
-
 class Run:
     """A run.py in a folder of its own; the same command in the same folder continues it, or finds it finished.
 

@@ -65,6 +65,12 @@ def device_name(device: str) -> str:
     return f"cuda:{local_rank()}" if device == "cuda" and grouped() else device
 
 
+def visible_cards() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
 def uses_gpu(device: str) -> bool:
     """Return whether `launch.device=device` means a GPU here."""
     return device != "cpu" and torch.cuda.is_available()

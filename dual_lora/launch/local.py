@@ -198,10 +198,9 @@ def _record_crash(item: Any, worker: Worker) -> None:
 
 def _cards(place: int, wanted: int) -> list[str]:
     """Return the GPUs of the run at a place; runs share them if there are too few."""
-    import torch
+    from dual_lora.distributed import processes
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    every = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    every = processes.visible_cards()
     groups = max(1, len(every) // wanted)
     first = place % groups * wanted
     return every[first : first + wanted]
