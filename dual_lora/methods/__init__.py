@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dual_lora.methods.application import apply, callbacks, check_settings, peft_config, resolved_init_std
+    from dual_lora.methods.application import apply, callbacks, check_settings, peft_config
     from dual_lora.methods.budget import Budget, with_budget
     from dual_lora.methods.checks import check, check_ranks, check_sharded, check_task, check_zero_stage
     from dual_lora.methods.counts import planned_parameters, trainable_parameters
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dual_lora.methods.weights import frozen_adapter_state, load_trainable_state, stored_state, trainable_state
 
 _NAMES = {
-    "application": ("apply", "callbacks", "check_settings", "peft_config", "resolved_init_std"),
+    "application": ("apply", "callbacks", "check_settings", "peft_config"),
     "budget": ("Budget", "with_budget"),
     "checks": ("check", "check_ranks", "check_sharded", "check_task", "check_zero_stage"),
     "counts": ("planned_parameters", "trainable_parameters"),

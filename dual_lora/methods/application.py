@@ -19,7 +19,7 @@ from dual_lora.methods.adalora import RankAllocationCallback, allocation_schedul
 from dual_lora.methods.checks import check, check_task, config_class
 from dual_lora.models.head import head_modules
 from dual_lora.tasks.base import Head
-from dual_lora.tuner import DeltaWarmupCallback, DualLoraLinear
+from dual_lora.tuner import DeltaWarmupCallback
 
 log = logging.getLogger(__name__)
 
@@ -149,17 +149,6 @@ def _check_targets(model: nn.Module, config: PeftConfig, model_config: ModelConf
             f"method.target_modules: {', '.join(sorted(missing))} matches no layer of model={model_config.name}"
             f"{legal_values(sorted(missing)[0], endings)}"
         )
-
-
-def resolved_init_std(model: nn.Module) -> dict[str, float]:
-    """Return the σ of each Dual LoRA layer, which `init_std=relative:x` resolves per layer; empty for other methods."""
-    return {
-        name.removeprefix("base_model.model."): sigma
-        for name, layer in model.named_modules()
-        if isinstance(layer, DualLoraLinear)
-        for sigma in layer.init_std.values()
-        if sigma is not None
-    }
 
 
 def callbacks(method: MethodConfig, total_steps: int | None = None) -> list[TrainerCallback]:

@@ -107,7 +107,7 @@ class Work:
             if config.method.trains != "nothing":
                 self._training = self._train(model, work, loaded.tokenizer, items)
             if str(config.method.settings.get("init_std", "")).startswith("relative:"):
-                self._origin["resolved_init_std"] = methods.resolved_init_std(model)
+                self._origin["resolved_init_std"] = model.base_model.resolved_init_std()
             deepspeed.ready_to_evaluate(model, config, resolved.batches)
             names = getattr(getattr(model, "base_model", None), "kernel_names", None)
             self._kernels = names() if names else {}  # ZeRO-3: only now it is known which weights come with their block

@@ -233,11 +233,10 @@ def test_the_kernel_reaches_dual_lora_and_nothing_else():
 
 
 def test_a_relative_start_is_resolved_per_layer():
-    relative = methods.resolved_init_std(apply(read_method("dual_lora_relative_std")))
+    relative = apply(read_method("dual_lora_relative_std")).base_model.resolved_init_std()
     assert len(relative) == 4
     assert len(set(relative.values())) == 4, "each weight has its own scale"
-    assert set(methods.resolved_init_std(apply(read_method("dual_lora"))).values()) == {0.02}
-    assert methods.resolved_init_std(apply(read_method("lora"))) == {}
+    assert set(apply(read_method("dual_lora")).base_model.resolved_init_std().values()) == {0.02}
 
 
 def test_a_prompt_method_needs_no_target_modules():
