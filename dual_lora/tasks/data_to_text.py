@@ -234,6 +234,14 @@ def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]
     return tuple(metric for metric in metrics if metric in chosen)
 
 
+def reference_form(config: RunConfig, legal: Sequence[str]) -> str:
+    """Return the form of the references that the protocol asks for. Raises `ConfigError` for one that is none."""
+    form = config.protocol.reference_form
+    if form is None or form not in legal:
+        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(form, legal)}")
+    return form
+
+
 def data_root(config: RunConfig) -> Path:
     """Return the folder of the local files or of the shipped sample; both have the same layout."""
     return Path(__file__).parent / "sample" if config.data.source == "sample" else Path(config.data.dir or ".")

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dual_lora.config import ConfigError, RunConfig, legal_values
+from dual_lora.config import RunConfig, legal_values
 from dual_lora.metrics import e2e, java, mteval
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
@@ -32,6 +32,7 @@ from dual_lora.tasks.data_to_text import (
     chosen_metrics,
     content_sha256,
     data_root,
+    reference_form,
 )
 
 FORMS = ("lora", "official")
@@ -65,9 +66,7 @@ METRICS = (*e2e.METRICS, _PYTHON_NIST)
 
 def build(config: RunConfig) -> DataToText:
     """Return the task. Raises `ConfigError` for an unknown form or metric, and for METEOR without Java."""
-    form = config.protocol.reference_form
-    if form not in FORMS:
-        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(form, FORMS)}")
+    form = reference_form(config, FORMS)
     source = config.data.source
     root = data_root(config)
     notes = []

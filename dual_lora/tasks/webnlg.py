@@ -11,11 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from dual_lora.config import ConfigError, RunConfig, legal_values
+from dual_lora.config import ConfigError, RunConfig
 from dual_lora.metrics import nlg
 from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
-from dual_lora.tasks.data_to_text import DataToText, Item, Loaded, Origin, Published, data_root, linearise
+from dual_lora.tasks.data_to_text import (
+    DataToText,
+    Item,
+    Loaded,
+    Origin,
+    Published,
+    data_root,
+    linearise,
+    reference_form,
+)
 
 FORMS = ("lora", "raw")
 SUBSETS = ("seen", "unseen")
@@ -59,10 +68,7 @@ def checked_form(config: RunConfig) -> nlg.Form:
     """Return the protocol's reference form. Raises `ConfigError` if it is unknown, or there is no sample."""
     if config.data.source == "sample":
         raise ConfigError(f"data.source=sample: {config.task.name} has no sample; use hub or local, or task=e2e")
-    form = config.protocol.reference_form
-    if form not in FORMS:
-        raise ConfigError(f"unknown protocol.reference_form={form!r}{legal_values(form, FORMS)}")
-    return cast(nlg.Form, form)
+    return cast(nlg.Form, reference_form(config, FORMS))
 
 
 def read_entries(folder: Path, name: str) -> Loaded:
