@@ -197,7 +197,7 @@ class RunConfig:
         """
         # `table` is what an experiment file tells the report; a run does not read it.
         values = {key: value for key, value in values.items() if key not in ("hydra", "table")}
-        values["method"] = _with_settings_apart(values.get("method", {}))
+        values["method"] = with_settings_apart(values.get("method", {}))
         for name, number in not_finite(values):
             raise ConfigError(f"{name}={number}: it must be a finite number")
         try:
@@ -212,7 +212,7 @@ class RunConfig:
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
 
 
-def _with_settings_apart(method: Any) -> Any:
+def with_settings_apart(method: Any) -> Any:
     """Move a method's PEFT settings, which are at the top level of its YAML (`method.alpha`), to `settings`."""
     if not isinstance(method, Mapping) or not isinstance(method.get("settings", {}), Mapping):
         return method  # refused by its type

@@ -35,6 +35,7 @@ from transformers import (
 
 from dual_lora.config import DecodingConfig
 from dual_lora.evaluation.static_decoding import StaticDecoding
+from dual_lora.models.head import unwrapped
 from dual_lora.tasks.encoding import all_prompt_ids
 
 Complete = Callable[[int, str], bool]
@@ -157,7 +158,7 @@ def _without_own_settings(model: Any) -> Iterator[None]:
 
     transformers fills every field that is None from it: suppressed tokens, biases, stop strings, time limits.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     own, inner.generation_config = inner.generation_config, GenerationConfig()
     try:
         yield

@@ -11,6 +11,7 @@ import numpy as np
 
 from dual_lora.config import ConfigError, MethodConfig, legal_values
 from dual_lora.config.choices import method_values, options
+from dual_lora.config.schema import with_settings_apart
 from dual_lora.methods.counts import LayerShape, adapter_parameters, planned_parameters, rank_names
 
 # Settings that move with the rank, so that the scale of the update (α/r) stays the method's, and AdaLoRA's final rank.
@@ -94,11 +95,7 @@ def read_method(name: str) -> MethodConfig:
     """Read a shipped method's YAML, without Hydra. Raises `ConfigError` for an unknown name."""
     if name not in options("method"):
         raise ConfigError(f"unknown method {name!r}{legal_values(name, options('method'))}")
-    fields = {field.name for field in dataclasses.fields(MethodConfig)}
-    values = method_values(name)
-    known = {key: value for key, value in values.items() if key in fields}
-    known["settings"] = {key: value for key, value in values.items() if key not in fields}
-    return MethodConfig(**known)
+    return MethodConfig(**with_settings_apart(method_values(name)))
 
 
 def _followers(method: MethodConfig, base: dict[str, int], ranks: dict[str, int]) -> dict[str, Any]:
