@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
+from dual_lora.commands.merge import new_folder
 from dual_lora.commands.parser import Parser, one_of
 from dual_lora.config import ConfigError
 from dual_lora.report import records, tidy
@@ -37,10 +36,11 @@ def options(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Return 0, or 2 if a record is refused. Raises `ConfigError` or `FileExistsError`: `export`."""
+    """Return 0, or 2 if a record is refused. Raises `ConfigError`: `export`; `FileExistsError`: `out` exists."""
     if options.run is None:
         return _records(options)
-    export(options.results, options.run, options.out, options.checkpoint)
+    with new_folder(options.out) as part:
+        export(options.results, options.run, part, options.checkpoint)
     print(options.out)
     return 0
 
@@ -57,18 +57,15 @@ def _records(options: argparse.Namespace) -> int:
 
 
 def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None) -> None:
-    """Write the trained model of a run and its tokenizer to `out`, which appears once it is whole.
+    """Write the trained model of a run and its tokenizer into the folder `out`.
 
     Raises `ConfigError`: no finished record, weights that are not on this machine, a base that is not the run's.
-    `FileExistsError` if `out` exists.
     """
     from dual_lora import methods, models, tasks
     from dual_lora.records import read, record_path, run_folder, weights_file
     from dual_lora.runs.lifecycle import load_config
     from dual_lora.runs.resolve import at_budget
 
-    if out.exists():
-        raise FileExistsError(f"out={out} exists; give another folder, or remove it")
     known = read(record_path(str(results), run_id))
     if known is None or known["status"] != "finished":
         raise ConfigError(f"run={run_id}: {results / 'records'} has no finished record of that name")
@@ -91,13 +88,7 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
         loaded.model, config.method, model_config=config.model, head=head, seed=config.seed, kernel=config.kernel
     )
     methods.load_trainable_state(model, methods.stored_state(weights))
-    part = out.with_name(f"{out.name}.part")
-    try:
-        models.fuse_attention(methods.export_merged(model)).save_pretrained(part)
-        loaded.tokenizer.save_pretrained(part)
-        source = {"run_id": run_id, "checkpoint": checkpoint}
-        (part / "exported_from.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
-        os.replace(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    models.fuse_attention(methods.export_merged(model)).save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+    source = {"run_id": run_id, "checkpoint": checkpoint}
+    (out / "exported_from.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
