@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dual_lora.distributed import processes
-from dual_lora.evaluation.passes import Passes
+from dual_lora.evaluation.passes import Passes, evaluating
 from dual_lora.models import attention
 from dual_lora.tasks.base import ClassificationTask, Example, Reading
 from dual_lora.tasks.padding import rounded_length
@@ -121,17 +121,12 @@ def predict(
     order = sorted(range(len(rows)), key=lambda position: -len(rows[position]["input_ids"]))
     order = order[processes.rank() :: processes.world_size()]
     parts: list[torch.Tensor] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with processes.computing_together(model) as callable_model:
-            for start in range(0, len(order), batch_size):
-                collated = collator([rows[position] for position in order[start : start + batch_size]])
-                inputs = {name: value for name, value in collated.items() if name != "labels"}
-                batch = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-                parts.append(computed(batch) if computed else _logits(callable_model, batch, autocast, False))
-    finally:
-        model.train(was_training)
+    with evaluating(model), processes.computing_together(model) as callable_model:
+        for start in range(0, len(order), batch_size):
+            collated = collator([rows[position] for position in order[start : start + batch_size]])
+            inputs = {name: value for name, value in collated.items() if name != "labels"}
+            batch = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+            parts.append(computed(batch) if computed else _logits(callable_model, batch, autocast, False))
     shares = processes.gather((order, torch.cat(parts).cpu().numpy() if parts else None))
     logits = np.empty((len(rows), next(share.shape[1] for _, share in shares if share is not None)), np.float32)
     for places, share in shares:

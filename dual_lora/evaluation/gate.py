@@ -26,6 +26,7 @@ import torch
 
 from dual_lora.config import DecodingConfig, ProtocolConfig
 from dual_lora.evaluation import generation
+from dual_lora.evaluation.passes import evaluating
 from dual_lora.models.sources import RANDOM_MARK
 from dual_lora.tasks.base import Example, Task
 from dual_lora.tasks.encoding import prompt_ids
@@ -80,15 +81,11 @@ def check(
     chosen = _spread(examples, tokenizer, task, _positions(model))
     _check_prompts(tokenizer, task, chosen, protocol)
     loss = _base_loss(model, tokenizer, task, chosen)
-    was_training = model.training
-    model.eval()
-    try:
-        if pretrained:
-            _check_weights(loss, model)
-        prompts = [task.render(one, training=False).prompt for one in chosen]
+    if pretrained:
+        _check_weights(loss, model)
+    prompts = [task.render(one, training=False).prompt for one in chosen]
+    with evaluating(model):
         gap = _check_padding(model, tokenizer, prompts, generate, TOLERANCE[dtype])
-    finally:
-        model.train(was_training)
     return {"base_prompt_loss": loss, "largest_gap": gap}
 
 
@@ -134,13 +131,8 @@ def _device(model: Any) -> torch.device:
 
 def _base_loss(model: Any, tokenizer: Any, task: Task, examples: Sequence[Example]) -> float:
     """Return `_loss` of the base in evaluation mode, its adapter disabled."""
-    was_training = model.training
-    model.eval()
-    try:
-        with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
-            return _loss(model, tokenizer, task, examples)
-    finally:
-        model.train(was_training)
+    with evaluating(model), model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
+        return _loss(model, tokenizer, task, examples)
 
 
 def _loss(model: Any, tokenizer: Any, task: Task, examples: Sequence[Example]) -> float:

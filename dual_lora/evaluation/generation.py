@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from dual_lora.config import DecodingConfig
+from dual_lora.evaluation.passes import evaluating
 from dual_lora.evaluation.static_decoding import StaticDecoding
 from dual_lora.models.head import unwrapped
 from dual_lora.tasks.encoding import all_prompt_ids
@@ -86,20 +87,14 @@ def generate(
     check_fits(model, rows, decoding.max_new_tokens)
     # Longest first: memory runs out at once or never, and the time left is overestimated rather than underestimated.
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    was_training = model.training
-    model.eval()
-    stream = nullcontext() if static is None else static.stream(next(model.parameters()).device)
-    try:
-        with stream:
-            for start in range(0, len(order), batch_size):
-                indices = order[start : start + batch_size]
-                batch = [rows[index] for index in indices]
-                texts = _generate_batch(model, tokenizer, batch, indices, decoding, complete, static)
-                replies.update(zip(indices, texts, strict=True))
-                if on_batch is not None:
-                    on_batch(indices, texts)
-    finally:
-        model.train(was_training)
+    with evaluating(model), nullcontext() if static is None else static.stream(next(model.parameters()).device):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            batch = [rows[index] for index in indices]
+            texts = _generate_batch(model, tokenizer, batch, indices, decoding, complete, static)
+            replies.update(zip(indices, texts, strict=True))
+            if on_batch is not None:
+                on_batch(indices, texts)
     return [replies[index] for index in range(len(prompts))]
 
 

@@ -12,7 +12,8 @@ larger (`is_small`).
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,6 +57,17 @@ def passes_for(model: torch.nn.Module, graphs: str) -> Passes:
     if next(model.parameters()).device.type != "cuda" or processes.is_partitioned(model):
         return Passes()
     return Passes(None if graphs == "off" else CudaRecorder(), few_shapes=True)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode inside; afterwards it is in the mode that it had."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def is_small(model: torch.nn.Module) -> bool:

@@ -12,6 +12,7 @@ similar candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dual_lora.evaluation.generation import pad_id, positions
-from dual_lora.evaluation.passes import Passes, negative_log_likelihoods, on_device
+from dual_lora.evaluation.passes import Passes, evaluating, negative_log_likelihoods, on_device
 from dual_lora.models import attention
 from dual_lora.models.head import unwrapped
 from dual_lora.models.output_positions import logits_at
@@ -60,9 +61,6 @@ def rank(
     _check_fits(model, questions)
     questions.sort(key=lambda one: (-rounded_length(len(one.shared)), -max(map(len, one.rest)), one.index))
     device, padding = next(model.parameters()).device, pad_id(tokenizer)
-    was_training = model.training
-    model.eval()
-    computed = passes.calls(lambda batch, _: _log_likelihoods(model, batch))
 
     def read(batch: list[_Question], values: Tensor) -> None:
         each = iter(values.tolist())  # waits for the device
@@ -72,19 +70,20 @@ def rank(
             on_batch(indices, rows)
 
     waiting: list[tuple[list[_Question], Tensor]] = []  # of the batch before, computed while the next one is made
-    try:
-        with passes.stream(device), torch.no_grad():
-            for batch in _batches(questions, batch_size):
-                given = _padded(batch, padding, few_shapes=passes.few_shapes)
-                values = computed({name: on_device(tensor, device) for name, tensor in given.items()})
-                if waiting:
-                    read(*waiting.pop())
-                waiting.append((batch, values))
+    with (
+        evaluating(model),
+        closing(passes.calls(lambda batch, _: _log_likelihoods(model, batch))) as computed,
+        passes.stream(device),
+        torch.no_grad(),
+    ):
+        for batch in _batches(questions, batch_size):
+            given = _padded(batch, padding, few_shapes=passes.few_shapes)
+            values = computed({name: on_device(tensor, device) for name, tensor in given.items()})
             if waiting:
                 read(*waiting.pop())
-    finally:
-        computed.close()
-        model.train(was_training)
+            waiting.append((batch, values))
+        if waiting:
+            read(*waiting.pop())
     return [results[index] for index in range(len(prompts))]
 
 

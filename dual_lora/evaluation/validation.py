@@ -9,15 +9,15 @@ prompt is marked and both numbers are of the whole text.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from dual_lora.distributed import processes
-from dual_lora.evaluation.passes import Passes, negative_log_likelihoods, on_device
+from dual_lora.evaluation.passes import Passes, evaluating, negative_log_likelihoods, on_device
 from dual_lora.models import attention
 from dual_lora.models.head import unwrapped
 from dual_lora.tasks.encoding import IGNORED
@@ -50,21 +50,16 @@ def losses(
     lengths = [len(row["input_ids"]) for row in rows]
     batches = _batches([rounded_length(length) for length in lengths] if passes.few_shapes else lengths, batch_tokens)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    computed = passes.calls(lambda batch, _: _sums(model, batch))
     found: list[torch.Tensor] = []
-    try:
-        with (
-            passes.stream(device),
-            attention.without_mask(unwrapped(model)) if passes.few_shapes else contextlib.nullcontext(),
-        ):
-            for indices in tqdm(batches, desc="validation", leave=False, disable=None if processes.is_main() else True):
-                batch = collator([dict(rows[index]) for index in indices])
-                found.append(computed({name: on_device(value, device) for name, value in batch.items()}))
-    finally:
-        computed.close()
-        model.train(was_training)
+    with (
+        evaluating(model),
+        closing(passes.calls(lambda batch, _: _sums(model, batch))) as computed,
+        passes.stream(device),
+        attention.without_mask(unwrapped(model)) if passes.few_shapes else nullcontext(),
+    ):
+        for indices in tqdm(batches, desc="validation", leave=False, disable=None if processes.is_main() else True):
+            batch = collator([dict(rows[index]) for index in indices])
+            found.append(computed({name: on_device(value, device) for name, value in batch.items()}))
     sums = torch.zeros(len(rows), 2, 2, dtype=torch.float64)  # row × (answer, everything) × (loss, tokens)
     for indices, part in zip(batches, found, strict=True):
         sums[indices] = part.to("cpu", torch.float64)
