@@ -45,7 +45,7 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
         if named is None or named.column not in block.columns:
             continue
         column = block.columns.index(named.column)
-        decides = endpoint.column_of(experiment, named)
+        decides = experiment.block.column(named.column)
         for number_of_row, line in enumerate(block.lines):
             if line.source is not None or line.choices["method"] == experiment.block.reference:
                 continue

@@ -125,6 +125,9 @@ class Block:
     figure: Figure | None = None
     trend: Trend | None = None
 
+    def column(self, label: str) -> Column:
+        return next(column for column in self.columns if column.label == label)
+
 
 @dataclass(frozen=True)
 class Experiment:

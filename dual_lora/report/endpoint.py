@@ -60,7 +60,7 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
     """Return what the endpoint says of one method, in one line."""
     endpoint = experiment.block.endpoint
     assert endpoint is not None
-    decimals = column_of(experiment, endpoint).decimals + 1
+    decimals = experiment.block.column(endpoint.column).decimals + 1
     found = comparison.difference
     text = f"{endpoint.column}, {label} against {reference}: {with_interval(found, decimals)}, {pairs(found)}"
     named = {"Holm p": comparison.p, "sign-flip p": comparison.sign_flip, "TOST Holm p": comparison.p_equal}
@@ -76,7 +76,7 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
 def stated(comparison: Comparison, experiment: Experiment, value: Published, label: str) -> list[str]:
     """Say whether a difference that a paper states of the endpoint's column is in ours; nothing without an interval."""
     endpoint, interval = experiment.block.endpoint, comparison.difference.interval()
-    if endpoint is None or interval is None or value.task not in column_of(experiment, endpoint).published:
+    if endpoint is None or interval is None or value.task not in experiment.block.column(endpoint.column).published:
         return []
     hand = ", read second-hand" if value.second_hand else ""
     where = "in" if interval[0] <= value.value <= interval[1] else "not in"
@@ -117,14 +117,9 @@ def with_interval(found: stats.Estimate, decimals: int) -> str:
     return f"{found.mean:+.{decimals}f}{limits}".replace("-", "−")
 
 
-def column_of(experiment: Experiment, endpoint: Endpoint) -> Column:
-    """Return the endpoint's column."""
-    return next(column for column in experiment.block.columns if column.label == endpoint.column)
-
-
 def _raw(block: MeasuredBlock, endpoint: Endpoint, row: Row) -> _Raw | None:
     reference = block.reference(row)
-    column = column_of(block.experiment, endpoint)
+    column = block.experiment.block.column(endpoint.column)
     ours = row.columns[column.label]
     shared = measured.pairs_of(column, ours, reference.columns[column.label]) if reference else None
     if reference is None or shared is None or any(record.untrained for record in row.records):
@@ -152,7 +147,7 @@ def _began_after(named: datetime, record: Record) -> bool:
 
 def _blocked(block: MeasuredBlock, endpoint: Endpoint, row: Row) -> stats.Estimate | None:
     """Return the endpoint's difference with the variance of all methods of the row's model; None if it adds nothing."""
-    column = column_of(block.experiment, endpoint)
+    column = block.experiment.block.column(endpoint.column)
     methods = {}
     for other in block.rows:
         method = other.choices["method"]

@@ -139,8 +139,7 @@ def _swept(view: TableView, experiments: Mapping[str, Experiment]) -> Iterator[F
         asked = first.block.figure
         assert asked is not None
         panels = []
-        named = [column for column in first.block.columns if column.label == asked.column]
-        for column in [*named, *(column for column in first.block.columns if column not in named)]:
+        for column in sorted(first.block.columns, key=lambda column: column.label != asked.column):
             name = column.label
             lines: dict[str, list[Point]] = defaultdict(list)
             for block in (block for block in blocks if name in block.columns):
@@ -196,7 +195,7 @@ def _differences(block: BlockView, experiment: Experiment) -> Iterator[Panel]:
     named = experiment.block.endpoint
     assert named is not None
     for label in sorted(block.columns, key=lambda label: label != named.column):
-        column = next(column for column in experiment.block.columns if column.label == label)
+        column = experiment.block.column(label)
         lines: dict[str, tuple[Point, ...]] = {}
         for line in block.lines:
             difference = line.cells[block.columns.index(label)].difference
@@ -245,7 +244,7 @@ def _cost(block: BlockView, experiment: Experiment) -> Iterator[Panel]:
     """Yield the endpoint's column against parameters and memory; a method of several sizes is one line."""
     named = experiment.block.endpoint
     assert named is not None
-    column = next(column for column in experiment.block.columns if column.label == named.column)
+    column = experiment.block.column(named.column)
     for heading, take in _COSTS.items():
         lines: dict[str, list[Point]] = defaultdict(list)
         for line in (line for line in block.lines if line.source is None):

@@ -174,7 +174,6 @@ class Findings:
             records = _records(view.blocks)
             if not records:
                 continue
-            devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
             commands = [
                 command
                 for name in dict.fromkeys(block.experiment for block in view.blocks if _records([block]))
@@ -186,7 +185,7 @@ class Findings:
                     self._link(view, escape.markdown(view.title)),
                     str(len(records)),
                     f"{minutes:.1f}" if minutes else "",
-                    escape.markdown(", ".join(devices)),
+                    escape.markdown(neighbours.devices(records)),
                     "<br>".join(f"`{command}`".replace("|", "\\|") for command in commands),
                 ]
             )
@@ -223,8 +222,7 @@ def _records(blocks: Sequence[BlockView]) -> list[Record]:
 
 
 def _minutes(records: Sequence[Record]) -> str:
-    devices = sorted({str(r.execution["device"]) for r in records if r.execution.get("device")})
-    return f"{neighbours.gpu_minutes(records):.1f} GPU minutes ({escape.markdown(', '.join(devices))})"
+    return f"{neighbours.gpu_minutes(records):.1f} GPU minutes ({escape.markdown(neighbours.devices(records))})"
 
 
 def _difference(cell: Cell) -> str:

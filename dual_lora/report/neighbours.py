@@ -62,6 +62,11 @@ def gpu_minutes(records: Iterable[Record]) -> float:
     return seconds / 60
 
 
+def devices(records: Iterable[Record]) -> str:
+    """Return on what some runs were made, each kind once."""
+    return ", ".join(sorted({str(r.execution["device"]) for r in records if r.execution.get("device")}))
+
+
 def span(record: Record) -> tuple[datetime, datetime] | None:
     try:
         times = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from dual_lora.records.schema import Record
-from dual_lora.report import published
+from dual_lora.report import neighbours, published
 from dual_lora.report.definition import Experiment
 from dual_lora.report.measured import MeasuredBlock, Row
 from dual_lora.report.published import Published
@@ -76,7 +76,7 @@ def _judged_by_their_choice(experiment: Experiment, records: Sequence[Record]) -
 
 
 def _cost(experiment: Experiment, records: Sequence[Record], alone: Collection[str]) -> list[str]:
-    devices = sorted({str(record.execution["device"]) for record in records if record.execution.get("device")})
+    devices = neighbours.devices(records)
     if not devices:
         return []
     finished = [record for record in records if record.status == "finished"]
@@ -86,7 +86,7 @@ def _cost(experiment: Experiment, records: Sequence[Record], alone: Collection[s
         if several and set(_TIMES) & set(experiment.block.cost)
         else ""
     )
-    return [f"cost measured on: {', '.join(devices)}{seconds}"]
+    return [f"cost measured on: {devices}{seconds}"]
 
 
 def _loose(

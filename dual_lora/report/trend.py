@@ -30,7 +30,7 @@ def sentences(block: MeasuredBlock, label: _Label) -> list[str]:
     trend = block.experiment.block.trend
     if trend is None:
         return []
-    column = next(column for column in block.experiment.block.columns if column.label == trend.column)
+    column = block.experiment.block.column(trend.column)
     if trend.of == "difference":
         return _differences(block, trend, column, label)
     return _best_rates(block, trend, column, label)
