@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dual_lora.records.schema import Record
 from dual_lora.report import endpoint, labels, measured, neighbours, notes, published, selection, stats, trend
-from dual_lora.report.definition import Column, Experiment, PublishedRows
+from dual_lora.report.definition import Column, Experiment
 from dual_lora.report.gpu_hours import GpuHours
 from dual_lora.report.layout import BlockView, Cell, Comparison, Line, Samples, TableView, Waiting
 from dual_lora.report.measured import MeasuredBlock, Row
@@ -53,8 +54,7 @@ class Builder:
         experiment = block.experiment
         missing = selection.missing(self._asked[experiment.name], block.records)
         every = len(self._asked[experiment.name].runs())
-        printed = self._printed(experiment)
-        used: set[Published] = set()
+        printed = _Printed(self.published_folder, experiment, self._source)
         records = [record for row in block.rows for record in row.records]
         made_by = notes.provenance(records)
         views = [
@@ -63,7 +63,7 @@ class Builder:
                 heading=": ".join(part for part in (experiment.block.block, panel) if part) + made_by,
                 columns=tuple(column.label for column in columns),
                 cost_columns=tuple(_COST_HEADINGS[name] for name in experiment.block.cost),
-                lines=tuple(self._lines(block, columns, printed, used)),
+                lines=tuple(self._lines(block, columns, printed)),
                 legend=_legend(experiment),
                 reference=self._reference_label(block),
                 runs_done=every - len(missing),
@@ -73,10 +73,11 @@ class Builder:
             for panel, columns in experiment.panels().items()
         ]
         todo = self.hours.of_commands(experiment, missing, self._usable)
+        shown = (self.published_folder, printed.used)
         below = replace(
             views[-1],
             findings=(*self._findings(block), *trend.sentences(block, self._label)),
-            notes=tuple(notes.notes(block, self._label, self._source, self._alone, (self.published_folder, used))),
+            notes=tuple(notes.notes(block, self._label, self._source, self._alone, shown)),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),
             commands=tuple(selection.to_do(experiment, missing)),
             waiting=todo,
@@ -107,25 +108,16 @@ class Builder:
                         claims += endpoint.stated(comparison, experiment, value, name)
         return [*found, *claims]
 
-    def _lines(
-        self,
-        block: MeasuredBlock,
-        columns: Sequence[Column],
-        printed: Sequence[tuple[PublishedRows, list[Published]]],
-        used: set[Published],
-    ) -> list[Line]:
-        experiment = block.experiment
+    def _lines(self, block: MeasuredBlock, columns: Sequence[Column], printed: _Printed) -> list[Line]:
+        stated = block.experiment.block
         lines: list[Line] = []
-        for model in experiment.block.published_other_models:
-            lines += self._published_lines(experiment, columns, printed, model, None, used)
-        for model in experiment.sweep["model"]:
-            theirs = experiment.block.published_models.get(model)
-            if theirs is not None:
-                lines += self._published_lines(experiment, columns, printed, theirs, None, used)
+        for model in stated.published_other_models:
+            lines += printed.lines(columns, model)
+        for model in block.experiment.sweep["model"]:
+            theirs = stated.published_models.get(model)
+            lines += printed.lines(columns, theirs) if theirs is not None else []
             for row in (row for row in block.rows if row.choices["model"] == model):
-                if theirs is not None:
-                    method = row.choices["method"]
-                    lines += self._published_lines(experiment, columns, printed, theirs, method, used)
+                lines += printed.lines(columns, theirs, row.choices["method"]) if theirs is not None else []
                 lines.append(self._line(block, columns, row))
         return lines
 
@@ -184,64 +176,6 @@ class Builder:
     def _label(self, experiment: Experiment, part: str, row: Row) -> str:
         return labels.of_row(self.configs, experiment, part, row)
 
-    def _printed(self, experiment: Experiment) -> list[tuple[PublishedRows, list[Published]]]:
-        return [
-            (
-                rows,
-                [
-                    row
-                    for row in published.read(self.published_folder, rows.file)
-                    if row.table == rows.table and (rows.source is None or rows.source in row.source)
-                ],
-            )
-            for rows in experiment.block.published
-        ]
-
-    def _published_lines(
-        self,
-        experiment: Experiment,
-        columns: Sequence[Column],
-        printed: Sequence[tuple[PublishedRows, list[Published]]],
-        model: str,
-        method: str | None,
-        used: set[Published],
-    ) -> list[Line]:
-        """Return the printed rows of a model that belong to one of our methods, or (None) to none of them."""
-        lines = []
-        for rows, values in printed:
-            ours = {
-                theirs for name, list_ in rows.methods.items() for theirs in list_ if name in experiment.sweep["method"]
-            }
-            wanted = set(rows.methods.get(method, ())) if method is not None else None
-            groups: dict[tuple[str, str, str], list[Published]] = {}
-            for value in values:
-                fits = value.method in wanted if wanted is not None else value.method not in ours
-                if value.model == model and fits and (rows.only is None or value.method in {*rows.only, *ours}):
-                    groups.setdefault((value.method, value.trainable, value.source), []).append(value)
-            for group in groups.values():
-                if any(_prints(column, value) for column in columns for value in group):
-                    lines.append(self._published_line(experiment, columns, group, used))
-        return lines
-
-    def _published_line(
-        self, experiment: Experiment, columns: Sequence[Column], group: Sequence[Published], used: set[Published]
-    ) -> Line:
-        cells = []
-        for column in columns:
-            match = next((value for value in group if _prints(column, value)), None)
-            if match is not None:
-                used.add(match)
-            cells.append(Cell(match.value, match.sd, 0, column.decimals) if match else Cell())
-        first = group[0]
-        return Line(
-            model=first.model,
-            method=first.method,
-            cells=tuple(cells),
-            source=self._source(first.source),
-            marks="s" if first.second_hand else "",
-            cost=tuple(first.trainable if name == "trainable_parameters" else "" for name in experiment.block.cost),
-        )
-
     def _source(self, text: str) -> int:
         if text not in self.sources:
             self.sources.append(text)
@@ -257,6 +191,52 @@ class Builder:
                 reply = (self._label(block.experiment, "method", row), sample.reply)
                 found[sample.input] = replace(before, replies=(*before.replies, reply))
         return list(found.values())
+
+
+class _Printed:
+    """The rows of results/published that a block shows with ours; `used`: their numbers that have been shown."""
+
+    def __init__(self, folder: Path, experiment: Experiment, source: Callable[[str], int]) -> None:
+        self._experiment, self._source = experiment, source
+        self.used: set[Published] = set()
+        self._rows = [
+            (rows, [row for row in published.read(folder, rows.file) if row.table == rows.table])
+            for rows in experiment.block.published
+        ]
+
+    def lines(self, columns: Sequence[Column], model: str, method: str | None = None) -> list[Line]:
+        """Return the printed rows of a model that belong to one of our methods, or (None) to none of them."""
+        lines = []
+        for rows, values in self._rows:
+            of_ours = (names for name, names in rows.methods.items() if name in self._experiment.sweep["method"])
+            ours = set(itertools.chain.from_iterable(of_ours))
+            wanted = set(rows.methods.get(method, ())) if method is not None else None
+            groups: dict[tuple[str, str, str], list[Published]] = {}
+            for value in values:
+                fits = value.method in wanted if wanted is not None else value.method not in ours
+                fits = fits and (rows.source is None or rows.source in value.source)
+                if value.model == model and fits and (rows.only is None or value.method in {*rows.only, *ours}):
+                    groups.setdefault((value.method, value.trainable, value.source), []).append(value)
+            for group in groups.values():
+                if any(_prints(column, value) for column in columns for value in group):
+                    lines.append(self._line(columns, group))
+        return lines
+
+    def _line(self, columns: Sequence[Column], group: Sequence[Published]) -> Line:
+        shown = [next((value for value in group if _prints(column, value)), None) for column in columns]
+        self.used.update(value for value in shown if value is not None)
+        first, costs = group[0], self._experiment.block.cost
+        return Line(
+            model=first.model,
+            method=first.method,
+            cells=tuple(
+                Cell(value.value, value.sd, 0, column.decimals) if value else Cell()
+                for column, value in zip(columns, shown, strict=True)
+            ),
+            source=self._source(first.source),
+            marks="s" if first.second_hand else "",
+            cost=tuple(first.trainable if name == "trainable_parameters" else "" for name in costs),
+        )
 
 
 def _prints(column: Column, value: Published) -> bool:
