@@ -78,13 +78,13 @@ class DiagnosticsCallback(TrainerCallback):
         return _with_verdict(self._report)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
         self._due = {1 + round(index * (state.max_steps - 1) / (_POINTS - 1)) for index in range(_POINTS)}
         trained = {name: layer for name, layer in self._trained.items() if has_whole_weight(layer.layer)}
-        self._layers = {**trained, **adapted_layers(kwargs["model"])}
+        self._layers = {**trained, **adapted_layers(given["model"])}
         self._chosen = list(self._layers)[:: max(1, -(-len(self._layers) // _RANK_LAYERS))]
         if state.global_step > 0 and self._resume(state.global_step, Path(args.output_dir)):
             return
@@ -115,7 +115,7 @@ class DiagnosticsCallback(TrainerCallback):
         return found is not None
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         if state.global_step + 1 not in self._due:
             return
@@ -125,12 +125,12 @@ class DiagnosticsCallback(TrainerCallback):
         self._watches = {name: ClipWatch(layer, keep_gradient=name in self._chosen) for name, layer in dual.items()}
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         if state.global_step + 1 in self._due:
             self._gradients = {name: _gradient_rms(layer) for name, layer in self._layers.items()}
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if state.global_step not in self._due or not self._layers:
             return
         self._report["steps"].append(state.global_step)
@@ -152,7 +152,7 @@ class DiagnosticsCallback(TrainerCallback):
                 entry["series"].setdefault(key, []).append(None if value is None else _short(value))
         self._signs, self._factors, self._watches, self._gradients = {}, {}, {}, {}
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if state.is_world_process_zero and self._layers:
             self._write()
 
@@ -160,9 +160,7 @@ class DiagnosticsCallback(TrainerCallback):
         with replacing(self.path) as part:
             part.write_text(json.dumps(self._report), encoding="utf-8")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         for name in self._chosen:
             self._report["layers"][name]["final"] = final_measures(self._layers[name])
         if self.reference is not None:

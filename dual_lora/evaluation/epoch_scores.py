@@ -111,16 +111,8 @@ class EpochScores(TrainerCallback):
                 path.with_suffix(".npz").unlink(missing_ok=True)
         return scores
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module | None = None,
-        **_: Any,
-    ) -> None:
-        if model is not None:
-            self.measure(model, state.global_step, write=state.is_world_process_zero)
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.measure(given["model"], state.global_step, write=state.is_world_process_zero)
 
     def close_graphs(self) -> dict[str, Any]:
         """Give the memory of all graphs back, and return what a record holds of them."""

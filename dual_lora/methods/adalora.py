@@ -59,9 +59,9 @@ class RankAllocationCallback(TrainerCallback):
         self._regularisation = 0.0
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        tuner, config = kwargs["model"].base_model, self._config(kwargs)
+        tuner, config = given["model"].base_model, self._config(given)
         config.total_step = state.max_steps
         config.tinit, config.tfinal = allocation_schedule(state.max_steps, self.tinit, self.tfinal)
         self._regularisation = config.orth_reg_weight
@@ -71,31 +71,31 @@ class RankAllocationCallback(TrainerCallback):
             self._load(tuner.rankallocator, self._folder(args, state), tuner.model)
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        config = self._config(kwargs)
+        config = self._config(given)
         # A causal model's loss is a sum over the tokens of the whole batch, so each of its backward calls would add the
         # full term; the Trainer averages the others itself.
         calls = args.gradient_accumulation_steps * (args.world_size if args.average_tokens_across_devices else 1)
         config.orth_reg_weight = self._regularisation / (calls if config.task_type == "CAUSAL_LM" else 1)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._config(kwargs).orth_reg_weight = 0.0
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self._config(given).orth_reg_weight = 0.0
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         # After the step, before the gradients are zeroed; this step is not counted in global_step yet.
-        config = self._config(kwargs)
+        config = self._config(given)
         config.rank_pattern = self.rank_pattern
-        kwargs["model"].base_model.update_and_allocate(state.global_step + 1)
+        given["model"].base_model.update_and_allocate(state.global_step + 1)
         self.rank_pattern, config.rank_pattern = config.rank_pattern, None
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         folder = self._folder(args, state)
         if not state.is_world_process_zero or not folder.is_dir():
             return
-        allocator = kwargs["model"].base_model.rankallocator
+        allocator = given["model"].base_model.rankallocator
         tensors: dict[str, torch.Tensor] = {}
         for kind in ("exp_avg_ipt", "exp_avg_unc"):
             tensors |= {f"{kind}/{name}": value.contiguous() for name, value in getattr(allocator, kind).items()}
@@ -114,8 +114,8 @@ class RankAllocationCallback(TrainerCallback):
             self.rank_pattern = json.loads(file.metadata()["rank_pattern"])
 
     @staticmethod
-    def _config(kwargs: dict[str, Any]) -> Any:
-        tuner = kwargs["model"].base_model
+    def _config(given: dict[str, Any]) -> Any:
+        tuner = given["model"].base_model
         return tuner.peft_config[tuner.trainable_adapter_name]
 
     @staticmethod

@@ -90,28 +90,15 @@ class Curves(TrainerCallback):
         self._steps.append(torch.stack(self._micro).double().sum())  # in float64 the order of a sum shows nowhere
         self._micro = []
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        logs = given["logs"]
         if "learning_rate" in logs or "grad_norm" in logs:
             self.flush(state, learning_rate=logs.get("learning_rate"), gradient_norm=logs.get("grad_norm"))
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         self.flush(state)
-        values = {key.removeprefix("eval_"): value for key, value in (metrics or {}).items() if key.endswith("loss")}
+        losses = {key: value for key, value in given["metrics"].items() if key.endswith("loss")}
+        values = {key.removeprefix("eval_"): value for key, value in losses.items()}
         if values and state.is_world_process_zero:
             finite = {name: _json(float(value)) for name, value in values.items()}
             self._append({"step": state.global_step, "validation": finite})
@@ -239,15 +226,8 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        values = {name: (logs or {}).get(name) for name in ("loss", "eval_loss")}
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        values = {name: given["logs"].get(name) for name in ("loss", "eval_loss")}
         if self._bar is not None:
             self._bar.set_postfix(
                 {name: f"{float(value):.3f}" for name, value in values.items() if value is not None}, refresh=False
@@ -278,23 +258,15 @@ class Selection(TrainerCallback):
         best = read_json(self.folder / "best_loss.json", _best, fix) if step else None
         self._best = best if best is not None and best["step"] <= step else {}
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        model: torch.nn.Module | None = None,
-        **_: Any,
-    ) -> None:
-        loss = (metrics or {}).get("eval_loss")
-        if loss is None or model is None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        loss = given["metrics"].get("eval_loss")
+        if loss is None:
             return
         self.last_step = state.global_step
         if self._best and not loss < self._best["loss"]:
             return
         self._best = {"step": state.global_step, "loss": loss}
-        weights = self._state_of(model)  # every rank takes part: sharded weights are gathered
+        weights = self._state_of(given["model"])  # every rank takes part: sharded weights are gathered
         if state.is_world_process_zero:
             with replacing(self.folder / "best_loss.safetensors") as part:
                 save_file(weights, part)

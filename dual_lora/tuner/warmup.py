@@ -154,22 +154,22 @@ class DeltaWarmupCallback(TrainerCallback):
         self._temperatures: dict[torch.device, Tensor] = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         if self.warmup_steps is None:
             self.resolved_warmup_steps = default_warmup_steps(state.max_steps)
-        set_delta_warmup(kwargs["model"], 1.0)
-        self._layers = _layers(kwargs["model"])
+        set_delta_warmup(given["model"], 1.0)
+        self._layers = _layers(given["model"])
         devices = {layer.adapter_tensors()[0].device for layer in self._annealed()}
         self._temperatures = {device: torch.ones((), device=device) for device in devices}
-        if args.fp16 and isinstance(kwargs.get("optimizer"), DeepSpeedOptimizerWrapper):
+        if args.fp16 and isinstance(given.get("optimizer"), DeepSpeedOptimizerWrapper):
             raise ValueError(
                 "fp16 multiplies the loss, under DeepSpeed by a number that Dual LoRA cannot read: its clip of a "
                 "gradient would act at the wrong size. Use bf16=True, or fp16 without DeepSpeed."
             )
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         assert self.resolved_warmup_steps is not None
         factor = warmup_factor(state.global_step, self.resolved_warmup_steps)
@@ -180,13 +180,13 @@ class DeltaWarmupCallback(TrainerCallback):
         for layer in self._annealed():
             layer.temperature = self._temperatures[layer.adapter_tensors()[0].device]
         # accelerate's optimizer has it; None where nothing scales the loss, as on a CPU.
-        scaler = getattr(kwargs.get("optimizer"), "scaler", None) if args.fp16 else None
+        scaler = getattr(given.get("optimizer"), "scaler", None) if args.fp16 else None
         if scaler is not None:
             scale = scaler.get_scale()
             for layer in self._layers:
                 layer.loss_scale = scale
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         assert self.resolved_warmup_steps is not None
         # The step that just ended began one global step ago.
         if warmup_factor(state.global_step - 1, self.resolved_warmup_steps) < 1:
@@ -194,9 +194,7 @@ class DeltaWarmupCallback(TrainerCallback):
         for layer in self._annealed():
             layer.temperature = None
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         _set(self._layers, 1.0)
         for layer in self._layers:
             layer.loss_scale, layer.temperature = 1.0, None
