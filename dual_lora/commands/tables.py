@@ -119,7 +119,7 @@ def _other_records(space: Workspace, options: argparse.Namespace, console: Conso
     blocks = space.blocks(options.only)
     loose = workspace.in_no_table(found, blocks)
     for name, view in views.items():
-        if len(workspace.in_no_table(found, {name: blocks[name]})) < len(found) or options.only:
+        if options.only or workspace.has_any(blocks[name], found):
             console.print(*formats.on_screen(view), sep="\n")
             print(f"{space.local_tables / name}.md .tex .csv")
     if not options.only:
@@ -143,7 +143,7 @@ def _local(space: Workspace, only: list[str], console: Console) -> None:
     tables = space.blocks(only)
     loose = workspace.in_no_table(added, tables)
     for name, blocks in tables.items():
-        if len(workspace.in_no_table(added, {name: blocks})) == len(added):
+        if not workspace.has_any(blocks, added):
             continue
         view = space.view(name, blocks, held)
         workspace.save(workspace.table_files({name: view}, space.local_tables))

@@ -12,7 +12,7 @@ from dual_lora import shipped
 from dual_lora.page import grids, overview, plots
 from dual_lora.page.values import Pool, number, plain, without_blanks
 from dual_lora.records.schema import Cost, Measurement, Record
-from dual_lora.report import figures, neighbours, provenance
+from dual_lora.report import figures, neighbours, provenance, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.figures import thinned
 from dual_lora.report.gpu_hours import GpuHours
@@ -31,8 +31,8 @@ def gather(
     named = [text.replace(f"{space.root}/", "") for text in refused]  # no folder of this machine
     drawn = [figure for view in views.values() for figure in figures.figures(view, experiments)]
     pool = Pool()
-    alone = neighbours.alone(held)
-    runs = {record.run_id: _run(record, pool, experiments.values(), alone) for record in held}
+    alone, asked = neighbours.alone(held), selection.asked_by(experiments.values())
+    runs = {record.run_id: _run(record, pool, asked[record.names], alone) for record in held}
     return {
         "made": {"program": shipped.PROGRAM, "records": len(held), "refused": plain(named)},
         "question": overview.QUESTION,
@@ -78,7 +78,10 @@ def _run(record: Record, pool: Pool, experiments: Iterable[Experiment], alone: f
         **{part: plain(identity[part].get("label") or record.name(part)) for part in ("model", "task", "method")},
         **{part: record.name(part) for part in ("protocol", "profile", "recipe")},
         "seed": None if record.untrained else record.seed,
-        "settings": [pool.place(plain(part)) for part in provenance.sections(record)],
+        "settings": [
+            pool.place_of(part, held, lambda part, held: plain(provenance.dotted(part, held)))
+            for part, held in provenance.sections(record).items()
+        ],
         "off": plain(provenance.off_recipe(record)),
         "sources": pool.place(plain(told.get("recipe_sources") or {})),
         "trials": record.trials,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class Pool:
 
     held: list[Any] = field(default_factory=list)
     _places: dict[str, int] = field(default_factory=dict)
+    _parts: dict[tuple[str, int], tuple[Any, int]] = field(default_factory=dict)
 
     def place(self, value: Any) -> int:
         """Return the place of a value in `held`."""
@@ -29,6 +30,13 @@ class Pool:
             self._places[key] = len(self.held)
             self.held.append(value)
         return self._places[key]
+
+    def place_of(self, part: str, value: Any, show: Callable[[str, Any], Any]) -> int:
+        """Return the place of `show(part, value)`, made once for an object that many runs share."""
+        key = (part, id(value))
+        if key not in self._parts:
+            self._parts[key] = value, self.place(show(part, value))  # the object too, so that no other gets its id
+        return self._parts[key][1]
 
 
 def plain(value: Any, digits: int = DIGITS) -> Any:
@@ -68,5 +76,5 @@ def number(value: float | None, digits: int = DIGITS) -> float | int | None:
     """Return a number of few digits; whole ones as integers, which are shorter."""
     if value is None:
         return None
-    rounded = float(f"{value:.{digits}g}")
+    rounded = float(format(value, f".{digits}g"))
     return int(rounded) if rounded.is_integer() and abs(rounded) < 10**15 else rounded

@@ -70,9 +70,11 @@ def file_of(path: Path) -> Path | None:
     return None if found is None else found[0]
 
 
-def read_each(paths: Iterable[Path]) -> tuple[dict[Path, list[Record]], list[str]]:
-    """Return the records of each of these files, typed, and why each of the others is refused."""
-    return _read_each(paths, lambda values, record: record)
+def read_each(
+    paths: Iterable[Path], keep: Callable[[Record], Record] = lambda record: record
+) -> tuple[dict[Path, list[Record]], list[str]]:
+    """Return the records of each of these files, typed, as `keep` gives them, and why each of the others is refused."""
+    return _read_each(paths, lambda values, record: keep(record))
 
 
 def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

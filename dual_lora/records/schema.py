@@ -159,6 +159,11 @@ class Record:
         """The names of its model, task, method, protocol and profile: what most runs of other sweeps differ in."""
         return tuple(self.name(part) for part in GROUPS)
 
+    @cached_property
+    def source(self) -> str | None:
+        """Where its data is from: hub, local or sample."""
+        return self.identity.get("data", {}).get("source")
+
 
 _ADAPTER = TypeAdapter(Record)
 _NAMED_PARTS = ("model", "task", "method", "recipe", "protocol", "profile")

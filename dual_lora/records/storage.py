@@ -21,13 +21,15 @@ Value = TypeVar("Value")
 # What parsing a damaged JSON file raises, or using what is in it.
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _PACKED = re.compile(r"[bfu]\d \d+x\d+ ")
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+)
 _WIDTH, _ROW = 120, 400  # of a line of a record, and of one that is a row of many (a measurement), if it can be kept
 
 
 def digest(values: Any, length: int = 64) -> str:
     """Return the SHA-256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(_CANONICAL.encode(values).encode()).hexdigest()[:length]
 
 
 def file_sha256(path: Path) -> str:

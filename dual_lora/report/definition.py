@@ -142,9 +142,9 @@ class Experiment:
         return self.sweep["task"]
 
     @cached_property
-    def groups(self) -> tuple[frozenset[str], ...]:
-        """The names that the sweep has of model, task, method, protocol and profile."""
-        return tuple(frozenset(self.sweep[part]) for part in GROUPS)
+    def names(self) -> frozenset[tuple[str, ...]]:
+        """What runs of the sweep are called: by model, task, method, protocol and profile (`Record.names`)."""
+        return frozenset(itertools.product(*(self.sweep[part] for part in GROUPS)))
 
     def panels(self) -> dict[str | None, tuple[Column, ...]]:
         """Return the block's grids: panel name (None where there is one) -> its columns."""
@@ -161,7 +161,7 @@ class Experiment:
         panel = self.panels()[column.panel]
         return list(dict.fromkeys(c.task or self.tasks[0] for c in panel if not c.average))
 
-    @property
+    @cached_property
     def seeds(self) -> tuple[int, ...]:
         return tuple(int(seed) for seed in self.sweep["seed"])
 

@@ -68,7 +68,10 @@ def csv(text: str) -> str:
 
 def terminal(text: str) -> str:
     """Return text on one line that a terminal prints and does not obey."""
-    return "".join(_code(c) if _obeyed(c) else c for c in " ".join(text.split()))
+    line = " ".join(text.split())
+    if line.isascii() and line.isprintable():  # most are: twenty times as fast as letter by letter
+        return line
+    return "".join(_code(c) if _obeyed(c) else c for c in line)
 
 
 def _obeyed(character: str) -> bool:

@@ -72,9 +72,10 @@ def noise(experiment: Experiment, column: Column, row: Row, reference: Row) -> I
 
 
 def value(metric: str, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return a metric, unscaled, of weighted items: rows (items, values), weights (draws, items) -> (draws,).
+    """Return a metric, unscaled, of weighted items, of one run or of several.
 
-    Raises `KeyError` for a metric that has no rows.
+    rows: (..., items, values); weights: (draws, items). Returns (..., draws). Raises `KeyError` for a metric that has
+    no rows.
     """
     return _METRICS[metric](rows, weights)
 
@@ -125,9 +126,8 @@ def _drawn_scores(generator: np.random.Generator, part: _Part) -> tuple[np.ndarr
     for start in range(0, DRAWS, _CHUNK):
         draws = min(_CHUNK, DRAWS - start)
         weights = generator.multinomial(len(runs), counts / len(runs), size=draws).astype(float)
-        scores = np.array([value(part.metric, rows, weights) for rows in tables])
-        kept.append(scores.reshape(2, len(part.ours), draws).transpose(0, 2, 1))
-    ours, theirs = np.concatenate(kept, axis=1)
+        kept.append(value(part.metric, tables, weights))
+    ours, theirs = np.split(np.concatenate(kept, axis=1).T, 2, axis=1)
     return ours, theirs
 
 
@@ -150,22 +150,29 @@ def _mcnemar(parts: Sequence[_Part]) -> float | None:
     )
 
 
+def _sums(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted sums over items, (..., draws, values), by one product for all runs, as many are slow."""
+    by_item = np.moveaxis(rows, -2, 0)
+    sums = weights @ by_item.reshape(len(by_item), -1)
+    return np.moveaxis(sums.reshape(len(weights), *by_item.shape[1:]), 0, -2)
+
+
 def _share(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return weights @ rows[:, 0] / weights.sum(axis=1)
+    return _sums(rows, weights)[..., 0] / weights.sum(axis=1)
 
 
 def _ratio(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    sums = weights @ rows
-    return sums[:, 0] / np.maximum(sums[:, 1], 1)
+    sums = _sums(rows, weights)
+    return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
 def _correlation(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return Pearson's correlation of two columns; 0 where one does not vary."""
-    x, y = rows.T
-    total = weights.sum(axis=1)
-    mean_x, mean_y = weights @ x / total, weights @ y / total
-    covariance = weights @ (x * y) / total - mean_x * mean_y
-    variances = (weights @ x**2 / total - mean_x**2) * (weights @ y**2 / total - mean_y**2)
+    x, y = rows[..., 0], rows[..., 1]
+    sums = _sums(np.stack([x, y, x * y, x**2, y**2], axis=-1), weights)
+    mean_x, mean_y, products, squares_x, squares_y = np.moveaxis(sums / weights.sum(axis=1)[:, None], -1, 0)
+    covariance = products - mean_x * mean_y
+    variances = (squares_x - mean_x**2) * (squares_y - mean_y**2)
     return np.divide(
         covariance, np.sqrt(np.maximum(variances, 0)), out=np.zeros_like(covariance), where=variances > 1e-18
     )
@@ -174,12 +181,13 @@ def _correlation(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _bleu(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return corpus BLEU as `metrics.mteval` does: an order without a match counts 1/2^k matches."""
     orders = 4
-    made = np.maximum(rows[:, orders : orders + 1] - np.arange(orders), 0)
-    matched, made = weights @ rows[:, :orders], weights @ made
-    tokens, closest = weights @ rows[:, orders], weights @ rows[:, orders + 1]
+    made = np.maximum(rows[..., orders : orders + 1] - np.arange(orders), 0)
+    sums = _sums(np.concatenate([rows, made], axis=-1), weights)
+    matched, made = sums[..., :orders], sums[..., -orders:]
+    tokens, closest = sums[..., orders], sums[..., orders + 1]
     missing = (matched == 0) & (made > 0)
-    matched = np.where(missing, 0.5 ** np.cumsum(missing, axis=1), matched)
-    logs = np.log(np.where(made > 0, matched, 1) / np.where(made > 0, made, 1)).sum(axis=1) / orders
+    matched = np.where(missing, 0.5 ** np.cumsum(missing, axis=-1), matched)
+    logs = np.log(np.where(made > 0, matched, 1) / np.where(made > 0, made, 1)).sum(axis=-1) / orders
     penalty = np.minimum(0.0, 1 - closest / np.maximum(tokens, 1))
     return np.where(tokens > 0, np.exp(logs + penalty), 0.0)
 

@@ -17,20 +17,22 @@ _TITLES = {"label", "hash"}
 _ABSENT = object()
 
 
-def sections(record: Record) -> list[dict[str, Any]]:
-    """Return all that can change the run's numbers, part by part, as dotted name -> value."""
+def sections(record: Record) -> dict[str, Any]:
+    """Return all that can change the run's numbers, part by part; under "" what is in no part."""
     identity = record.identity
-    parts = [{part: identity[part]} for part in SECTIONS if identity.get(part) is not None]
     rest = {key: value for key, value in identity.items() if key not in _NOT_SETTINGS}
-    return [
-        {name: value for name, value in flat(part).items() if name.rpartition(".")[2] not in _TITLES}
-        for part in (*parts, rest)
-    ]
+    return {part: identity[part] for part in SECTIONS if identity.get(part) is not None} | {"": rest}
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Return the same in one."""
-    return {name: value for part in sections(record) for name, value in part.items()}
+    """Return the same as dotted name -> value."""
+    return {name: value for part, held in sections(record).items() for name, value in dotted(part, held).items()}
+
+
+def dotted(part: str, held: Any) -> dict[str, Any]:
+    """Return dotted name -> value of one part, without what is only for display."""
+    values = flat({part: held} if part else held)
+    return {name: value for name, value in values.items() if name.rpartition(".")[2] not in _TITLES}
 
 
 def off_recipe(record: Record) -> dict[str, tuple[Any, Any]]:

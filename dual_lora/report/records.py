@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dual_lora.records import evidence
 from dual_lora.records.schema import Record, RecordError
@@ -25,8 +26,16 @@ class Held:
 
 
 def read_each(paths: Iterable[Path]) -> Held:
-    """Return what these files hold."""
-    return Held(*evidence.read_each(paths))
+    """Return what these files hold. What several records say alike is one object in memory."""
+    held: dict[str, Any] = {}
+
+    def shared(record: Record) -> Record:
+        for part in (record.identity, record.execution, record.origin):
+            for name, value in part.items():
+                part[name] = held.setdefault(repr(value), value)
+        return record
+
+    return Held(*evidence.read_each(paths, shared))
 
 
 def read_all(folder: Path) -> tuple[list[Record], list[str]]:

@@ -37,11 +37,12 @@ def comparison(
     base = rows[0] if rows and rows[0].name("method") == "none" else None
     labels = _labels(rows)
     lines: list[list[str | Text]] = []
+    several = len({row.seed for row in rows}) > 1
     for label, group in labels.items():
         for record in group:
             start = None if record is base else base
             cells = [_score(record, subset, metric, start) for subset, metric in columns]
-            seed = f" seed {record.seed}" if len(group) > 1 or len({row.seed for row in rows}) > 1 else ""
+            seed = f" seed {record.seed}" if len(group) > 1 or several else ""
             lines.append([_with_status(f"{label}{seed}", record), *cells, *_cost(record)])
         finished = [record for record in group if record.status == "finished"]
         if len(finished) > 1:

@@ -50,7 +50,7 @@ class MixedBlockError(ValueError):
 
 def is_local_play(record: Record) -> bool:
     """Whether a record can never be in a committed table: the demo's, or one on the sample data."""
-    return record.name("profile") == "demo" or record.identity.get("data", {}).get("source") == "sample"
+    return record.names[-1] == "demo" or record.source == "sample"
 
 
 def belongs(record: Record, choices: Mapping[str, str]) -> bool:
@@ -65,16 +65,17 @@ def in_sweep(record: Record, experiment: Experiment) -> bool:
 
 def run_of(record: Record, experiment: Experiment) -> dict[str, str] | None:
     """Return the run of the sweep that a record belongs to, the first of several; None if there is none."""
-    for name, names in zip(record.names, experiment.groups, strict=True):
-        if name not in names:
-            return None  # most records end here
-    run = {}
+    if record.names not in experiment.names or not (record.untrained or record.seed in experiment.seeds):
+        return None
+    run = dict(zip(GROUPS, record.names, strict=True))
     for key, values in experiment.sweep.items():
+        if key in run:
+            continue
         fitting = next((value for value in values if _agrees(record, key.lstrip("+"), value)), None)
         if fitting is None:
             return None
         run[key] = fitting
-    return run
+    return {key: run[key] for key in experiment.sweep}
 
 
 def with_extension(experiment: Experiment, records: Iterable[Record]) -> Experiment:
@@ -98,8 +99,9 @@ def select(experiment: Experiment, records: Iterable[Record]) -> list[Record]:
 def of_row(records: Sequence[Record], row: Mapping[str, str], task: str) -> tuple[list[Record], list[str]]:
     """Return the records of a row and task, by seed, and a description of each variant that is not shown."""
     variants: dict[str, list[Record]] = defaultdict(list)
+    choices = {"task": task, **row}  # in an order that most records end at
     for record in records:
-        if belongs(record, {**row, "task": task}):
+        if belongs(record, choices):
             variants[_variant(record)].append(record)
     if not variants:
         return [], []
@@ -121,6 +123,15 @@ def by_names(records: Iterable[Record]) -> Mapping[tuple[str, ...], list[Record]
     for record in records:
         held[record.names].append(record)
     return held
+
+
+def asked_by(experiments: Iterable[Experiment]) -> Mapping[tuple[str, ...], list[Experiment]]:
+    """Return by the same names the experiments that have runs so called, in their order; none for other names."""
+    found: dict[tuple[str, ...], list[Experiment]] = defaultdict(list)
+    for experiment in experiments:
+        for name in experiment.names:
+            found[name].append(experiment)
+    return found
 
 
 def names(run: Mapping[str, str]) -> tuple[str, ...]:
@@ -175,7 +186,7 @@ def _agrees(record: Record, key: str, value: str) -> bool:
     if record.untrained and (key == "seed" or key.startswith("recipe.")):
         return True  # an untrained run has no seed and no recipe in its identity: one record serves all
     if key == "data.source" and value != "sample":
-        return identity.get("data", {}).get("source") in ("hub", "local")  # the same texts; a variant of the row
+        return record.source in ("hub", "local")  # the same texts; a variant of the row
     if key == "seed":
         return record.seed == int(value)
     if key == "init_from":
@@ -278,14 +289,14 @@ def _one_of_each(experiment: Experiment, records: Sequence[Record]) -> None:
     """
     seen: dict[tuple[str, str], Record] = {}
     for record in records:
-        protocol, profile = record.identity["protocol"], record.identity["profile"]
-        models = str(record.identity["model"].get("family"))
-        for part, family in (("protocol", f"{protocol.get('task')} with {models}"), ("profile", record.name("task"))):
+        protocol = f"{record.identity['protocol'].get('task')} with {record.identity['model'].get('family')}"
+        for part, family in (("protocol", protocol), ("profile", record.name("task"))):
             first = seen.setdefault((part, family), record)
-            a, b = _flat(first.identity[part]), _flat(protocol if part == "protocol" else profile)
-            differing = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
-            if part == "protocol" and protocol.get("hash") == first.identity["protocol"].get("hash"):
+            held, other = first.identity[part], record.identity[part]
+            if held == other or (part == "protocol" and held.get("hash") == other.get("hash")):
                 continue
+            a, b = _flat(held), _flat(other)
+            differing = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
             if differing:
                 fields = ", ".join(f"{n}: {a.get(n)!r} and {b.get(n)!r}" for n in differing if n != "hash") or "hash"
                 raise MixedBlockError(

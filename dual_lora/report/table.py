@@ -40,7 +40,9 @@ class Builder:
 
     def build(self, name: str, blocks: Sequence[Experiment], records: Sequence[Record]) -> TableView:
         """Return a table. Raises `MixedBlockError`, `AmbiguousColumnError`, `PublishedError`."""
-        self._usable = usable = [record for record in records if not selection.is_local_play(record)]
+        self._usable = [record for record in records if not selection.is_local_play(record)]
+        names = frozenset[tuple[str, ...]]().union(*(experiment.names for experiment in blocks))
+        usable = [record for record in self._usable if record.names in names]  # few of all records
         self._alone = neighbours.alone(records) if self.alone is None else self.alone
         found = [measured.block(selection.with_extension(experiment, usable), usable) for experiment in blocks]
         self._asked = {experiment.name: experiment for experiment in blocks}

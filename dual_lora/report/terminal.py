@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -38,32 +38,35 @@ class FittedTable:
     keys: int = 1
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        for number, columns in enumerate(self._parts(options.max_width)):
+        rows = [[_cell(text) for text in row] for row in self.rows]
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(self.headings)
+        widths = [_width(heading, cells) for heading, cells in zip(self.headings, columns, strict=True)]
+        for number, chosen in enumerate(self._parts(widths, options.max_width)):
             table = Table(title=escape.terminal(self.title) if number == 0 else None, title_justify="left")
-            for column in columns:
-                left = column < self.keys
-                table.add_column(self.headings[column], justify="left" if left else "right", overflow="fold")
-            for row in self.rows:
-                table.add_row(*(_cell(row[column]) for column in columns))
+            fits = sum(widths[column] for column in chosen) < options.max_width
+            for column in chosen:
+                justify: JustifyMethod = "left" if column < self.keys else "right"
+                table.add_column(self.headings[column], justify=justify, overflow="fold", no_wrap=fits)
+            if rows and fits:  # a cell a line each, so a column can be one cell, which rich sets three times as fast
+                table.add_row(*(Text("\n").join(columns[column]) for column in chosen))
+            else:
+                for row in rows:
+                    table.add_row(*(row[column] for column in chosen))
             yield table
 
-    def _parts(self, width: int) -> list[list[int]]:
+    def _parts(self, widths: Sequence[int], width: int) -> list[list[int]]:
         """Return the columns of each table: as many as fit, at least one besides the keys."""
         keys = list(range(self.keys))
-        parts, used = [list(keys)], self._width(keys)
+        parts = [list(keys)]
         for column in range(self.keys, len(self.headings)):
-            if used + self._width([column]) > width - 1 and len(parts[-1]) > self.keys:
+            if sum(widths[other] for other in [*parts[-1], column]) > width - 1 and len(parts[-1]) > self.keys:
                 parts.append(list(keys))
-                used = self._width(keys)
             parts[-1].append(column)
-            used += self._width([column])
         return parts
 
-    def _width(self, columns: Sequence[int]) -> int:
-        return sum(max(map(cell_len, self._texts(column)), default=0) + _BORDER for column in columns)
 
-    def _texts(self, column: int) -> list[str]:
-        return [*self.headings[column].splitlines(), *(_cell(row[column]).plain for row in self.rows)]
+def _width(heading: str, cells: Sequence[Text]) -> int:
+    return max(map(cell_len, [*heading.splitlines(), *(cell.plain for cell in cells)]), default=0) + _BORDER
 
 
 def _cell(text: str | Text) -> Text:

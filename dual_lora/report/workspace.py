@@ -197,9 +197,15 @@ def save(files: Mapping[Path, str]) -> list[Path]:
 
 def in_no_table(held: Iterable[Record], tables: Mapping[str, Sequence[Experiment]]) -> list[Record]:
     """Return the records that no block of any table selects."""
-    experiments = [experiment for blocks in tables.values() for experiment in blocks]
-    return [
-        record
-        for record in held
-        if selection.is_local_play(record) or not any(selection.in_sweep(record, e) for e in experiments)
-    ]
+    asked = selection.asked_by(experiment for blocks in tables.values() for experiment in blocks)
+    return [record for record in held if not _is_in(record, asked[record.names])]
+
+
+def has_any(blocks: Sequence[Experiment], held: Iterable[Record]) -> bool:
+    """Whether a table with these blocks selects one of the records."""
+    asked = selection.asked_by(blocks)
+    return any(_is_in(record, asked[record.names]) for record in held)
+
+
+def _is_in(record: Record, experiments: Iterable[Experiment]) -> bool:
+    return not selection.is_local_play(record) and any(selection.in_sweep(record, one) for one in experiments)

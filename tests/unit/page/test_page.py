@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from dual_lora.page.html import STATIC
+from dual_lora.page.values import Pool
 from dual_lora.report import formats
 from dual_lora.report.figures import thinned
 from tests.unit.page.page_builder import HOSTILE, document, of_method, study, values, workspace
@@ -192,6 +193,14 @@ def test_bundled_libraries_are_those_of_their_packages():
     held = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (STATIC / "vendor").glob("*.js")}
     assert stated == held
     assert len(held) == 2
+
+
+def test_parts_that_are_one_object_are_shown_once_and_under_their_own_names():
+    pool, shared = Pool(), {"name": "a"}
+    places = [
+        pool.place_of(part, shared, lambda part, held: {part: held["name"]}) for part in ("model", "task", "model")
+    ]
+    assert (places, pool.held) == ([0, 1, 0], [{"model": "a"}, {"task": "a"}])
 
 
 def test_an_accuracy_has_the_standard_error_of_its_items(tmp_path):

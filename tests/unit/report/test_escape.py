@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from dual_lora.records.schema import parse
 from dual_lora.report import escape, formats, latex
@@ -138,6 +140,20 @@ def test_a_table_fits_the_terminal_and_shows_every_number(width: int) -> None:
 
 def test_a_table_that_fits_is_one_table() -> None:
     assert printed(comparison([record("lora")]), width=80).count("┃ method") == 1
+
+
+def test_a_table_that_fits_is_what_rich_makes_of_its_cells_one_by_one() -> None:
+    rows = [["LoRA", Text("44.1", style="bold red"), ""], ["Dual 结果", "9", Text("7").append(" (+1)", style="green")]]
+    plain = Table("method", title="scores", title_justify="left")
+    for heading in ("one\ntwo", "b"):
+        plain.add_column(heading, justify="right")
+    for row in rows:
+        plain.add_row(*row)
+    ours, cell_by_cell = Console(width=60, force_terminal=True), Console(width=60, force_terminal=True)
+    with ours.capture() as found, cell_by_cell.capture() as wanted:
+        ours.print(FittedTable(["method", "one\ntwo", "b"], rows, "scores"))
+        cell_by_cell.print(plain)
+    assert found.get() == wanted.get()
 
 
 def test_columns_wider_than_the_terminal_are_folded() -> None:

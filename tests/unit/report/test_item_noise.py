@@ -87,6 +87,17 @@ def test_bleu_is_the_scorers_for_any_draw_of_items(longest):
         assert found == pytest.approx(mteval.bleu_and_nist(*chosen)[0], abs=1e-12)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "matthews_correlation", "pearson", "loss", "BLEU"])
+def test_several_runs_at_once_are_each_alone(metric):
+    rows = GENERATOR.integers(0, 2 if metric.startswith(("acc", "matt")) else 9, (3, 50, 6)).astype(float)
+    rows = rows if metric == "BLEU" else rows[:, :, :2]
+    weights = GENERATOR.multinomial(50, np.full(50, 1 / 50), size=4).astype(float)
+    found = item_noise.value(metric, rows, weights)
+    assert found.shape == (3, 4)
+    for run, scores in zip(rows, found, strict=True):
+        assert scores == pytest.approx(item_noise.value(metric, run, weights), abs=1e-12)
+
+
 def test_mid_p_is_the_exact_test_with_half_of_the_observed_tables_probability():
     """Fagerland, Lydersen and Laake (2013): 1 and 7 discordant pairs, exact p 0.070, mid-p 0.039."""
     assert item_noise.mid_p(1, 7) == pytest.approx(0.039, abs=5e-4)
