@@ -31,6 +31,14 @@ def fused_device() -> str:
     return "cuda"
 
 
+@pytest.fixture(params=["generic", pytest.param("fused", marks=pytest.mark.triton)])
+def path(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A kernel and the device it is tested on."""
+    if request.param == "generic":
+        return "generic", "cpu"
+    return "fused", request.getfixturevalue("fused_device")
+
+
 @pytest.fixture
 def cuda() -> str:
     """The name of the GPU's device; the test carries the marker gpu."""

@@ -14,16 +14,7 @@ from dual_lora.kernels import Update, apply_update_with_dropout, reference, upda
 from tests.kernels.cases import RULE_IDS, RULES, Case, make_case, relative_error
 
 P = 0.3
-PATHS = ["generic", pytest.param("fused", marks=pytest.mark.triton)]
 NAMES = ("y", "x", "bias", "A", "B", "C", "D")
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A kernel and the device it is tested on."""
-    if request.param == "generic":
-        return "generic", "cpu"
-    return "fused", request.getfixturevalue("fused_device")
 
 
 def leaves_of(case: Case) -> dict[str, Tensor]:

@@ -16,16 +16,6 @@ from dual_lora.kernels import (
 )
 from tests.kernels.cases import RULE_IDS, RULES, Case, make_case, relative_error
 
-PATHS = ["generic", pytest.param("fused", marks=pytest.mark.triton)]
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A kernel and the device it is tested on."""
-    if request.param == "generic":
-        return "generic", "cpu"
-    return "fused", request.getfixturevalue("fused_device")
-
 
 def assert_same(case: Case, kernel: str, tolerance: float = 2e-6, **changes: bool) -> None:
     expected, actual = case.run("reference", **changes), case.run(kernel, **changes)
