@@ -51,6 +51,8 @@ def load(options: argparse.Namespace) -> Any:
     """Return the PEFT model of a run folder or of an adapter folder."""
     from peft import PeftConfig, PeftModel
 
+    from dual_lora.runs.lifecycle import load_config
+
     run_config = options.source / "config.json"
     adapter = options.source / "adapter" if run_config.is_file() else options.source
     if not (adapter / "adapter_config.json").is_file():
@@ -58,7 +60,7 @@ def load(options: argparse.Namespace) -> Any:
             f"{options.source}: neither a run folder of an adapter method nor a folder with adapter_config.json"
         )
     if run_config.is_file():
-        base = _base_of_run(json.loads(run_config.read_text(encoding="utf-8")), options.device)
+        base = _base_of_run(load_config(run_config), options.device)
     else:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -75,10 +77,9 @@ def load(options: argparse.Namespace) -> Any:
     return PeftModel.from_pretrained(base, adapter)
 
 
-def _base_of_run(values: dict[str, Any], device: str) -> Any:
+def _base_of_run(config: RunConfig, device: str) -> Any:
     from dual_lora import models, tasks
 
-    config = RunConfig.from_dict(values)
     dtype = models.resolve_dtype(config.model, device)
     return models.load(config.model, tasks.load(config).head, dtype=dtype, seed=config.seed, device=device).model
 

@@ -53,14 +53,17 @@ def load_adapted(adapter: Path, base: str | None, device: str = "cpu") -> tuple[
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    from dual_lora.methods.saved import adapter_hash, with_adapter
+    from dual_lora.methods import saved
+    from dual_lora.models.checkpoint_files import check_plain
 
-    adapter_hash(adapter)  # raises where files are missing
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    saved.adapter_hash(adapter)  # raises where files are missing
+    settings = saved.settings(adapter)
     name = base or settings.get("base_model_name_or_path")
     if not name:
         raise ConfigError(f"{adapter} does not name its base model: give base=FOLDER, or a hub name")
-    auto: Any = AutoModelForSequenceClassification if settings["task_type"] == "SEQ_CLS" else AutoModelForCausalLM
+    if Path(name).is_dir():
+        check_plain(Path(name))
+    auto: Any = AutoModelForSequenceClassification if settings.get("task_type") == "SEQ_CLS" else AutoModelForCausalLM
     mapping = settings.get("auto_mapping") or {}
     if (mapping.get("parent_library") or "").startswith("dual_lora."):  # a GPT-2 whose attention the suite has split
         auto = getattr(importlib.import_module(mapping["parent_library"]), mapping["base_model_class"])
@@ -75,7 +78,7 @@ def load_adapted(adapter: Path, base: str | None, device: str = "cpu") -> tuple[
             break
         except (OSError, ValueError):
             continue
-    return with_adapter(loaded.to(device), adapter), tokenizer
+    return saved.with_adapter(loaded.to(device), adapter), tokenizer
 
 
 def _labels(adapter: Path, settings: dict[str, Any]) -> dict[str, int]:

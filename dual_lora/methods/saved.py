@@ -37,7 +37,7 @@ def with_adapter(model: Any, folder: Path) -> Any:
 
     from dual_lora.methods.weights import stored_state
 
-    named = _base_name(folder)
+    named = repr(settings(folder).get("base_model_name_or_path"))
     state = stored_state(folder / _WEIGHTS)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -67,12 +67,12 @@ def _refuse_base_tensors(model: Any, folder: Path, names: set[str]) -> None:
         )
 
 
-def _base_name(folder: Path) -> str:
-    """Return the base model that an adapter's config names. Raises `ConfigError` if the file is damaged."""
+def settings(folder: Path) -> dict[str, Any]:
+    """Return what an adapter's config says. Raises `ConfigError` if the file is damaged."""
     try:
         values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"adapter={folder}: {_CONFIG} is damaged ({error}); save_pretrained writes it") from None
-    return repr(values.get("base_model_name_or_path"))
+    return values

@@ -201,5 +201,8 @@ def save_config(path: Path, config: RunConfig) -> None:
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read the resolved config that a parent wrote for its workers."""
-    return RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    """Read the resolved config that a parent wrote for its workers. Raises `ConfigError` if the file is damaged."""
+    try:
+        return RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except records.UNREADABLE as error:
+        raise ConfigError(f"{path} is damaged ({error}); give the run's command again, which writes it") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,12 @@ def test_a_merged_checkpoint_is_the_adapter_rounded_once(family, dtype, tmp_path
 def test_an_export_says_what_it_lost(tmp_path, capsys):
     saved("llama", tmp_path)
     texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(pairs(8)["chosen"]))
+    chosen = [f"{text}\u2028w7 w8" for text in pairs(8)["chosen"]]  # a text may hold what is a line's end for Unicode
+    texts.write_text("\n".join(chosen))
     command = ["export-lora", str(tmp_path / "adapter"), f"out={tmp_path / 'out'}", "rank=3", f"calibrate={texts}"]
     assert main(command) == 0
     tokenizer = word_tokenizer()
-    held_out = [dict(tokenizer(text, return_tensors="pt")) for text in texts.read_text().splitlines()[1::2]]
+    held_out = [dict(tokenizer(text, return_tensors="pt")) for text in chosen[1::2]]
     loaded = PeftModel.from_pretrained(make_base("llama"), tmp_path / "out").eval()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| LoRA | {mean_loss(loaded, held_out):.4f} |" in card
@@ -54,6 +56,29 @@ def test_an_export_says_what_it_lost(tmp_path, capsys):
         assert f"| base | {mean_loss(loaded, held_out):.4f} |" in card
     assert "4 other texts" in card
     assert f"{tmp_path / 'out'}\n" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_damaged_or_holds_another_adapter_is_named(tmp_path, capsys):
+    saved("llama", tmp_path)
+    two, damaged, empty, run = (tmp_path / name for name in ("two", "damaged", "empty", "run"))
+    shutil.copytree(tmp_path / "base", two)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(tmp_path / "adapter" / file, two)
+    for folder, text in ((damaged, '{"peft_type": "DUAL'), (empty, "{}")):
+        shutil.copytree(tmp_path / "adapter", folder)
+        (folder / "adapter_config.json").write_text(text)
+    shutil.copytree(tmp_path / "adapter", run / "adapter")
+    (run / "config.json").write_text("[]")
+    out = f"out={tmp_path / 'out'}"
+    for words, message in (
+        (["merge", tmp_path / "adapter", f"base={two}", out], f"{two} has an adapter_config.json, which transformers"),
+        (["export-lora", tmp_path / "adapter", f"base={two}", out], f"{two} has an adapter_config.json"),
+        (["merge", damaged, out], f"{damaged}: adapter_config.json is damaged"),
+        (["merge", empty, out], f"{empty} does not name its base model"),
+        (["analyze", run], f"{run / 'config.json'} is damaged"),
+    ):
+        assert main([str(word) for word in words]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
