@@ -29,8 +29,11 @@ _ALTERNATIVES = (
 )
 
 
-def pinned_file(address: str) -> Path:
-    """Return the local copy of a file that never changes, fetched once. Raises `DataError` if it cannot be had."""
+def pinned_file(address: str, otherwise: str = _ALTERNATIVES) -> Path:
+    """Return the local copy of a file that never changes, fetched once.
+
+    Raises `DataError` if it cannot be had, which ends with `otherwise`, what one can do then.
+    """
     from datasets import DownloadConfig, DownloadManager
 
     try:
@@ -38,7 +41,7 @@ def pinned_file(address: str) -> Path:
         settings = DownloadConfig(use_etag=False, max_retries=1, disable_tqdm=True)
         return Path(str(DownloadManager(download_config=settings).download(address)))
     except Exception as error:  # the client raises many kinds; all mean that the file cannot be had
-        raise DataError(f"{address} cannot be fetched ({type(error).__name__}: {error}). {_ALTERNATIVES}") from None
+        raise DataError(f"{address} cannot be fetched ({type(error).__name__}: {error}). {otherwise}") from None
 
 
 def release_file(name: str) -> tuple[Path, str]:

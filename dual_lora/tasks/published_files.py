@@ -25,6 +25,7 @@ _GLUE = "F0restL1n/BERT/0d0288b/glue_data"  # the files of the GLUE download
 _HELLASWAG = "klosax/hellaswag_text_data/60a646bd806bce22dcb2eb6d4fadb12f1472aa4c/hellaswag_val_full.txt.bz2"
 _RELEASE = f"microsoft/LoRA/{downloads.RELEASE_REVISION}/examples/NLG"
 _ROBERTA = "FacebookAI/roberta-base/resolve/e2da8e2f811d1448a5b465c236feacd80ffbac7b"
+_AGAIN = " and give the command again"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def without_mark(raw: bytes) -> bytes:
 
 def mrpc_train(raw: bytes, development: bytes) -> bytes:
     """Return MRPC's training pairs less those of the development set, as the GLUE download makes them."""
-    held_out = {tuple(line.split("\t")[:2]) for line in without_mark(development).decode().splitlines()}
+    held_out = {tuple(line.split("\t")[:2]) for line in without_mark(development).decode().split("\n")}
     header, *rows = without_mark(raw).decode().replace("\r\n", "\n").rstrip("\n").split("\n")
     kept = [row.strip().split("\t") for row in rows]
     lines = [header, *("\t".join(row) for row in kept if (row[1], row[2]) not in held_out)]
@@ -169,27 +170,36 @@ FILES: tuple[PublishedFile, ...] = (
 def fetch(folder: Path, wanted: tuple[PublishedFile, ...] = FILES) -> Iterator[tuple[PublishedFile, str]]:
     """Make each file that `folder` lacks and yield it with "there" or "fetched", as it is done.
 
-    Raises `DataError`: a file that cannot be fetched, or has another content than the published one, in the folder
-    (which is left as it is) or at its source.
+    Raises `DataError`, which names the file and what to do: it cannot be fetched, or has another content than the
+    published one, in the folder (which is left as it is) or at its source.
     """
     for file in wanted:
         if files.exists(folder, file.name):
-            _check(files.read_bytes(folder, file.name), file, f"{folder / file.name}, which was there before,")
+            there = files.read_bytes(folder, file.name)
+            _check(there, file, f"{folder / file.name}, which was there before,", "Move it away")
             yield file, "there"
             continue
-        parts = [downloads.pinned_file(address).read_bytes() for address in file.sources]
-        content = parts[0] if file.make is None else file.make(*parts)
-        _check(content, file, " with ".join(file.sources))
+        otherwise = (
+            f"It is for {folder / file.name}: give the command again once the address can be reached (what is done "
+            f"stays), or put a file with the sha256 {file.sha256} there by hand"
+        )
+        fetched = [downloads.pinned_file(address, otherwise) for address in file.sources]
+        fix = f"Delete the download ({', '.join(map(str, fetched))})"
+        try:
+            parts = [path.read_bytes() for path in fetched]
+            content = parts[0] if file.make is None else file.make(*parts)
+        except (ValueError, LookupError, OSError, EOFError) as error:
+            raise DataError(f"{' with '.join(file.sources)} is damaged ({error}). {fix}{_AGAIN}") from None
+        _check(content, file, " with ".join(file.sources), fix)
         with replacing(folder / file.name) as place:
             place.write_bytes(content)
         assert file_sha256(folder / file.name) == file.sha256
         yield file, "fetched"
 
 
-def _check(content: bytes, file: PublishedFile, where: str) -> None:
+def _check(content: bytes, file: PublishedFile, where: str, fix: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         raise DataError(
-            f"{where} is not the published {file.name}: sha256 {found}, expected {file.sha256}. Move it away (or a "
-            "damaged download out of the Hugging Face cache) and give the command again"
+            f"{where} is not the published {file.name}: sha256 {found}, expected {file.sha256}. {fix}{_AGAIN}"
         )

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -161,16 +162,44 @@ def test_a_file_of_mine_with_another_content_is_named_and_left(publisher, tmp_pa
 
 def test_another_content_at_the_source_leaves_no_file(publisher: type[Publisher], tmp_path: Path) -> None:
     publisher.held["/e2e/official/a.csv"] = b"changed"
-    with pytest.raises(DataError, match="is not the published e2e/official/a.csv: sha256 .* expected"):
+    with pytest.raises(DataError, match="is not the published e2e/official/a.csv: sha256 .* expected") as said:
         list(fetch(tmp_path / "out", published_files.FILES))
+    copy = re.search(r"Delete the download \((.+)\) and give the command again", str(said.value))
+    assert copy is not None
+    assert Path(copy[1]).read_bytes() == b"changed"  # otherwise it would be taken again
     del publisher.held["/e2e/official/a.csv"]
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_gone_is_named(publisher: type[Publisher], tmp_path: Path) -> None:
     publisher.held.clear()
-    with pytest.raises(DataError, match="e2e/official/a.csv cannot be fetched"):
+    place = re.escape(str(tmp_path / "out/e2e/official/a.csv"))
+    with pytest.raises(DataError, match=f"e2e/official/a.csv cannot be fetched .*It is for {place}: .*by hand"):
         list(fetch(tmp_path / "out", published_files.FILES))
+
+
+@pytest.mark.parametrize("breaks", ["in the middle", "at once", "with a code"])
+def test_a_connection_that_breaks_is_said_in_a_sentence(publisher, breaks, tmp_path: Path, monkeypatch, capsys) -> None:
+    def broken(self: Publisher) -> None:
+        if breaks == "in the middle":
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"mr," * (self.command == "GET"))
+        elif breaks == "with a code":
+            self.send_error(503)
+        self.close_connection = True
+
+    healthy = publisher.do_GET
+    for way in ("do_GET", "do_HEAD"):
+        monkeypatch.setattr(publisher, way, broken)
+    assert main(["data", f"out={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert "e2e/official/a.csv cannot be fetched" in said
+    assert f"It is for {tmp_path / 'out/e2e/official/a.csv'}" in said
+    for way in ("do_GET", "do_HEAD"):
+        monkeypatch.setattr(publisher, way, healthy)
+    assert main(["data", f"out={tmp_path / 'out'}"]) == 0
 
 
 def test_an_experiment_runs_from_the_hub_too(monkeypatch: pytest.MonkeyPatch) -> None:
