@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.page.values import number, plain
+from dual_lora.records import UNREADABLE
 from dual_lora.report.figures import KINDS, Figure
 
 _AXES = {"tokens": "tokens", "rank": "rank", "layer size": "out"}  # axis of the benchmark -> what varies on it
@@ -75,7 +76,13 @@ def speed(benchmarks: Path) -> dict[str, Any] | None:
     path = benchmarks / "kernels.json"
     if not path.is_file():
         return None
-    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _speed(json.loads(path.read_text(encoding="utf-8")))
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is damaged ({error!r}); restore it, or move it away") from None
+
+
+def _speed(found: Mapping[str, Any]) -> dict[str, Any] | None:
     rows: Sequence[Mapping[str, Any]] = found.get("growth", {}).get("rows", [])
     points = [
         {

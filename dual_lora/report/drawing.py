@@ -51,7 +51,9 @@ def draw(figure: Figure, path: Path) -> bool:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context({"svg.hashsalt": figure.name, "svg.fonttype": "none", "font.size": 9}):
+    with matplotlib.rc_context(  # a label is text, also one with dollars in it
+        {"svg.hashsalt": figure.name, "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
+    ):
         count = len(figure.panels)
         columns = min(count, 3 if count % 4 else 4)
         rows = math.ceil(count / columns)

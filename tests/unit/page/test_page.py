@@ -203,6 +203,16 @@ def test_parts_that_are_one_object_are_shown_once_and_under_their_own_names():
     assert (places, pool.held) == ([0, 1, 0], [{"model": "a"}, {"task": "a"}])
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"growth": {"rows": [{"axis": "rank", "lora": {}}]}}'])
+def test_a_damaged_benchmark_is_named(tmp_path, text):
+    space = workspace(tmp_path, record("lora"))
+    file = tmp_path / "results" / "benchmarks" / "kernels.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"kernels\.json is damaged .*restore it"):
+        document(space)
+
+
 def test_an_accuracy_has_the_standard_error_of_its_items(tmp_path):
     run = values(document(workspace(tmp_path, record("lora", scores={"boolq": 0.36}, items=10_001))))["runs"].popitem()[
         1

@@ -158,6 +158,14 @@ def test_a_figure_is_drawn_again_only_for_other_points(tmp_path):
     assert len(on_canvas(path.read_text(encoding="utf-8"), "line0:LORA")) == 2
 
 
+def test_a_label_with_dollars_is_drawn_as_it_is(tmp_path):
+    figure = of(rates(tmp_path), "rates")
+    (panel,) = figure.panels
+    lines = {"$\\nothing$ & <b>": panel.lines["LORA"]}
+    svg = drawn(replace(figure, panels=(replace(panel, lines=lines),)), tmp_path)
+    assert "$\\nothing$ &amp; &lt;b&gt;" in svg
+
+
 def test_lines_are_told_apart_without_colours(tmp_path):
     svg = drawn(of(rates(tmp_path), "rates"), tmp_path)
     lines = [svg.partition(f'<g id="line0:{method}">')[2] for method in ("LORA", "Dual LoRA")]
