@@ -43,9 +43,8 @@ def _before_and_after(samples: list[tuple[str, str, str]], label: str) -> Any:
     from dual_lora.report import escape
 
     table = Table(title="Before and after training, on inputs not trained on", title_justify="left", show_lines=True)
-    table.add_column("input", ratio=2)
-    table.add_column("before", ratio=3)
-    table.add_column(f"after ({escape.terminal(label)})", ratio=3)
+    for heading, ratio in (("input", 2), ("before", 3), (f"after ({escape.terminal(label)})", 3)):
+        table.add_column(heading, ratio=ratio, overflow="fold")
     for texts in samples:
         table.add_row(*(escape.terminal(text) for text in texts))
     return table

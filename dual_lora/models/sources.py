@@ -77,7 +77,9 @@ def fingerprint(model: ModelConfig) -> dict[str, Any]:
 
 def is_pretrained(model: ModelConfig) -> bool:
     """Whether the base is meant to know its language: not if it is random by its YAML, or marked so in its folder."""
-    return model.source != "random" and not (model.path and (Path(model.path).expanduser() / RANDOM_MARK).exists())
+    return model.source != "random" and not (
+        model.path and (Path(os.path.expanduser(str(model.path))) / RANDOM_MARK).exists()
+    )
 
 
 def weights_folder(model: ModelConfig) -> Path:
