@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +15,13 @@ ROWS = [
     for line in (ROOT / "docs" / "reliability.md").read_text().splitlines()
     if line.startswith("| ") and not line.startswith(("| promise", "| ---"))
 ]
-FUNCTIONS = {
-    name
-    for folder in ("faults", "invariants", "slurm", "end_to_end")
-    for path in (ROOT / "tests" / folder).glob("test_*.py")
-    for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
-}
+
+
+def functions(*paths: Path) -> set[str]:
+    return {name for path in paths for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+
+
+HERE = functions(*(ROOT / "tests" / "faults").glob("test_*.py"))
 
 
 @pytest.mark.parametrize(("promise", "held_by"), ROWS, ids=[held_by for _, held_by in ROWS])
@@ -30,8 +32,8 @@ def test_every_promise_is_held_by_a_test(promise, held_by):
         file, _, function = name.rpartition("::") if "::" in name else ("", "", name)
         if function.endswith(".py"):
             file, function = function, ""
+        path = ROOT / (file if "/" in file else f"tests/faults/{file}")
         if file:
-            path = ROOT / (file if "/" in file else f"tests/faults/{file}")
             assert path.is_file(), name
         if function:
-            assert fnmatch.filter(FUNCTIONS, function), f"{name}: no such test"
+            assert fnmatch.filter(functions(path) if file else HERE, function), f"{name}: no such test"
