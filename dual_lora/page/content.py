@@ -20,6 +20,8 @@ from dual_lora.report.layout import MARKS, TableView
 from dual_lora.report.workspace import Workspace
 
 CURVE_DIGITS = 4
+CURVE_POINTS = (60, 40, 20, 10)  # at most, of a curve of a run: the first with which
+ALL_POINTS = 75_000  # are enough for this curve of every run, so that the page stays small
 COSTS = tuple(field.name for field in dataclasses.fields(Cost))
 
 
@@ -32,15 +34,18 @@ def gather(
     drawn = [figure for view in views.values() for figure in figures.figures(view, experiments)]
     pool = Pool()
     alone, asked = neighbours.alone(held), selection.asked_by(experiments.values())
-    runs = {record.run_id: _run(record, pool, asked[record.names], alone) for record in held}
+    verdicts = [entry for view in views.values() for entry in overview.verdicts(view, experiments)]
+    points = next((count for count in CURVE_POINTS if count * len(held) <= ALL_POINTS), CURVE_POINTS[-1])
+    runs = {record.run_id: _run(record, pool, asked[record.names], alone, points) for record in held}
     return {
-        "made": {"program": shipped.PROGRAM, "records": len(held), "refused": plain(named)},
+        "made": {"program": shipped.PROGRAM, "records": len(held), "refused": plain(named), "points": points},
         "question": overview.QUESTION,
         "rule": overview.RULE,
         "marks": MARKS,
         "answers": overview.ANSWERS,
         "labels": _labels(views),
-        "verdicts": [entry for view in views.values() for entry in overview.verdicts(view, experiments)],
+        "headline": overview.headline(verdicts),
+        "verdicts": verdicts,
         "coverage": overview.coverage(views, experiments),
         "tables": [grids.table(view, experiments, alone) for view in views.values()],
         "swept": [plots.swept(figure) for figure in drawn if figure.kind == "rates" and figure.panels],
@@ -69,7 +74,9 @@ def _labels(views: Mapping[str, TableView]) -> dict[str, str]:
     return {method: counts.most_common(1)[0][0] for method, counts in sorted(counted.items())}
 
 
-def _run(record: Record, pool: Pool, experiments: Iterable[Experiment], alone: frozenset[str]) -> dict[str, Any]:
+def _run(
+    record: Record, pool: Pool, experiments: Iterable[Experiment], alone: frozenset[str], most: int
+) -> dict[str, Any]:
     identity, told = record.identity, record.origin
     headline = record.scores.headline
     found = {
@@ -91,7 +98,7 @@ def _run(record: Record, pool: Pool, experiments: Iterable[Experiment], alone: f
         "scores": [_measurement(measurement, pool) for measurement in record.scores.measurements],
         "notes": plain(record.scores.notes),
         "samples": [plain([sample.input, sample.reply, sample.reference]) for sample in record.scores.samples],
-        "curves": {name: _curve(points, pool) for name, points in _plain_curves(record).items() if points},
+        "curves": {name: _curve(points, pool, most) for name, points in _plain_curves(record).items() if points},
         "cost": _cost(record),
         "execution": pool.place(plain(record.execution)),
         "alone": record.run_id in alone,
@@ -127,13 +134,13 @@ def _plain_curves(record: Record) -> dict[str, Any]:
     return {name: points for name, points in record.curves.items() if isinstance(points, list)}
 
 
-def _curve(points: Sequence[Sequence[Any]], pool: Pool) -> list[Any]:
+def _curve(points: Sequence[Sequence[Any]], pool: Pool, most: int) -> list[Any]:
     """Return the place of a curve's steps in the pool, and its values."""
-    shown = thinned(points)
+    shown = thinned(points, most)
     return [pool.place([step for step, _ in shown]), [number(value, CURVE_DIGITS) for _, value in shown]]
 
 
 def _cost(record: Record) -> list[float | int | None]:
     """Return what the run took, in the order of `COSTS`; of memory the largest peak of any rank."""
     cost = vars(record.cost) | {"peak_memory_bytes": max(record.cost.peak_memory_bytes, default=None)}
-    return [number(cost[name]) for name in COSTS]
+    return [value if isinstance(value := cost[name], int) else number(value) for name in COSTS]  # counts are exact

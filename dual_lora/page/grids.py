@@ -54,6 +54,7 @@ class _Block:
             ],
             "commands": plain(view.commands),
             "takes": plain(view.takes),
+            "waiting": waiting(view.waiting),
             "done": view.runs_done,
             "all": view.runs_all,
             "gpu_minutes": number(view.gpu_minutes, 3),
@@ -67,6 +68,7 @@ class _Block:
             "task": ", ".join(self.experiment.tasks_of(label)),
             "better": column.better,
             "decimals": column.decimals,
+            "unit": unit(column),
         }
 
     def _definition(self, label: str) -> Column:
@@ -136,6 +138,11 @@ class _Block:
             for run in self.experiment.runs()
             if all(run[setting] == value for setting, value in line.choices.items())
         ]
+
+
+def unit(column: Column) -> str:
+    """Return what a difference of scores is in: points of a hundred, or nothing where the metric has its own scale."""
+    return "points" if column.scale == 100 else ""
 
 
 def waiting(found: Waiting | None) -> list[Any] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dual_lora.page.grids import estimate, waiting
+from dual_lora.page.grids import estimate, unit, waiting
 from dual_lora.page.values import number, plain
 from dual_lora.report import endpoint, selection, stats
 from dual_lora.report.definition import Experiment
@@ -13,8 +14,11 @@ from dual_lora.report.layout import BlockView, Cell, Line, TableView, Waiting
 
 QUESTION = (
     "Does Dual LoRA beat LoRA, DoRA and the rest, at what cost, and how sure can one be?",
-    "The paper (arXiv 2512.03402) says that at equal numbers of trained parameters it does.",
+    "Dual LoRA trains the change of a weight matrix as a magnitude times a direction, ReLU(BA) ⊙ Sign(DC), each of low "
+    "rank. Its paper (arXiv 2512.03402) says that with as many trained parameters it beats LoRA.",
 )
+METHOD = "dual_lora"  # what the question is about
+_SHOWN = 3
 # The verdict of a comparison -> what the page calls it, and why.
 ANSWERS = {
     "better": ("supported", "better than the reference after Holm's correction"),
@@ -34,6 +38,31 @@ RULE = (
     "Not decidable: the runs show neither, are too few, at chance, or older than the endpoint.",
     "Not run: no record of the method or of its reference.",
 )
+
+
+def headline(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the answer in a few words and in a sentence, and the places of the verdicts that say most.
+
+    Decided ones come first, those of runs from before their endpoint was named last, of equals the one of more pairs.
+    """
+    own = [entry for entry in found if entry["name"] == METHOD]
+    counts = Counter(entry["answer"] for entry in own)
+    better, worse, equal = (counts[name] for name in ("supported", "not supported", "equal within the margin"))
+    ran = len(own) - counts["not run"]
+    short = f"Better in {better} of {ran} comparison{'' if ran == 1 else 's'}, worse in {worse}"
+    older = ANSWERS["exploratory"][1]
+
+    def weight(place: int) -> tuple[bool, bool, int]:
+        return found[place]["answer"] != "not decidable", found[place]["why"] != older, found[place]["diff"][3]
+
+    tested = [place for place, entry in enumerate(found) if entry["name"] == METHOD and entry.get("diff")]
+    return {
+        "short": short if better + worse + equal else "Not shown so far",
+        "text": f"Of {len(own)} comparisons with {' or '.join(sorted({entry['reference'] for entry in own}))}, each on "
+        f"a model and task, {better} find Dual LoRA better, {worse} worse and {equal} equal within the margin; "
+        f"{counts['not decidable']} do not decide, and {counts['not run']} are not run.",
+        "show": sorted(tested, key=weight, reverse=True)[:_SHOWN],
+    }
 
 
 def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
@@ -60,6 +89,7 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
                         "endpoint": plain(named.column),
                         "better": decides.better,
                         "decimals": decides.decimals,
+                        "unit": unit(decides),
                         "margin": named.margin,
                         "reference": plain(block.reference or experiment.block.reference),
                         "model": plain(line.model),

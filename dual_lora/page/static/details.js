@@ -41,7 +41,7 @@ function showCell(table, block, row, place) {
     cellRuns(runs),
     whereFrom(runs),
     cell.v === undefined || cell.v === null
-      ? [h("h3", {}, cell.word ? "Run it again" : "Fill it"), commands(cell.todo), cellHours(block, row, cell)]
+      ? [h("h3", {}, cell.word ? "Run it again" : "Fill it"), commands(cell.todo), cellHours(lastPanel(table, block), row, cell)]
       : row.todo && row.todo.length
         ? [h("h3", {}, "Runs of this row that are missing"), commands(row.todo)]
         : null,
@@ -50,15 +50,16 @@ function showCell(table, block, row, place) {
 }
 
 // What filling a cell takes, and what that rests on. Where trials choose the settings, the commands do the whole block.
-function cellHours(block, row, cell) {
+function cellHours({ takes: whole }, row, cell) {
   if (!cell.waiting) return null;
-  const whole = cell.todo.some((text) => text.includes(" tune "));
   return h(
     "p",
     { class: "hint" },
     `This cell: ${takes(cell.waiting)}`,
     cell.waiting[0] > cell.waiting[2] ? ` (${data.hours.basis[row.is[0]]}).` : ".",
-    whole && block.takes ? ` The commands do the trials and the whole block: ${block.takes}.` : null,
+    cell.todo.some((text) => text.includes(" tune ")) && whole
+      ? ` The commands do the trials and the whole block: ${whole}.`
+      : null,
   );
 }
 

@@ -59,7 +59,7 @@ function general(value) {
 
 const bytes = (value) => (value >= 2 ** 30 ? `${fixed(value / 2 ** 30, 1)} GiB` : `${fixed(value / 2 ** 20, 1)} MiB`);
 const seconds = (value) =>
-  value < 120 ? `${fixed(value, 0)} s` : value < 7200 ? `${fixed(value / 60, 0)} min` : `${fixed(value / 3600, 1)} h`;
+  value < 600 ? `${fixed(value, 0)} s` : value < 7200 ? `${fixed(value / 60, 0)} min` : `${fixed(value / 3600, 1)} h`;
 const probability = (name, value) =>
   value < 0.001 ? `${name} < 0.001` : `${name} = ${fixed(value, value < 0.1 ? 3 : 2)}`;
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
@@ -144,7 +144,8 @@ function marksOf(marks) {
     : null;
 }
 
-// A table of plain rows whose headings sort: columns are {label, of(row) -> text or node, by(row) -> number or text}.
+// A table of plain rows whose headings sort: columns are {label, of(row) -> text or node, by(row) -> number or text}. Of more
+// than `state.most` rows the others are shown when asked for.
 function sortable(label, columns, rows, state, sorted) {
   const body = h("tbody", {});
   const headings = columns.map((column, place) =>
@@ -178,8 +179,9 @@ function sortable(label, columns, rows, state, sorted) {
       if (place === state.column) heading.setAttribute("aria-sort", state.down ? "descending" : "ascending");
       else heading.removeAttribute("aria-sort");
     });
+    more.hidden = !(order.length > state.most);
     body.replaceChildren(
-      ...order.map((row) =>
+      ...order.slice(0, more.hidden ? order.length : state.most).map((row) =>
         h(
           "tr",
           { class: row.class },
@@ -190,8 +192,20 @@ function sortable(label, columns, rows, state, sorted) {
       ),
     );
   }
+  const more = h(
+    "button",
+    {
+      type: "button",
+      class: "small",
+      onclick: () => {
+        state.most = Infinity;
+        fill();
+      },
+    },
+    `show all ${plural(rows.length, "row")}`,
+  );
   fill();
-  return scrolled(label, h("table", {}, h("thead", {}, h("tr", {}, headings)), body));
+  return h("div", {}, scrolled(label, h("table", {}, h("thead", {}, h("tr", {}, headings)), body)), more);
 }
 
 // What has no value is last, whatever the direction.

@@ -245,7 +245,7 @@ function curvesSection(measured) {
     h(
       "p",
       { class: "hint" },
-      "The line is the mean over seeds, the band their range. At most 60 points of a curve are here; its record holds all.",
+      `The line is the mean over seeds, the band their range. At most ${data.made.points} points of a curve are here; its record holds all.`,
     ),
     held,
   );

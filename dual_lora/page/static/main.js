@@ -115,4 +115,5 @@ document
     "This file needs no network. Plots: Observable Plot 0.6.17 and D3 7.9.2 (ISC licence).",
   );
 addEventListener("hashchange", show);
+addEventListener("beforeprint", () => document.querySelectorAll(".rule").forEach((rule) => (rule.open = true)));
 show();

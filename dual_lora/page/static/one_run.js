@@ -43,34 +43,7 @@ function runView(id) {
         "section",
         {},
         h("h2", {}, "Cost"),
-        facts([
-          [
-            "training",
-            run.cost.train_seconds === undefined
-              ? null
-              : seconds(run.cost.train_seconds) + (run.alone ? "" : " (shared its card)"),
-          ],
-          [
-            "evaluation",
-            run.cost.eval_seconds === undefined
-              ? null
-              : seconds(run.cost.eval_seconds) + (run.alone ? "" : " (shared its card)"),
-          ],
-          ["tokens a second", run.cost.tokens_per_second && general(Math.round(run.cost.tokens_per_second))],
-          ["peak memory", run.cost.peak_memory_bytes && bytes(run.cost.peak_memory_bytes)],
-          [
-            "trainable parameters",
-            run.cost.trainable_parameters !== undefined && grouped(run.cost.trainable_parameters),
-          ],
-          [
-            "without the head",
-            run.cost.trainable_parameters_without_head !== undefined &&
-              grouped(run.cost.trainable_parameters_without_head),
-          ],
-          ["all parameters", run.cost.total_parameters && grouped(run.cost.total_parameters)],
-          ["adapter", run.cost.adapter_bytes && bytes(run.cost.adapter_bytes)],
-          ["training FLOPs", run.cost.train_flops && general(run.cost.train_flops)],
-        ]),
+        facts(Object.entries(COSTS).map(([name, [label]]) => [label, costText(run, name)])),
       ),
       h(
         "section",
@@ -145,6 +118,26 @@ function runView(id) {
         ]
       : null,
   ];
+}
+
+// What a run took: how each cost is called and written.
+const COSTS = {
+  train_seconds: ["training", seconds],
+  eval_seconds: ["evaluation", seconds],
+  tokens_per_second: ["tokens a second", (value) => general(Math.round(value))],
+  peak_memory_bytes: ["peak memory", bytes],
+  trainable_parameters: ["trainable parameters", grouped],
+  trainable_parameters_without_head: ["without the head", grouped],
+  total_parameters: ["all parameters", grouped],
+  adapter_bytes: ["adapter's file", bytes],
+  train_flops: ["training FLOPs", general],
+};
+const costOf = (name) => COSTS[name] || [name.replaceAll("_", " "), general];
+function costText(run, name) {
+  const value = run.cost[name];
+  if (value === undefined || value === null) return "";
+  const shared = !run.alone && ["train_seconds", "eval_seconds", "tokens_per_second"].includes(name);
+  return costOf(name)[1](value) + (shared ? " (shared its card)" : "");
 }
 
 function inTables(id) {

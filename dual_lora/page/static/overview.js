@@ -22,7 +22,8 @@ function overviewView() {
   ]);
   return [
     h("h1", {}, data.question[0]),
-    h("p", { class: "lead" }, data.question[1], " Here is what the records say."),
+    h("p", { class: "lead" }, data.question[1]),
+    answerView(),
     data.made.refused && data.made.refused.length
       ? h(
           "div",
@@ -35,6 +36,7 @@ function overviewView() {
           ),
         )
       : null,
+    h("p", { class: "hint" }, "“Dual LoRA is better”, by endpoint, which is one column of a block:"),
     h(
       "ul",
       { class: "tiles" },
@@ -42,15 +44,11 @@ function overviewView() {
         h("li", { class: count ? "" : "zero-count" }, h("span", { class: "count" }, grouped(count)), badge(answer)),
       ),
     ),
-    h(
-      "p",
-      { class: "hint" },
-      "Endpoints of Dual LoRA: one for each model and task. An endpoint is named before its runs.",
-    ),
+    h("p", { class: "hint" }, `${data.rule[0]} ${data.rule[1]}`),
     h(
       "details",
       { class: "rule" },
-      h("summary", {}, "The rule"),
+      h("summary", {}, "The whole rule"),
       h(
         "ul",
         {},
@@ -59,54 +57,101 @@ function overviewView() {
     ),
     h("h2", {}, "What the endpoints say"),
     d3.sort(data.tables, (table) => -decided(table)).map(verdictSection),
+    waitingSection(),
     coverageSection(),
     unknownSection(),
   ];
 }
 
-// Tables whose runs were made to decide come first, then older ones, then those that wait for runs.
+// Tables whose runs were made to decide come first, before all those that compare Dual LoRA, then older ones, then those that wait for runs.
 function decided(table) {
-  const why = data.verdicts.filter((verdict) => verdict.table === table.name && verdict.answer !== "not run");
-  return why.length ? (why.some((verdict) => verdict.why !== data.answers.exploratory[1]) ? 2 : 1) : 0;
+  const ran = data.verdicts.filter((verdict) => verdict.table === table.name && verdict.answer !== "not run");
+  const meant = ran.filter((verdict) => verdict.why !== data.answers.exploratory[1]);
+  return meant.some((verdict) => verdict.name === "dual_lora") ? 3 : meant.length ? 2 : ran.length ? 1 : 0;
 }
 
 function verdictSection(table) {
-  const own = data.verdicts.filter((verdict) => verdict.table === table.name);
+  const own = data.verdicts.filter((verdict) => verdict.table === table.name && verdict.answer !== "not run");
   if (!own.length) return null;
-  const blocks = d3.sort(
-    d3.groups(own, (verdict) => verdict.block),
-    ([, verdicts]) => verdicts.every((verdict) => verdict.answer === "not run"),
-  );
   return h(
     "section",
     {},
     h("h3", {}, h("a", { href: `#table/${table.name}` }, table.title)),
-    blocks.map(([place, verdicts]) => {
-      const block = table.blocks[place];
-      const measured = verdicts.filter((verdict) => verdict.answer !== "not run");
-      const waiting = verdicts.filter((verdict) => verdict.answer === "not run");
-      return [
-        measured.length ? measuredVerdicts(table, block, measured) : null,
-        waiting.length
-          ? h(
-              "details",
-              { class: "waiting" },
-              h("summary", {}, badge("not run"), ` ${block.heading}: ${plural(waiting.length, "comparison")}`),
-              h("p", {}, [...new Set(waiting.map((verdict) => `${verdict.model}, ${verdict.method}`))].join("; ")),
-              commands([...new Set(waiting.flatMap((verdict) => verdict.todo || []))].slice(0, 24)),
-              blockTakes(table, block),
-            )
-          : null,
-      ];
-    }),
+    d3.groups(own, (verdict) => verdict.block).map(([place, verdicts]) => measuredVerdicts(table, table.blocks[place], verdicts)),
   );
 }
 
-// A block of several panels says it below the last.
-function blockTakes(table, block) {
-  const { takes: text } = table.blocks.findLast((one) => one.experiment === block.experiment);
-  return text ? h("p", { class: "hint" }, `The whole block: ${text}.`) : null;
+// The blocks without runs, each with the commands that do them and what these take.
+function waitingSection() {
+  const blocks = d3.groups(
+    data.verdicts.filter((verdict) => verdict.answer === "not run"),
+    (verdict) => verdict.table,
+    (verdict) => verdict.block,
+  );
+  if (!blocks.length) return null;
+  return h(
+    "section",
+    {},
+    h("h2", {}, "Not run yet"),
+    blocks.flatMap(([name, own]) =>
+      own.map(([place, waiting]) => {
+        const block = tableOf[name].blocks[place];
+        const last = lastPanel(tableOf[name], block);
+        return h(
+          "details",
+          { class: "waiting" },
+          h(
+            "summary",
+            {},
+            h("strong", {}, tableOf[name].title),
+            `: ${plainHeading(block)}: ${plural(waiting.length, "comparison")}`,
+            last.waiting[0] > last.waiting[2] ? h("span", { class: "hours" }, ` ${hoursOf(last.waiting)}`) : null,
+          ),
+          h("p", {}, [...new Set(waiting.map((verdict) => `${verdict.model}, ${verdict.method}`))].join("; ")),
+          commands([...new Set(waiting.flatMap((verdict) => verdict.todo || []))].slice(0, 24)),
+          last.takes ? h("p", { class: "hint" }, `The whole block: ${last.takes}.`) : null,
+          h("p", {}, h("a", { href: `#table/${name}` }, "the table")),
+        );
+      }),
+    ),
+    data.hours.card
+      ? h("p", { class: "hint" }, `Hours: of the whole block on one ${data.hours.card}, planned by arithmetic.`)
+      : null,
+  );
 }
+
+// The answer in a sentence, and the comparisons that say most.
+function answerView() {
+  const { short, text, show } = data.headline;
+  return h(
+    "div",
+    { class: "answer" },
+    h("p", {}, h("strong", {}, `${short}.`), ` ${text}`),
+    show.length
+      ? h(
+          "ul",
+          {},
+          show
+            .map((place) => data.verdicts[place])
+            .map((verdict) =>
+              h(
+                "li",
+                {},
+                badge(verdict.answer),
+                ": ",
+                h("a", { href: `#table/${verdict.table}` }, `${tableOf[verdict.table].title}, ${verdict.model}`),
+                `: ${verdict.endpoint} ${inUnit(verdict)} against ${verdict.reference} (${verdict.better} is better), ${plural(verdict.diff[3], "pair")} of runs`,
+              ),
+            ),
+        )
+      : null,
+  );
+}
+
+const inUnit = ({ diff, decimals, unit }) => {
+  const [mean, ...limits] = interval(diff, decimals + 1).split(" [");
+  return `${mean}${unit ? ` ${unit}` : ""}${limits.length ? ` [${limits[0]}` : ""}`;
+};
 
 function measuredVerdicts(table, block, verdicts) {
   const ordered = [...verdicts].sort((a, b) => (b.name === "dual_lora") - (a.name === "dual_lora"));
@@ -126,7 +171,7 @@ function measuredVerdicts(table, block, verdicts) {
           by: (v) => v.answer,
         },
         {
-          label: `difference in ${endpoint}`,
+          label: `difference in ${endpoint}${ordered[0].unit ? `, ${ordered[0].unit}` : ""}`,
           below: forestScale(half, better, decimals),
           class: "forest-cell",
           of: (v) =>
@@ -184,6 +229,7 @@ function measuredVerdicts(table, block, verdicts) {
 
 function coverageSection() {
   if (!data.coverage.length) return null;
+  const part = (row) => h("progress", { max: row.cells, value: row.measured, "aria-label": `${row.title}: cells run` });
   return h(
     "section",
     {},
@@ -193,18 +239,25 @@ function coverageSection() {
       { class: "hint" },
       "Cells of the published protocol, on the paper's models. What is measured so far is smaller: see the tables.",
     ),
-    data.coverage.map((row) =>
-      h(
-        "div",
-        { class: "coverage" },
-        h("a", { href: `#table/${row.table}` }, row.title),
-        h("progress", { max: row.cells, value: row.measured, "aria-label": `${row.title}: cells run` }),
-        h(
-          "span",
-          {},
-          `${grouped(row.measured)} of ${plural(row.cells, "cell")} and ${grouped(row.done)} of ${plural(row.runs, "run")}; ${plural(row.published, "published number")} next to them${row.waiting[0] ? `; the rest: ${takes(row.waiting)}` : ""}`,
-        ),
-      ),
+    sortable(
+      "how much of the paper is run",
+      [
+        { label: "table", of: (row) => h("a", { href: `#table/${row.table}` }, row.title) },
+        { label: "cells run", of: (row) => [part(row), ` ${grouped(row.measured)} of ${grouped(row.cells)}`] },
+        { label: "runs done", class: "number", of: (row) => `${grouped(row.done)} of ${grouped(row.runs)}` },
+        { label: "published numbers next to them", class: "number", of: (row) => grouped(row.published) },
+        {
+          label: `GPU-hours left${data.hours.card ? `, on one ${data.hours.card}` : ""}`,
+          of: (row) => [
+            row.waiting[0] > row.waiting[2] ? h("span", { class: "hours" }, hoursOf(row.waiting)) : null,
+            row.waiting[2]
+              ? h("span", { class: "why" }, `${plural(row.waiting[2], "run")} without an estimate: ${row.waiting[3]}`)
+              : null,
+          ],
+        },
+      ],
+      data.coverage,
+      {},
     ),
   );
 }

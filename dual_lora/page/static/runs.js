@@ -10,7 +10,7 @@ function runsView() {
   const all = Object.entries(data.runs).map(([id, run]) => ({ id, run }));
   const filters = Object.fromEntries(PARTS.map((part) => [part, ""]));
   let words = "";
-  const state = {};
+  const state = { most: 200 };
   const held = h("div", {}),
     count = h("p", { class: "hint" });
   const compare = h("div", { class: "compare-bar" });
@@ -92,6 +92,18 @@ function runsView() {
       of: ({ run }) => (run.cost.peak_memory_bytes ? fixed(run.cost.peak_memory_bytes / 2 ** 30, 1) : ""),
       by: ({ run }) => run.cost.peak_memory_bytes,
     },
+    {
+      label: "trained",
+      class: "number",
+      of: ({ run }) => (run.cost.trainable_parameters === undefined ? "" : grouped(run.cost.trainable_parameters)),
+      by: ({ run }) => run.cost.trainable_parameters,
+    },
+    {
+      label: "adapter MiB",
+      class: "number",
+      of: ({ run }) => (run.cost.adapter_bytes ? fixed(run.cost.adapter_bytes / 2 ** 20, 1) : ""),
+      by: ({ run }) => run.cost.adapter_bytes,
+    },
     ...["protocol", "profile", "status"].map((part) => ({
       label: part,
       of: ({ run }) => run[part],
@@ -156,5 +168,5 @@ const named = (id) => {
 };
 const settingsOf = (run) =>
   Object.assign({}, ...run.settings.map((place) => pool[place]), run.seed === undefined ? {} : { seed: run.seed });
-const rate = (run) => settingsOf(run)["recipe.learning_rate"];
+const rate = (run) => run.settings.map((place) => pool[place]["recipe.learning_rate"]).find((held) => held !== undefined);
 const scoreKey = ([where], name) => `${pool[where].slice(0, 4).join(" · ")} · ${name}`;

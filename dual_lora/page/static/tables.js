@@ -159,6 +159,7 @@ function blockView(table, block, filters, state, refill) {
       })),
     ].filter((column) => rows.some((row) => column.of(row))),
   ];
+  const left = lastPanel(table, block).waiting;
   const drawn = rows.map((row) =>
     Object.assign(row, { class: row.source ? "printed" : measuredHere(row) ? "" : "empty" }),
   );
@@ -169,7 +170,7 @@ function blockView(table, block, filters, state, refill) {
     h(
       "p",
       { class: "hint" },
-      `${grouped(block.done)} of ${plural(block.all, "run")} done${block.gpu_minutes ? `, ${general(block.gpu_minutes)} GPU minutes` : ""}.${empty && filters.rows !== "all" ? ` ${plural(empty, "row")} without a number ${empty === 1 ? "is" : "are"} hidden.` : ""}`,
+      `${grouped(block.done)} of ${plural(block.all, "run")} done${block.gpu_minutes ? `, ${general(block.gpu_minutes)} GPU minutes` : ""}${left[0] > left[2] ? `; the rest would take about ${hoursOf(left)} on one ${data.hours.card}` : ""}.${empty && filters.rows !== "all" ? ` ${plural(empty, "row")} without a number ${empty === 1 ? "is" : "are"} hidden.` : ""}`,
     ),
     rows.length
       ? [
@@ -235,6 +236,9 @@ function blockView(table, block, filters, state, refill) {
       : null,
   );
 }
+
+// What a block of several panels lacks is said with the last.
+const lastPanel = (table, block) => table.blocks.findLast((one) => one.experiment === block.experiment);
 
 // A published row has the look of our method that it is of; one that we do not have has none.
 const ownSymbol = (row) =>

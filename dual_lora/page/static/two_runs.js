@@ -27,7 +27,7 @@ function compareView(a, b) {
       label,
       h(
         "table",
-        {},
+        { class: "settings" },
         h(
           "thead",
           {},
@@ -114,11 +114,7 @@ function compareView(a, b) {
       : null,
     h("h2", {}, "Cost and origin"),
     sideTable("cost and origin", [
-      ...costs.map((name) => [
-        name.replaceAll("_", " "),
-        general(data.runs[a].cost[name]),
-        general(data.runs[b].cost[name]),
-      ]),
+      ...costs.map((name) => [costOf(name)[0], ...[a, b].map((id) => costText(data.runs[id], name))]),
       ...["commit", "card", "versions"].map((name) => [
         name,
         pool[data.runs[a].origin][name] || "",

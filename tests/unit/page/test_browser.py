@@ -5,6 +5,7 @@ One browser and one small page for all tests. What a click shows is compared wit
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from dual_lora.report.workspace import Workspace
 from tests.unit.page.page_builder import HOSTILE, document, study, workspace
-from tests.unit.report.report_builder import EXPERIMENT
+from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make install")
@@ -115,6 +116,10 @@ def test_the_overview_says_the_verdict_with_its_interval_and_the_refused_file(pa
     assert "✓ supported" in row
     assert "+4.17 [+3.74, +4.60], 6 pairs" in row  # scipy.stats.t.interval of 4, 4, 5, 4, 4, 4
     assert page.locator(".tiles li", has_text="supported").first.inner_text().startswith("1")
+    answer = page.locator(".answer").inner_text()
+    assert answer.startswith("Better in 1 of 1 comparison, worse in 0. Of 1 comparisons with LORA")
+    assert "supported: A table, Small" in answer
+    assert "BoolQ +4.17 points [+3.74, +4.60] against LORA (higher is better), 6 pairs of runs" in answer
 
 
 def test_a_table_sorts_by_a_column_both_ways(page):
@@ -173,6 +178,9 @@ def test_two_runs_are_compared(page, space):
     assert "method.name" in differing
     assert "seed" in differing
     assert "model.name" not in differing
+    costs = page.get_by_role("region", name="cost and origin").inner_text()
+    assert "2.0 GiB" in costs
+    assert "120 s" in costs
     assert "+4.0" in page.get_by_role("region", name="scores").inner_text()  # 0.64 and 0.60
 
 
@@ -297,4 +305,73 @@ def test_a_page_without_records_opens(browser, tmp_path: Path):
         opened.evaluate("view => { location.hash = view }", view)
         opened.wait_for_selector("h1")
     assert problems == []
+    opened.close()
+
+
+def test_a_long_name_leaves_room_for_numbers_on_a_phone(browser, tmp_path: Path):
+    """The first column stays in view when a table is scrolled: it must not cover the rest."""
+    text = EXPERIMENT.replace(
+        "  published_models", "  labels: {lora: Low-rank adapters with a very long name (r=32)}\n  published_models"
+    )
+    path = tmp_path / "report.html"
+    path.write_text(document(workspace(tmp_path / "long", *study(), text=text)), encoding="utf-8")
+    opened = browser.new_page(viewport=SIZES["phone"])
+    opened.set_default_timeout(5_000)
+    opened.goto(f"{path.as_uri()}#table/table_x")
+    width = opened.locator("main tbody th").first.bounding_box()["width"]
+    assert width < 0.45 * SIZES["phone"]["width"]
+    for cell in opened.locator("main tbody tr").first.locator("button.cell").all():
+        cell.click()  # nothing is above it
+        opened.keyboard.press("Escape")
+    opened.close()
+
+
+def test_a_chooser_that_its_choice_makes_anew_keeps_the_keyboard(page):
+    go(page, "figures")
+    score = page.get_by_role("combobox", name="score").first
+    score.focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.closest('label')?.innerText.startsWith('score')")
+    assert page.evaluate("document.activeElement.value") == "1"
+
+
+def test_many_rows_are_shown_when_asked_for(browser, tmp_path: Path):
+    many = [record("lora", seed, learning_rate=rate / 1e4) for seed in range(6) for rate in range(1, 36)]
+    path = tmp_path / "report.html"
+    path.write_text(document(workspace(tmp_path / "many", *many)), encoding="utf-8")
+    opened = browser.new_page()
+    opened.goto(f"{path.as_uri()}#runs")
+    assert opened.locator("main tbody tr").count() == 200
+    opened.get_by_role("button", name="show all 210 rows").click()
+    assert opened.locator("main tbody tr").count() == 210
+    opened.get_by_role("searchbox").fill(many[0]["identity"]["run_id"])
+    assert opened.locator("main tbody tr").count() == 1
+    assert opened.get_by_role("button", name="show all").is_hidden()
+    opened.close()
+
+
+def test_what_fills_an_empty_cell_is_said_with_its_hours(browser, tmp_path: Path):
+    space = workspace(tmp_path / "hours", *seeds_of("lora", [0.6, 0.61, 0.62]))
+    folder = space.root / "results" / "benchmarks"
+    folder.mkdir()
+    seconds = {"table_x": {"method=none": 60, "method=lora": 720, "method=dual_lora": "too large for one card"}}
+    held = {"card": "a card", "errors": {"smollm2": [0.2, 0.5]}, "made_of": {}, "seconds": seconds}
+    (folder / "gpu_hours.json").write_text(json.dumps(held))
+    path = tmp_path / "report.html"
+    path.write_text(document(space), encoding="utf-8")
+    opened = browser.new_page()
+    opened.goto(f"{path.as_uri()}#table/table_x")
+    opened.get_by_role("combobox", name="rows", exact=True).select_option("all")
+    cell = opened.get_by_role("button", name="none, BoolQ: not run, 1 run, about 0.02 GPU-hours on one a card")
+    assert cell.inner_text() == "0.02 h"
+    cell.click()
+    text = opened.locator("dialog").inner_text()
+    for part in ("python run.py -m experiment=table_x method=none", "1 run, about 0.02 GPU-hours", "within 20 %"):
+        assert part in text
+    opened.keyboard.press("Escape")
+    cell = opened.get_by_role("button", name="dual_lora, BoolQ: not run, 6 runs without an estimate: too large")
+    assert cell.inner_text() == "·"
+    opened.goto(f"{path.as_uri()}#overview")
+    opened.wait_for_selector(".coverage, h2:has-text('How much')")
+    assert "0.62 h" in opened.locator("section", has_text="How much of the paper").inner_text()
     opened.close()

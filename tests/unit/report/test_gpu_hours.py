@@ -69,6 +69,13 @@ def test_the_page_and_the_terminal_say_the_same(tmp_path, capsys):
     assert "1 run, about 0.02 GPU-hours on one a card" in capsys.readouterr().out
 
 
+def test_runs_that_failed_are_to_be_done_again(tmp_path):
+    failed = [record("dual_lora", seed, status="out_of_memory") for seed in range(5)]
+    cell = of_method(values(document(workspace(tmp_path, *failed))), "dual_lora")["cells"][0]
+    assert cell["word"] == "out_of_memory (×5)"
+    assert cell["waiting"][0] == 6  # the five, and one that has no record
+
+
 def test_without_a_file_a_cell_says_so(tmp_path):
     space = workspace(tmp_path, record("lora"))
     cell = of_method(values(document(space)), "dual_lora")["cells"][0]
