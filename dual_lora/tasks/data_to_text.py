@@ -219,13 +219,14 @@ class DataToText(Task):
 def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics to compute. Raises `ConfigError` for an unknown one, and for METEOR without Java.
 
-    Called when the task is built, so that a missing Java is found before training.
+    Called when the task is built, so that a missing Java is found before training. A run that writes no texts (a trial
+    of a learning rate) needs none.
     """
     chosen = config.task.metrics or tuple(metrics)
     for metric in chosen:
         if metric not in metrics:
             raise ConfigError(f"task.metrics: unknown metric {metric!r}{legal_values(metric, metrics)}")
-    if "METEOR" in chosen and not java.available():
+    if "METEOR" in chosen and config.profile.test_items != 0 and not java.available():
         rest = ",".join(metric for metric in chosen if metric != "METEOR")
         raise ConfigError(
             f"METEOR needs Java, and the path has no working `java`. Either {java.HOW_TO_INSTALL}, or leave METEOR out "

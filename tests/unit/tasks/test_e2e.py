@@ -159,3 +159,11 @@ def test_a_changed_download_of_the_release_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.DownloadManager, "download", lambda self, place: str(tmp_path / "cached"))
     with pytest.raises(DataError, match=r"expected 81b1bcd4.* for e2e/test.txt"):
         downloads.release_file("e2e/test.txt")
+
+
+def test_a_trial_writes_no_texts_and_needs_no_java(monkeypatch):
+    monkeypatch.setattr(java, "available", lambda: False)
+    words = ["task=e2e", "profile=trial", "task.metrics=[BLEU,METEOR]"]
+    assert e2e.build(compose(words)[0]).metrics == ("BLEU", "METEOR")
+    with pytest.raises(ConfigError, match="METEOR needs Java"):
+        e2e.build(compose([*words, "profile.test_items=2"])[0])
