@@ -96,10 +96,24 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
                 "torch.nn.Linear, its quantized forms that PEFT knows, and transformers.pytorch_utils.Conv1D: narrow "
                 "target_modules or use exclude_modules."
             )
+        if isinstance(parent, nn.MultiheadAttention):
+            raise ValueError(
+                f"Target module {current_key} is never called: nn.MultiheadAttention reads its weight, so an adapter "
+                f"would have no effect. Leave it out with exclude_modules=[{target_name!r}]."
+            )
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            self._without_fast_path(parent)
         layer = DualLoraLinear(target, adapter_name, peft_config, backend)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)
+
+    def _without_fast_path(self, layer: nn.TransformerEncoderLayer) -> None:
+        # In evaluation torch would read the weights there and call no layer.
+        layer.activation_relu_or_gelu = 0
+        for encoder in self.model.modules():
+            if isinstance(encoder, nn.TransformerEncoder) and any(one is layer for one in encoder.layers):
+                encoder.use_nested_tensor = False
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Factors are made in float32; half precision only on explicit request.

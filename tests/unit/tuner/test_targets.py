@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
+from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -126,3 +127,25 @@ def test_trained_tokens_travel_with_the_adapter(tmp_path):
         torch.arange(8)
     )
     assert changed.any(1).nonzero().flatten().tolist() == [3, 5]
+
+
+def test_evaluation_of_torchs_own_encoder_calls_the_adapted_layers():
+    """Its fast path would read the weights under them, as it does under LoRA of PEFT."""
+    torch.manual_seed(0)
+    base = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 2)
+    x, padding = torch.randn(2, 5, 16), torch.arange(5).expand(2, 5) > 3
+    model = get_peft_model(base, DualLoraConfig(target_modules=["linear1", "linear2"], init_std=0.3)).eval()
+    with torch.no_grad():
+        found = model.base_model.model(x, src_key_padding_mask=padding)
+        with model.disable_adapter():
+            plain = model.base_model.model(x, src_key_padding_mask=padding)
+        merged = model.merge_and_unload()(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(found[~padding], merged[~padding])
+    assert (found - plain)[~padding].abs().max() > 0.1
+
+
+def test_the_output_of_torchs_own_attention_is_refused():
+    """It is never called: an adapter there would act once merged, and not before."""
+    base = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+    with pytest.raises(ValueError, match=r"exclude_modules=\['out_proj'\]"):
+        get_peft_model(base, DualLoraConfig(target_modules=["out_proj"]))
