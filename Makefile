@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Container images set it. With it every process would compile all it imports anew, torch too: 20 s instead of 7.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lint types unit browser test-interpreter test-slow test-deepspeed test-slurm test-gpu test-oldest test-package tables clean
+.PHONY: install demo test lint types unit browser test-interpreter test-slow test-deepspeed test-slurm test-gpu test-oldest test-clients test-package tables clean
 
 install: $(DEV)
 
@@ -65,6 +65,17 @@ test-deepspeed: export PYTHONPATH := $(OLD_DEEPSPEED)
 test-deepspeed: $(OLD_DEEPSPEED)
 	$(BIN)/python -c "import deepspeed; assert deepspeed.__version__ == '$(DEEPSPEED)', deepspeed.__version__"
 	$(TEST_ENV) $(PYTEST) -q -m "not gpu" -k "deepspeed or ZeRO or zero3 or partition or sharded_run" tests/unit/distributed/test_deepspeed.py tests/invariants
+
+# The adapter in libraries that the suite does not need: their own folder, everything else from .venv.
+CLIENTS := $(VENV)/clients
+$(CLIENTS)/.made: $(DEV)
+	$(BIN)/python -m venv --without-pip $(CLIENTS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(CLIENTS)/lib/python*/site-packages)/zz_suite.pth
+	$(BIN)/python -m pip --python $(CLIENTS)/bin/python install --quiet --disable-pip-version-check --no-compile -c constraints.txt bitsandbytes torchao optimum-quanto hqq lm-eval sentence-transformers
+	touch $(CLIENTS)/.made
+
+test-clients: $(CLIENTS)/.made
+	$(TEST_ENV) $(CLIENTS)/bin/python -m pytest -q -m "not gpu" tests/unit/tuner/test_quantized.py tests/end_to_end/test_clients.py
 
 test-slurm: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -m slurm tests/slurm

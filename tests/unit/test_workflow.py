@@ -40,7 +40,7 @@ def test_every_job_is_a_target_of_the_makefile(jobs):
 
 def test_both_ends_of_the_ranges_and_the_package_are_tried(jobs):
     made = {command.split()[1] for job in jobs.values() for command in commands(job)}
-    assert {"test", "test-oldest", "test-package", "test-deepspeed", "test-slow"} <= made
+    assert {"test", "test-oldest", "test-package", "test-deepspeed", "test-slow", "test-clients"} <= made
     assert "schedule" in jobs["long"]["if"]
 
 
