@@ -5,7 +5,7 @@ Parts of README.md and docs/*.md that `run.py tables` writes and `--check` holds
 <!-- finding:study_glue columns=CoLA,Avg. -->     what a table's endpoint says of each method, or the commands that run
 <!-- /finding -->                                 it; differences in these columns, in all where none are named
 
-<!-- finding:headline -->     a line for each endpoint: Dual LoRA against its reference
+<!-- finding:headline -->     a row or a line for each endpoint: Dual LoRA against its reference
 <!-- finding:costs -->        GPU minutes, runs and commands of every table that has runs
 <!-- finding:figures -->      the figures that are drawn, and the commands for those that are not
 """
@@ -135,8 +135,9 @@ class Findings:
         )
 
     def _headline(self) -> Iterator[str]:
-        """Say each endpoint in a line: those with a verdict, those without, and what is not run."""
-        decided: list[str] = []
+        """Say each endpoint in a row or a line; then which runs have no verdict, and what is not run."""
+        rows: list[list[str]] = []
+        said: list[str] = []
         without: list[str] = []
         waiting: list[str] = []
         for view in sorted(self.views.values(), key=lambda view: view.title):
@@ -146,15 +147,23 @@ class Findings:
                 compared = _compared(block, named)
                 if not compared:
                     waiting.append(self._link(view, heading if measured else escape.markdown(view.title)))
-                    continue
-                verdicts = _short(block, named, compared)
-                line = f"- {self._link(view, heading)}; {verdicts}."
-                if all(tested.verdict == "exploratory" for _, _, tested in compared):
-                    without.append(line)
+                elif all(tested.verdict == "exploratory" for _, _, tested in compared):
+                    without.append(self._link(view, heading))
                 else:
-                    decided.append(" ".join([line, *map(escape.markdown, block.findings[len(compared) :])]))
-        yield from decided
-        yield from without
+                    reference, column = (escape.markdown(word or "") for word in (block.reference, named.column))
+                    ours = [one for one in compared if one[0].choices["method"] == OURS]
+                    rows += [[self._link(view, heading), column, reference, *_tested(one, named)] for one in ours]
+                    if not ours:
+                        verdicts = _verdicts(compared, named)
+                        said.append(f"- {self._link(view, heading)}: {column} against {reference}: {verdicts}.")
+                    title = self._link(view, escape.markdown(view.title))
+                    said += [f"- {title}: {escape.markdown(found)}" for found in block.findings[len(compared) :]]
+        if rows:
+            yield grid("lllrrl", ["where", "score", "Dual LoRA minus", "difference", "pairs", "verdict"], rows)
+            yield ""
+        yield from said
+        if without:
+            yield f"- No verdict, since the runs are older than the endpoint: {'; '.join(without)}."
         if waiting:
             yield f"- Not run: {'; '.join(dict.fromkeys(waiting))}."
 
@@ -199,21 +208,20 @@ def _compared(block: BlockView, named: Endpoint) -> list[Compared]:
     return [(line, cell, cell.comparison) for line, cell in cells if cell.comparison is not None]
 
 
-def _short(block: BlockView, named: Endpoint, compared: Sequence[Compared]) -> str:
-    """Say Dual LoRA's difference, or where it is the reference which methods are what."""
-    reference = escape.markdown(block.reference or "")
-    ours = [one for one in compared if one[0].choices["method"] == OURS]
-    if ours:
-        parts = [
-            f"{escape.markdown(f'{line.method} {endpoint.with_interval(tested.difference, cell.decimals + 1)}')}, "
-            f"{tested.difference.n} pairs: **{endpoint.words(tested, named)}**"
-            for line, cell, tested in ours
-        ]
-        return f"minus {reference} in {escape.markdown(named.column)}: {'; '.join(parts)}"
+def _tested(one: Compared, named: Endpoint) -> tuple[str, str, str]:
+    """Return the difference with its interval, the number of pairs, and the verdict."""
+    _, cell, tested = one
+    difference = escape.markdown(endpoint.with_interval(tested.difference, cell.decimals + 1))
+    return difference, str(tested.difference.n), f"**{endpoint.words(tested, named)}**"
+
+
+def _verdicts(compared: Sequence[Compared], named: Endpoint) -> str:
+    """Say which methods are what, where Dual LoRA is the reference."""
     said = sorted(compared, key=lambda one: endpoint.words(one[2], named))
     groups = itertools.groupby(said, key=lambda one: endpoint.words(one[2], named))
-    parts = [f"**{word}**: {', '.join(escape.markdown(line.method) for line, _, _ in rows)}" for word, rows in groups]
-    return f"against {reference} in {escape.markdown(named.column)}: {'; '.join(parts)}"
+    return "; ".join(
+        f"**{word}**: {', '.join(escape.markdown(line.method) for line, _, _ in rows)}" for word, rows in groups
+    )
 
 
 def _records(blocks: Sequence[BlockView]) -> list[Record]:

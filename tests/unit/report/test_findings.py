@@ -77,10 +77,10 @@ def test_the_headline_has_a_line_for_each_endpoint(tmp_path):
     (tmp_path / "experiments/table_y.yaml").write_text(EXPERIMENT.replace("smollm2\n", "llama\n").replace("A t", "B t"))
     other = EXPERIMENT.replace("reference: lora", "reference: dual_lora").replace("A t", "C t")
     (tmp_path / "experiments/table_z.yaml").write_text(other)
-    first, second, waiting = found(space).part("headline").splitlines()
-    assert first.startswith("- [A table: A block](results/tables/table_x.md); minus LORA in BoolQ: DUAL_LORA +2.08")
-    assert first.endswith("6 pairs: **better**.")
-    assert second.endswith("against DUAL_LORA in BoolQ: **worse**: LORA.")
+    _, _, row, _, line, waiting = found(space).part("headline").splitlines()
+    assert row.startswith("| [A table: A block](results/tables/table_x.md) | BoolQ | LORA | +2.08")
+    assert row.endswith("| 6 | **better** |")
+    assert line.endswith(": BoolQ against DUAL_LORA: **worse**: LORA.")
     assert waiting == "- Not run: [B table](results/tables/table_y.md)."
 
 
