@@ -7,12 +7,13 @@ A step is as long as its kernels, or without graphs as its launches on the host 
 is that of the products, at the rate of LLaMA-7B's steps, and a time for each layer, however small: `_STEPS` has both by
 method.
 
-It is for choosing what to run, not for timing: `ERROR` is how far it is from the committed records.
+It is for choosing what to run, not for timing: `ERRORS` is how far it is from the committed records.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from dual_lora import models
@@ -21,9 +22,8 @@ from dual_lora.runs.cards import MEASURED, Card
 from dual_lora.runs.resolve import Resolved
 from dual_lora.tasks.lengths import Lengths
 
-# |estimate / measured - 1| of training and evaluation of the committed records: median, 90th percentile.
-ERROR = (0.21, 0.65)
-# The same of each model; no whole run of others, which are larger, is recorded.
+# |estimate / measured - 1| of training and evaluation of the committed records of a model: median, 90th percentile. No
+# whole run of other models, which are larger, is recorded.
 ERRORS = {
     "minilm": (0.21, 0.73),
     "small_bert": (0.22, 0.66),
@@ -62,6 +62,16 @@ _CANDIDATE, _REPLY, _BEAMS = 1e-3, 3e-3, 20e-3
 # What a run costs when n share a card: n^-x of its time alone. MiniLM, 24 at a time (E2); SmolLM2, up to 14 (E1, E3).
 _SHARED, _SHARED_BY_LARGER, _LARGER = 0.8, 0.4, 5e7
 _IMPORTS, _READ = 15.0, 1.5e9  # s; bytes a second of weights
+
+
+def accuracy(names: Iterable[str]) -> str:
+    """Return how far estimates for these models were from recorded runs of them, in words."""
+    names = list(dict.fromkeys(names))
+    unmeasured = [name for name in names if name not in ERRORS]
+    if unmeasured:
+        return f"how far off is not known: no whole run of {', '.join(unmeasured)} is recorded"
+    half, nine = (f"{100 * max(ERRORS[name][place] for name in names):.0f} %" for place in (0, 1))
+    return f"half of the recorded runs of {', '.join(names)} within {half}, nine in ten within {nine}"
 
 
 def estimate(resolved: Resolved, lengths: Lengths, card: Card) -> dict[str, float]:

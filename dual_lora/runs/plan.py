@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ from dual_lora.config.schedule import planned_obstacle
 from dual_lora.runs import memory
 from dual_lora.runs.cards import GIB, Card, planned_card
 from dual_lora.runs.disk_space import space
-from dual_lora.runs.hours import ERROR, gpu_hours
+from dual_lora.runs.hours import accuracy, gpu_hours
 from dual_lora.runs.kept_tensors import Setup
 from dual_lora.runs.resolve import Resolved, adapted_layers, budget_note
 from dual_lora.tasks.lengths import Lengths, Longest, longest, planned_lengths
 from dual_lora.tasks.padding import rounded_count, rounded_length
+from dual_lora.tasks.sizes import Fetched, to_fetch
 
 # As the pipelines of `evaluation/` do on a GPU.
 _VALIDATION_TOKENS, _SEQUENCES, _SEQUENCES_OF_SMALL, _SMALL, _CLASSIFIED = 4096, 128, 512, 1e9, 64
-ACCURACY = f"half of the committed runs within {ERROR[0]:.0%}, nine in ten within {ERROR[1]:.0%}"
 _KEPT_SHARE = 6  # W₀ + ΔW stay if they are at most a sixth of what is free (`tuner/kept_weights.py`)
 
 
@@ -215,10 +215,12 @@ def describe(resolved: Resolved) -> str:
         f"  steps       {resolved.steps:,} of batch {batches.global_batch} = {batches.world_size} device(s) × "
         f"{batches.per_device} × {batches.accumulation} accumulated, {resolved.train_examples:,} examples",
         *_memory_lines(resolved, facts["peak"], facts["lengths"], card, here),
-        f"  time        about {facts['gpu_hours']:.2f} GPU-hours on {card.name} ({ACCURACY})",
-        f"  disk        {_size(facts['space'].checkpoints)} of checkpoints, {_size(facts['space'].stays)} stay"
-        + (f"; {_size(facts['space'].weights)} of weights to fetch" if facts["space"].weights else ""),
+        f"  time        about {facts['gpu_hours']:.2f} GPU-hours on {card.name} ({accuracy([config.model.name])})",
+        f"  disk        {_size(facts['space'].checkpoints)} of checkpoints, {_size(facts['space'].stays)} stay",
     ]
+    fetched = _to_fetch([facts["space"].weights], [to_fetch(config)])
+    if fetched:
+        lines.append(f"  download    {fetched}")
     no_graphs = planned_obstacle(config.launch, config.method)
     if no_graphs is not None and config.method.trains != "nothing":
         lines.append(f"  graphs      none: {no_graphs}")
@@ -236,25 +238,27 @@ def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
     groups: dict[str, list[Resolved]] = {}
     for title, run in zip(titles, runs, strict=True):
         groups.setdefault(title, []).append(run)
-    lines, hours, stays, fetched = [], 0.0, 0, {}
+    lines, hours, stays = [], 0.0, 0
+    weights, data = dict[str, int](), dict[str, Fetched]()
     for title, same in groups.items():
         facts = plan(same[0], card)
         found, each = facts["peak"], facts["gpu_hours"]
         count = len({run.run_id for run in same}) if same[0].identity else len(same)
         hours, stays = hours + count * each, stays + count * facts["space"].stays
-        fetched[same[0].config.model.name] = facts["space"].weights
+        weights[same[0].config.model.name] = facts["space"].weights
+        data[f"{same[0].config.task.name} {same[0].config.protocol.name}"] = to_fetch(same[0].config)
         fits = "" if found.bytes <= card.room() else f", does not fit: {advice(same[0], facts['lengths'], card)}"
         lines.append(
             f"{title}: {count} run(s) of {same[0].steps:,} steps, {found.bytes / GIB:.1f} GiB{fits}, "
             f"{count} × {each:.2f} = {count * each:.2f} GPU-hours"
         )
     peak_disk = max(plan(same[0], card)["space"].checkpoints for same in groups.values())
-    weights = sum(fetched.values())
+    fetched = _to_fetch(weights.values(), data.values())
     lines.append(
         f"together: {len(runs)} runs, about {hours:.1f} GPU-hours on {card.name}"
         + ("" if here else " (not the card of this machine)")
-        + f" ({ACCURACY}); disk {_size(peak_disk)} for the checkpoints "
-        f"of a run, {_size(stays)} stay" + (f"; {_size(weights)} of weights to fetch" if weights else "")
+        + f" ({accuracy(weights)}); disk {_size(peak_disk)} for the checkpoints "
+        f"of a run, {_size(stays)} stay" + (f"; download {fetched}" if fetched else "")
     )
     return "\n".join(lines)
 
@@ -270,6 +274,19 @@ def sweep_hours(runs: Sequence[Resolved]) -> float:
             known[key] = gpu_hours(run, planned_lengths(run.config, run.task), card)
         total += known[key]
     return total
+
+
+def _to_fetch(weights: Iterable[int], data: Iterable[Fetched]) -> str:
+    """Return what is to fetch, with where its size is from and what has an unknown size; nothing if that is nothing."""
+    total, parts = sum(weights), [one for one in data if one.bytes or one.unknown]
+    known, unknown = sum(one.bytes for one in parts), dict.fromkeys(name for one in parts for name in one.unknown)
+    texts = [f"{_size(total)} of weights (parameters by the bytes they are stored in)"] if total else []
+    if known:
+        sources = dict.fromkeys(one.source for one in parts if one.bytes)
+        texts.append(f"{known / 2**20:.1f} MiB of data ({'; '.join(sources)})")
+    if unknown:
+        texts.append(f"size not known: {', '.join(unknown)}")
+    return "; ".join(texts) + ("; less what is cached" if parts else "")
 
 
 def _size(count: int) -> str:
