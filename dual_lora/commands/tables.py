@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _explain(space: Workspace, table: str, row: str, column: str) -> int:
-    views = space.views(space.all_records(), [table])
+    views = space.views(space.all_records(), [table], space.predictions)
     print("\n".join(explain.explain(views[table], space.experiments(), row, column, space.hours)))
     return _refused(space.refused(committed=False))
 
@@ -112,7 +112,7 @@ def _other_records(space: Workspace, options: argparse.Namespace, console: Conso
         raise ValueError(f"--records {options.records}: no such folder")
     found, refused = records.read_all(options.records)
     code = _refused(refused)
-    views = space.views(found, options.only)
+    views = space.views(found, options.only, options.records.parent / "predictions")
     if options.check:
         return code or _check(space.stale(workspace.table_files(views, space.tables), complete=False))
     workspace.save(workspace.table_files(views, space.local_tables))
@@ -142,15 +142,16 @@ def _local(space: Workspace, only: list[str], console: Console) -> None:
         return
     tables = space.blocks(only)
     loose = workspace.in_no_table(added, tables)
+    views = space.views(held, only, space.predictions)
     for name, blocks in tables.items():
         if not workspace.has_any(blocks, added):
             continue
-        view = space.view(name, blocks, held)
+        view = views[name]
         workspace.save(workspace.table_files({name: view}, space.local_tables))
         console.print(*formats.on_screen(view), sep="\n")
         print(f"with records that are not committed: {space.local_tables / name}.md .tex .csv\n")
     if not only:
-        _local_page(space, page.document(space, space.views(held), held, space.refused(committed=False)))
+        _local_page(space, page.document(space, views, held, space.refused(committed=False)))
     if not only:
         _show_loose(loose, console)
 

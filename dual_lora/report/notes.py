@@ -63,6 +63,21 @@ def notes(
     return list(dict.fromkeys(found))
 
 
+def not_kept(records: Sequence[Record], archived: Collection[str]) -> list[str]:
+    """Say of how many runs nothing has what the test items were answered. archived: ids of runs whose replies are."""
+    kept = {
+        record.run_id: bool(record.scores.per_item) or record.run_id in archived
+        for record in records
+        if any(measurement.split == "test" for measurement in record.scores.measurements)
+    }
+    lost = len(kept) - sum(kept.values())
+    return (
+        [f"of {lost} of {len(kept)} runs the answers to the test items are not kept: they cannot be scored again"]
+        if lost
+        else []
+    )
+
+
 def _judged_by_their_choice(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     """Say which columns compare methods on validation examples that may have chosen the methods' settings."""
     shown = [column.label for column in experiment.block.columns if column.split == "validation" or column.curve]

@@ -50,8 +50,21 @@ def committed(folder: Path) -> list[Path]:
     A record counts from `git add` on, so that a table and its records can go into one commit. Raises `RecordError` if
     the folder is in a repository that git does not read, such as another user's: nobody could say which are tracked.
     """
+    tracked = _tracked(folder)
+    return [path for path in evidence.files(folder) if tracked is None or path.name in tracked]
+
+
+def archived(folder: Path, *, committed: bool) -> frozenset[str]:
+    """Return the ids of runs whose replies are in a folder; with `committed` those that git tracks, as of records."""
+    tracked = _tracked(folder) if committed and folder.is_dir() else None
+    files = (path.name for path in folder.glob("*.jsonl.gz"))
+    return frozenset(name.partition(".")[0] for name in files if tracked is None or name in tracked)
+
+
+def _tracked(folder: Path) -> frozenset[str] | None:
+    """Return the names of the files in a folder that git tracks, None outside a repository."""
     if not any((parent / ".git").exists() for parent in (folder.resolve(), *folder.resolve().parents)):
-        return evidence.files(folder)
+        return None
     command = ["git", "ls-files", "-z", "--", "."]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="surrogateescape")
@@ -62,5 +75,4 @@ def committed(folder: Path) -> list[Path]:
             f"{folder}: git does not say which records are committed: {done.stderr.strip().partition(chr(10))[0]}. For "
             f"another user's clone: git config --global --add safe.directory {folder.resolve().parents[1]}"
         )
-    names = [name for name in done.stdout.split("\0") if name.endswith((".json", ".jsonl")) and "/" not in name]
-    return [path for name in sorted(names) if (path := folder / name).exists()]
+    return frozenset(name for name in done.stdout.split("\0") if "/" not in name)

@@ -32,6 +32,7 @@ class Builder:
     configs: Path
     alone: frozenset[str] | None = None  # ids of runs that had their card to themselves; None: found from the records
     hours: GpuHours = GpuHours()
+    archived: frozenset[str] | None = None  # ids of runs whose replies are kept; None: not asked
     sources: list[str] = field(default_factory=list)
     _comparisons: dict[endpoint.Key, Comparison] = field(default_factory=dict, init=False)
     _asked: dict[str, Experiment] = field(default_factory=dict, init=False)  # as their files have them
@@ -76,10 +77,11 @@ class Builder:
         ]
         todo = self.hours.of_commands(experiment, missing, self._usable)
         shown = (self.published_folder, printed.used)
+        doubts = [] if self.archived is None else notes.not_kept(records, self.archived)
         below = replace(
             views[-1],
             findings=(*self._findings(block), *trend.sentences(block, self._label)),
-            notes=tuple(notes.notes(block, self._label, self._source, self._alone, shown)),
+            notes=(*notes.notes(block, self._label, self._source, self._alone, shown), *doubts),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),
             commands=tuple(selection.to_do(experiment, missing)),
             waiting=todo,

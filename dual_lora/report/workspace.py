@@ -58,6 +58,10 @@ class Workspace:
         return self.root / "results" / "records"
 
     @property
+    def predictions(self) -> Path:
+        return self.root / "results" / "predictions"
+
+    @property
     def tables(self) -> Path:
         return self.root / "results" / "tables"
 
@@ -127,17 +131,17 @@ class Workspace:
     def _committed(self) -> list[Path]:
         return records.committed(self.records) if self.records.is_dir() else []
 
-    def view(
-        self, name: str, blocks: Sequence[Experiment], held: Sequence[Record], alone: frozenset[str] | None = None
-    ) -> TableView:
-        """Return a table over the given records. alone: `neighbours.alone(held)`, if known."""
-        builder = Builder(self._shipped("results/published"), self._shipped("configs"), alone, self.hours)
-        return builder.build(name, blocks, held)
-
-    def views(self, held: Sequence[Record], only: Sequence[str] = ()) -> dict[str, TableView]:
-        """Return the tables over the given records."""
+    def views(
+        self, held: Sequence[Record], only: Sequence[str] = (), predictions: Path | None = None
+    ) -> dict[str, TableView]:
+        """Return the tables over the given records. predictions: their folder of replies; None: what is committed."""
         alone = neighbours.alone(held)
-        return {name: self.view(name, blocks, held, alone) for name, blocks in self.blocks(only).items()}
+        archived = records.archived(predictions or self.predictions, committed=predictions is None)
+        published, configs = self._shipped("results/published"), self._shipped("configs")
+        return {
+            name: Builder(published, configs, alone, self.hours, archived).build(name, blocks, held)
+            for name, blocks in self.blocks(only).items()
+        }
 
     def committed_files(self, views: Mapping[str, TableView], *, with_documents: bool) -> dict[Path, str]:
         """Return path -> text of every file the committed records determine."""

@@ -110,6 +110,19 @@ def test_a_record_counts_once_it_is_added(checkout):
     assert command("tables", checkout, "--check") == 0
 
 
+def test_a_table_says_of_how_many_runs_the_answers_are_not_kept(checkout):
+    table, kept = checkout / "results/tables/table_x.md", checkout / "results/predictions"
+    said = "of 1 of 1 runs the answers to the test items are not kept: they cannot be scored again"
+    assert said in table.read_text()
+    kept.mkdir()
+    (run,) = (checkout / "results/records").glob("*.json")
+    (kept / f"{run.stem}.jsonl.gz").write_bytes(b"")
+    assert command("tables", checkout, "--check") == 0  # others do not have what is not added
+    git(checkout, "add", "results/predictions")
+    assert command("tables", checkout) == 0
+    assert said not in table.read_text()
+
+
 def test_a_damaged_committed_record_is_an_error_that_names_it(checkout, capsys):
     path = next((checkout / "results/records").glob("*.json"))
     write(checkout / "results/records", record("dual_lora", scores={"boolq": 0.8, "piqa": 0.8}))
