@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dual_lora.config import ModelConfig
@@ -20,10 +18,9 @@ from dual_lora.config.environment import cache_folder
 from dual_lora.models import ModelError, check_available, dequantize, fingerprint, load
 from dual_lora.models.packages import package_file
 from dual_lora.tasks.base import Head
-from tests import ROOT
+from tests.unit.models.shipped import model_config
 
 gguf = pytest.importorskip("gguf")
-FOLDER = ROOT / "configs" / "model"
 GENERATE = Head("causal_lm")
 # llama.cpp's names (gguf-py, MODEL_TENSORS of LLAMA) and those of transformers' LlamaForCausalLM
 NAMES = {
@@ -41,10 +38,6 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 REAL_CACHE = cache_folder()  # before the fixture below points it elsewhere
-
-
-def model_config(name: str, **changes: object) -> ModelConfig:
-    return TypeAdapter(ModelConfig).validate_python(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) | changes)
 
 
 @pytest.fixture(autouse=True)

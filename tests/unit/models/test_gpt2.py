@@ -9,27 +9,22 @@ import peft
 import pytest
 import torch
 import transformers
-import yaml
-from pydantic import TypeAdapter
 
 import dual_lora
 from dual_lora import methods
-from dual_lora.config import ModelConfig
 from dual_lora.methods.budget import read_method
 from dual_lora.models import ModelError, adapter_base_class, fuse_attention, load, split_attention
 from dual_lora.models.gpt2 import SplitGPT2ForSequenceClassification, SplitGPT2LMHeadModel
 from dual_lora.tasks.base import Head
-from tests import ROOT
+from tests.unit.models.shipped import model_config
 
-YAML = ROOT / "configs" / "model" / "tiny_gpt2.yaml"
 GENERATE = Head("causal_lm")
 CLASSIFY = Head("classification", num_labels=3)
 IDS = torch.arange(40).view(2, 20) % 37
 
 
 def tiny(head: Head = GENERATE, *, split: bool = True, dtype: str = "float32") -> transformers.PreTrainedModel:
-    values = yaml.safe_load(YAML.read_text()) | {"split_fused_attention": split}
-    return load(TypeAdapter(ModelConfig).validate_python(values), head, dtype=dtype, seed=0).model
+    return load(model_config("tiny_gpt2", split_fused_attention=split), head, dtype=dtype, seed=0).model
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -131,7 +126,7 @@ def test_an_adapter_of_the_suite_says_it_too_and_is_refused_by_a_stock_model(nam
     """The suite's adapters have a task type, with which PEFT itself would not write what they stand on."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     tiny(split=False).save_pretrained(base)
-    config = TypeAdapter(ModelConfig).validate_python(yaml.safe_load(YAML.read_text()))
+    config = model_config("tiny_gpt2")
     adapted = methods.apply(
         load(config, GENERATE, dtype="float32", seed=0).model,
         read_method(name),

@@ -14,22 +14,15 @@ from pathlib import Path
 import huggingface_hub.constants as hub_constants
 import pytest
 import torch
-import yaml
-from pydantic import TypeAdapter
 
 from dual_lora.config import ModelConfig
 from dual_lora.models import ModelError, check_available, fingerprint, load
 from dual_lora.tasks.base import Head
-from tests import ROOT
+from tests.unit.models.shipped import model_config
 
-FOLDER = ROOT / "configs" / "model"
 REPOSITORY = "someone/tiny-llama"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GENERATE = Head("causal_lm")
-
-
-def model_config(name: str, **changes: object) -> ModelConfig:
-    return TypeAdapter(ModelConfig).validate_python(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) | changes)
 
 
 def hub_model(revision: str = "main", **changes: object) -> ModelConfig:

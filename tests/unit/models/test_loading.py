@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from dual_lora.config import ModelConfig
@@ -19,15 +17,10 @@ from dual_lora.models.checkpoint_files import remembered_sha256
 from dual_lora.models.dtypes import cpu_computes_bfloat16
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Head
-from tests import ROOT
+from tests.unit.models.shipped import model_config
 
-FOLDER = ROOT / "configs" / "model"
 GENERATE = Head("causal_lm")
 CLASSIFY = Head("classification", num_labels=3)
-
-
-def model_config(name: str, **changes: object) -> ModelConfig:
-    return TypeAdapter(ModelConfig).validate_python(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) | changes)
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,6 @@ import peft
 import pytest
 import torch
 import transformers
-import yaml
-from pydantic import TypeAdapter
 from transformers.pytorch_utils import Conv1D
 
 from dual_lora.config import ConfigError, ModelConfig
@@ -15,17 +13,12 @@ from dual_lora.models import adapted_layer_shapes, count_parameters, gpt2, load
 from dual_lora.models.architecture import transformers_config
 from dual_lora.models.shapes import CAUSAL_FAMILIES
 from dual_lora.tasks.base import Head
-from tests import ROOT
+from tests.unit.models.shipped import FOLDER, model_config
 
-FOLDER = ROOT / "configs" / "model"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 GENERATE = Head("causal_lm")
 CLASSIFY = Head("classification", num_labels=3)
 REGRESS = Head("classification", num_labels=1, regression=True)
-
-
-def model_config(name: str, **changes: object) -> ModelConfig:
-    return TypeAdapter(ModelConfig).validate_python(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) | changes)
 
 
 def without_weights(model: ModelConfig, head: Head) -> torch.nn.Module:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from pydantic import TypeAdapter
 
-from dual_lora.config import ConfigError, ModelConfig
+from dual_lora.config import ConfigError
 from dual_lora.models import ModelError, fingerprint, load, resolve_dtype
 from dual_lora.models.head import is_head_parameter
 from dual_lora.tasks.base import Head
-from tests import ROOT
+from tests.unit.models.shipped import model_config
 
-FOLDER = ROOT / "configs" / "model"
 TINY = ["tiny_llama", "tiny_gpt2", "tiny_roberta", "tiny_deberta"]
 CAUSAL = ["tiny_llama", "tiny_gpt2"]
 GENERATE = Head("causal_lm")
 CLASSIFY = Head("classification", num_labels=3)
 REGRESS = Head("classification", num_labels=1, regression=True)
 HEADS = ("score.", "classifier.", "pooler.")
-
-
-def model_config(name: str, **changes: object) -> ModelConfig:
-    return TypeAdapter(ModelConfig).validate_python(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) | changes)
 
 
 def weights(name: str, *, seed: int) -> dict[str, torch.Tensor]:
@@ -183,8 +177,9 @@ def test_tiny_models_are_float32_on_every_device() -> None:
 def test_the_fingerprint_tells_random_models_apart() -> None:
     prints = [fingerprint(model_config(name)) for name in TINY]
     assert all(prints[i] != prints[j] for i in range(4) for j in range(i))
-    dimensions = yaml.safe_load((FOLDER / "tiny_llama.yaml").read_text())["dimensions"] | {"num_layers": 3}
-    assert fingerprint(model_config("tiny_llama", dimensions=dimensions)) != prints[0]
+    tiny = model_config("tiny_llama")
+    deeper = dataclasses.replace(tiny, dimensions=dataclasses.replace(tiny.dimensions, num_layers=3))
+    assert fingerprint(deeper) != prints[0]
 
 
 def test_a_random_model_survives_saving_and_loading_as_a_local_folder(tmp_path: Path) -> None:
