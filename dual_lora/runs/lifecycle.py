@@ -23,7 +23,7 @@ from dual_lora.runs import adapter_card, leftovers
 from dual_lora.runs.resolve import Resolved
 from dual_lora.runs.work import Work
 from dual_lora.training import stopping
-from dual_lora.training.trainer import Diverged, Interrupted
+from dual_lora.training.callbacks import Diverged
 
 logger = logging.getLogger(__name__)
 _NEARLY_NOTHING = 256 * 2**20  # bytes; cuBLAS's workspace takes 32 MiB on an H100, other processes may free some
@@ -110,7 +110,7 @@ def _run_locked(resolved: Resolved) -> tuple[dict[str, Any], str | None]:
         status = "finished"
     except Diverged as error:
         status, message = "diverged", str(error)
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (stopping.Interrupted, KeyboardInterrupt) as error:
         status, message = _stopped(), str(error) or "stopped from the keyboard"
     except ConfigError:
         raise

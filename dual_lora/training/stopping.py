@@ -19,6 +19,10 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _asked: list[str] = []
 
 
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; a checkpoint was written."""
+
+
 def asked() -> str | None:
     """Return the name of the first signal to stop that arrived during this run, or None."""
     return _asked[0] if _asked else None

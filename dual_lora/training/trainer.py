@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from dual_lora import methods
-from dual_lora.config import RunConfig
+from dual_lora.config import LaunchConfig, RunConfig
 from dual_lora.config.schedule import Batches, plan_steps, plan_validation
 from dual_lora.distributed import processes, sharding
 from dual_lora.distributed.deepspeed import deepspeed_config, gather_whole_blocks, register_factors, zero_stage
@@ -28,23 +28,19 @@ from dual_lora.models import attention
 from dual_lora.models.head import unwrapped
 from dual_lora.tasks.base import Head
 from dual_lora.training.arguments import training_arguments
-from dual_lora.training.callbacks import Curves, Diverged, Progress, Selection
+from dual_lora.training.callbacks import Curves, Progress, Selection
 from dual_lora.training.checkpoints import check_layout, prune, seal, start_from
 from dual_lora.training.graphs import GraphedCalls, GraphedSteps, draws_numbers, obstacle
 from dual_lora.training.loss import Objective
 from dual_lora.training.recorders import CudaRecorder, on_own_stream
 from dual_lora.training.sampling import Epochs, StepSampler
 from dual_lora.training.sharded import ShardedTrainer
-from dual_lora.training.stopping import Alive, Interruption
+from dual_lora.training.stopping import Alive, Interrupted, Interruption
 from dual_lora.tuner.kept_weights import kept_weights
 from dual_lora.tuner.warmup import follows_recorded, scaling_in_memory
 
 logger = logging.getLogger(__name__)
 _CURVE_POINTS = 200  # of each curve in the record; the full curve stays in the run folder
-
-
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop; a checkpoint was written."""
 
 
 @dataclass(frozen=True)
@@ -138,16 +134,7 @@ def train(
     selection.forget_after(start)
     begun = time.perf_counter()
     trainer.graphs, trainer.graphs_obstacle = config.launch.graphs, obstacle(config, draws_numbers(model))
-    with (
-        interruption,
-        attention.without_mask(unwrapped(model)) if trainer.args.device.type == "cuda" else nullcontext(),
-        attention.with_distances(unwrapped(model)),
-        on_own_stream(trainer.args.device) if trainer.graphs_obstacle is None else nullcontext(),
-        scaling_in_memory(model) if trainer.graphs_obstacle is None else nullcontext(),
-        kept_weights(model, 2 if dtype == "bfloat16" else 4, recomputed=config.launch.gradient_checkpointing)
-        if config.launch.engine in ("single", "torchrun")
-        else nullcontext(),
-    ):
+    with interruption, _as_it_trains(model, config.launch, trainer.args.device, dtype, trainer.graphs_obstacle is None):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         finished = interruption.signal is None or trainer.state.global_step == steps
         if finished and len(data.validation) and selection.last_step != trainer.state.global_step:
@@ -170,6 +157,24 @@ def train(
         resumed_from=curves.resumed_from,
         graphs=trainer.graphs_report(),
     )
+
+
+@contextmanager
+def _as_it_trains(
+    model: torch.nn.Module, launch: LaunchConfig, device: torch.device, dtype: str, graphs: bool
+) -> Iterator[None]:
+    """Let the model compute in the ways that are right, or worth it, only while it trains."""
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(attention.without_mask(unwrapped(model)))
+        stack.enter_context(attention.with_distances(unwrapped(model)))
+        if graphs:
+            stack.enter_context(on_own_stream(device))
+            stack.enter_context(scaling_in_memory(model))
+        if launch.engine in ("single", "torchrun"):
+            size = 2 if dtype == "bfloat16" else 4
+            stack.enter_context(kept_weights(model, size, recomputed=launch.gradient_checkpointing))
+        yield
 
 
 def _trained(model: torch.nn.Module) -> int:
@@ -312,6 +317,3 @@ class _Trainer(Trainer):
 
 class _ShardedTrainer(ShardedTrainer, _Trainer):
     pass
-
-
-__all__ = ["Data", "Diverged", "Interrupted", "TrainingResult", "train"]
