@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
 
 from dual_lora import methods, models
 from dual_lora.config import ConfigError, RunConfig
@@ -19,8 +18,8 @@ from dual_lora.distributed import deepspeed, processes, sharding
 from dual_lora.evaluation import build_pipeline, samples
 from dual_lora.evaluation.evaluator import predictions_sha256
 from dual_lora.evaluation.pipeline import Pipeline
-from dual_lora.records import file_sha256, per_item, read_json, replacing, write_json
-from dual_lora.runs import machine, tracking, warm_start
+from dual_lora.records import per_item, read_json, write_json
+from dual_lora.runs import finished_training, machine, tracking, warm_start
 from dual_lora.runs.garbage import uncollected
 from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.encoding import rendered_sha256
@@ -70,42 +69,12 @@ class Work:
         if resolved.budget is not None:
             self._notes.append(f"budget: {budget_note(resolved.budget)}")
         self._peak_is_own = machine.forget_peak_memory(resolved.device)
-        # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
-        held = "float32" if config.method.trains in ("everything", "biases") else resolved.dtype
-        deepspeed.trust_own_types(config)
-        deepspeed.compile_nothing(config)
-        sharded = deepspeed.partition_while_loading(config, resolved.batches, held)
-        loaded = models.load(
-            config.model,
-            task.head,
-            dtype=held,
-            seed=config.seed,
-            device=processes.device_name(resolved.device),
-            sharded=config.launch.shards_weights,
-        )
-        self._notes += loaded.notes
-        self._origin["start_token"] = loaded.start_token
-        with sharding.whole_while_adapted():
-            model = methods.apply(
-                loaded.model,
-                config.method,
-                model_config=config.model,
-                head=task.head,
-                seed=config.seed,
-                kernel=config.kernel,
-            )
-        if resolved.start is not None:
-            warm_start.load(model, resolved.start, config.init_head)
-            self._notes.append(
-                f"MNLI start: the adapter's weights, {'a new head' if config.init_head == 'new' else _DENSE_START}"
-            )
-            self._origin["init_from"] = resolved.start.origin()
-        del sharded
+        model, tokenizer = self._adapted_model()
         self._count_parameters(model)
-        work = build_pipeline(task, loaded.tokenizer, config, resolved.folder, resolved.dtype)
+        work = build_pipeline(task, tokenizer, config, resolved.folder, resolved.dtype)
         try:
             if config.method.trains != "nothing":
-                self._training = self._train(model, work, loaded.tokenizer, items)
+                self._training = self._train(model, work, tokenizer, items)
             if str(config.method.settings.get("init_std", "")).startswith("relative:"):
                 self._origin["resolved_init_std"] = model.base_model.resolved_init_std()
             deepspeed.ready_to_evaluate(model, config, resolved.batches)
@@ -125,6 +94,42 @@ class Work:
         self._cards = sorted(set(processes.gather(machine.card(resolved.device))))
         self._origin["predictions_sha256"] = predictions_sha256(resolved.folder / "predictions")
 
+    def _adapted_model(self) -> tuple[torch.nn.Module, Any]:
+        """Return the model as its method trains it, and its tokenizer."""
+        resolved, config, head = self.resolved, self.resolved.config, self.resolved.task.head
+        # Weights that are trained themselves are kept in float32, as a sum of small steps does not survive bfloat16.
+        held = "float32" if config.method.trains in ("everything", "biases") else resolved.dtype
+        deepspeed.trust_own_types(config)
+        deepspeed.compile_nothing(config)
+        sharded = deepspeed.partition_while_loading(config, resolved.batches, held)
+        loaded = models.load(
+            config.model,
+            head,
+            dtype=held,
+            seed=config.seed,
+            device=processes.device_name(resolved.device),
+            sharded=config.launch.shards_weights,
+        )
+        self._notes += loaded.notes
+        self._origin["start_token"] = loaded.start_token
+        with sharding.whole_while_adapted():
+            model = methods.apply(
+                loaded.model,
+                config.method,
+                model_config=config.model,
+                head=head,
+                seed=config.seed,
+                kernel=config.kernel,
+            )
+        if resolved.start is not None:
+            warm_start.load(model, resolved.start, config.init_head)
+            self._notes.append(
+                f"MNLI start: the adapter's weights, {'a new head' if config.init_head == 'new' else _DENSE_START}"
+            )
+            self._origin["init_from"] = resolved.start.origin()
+        del sharded
+        return model, loaded.tokenizer
+
     def _count_parameters(self, model: torch.nn.Module) -> None:
         with_head, without_head = methods.trainable_parameters(model)
         self._cost.update(
@@ -139,7 +144,7 @@ class Work:
             self._check_rendered(rendered_sha256(rows))
             # Before checking whether training is left to do: the notes on the rows belong to every record.
             validation = work.rows(items.validation, "validation") if items.validation else []
-        result = self._finished_training(model)
+        result = finished_training.read(self.folder, model)
         if result is None:
             work.check_base(model, items)
             watching = [*self._diagnostics(model), *tracking.live(self.config, self.resolved.identity, self.folder)]
@@ -153,7 +158,7 @@ class Work:
                 head=self.resolved.task.head,
                 callbacks=[*work.callbacks(items, lambda: resume_step(self.folder)), *watching],
             )
-            self._keep_training(model, result)
+            finished_training.keep(self.folder, model, result)
         self._cost.update(
             train_seconds=result.seconds,
             tokens_per_second=result.tokens / result.seconds if result.seconds else None,
@@ -184,40 +189,6 @@ class Work:
                 f"the training text differs from when this run began ({known[:12]} then, {sha256[:12]} now): data, "
                 f"prompt or tokenizer changed; move {self.folder} away to start over"
             )
-
-    def _finished_training(self, model: torch.nn.Module) -> TrainingResult | None:
-        """Load the result of a training that ended before the run did."""
-        found = read_json(self.folder / "trained.json", _trained)
-        if found is None:
-            return None
-        result, hashes = found
-        for name, sha256 in hashes.items():
-            if not (self.folder / name).is_file() or file_sha256(self.folder / name) != sha256:
-                logger.warning("%s is damaged; training continues from its last checkpoint", self.folder / name)
-                return None
-        result.selected = {name: self.folder / file for name, file in result.selected.items()}
-        methods.load_trainable_state(model, load_file(self.folder / "last.safetensors", device="cpu"))
-        logger.info("training is already finished; continuing with evaluation")
-        return result
-
-    def _keep_training(self, model: torch.nn.Module, result: TrainingResult) -> None:
-        state = methods.trainable_state(model)  # every process takes part: sharded weights are gathered
-        frozen = methods.frozen_adapter_state(model)
-        if processes.is_main():
-            with replacing(self.folder / "last.safetensors") as part:
-                save_file(state, part)
-            if hasattr(model, "peft_config"):
-                whole = None
-                if processes.is_partitioned(model):
-                    # Its parameters are empty. Buffers are whole in every process; VeRA's have a name in each layer.
-                    whole = {**dict(model.named_buffers(remove_duplicate=False)), **frozen, **state}
-                model.save_pretrained(self.folder / "adapter", state_dict=whole)
-            values = asdict(result)
-            values["selected"] = {name: str(file.relative_to(self.folder)) for name, file in result.selected.items()}
-            kept = ["last.safetensors", *values["selected"].values()]
-            values["sha256"] = {name: file_sha256(self.folder / name) for name in kept}
-            write_json(self.folder / "trained.json", values)
-        processes.barrier()
 
     def _peak_memory(self) -> list[int]:
         """Return the peak memory of this process in this run; [] where that cannot be told from an earlier run's."""
@@ -306,12 +277,3 @@ class Work:
 
 def _sha256(values: Any) -> str:
     return TypeAdapter(str).validate_python(values["sha256"])
-
-
-def _trained(values: Any) -> tuple[TrainingResult, dict[str, str]]:
-    """Return the result in a trained.json and the SHA-256 of its files. Raises one of `records.UNREADABLE`."""
-    hashes = TypeAdapter(dict[str, str]).validate_python(values.pop("sha256"))
-    TypeAdapter(TrainingResult).validate_python(values)
-    if hashes.keys() != {"last.safetensors", *values["selected"].values()}:
-        raise ValueError(f"it has hashes of {', '.join(hashes) or 'no file'}")
-    return TrainingResult(**values), hashes

@@ -164,7 +164,7 @@ def test_no_foreign_object_is_unpickled_from_a_checkpoint(name, tmp_path):
 FULL_DISK = [
     ("torch.save", 6),
     ("dual_lora.training.trainer.seal", 2),
-    ("dual_lora.runs.work.save_file", 1),
+    ("dual_lora.runs.finished_training.save_file", 1),
     ("dual_lora.training.callbacks.save_file", 1),
 ]
 

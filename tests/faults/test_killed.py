@@ -26,7 +26,11 @@ MOMENTS = {
     "while the manifest's hashes are made": ("dual_lora.training.checkpoints.file_sha256", 12, ["kill"]),
     "while old checkpoints are removed": ("shutil.rmtree", 1, ["kill", "kill_after"]),
     "while the best weights are kept": ("dual_lora.training.callbacks.save_file", 1, ["kill", "kill_halfway"]),
-    "while the trained weights are kept": ("dual_lora.runs.work.save_file", 1, ["kill", "kill_halfway", "kill_after"]),
+    "while the trained weights are kept": (
+        "dual_lora.runs.finished_training.save_file",
+        1,
+        ["kill", "kill_halfway", "kill_after"],
+    ),
     "while the adapter is saved": ("peft.PeftModel.save_pretrained", 4, ["kill", "kill_after"]),
     "in the evaluation": ("dual_lora.evaluation.evaluator._Kept.add", 1, ["kill", "kill_after"]),
     "while predictions are joined": (

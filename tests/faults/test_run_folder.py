@@ -22,7 +22,7 @@ from dual_lora.evaluation.epoch_scores import EpochScores
 from dual_lora.evaluation.evaluator import _Kept, predictions_sha256
 from dual_lora.launch import group, prepare, slurm
 from dual_lora.models import dequantize
-from dual_lora.runs import lifecycle, work
+from dual_lora.runs import finished_training, lifecycle, work
 from dual_lora.training import checkpoints
 from dual_lora.training.callbacks import Curves
 from tests.small_cells import config, numbers, only_record
@@ -120,7 +120,7 @@ def test_damaged_files_of_a_trained_run_are_made_anew(how, trained, whole, tmp_p
 def test_a_damaged_file_is_set_aside(how, name, trained, tmp_path):
     _, folder = copy(trained, tmp_path)
     damage(folder / name, how)
-    parse = {"rendered.json": work._sha256, "trained.json": work._trained}[name]
+    parse = {"rendered.json": work._sha256, "trained.json": finished_training._trained}[name]
     assert records.read_json(folder / name, parse) is None
     assert not (folder / name).exists()
     assert (folder / f"damaged-{name}.0").exists()
