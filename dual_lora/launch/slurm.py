@@ -15,8 +15,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dual_lora import records, shipped
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig
@@ -25,6 +26,7 @@ from dual_lora.launch.titles import title
 from dual_lora.records import redaction
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _MAX_REQUEUES = 1000
 _WORD = re.compile(r"[\w.,:+@%=/-]+", re.ASCII)
 _CONSTRAINT = re.compile(r"[\w.,:+@%=/&|*()\[\]!-]+", re.ASCII)
@@ -48,15 +50,14 @@ def launch(configs: list[RunConfig]) -> int:
         check_options(config)
     if configs[0].plan:
         describe(configs)
-        for settings, group in _by_settings(configs):
+        for group in _by_settings(configs, lambda config: config.launch):
             text = redaction.hide(script(group[0], len(group)))
-            print(f"\n# {len(group)} job(s), {settings.parallel} at a time\n{text}")
+            print(f"\n# {len(group)} job(s), {group[0].launch.parallel} at a time\n{text}")
         return 0
     prepared = prepare(configs)
     announce(prepared)
-    waiting = _missing(prepared)
-    for settings, group in _by_settings([item.config for item in waiting]):
-        _submit([item for item in waiting if item.config in group], settings)
+    for items in _by_settings(_missing(prepared), lambda item: item.config.launch):
+        _submit(items, items[0].config.launch)
     return 0
 
 
@@ -76,17 +77,12 @@ def _missing(prepared: list[Any]) -> list[Any]:
     return waiting
 
 
-def _by_settings(configs: list[RunConfig]) -> list[tuple[LaunchConfig, list[RunConfig]]]:
+def _by_settings(asking: list[T], settings: Callable[[T], LaunchConfig]) -> list[list[T]]:
     """Runs that ask for the same resources form one array."""
-    groups: list[tuple[LaunchConfig, list[RunConfig]]] = []
-    for config in configs:
-        for settings, group in groups:
-            if settings == config.launch:
-                group.append(config)
-                break
-        else:
-            groups.append((config.launch, [config]))
-    return groups
+    groups: dict[str, list[T]] = {}
+    for one in asking:
+        groups.setdefault(repr(settings(one)), []).append(one)  # `launch.sbatch` is a dict, which is no key
+    return list(groups.values())
 
 
 def check_options(config: RunConfig) -> None:
@@ -172,8 +168,6 @@ def script(config: RunConfig, jobs: int) -> str:
 
 def _submit(items: list[Any], launch: LaunchConfig) -> None:
     import submitit
-
-    from dual_lora import records
 
     folder = _folder(items[0].config)
     try:

@@ -238,13 +238,14 @@ def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
     groups: dict[str, list[Resolved]] = {}
     for title, run in zip(titles, runs, strict=True):
         groups.setdefault(title, []).append(run)
-    lines, hours, stays = [], 0.0, 0
+    lines, hours, largest, stays = [], 0.0, 0, 0
     weights, data = dict[str, int](), dict[str, Fetched]()
     for title, same in groups.items():
         facts = plan(same[0], card)
         found, each = facts["peak"], facts["gpu_hours"]
         count = len({run.run_id for run in same}) if same[0].identity else len(same)
         hours, stays = hours + count * each, stays + count * facts["space"].stays
+        largest = max(largest, facts["space"].checkpoints)
         weights[same[0].config.model.name] = facts["space"].weights
         data[f"{same[0].config.task.name} {same[0].config.protocol.name}"] = to_fetch(same[0].config)
         fits = "" if found.bytes <= card.room() else f", does not fit: {advice(same[0], facts['lengths'], card)}"
@@ -252,12 +253,11 @@ def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
             f"{title}: {count} run(s) of {same[0].steps:,} steps, {found.bytes / GIB:.1f} GiB{fits}, "
             f"{count} × {each:.2f} = {count * each:.2f} GPU-hours"
         )
-    peak_disk = max(plan(same[0], card)["space"].checkpoints for same in groups.values())
     fetched = _to_fetch(weights.values(), data.values())
     lines.append(
         f"together: {len(runs)} runs, about {hours:.1f} GPU-hours on {card.name}"
         + ("" if here else " (not the card of this machine)")
-        + f" ({accuracy(weights)}); disk {_size(peak_disk)} for the checkpoints "
+        + f" ({accuracy(weights)}); disk {_size(largest)} for the checkpoints "
         f"of a run, {_size(stays)} stay" + (f"; download {fetched}" if fetched else "")
     )
     return "\n".join(lines)
