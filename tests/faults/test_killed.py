@@ -118,7 +118,7 @@ def test_finished_training_is_not_trained_again(undisturbed, tmp_path):
     assert record["cost"]["eval_seconds"] is None, "the killed process's part of the evaluation is missing in it"
 
 
-def test_second_command_leaves_a_finished_run_alone(undisturbed, tmp_path):
+def test_second_command_leaves_a_finished_run_alone(tmp_path):
     assert run(tmp_path / "results").code == 0
     [path] = (tmp_path / "results" / "records").glob("*.json")
     before = path.stat().st_mtime_ns

@@ -176,7 +176,7 @@ def test_damaged_record_is_named(tmp_path):
     assert "Traceback" not in child.log
 
 
-def test_tokens_do_not_reach_records_or_logs(tmp_path, monkeypatch):
+def test_tokens_do_not_reach_records_or_logs(tmp_path):
     token = "hf_" + "Ab3" * 12
     results = tmp_path / "results"
     message = f"401 for https://user:{token}@host/x with password=hunter2hunter2"

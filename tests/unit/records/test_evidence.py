@@ -120,7 +120,7 @@ def test_a_record_under_another_name_is_refused(folder: Path) -> None:
         records.read(copied)
 
 
-def test_it_is_an_error_that_a_run_explains_in_one_line(folder: Path) -> None:
+def test_it_is_an_error_that_a_run_explains_in_one_line() -> None:
     assert issubclass(RecordError, ConfigError)
 
 

@@ -119,7 +119,7 @@ def test_one_look_at_any_results_folder(tmp_path, capsys, monkeypatch):
     assert main(["status", "--watch", f"--results={results}", f"--home={tmp_path}"]) == 0
 
 
-def test_ctrl_c_leaves_quietly(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_quietly(tmp_path, monkeypatch):
     (tmp_path / "records").mkdir()
 
     def interrupted(*_: object) -> None:

@@ -182,7 +182,7 @@ def test_a_document_shows_the_columns_it_asks_for_and_the_check_sees_a_changed_n
     assert "PIQ, n. Legal: " in capsys.readouterr().err
 
 
-def test_records_of_another_folder_make_local_tables(checkout, tmp_path, capsys):
+def test_records_of_another_folder_make_local_tables(checkout, tmp_path):
     folder = write(tmp_path / "elsewhere", record("lora", scores={"boolq": 0.33, "piqa": 0.3}))
     assert command("tables", checkout, "--records", str(folder)) == 0
     assert "33.0" in (checkout / "results/local/tables/table_x.md").read_text()

@@ -63,7 +63,7 @@ def test_a_task_without_a_recipe_is_named(mine: Path) -> None:
         compose(words(mine))
 
 
-def test_the_contract_holds_for_it(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contract_holds_for_it(mine: Path) -> None:
     from tests.contracts import test_tasks
 
     config = compose(words(mine))[0]
