@@ -1,7 +1,10 @@
 """Plan every run of experiments/ for one card and write what it takes: results/benchmarks/gpu_hours.json.
 
-    python run.py bench gpu-hours              # minutes on a CPU; reads DUAL_LORA_DATA as the experiments do
+    python run.py bench gpu-hours              # experiments that were changed; all of them if configs/ were: minutes
+    python run.py bench gpu-hours --all        # after a change of the arithmetic
     python run.py bench gpu-hours --card h100  # for another card
+
+Reads DUAL_LORA_DATA as the experiments do.
 
 Tables and results/report.html show from it what their empty cells would take, and `run.py tables --check` says when
 configs/ or an experiment was changed after it. Nothing is measured here: the seconds are those of `plan=true`, by
@@ -30,8 +33,14 @@ def run(options: argparse.Namespace) -> None:
     """Write the file. Raises `ConfigError`, `DataError` where an experiment cannot be planned on this machine."""
     card = CARDS[options.card]
     experiments = Workspace(shipped.home()).experiments()
-    seconds = {}
+    made_of = gpu_hours.digests(experiments, shipped.folder("configs"))
+    before = gpu_hours.read(options.output, experiments)
+    kept = not options.all and before.card == card.name and before.made_of.get("configs") == made_of["configs"]
+    seconds: dict[str, Mapping[str, float | str]] = {}
     for name, experiment in experiments.items():
+        if kept and before.made_of.get(name) == made_of[name]:
+            seconds[name] = before.seconds[name]
+            continue
         seconds[name] = seconds_of(experiment, card)
         print(f"{name}: {len(seconds[name])} kinds of runs", flush=True)
     content = {
@@ -40,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         "|estimate / measured - 1| of recorded runs of a model, median and 90th percentile.",
         "card": card.name,
         "errors": hours.ERRORS,
-        "made_of": gpu_hours.digests(experiments, shipped.folder("configs")),
+        "made_of": made_of,
         "seconds": seconds,
     }
     options.output.mkdir(parents=True, exist_ok=True)

@@ -140,6 +140,7 @@ def _scaling(parser: Parser) -> None:
 def _gpu_hours(parser: Parser) -> None:
     from dual_lora.runs.cards import CARDS
 
+    parser.add_argument("--all", action="store_true", help="plan all experiments again, not only those that changed")
     parser.add_argument("--card", type=one_of(*CARDS), default="h200", help=f"{', '.join(CARDS)}; default h200")
 
 

@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
         state = "written" if space.tables / f"{name}.md" in changed else "unchanged"
         print(f"results/tables/{name}.md .tex .csv: {done}, {state}")
     if browsed is not None:
-        print(f"results/report.html: {'written' if workspace.save({space.page: browsed}) else 'unchanged'}")
+        state = "written" if workspace.save({space.page: browsed}) else "unchanged"
+        print(f"results/report.html: {space.page.stat().st_size / 1e6:.1f} MB, {state}")
     space.draw(views)
     _local(space, options.only, console)
     return refused

@@ -16,6 +16,7 @@ from dual_lora.page.html import STATIC
 from dual_lora.page.values import Pool
 from dual_lora.report import formats
 from dual_lora.report.figures import thinned
+from tests import ROOT
 from tests.unit.page.page_builder import HOSTILE, document, of_method, study, values, workspace
 from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of
 
@@ -277,3 +278,7 @@ def test_many_runs_have_fewer_points_of_each_curve(tmp_path, monkeypatch):
         held = values(document(space))
         assert held["made"]["points"] == points
         assert [len(run["curves"]["train_loss"][1]) for run in held["runs"].values()] == [points] * 3
+
+
+def test_the_committed_page_is_small():
+    assert (ROOT / "results" / "report.html").stat().st_size < 5e6

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dual_lora import shipped
+from dual_lora.benchmarks import gpu_hours as benchmark
 from dual_lora.benchmarks.gpu_hours import seconds_of
 from dual_lora.commands import main
 from dual_lora.records.schema import parse
@@ -129,6 +130,28 @@ def test_a_damaged_file_is_named(tmp_path, text, capsys):
         _ = space.hours
     assert main(["tables", "--home", str(tmp_path)]) == 2
     assert "gpu_hours.json cannot be read" in capsys.readouterr().err
+
+
+def test_only_what_changed_is_planned_again(tmp_path, monkeypatch, capsys):
+    """A whole pass takes minutes: here of two experiments, and their plans counted."""
+    both = {name: Workspace(shipped.home()).experiment(name) for name in ("table_nlg", "table_quick")}
+    monkeypatch.setattr(Workspace, "experiments", lambda _: both)
+    planned: list[str] = []
+    monkeypatch.setattr(benchmark, "seconds_of", lambda experiment, card: planned.append(experiment.name) or {"": 1.0})
+    bench = ["bench", "gpu-hours", "--output", str(tmp_path)]
+
+    def again(*words: str) -> list[str]:
+        planned.clear()
+        assert main([*bench, *words]) == 0
+        return planned
+
+    assert again() == ["table_nlg", "table_quick"]
+    assert again() == []
+    both["table_nlg"] = dataclasses.replace(both["table_nlg"], sweep={**both["table_nlg"].sweep, "seed": ("0",)})
+    assert again() == ["table_nlg"]
+    assert again("--card", "h100") == ["table_nlg", "table_quick"]
+    assert again("--card", "h100", "--all") == ["table_nlg", "table_quick"]
+    assert gpu_hours.read(tmp_path, both).card == CARDS["h100"].name
 
 
 def test_the_committed_file_is_of_today():
