@@ -1,0 +1,83 @@
+"""How Hydra finds what ships: a config source of the folder `configs/`, whose recipes it makes from tables.
+
+A recipe is made when Hydra asks for it, so that a composition reads the one or two tables that it needs. A file is read
+once in a process: a sweep asks for the same files in each of its runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from dual_lora.config import recipes
+from dual_lora.config.choices import CONFIGS
+
+_GROUP = "recipe/"
+
+
+class ShippedSource(ConfigSource):
+    """`configs/`, its tables of recipes as configs of the group `recipe`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "shipped"
+
+    def available(self) -> bool:
+        return recipes.RECIPES.is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        if config_path.startswith(_GROUP):
+            return self._recipe(config_path) is not None
+        return self._file(config_path).is_file()
+
+    def is_group(self, config_path: str) -> bool:
+        return False  # Hydra lists the folder itself; no recipe is chosen by a person: model, task and method choose it
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        header: dict[str, Any]
+        if config_path.startswith(_GROUP):
+            recipe = self._recipe(config_path)
+            assert recipe is not None
+            config: Any = OmegaConf.create(recipe.node())
+            header = {"package": "_global_"}
+        else:
+            read, header = _read(self._file(config_path))
+            config = copy.deepcopy(read)  # Hydra takes its nodes into what it composes
+        return ConfigResult(self.provider, self.full_path(), config, dict(header))
+
+    def _recipe(self, config_path: str) -> recipes.Recipe | None:
+        return recipes.find(config_path.removeprefix(_GROUP).removesuffix(".yaml"))
+
+    def _file(self, config_path: str) -> Path:
+        return CONFIGS / self._normalize_file_name(config_path)
+
+
+@functools.cache
+def _read(path: Path) -> tuple[DictConfig | ListConfig, dict[str, str | None]]:
+    """Return a file's config and the words of its header, such as its package."""
+    return OmegaConf.load(path), ConfigSource._get_header_dict(path.read_text(encoding="utf-8"))
+
+
+class ShippedSearchPath(SearchPathPlugin):
+    """Asks the source first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.prepend("dual_lora", "shipped://")
+
+
+def register() -> None:
+    """Tell Hydra of the source; more than once does no harm."""
+    for plugin in (ShippedSource, ShippedSearchPath):
+        Plugins.instance().register(plugin)
