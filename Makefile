@@ -30,7 +30,9 @@ $(DEV): $(SUITE)
 demo: $(SUITE)
 	$(BIN)/python run.py profile=demo
 
-test: lint types unit test-interpreter
+# mypy and Triton's interpreter need one process each; they fill what the two of the other tests leave of two cores.
+test: lint browser
+	$(MAKE) --no-print-directory --jobs=2 unit types test-interpreter
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -50,7 +52,7 @@ unit: $(DEV) browser
 
 # A process of its own: Triton reads the variable when a kernel is defined, and it makes kernel=fused legal on a CPU.
 test-interpreter: $(DEV)
-	$(TEST_ENV) TRITON_INTERPRET=1 $(PYTEST) -q -n 2 -m triton tests/kernels
+	$(TEST_ENV) TRITON_INTERPRET=1 $(PYTEST) -q -m triton tests/kernels
 
 test-slow: $(DEV)
 	$(TEST_ENV) $(PYTEST) -q -m "slow and not gpu and not slurm"

@@ -29,7 +29,7 @@ def run_python(code: str, *words: str) -> str:
     """Return the output of `code` in a fresh interpreter."""
     command = [sys.executable, "-c", code, *words]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from dual_lora.commands import main
 from dual_lora.report import documents
-from tests import ROOT
+from tests.fresh_interpreters import run_python
 from tests.unit.report.conftest import PUBLISHED
 from tests.unit.report.report_builder import EXPERIMENT, record, write
 
@@ -220,8 +220,12 @@ def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, caps
     assert command("status", checkout, "table_z") == 2
 
 
-def test_the_shipped_tables_are_what_the_committed_records_give():
-    assert command("tables", ROOT, "--check") == 0
+def test_the_shipped_tables_are_what_the_committed_records_give_and_need_no_torch():
+    """In an interpreter of its own, whose imports are those of the command."""
+    check = "import sys; from dual_lora.commands import main; code = main(['tables', '--check'])"
+    loaded = run_python(f"{check}; print(*sys.modules); sys.exit(code)").split()
+    assert "dual_lora.report.workspace" in loaded
+    assert not {"torch", "peft", "transformers"} & set(loaded)
 
 
 PARTS = "a\n<!-- table:x -->\nold\n<!-- /table -->\n<!-- benchmarks:targets -->\nold\n<!-- /benchmarks -->\nb\n"

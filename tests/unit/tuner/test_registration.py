@@ -17,29 +17,41 @@ from dual_lora.tuner import registration
 from tests import fresh_interpreters
 from tests.fresh_interpreters import run_python
 
-ADAPTER = """
-import torch
+LOAD = """
+import sys, torch
 base = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)})
 model = peft.PeftModel.from_pretrained(base, sys.argv[1])
 print(type(model.base_model).__name__, type(model.base_model.model["layer"]).__name__)
 """
+# Those with LOAD print the classes last.
 PROGRAMS = {
-    "import dual_lora, peft": f"import dual_lora, peft{ADAPTER}",
-    "import peft, dual_lora": f"import peft, dual_lora{ADAPTER}",
-    "import dual_lora.tuner, peft": f"import dual_lora.tuner, peft{ADAPTER}",
-    "import peft alone": """
+    "import dual_lora, peft": f"""
 import dual_lora, importlib.util
 assert importlib.util.find_spec("peft") is not None
 import peft
 print("dual_lora.tuner" in sys.modules, "DUAL_LORA" in peft.PeftType.__members__)
-""",
+{LOAD}""",
+    "import peft, dual_lora": f"""
+import peft
+try: peft.PeftModel.from_pretrained(None, sys.argv[1])
+except Exception as error: print("DUAL_LORA" in str(error))
+import dual_lora
+{LOAD}""",
+    "import dual_lora.tuner, peft": f"import dual_lora.tuner, peft; print(*sys.modules){LOAD}",
     "import the Trainer": """
 import dual_lora
 from transformers import Trainer
 print("peft" in sys.modules, "DUAL_LORA" in sys.modules["peft"].PeftType.__members__)
 print(issubclass(dual_lora.DeltaWarmupCallback, sys.modules["transformers"].TrainerCallback))
 """,
-    "import the config": "from dual_lora import DualLoraConfig; print(*sys.modules)",
+    "exec": "import dual_lora.commands; dual_lora.commands.main(['exec', f'{sys.argv[1]}/loads.py', sys.argv[1]])",
+    # accelerate.utils has its DeepSpeed classes only where DeepSpeed is installed; here it always is.
+    "without DeepSpeed": """
+sys.modules["deepspeed"] = None
+import dual_lora.methods.application
+from accelerate.utils import is_deepspeed_available
+print(bool(is_deepspeed_available()))
+""",
 }
 
 
@@ -51,6 +63,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         nn.ModuleDict({"layer": nn.Linear(4, 4)}), dual_lora.DualLoraConfig(target_modules=["layer"])
     )
     model.save_pretrained(folder)
+    (folder / "loads.py").write_text(f"import peft{LOAD}print(len(sys.argv), sys.argv[0])")
     return {name: text.split() for name, text in fresh_interpreters.printed(PROGRAMS, folder).items()}
 
 
@@ -92,16 +105,23 @@ def test_registering_twice_is_harmless_and_a_foreign_claim_is_refused():
         registration.register(LoraConfig, dual_lora.DualLoraModel)
 
 
-@pytest.mark.parametrize("imports", [name for name, program in PROGRAMS.items() if ADAPTER in program])
+@pytest.mark.parametrize("imports", [name for name, program in PROGRAMS.items() if LOAD in program])
 def test_import_dual_lora_alone_is_enough_to_load_an_adapter(imports, printed):
-    assert printed[imports] == ["DualLoraModel", "DualLoraLinear"]
+    assert printed[imports][-2:] == ["DualLoraModel", "DualLoraLinear"]
+
+
+def test_exec_lets_a_program_without_a_word_of_dual_lora_load_one(printed):
+    *loaded, words, name = printed["exec"]
+    assert (loaded, words) == (["DualLoraModel", "DualLoraLinear"], "2")
+    assert name.endswith("/loads.py")
+    assert printed["import peft, dual_lora"][0] == "True", "the day PEFT finds it by itself, drop exec"
 
 
 def test_importing_loads_nothing_until_peft_or_a_public_name_is_wanted(printed):
     loads = "import sys, dual_lora; print('torch' in sys.modules, 'peft' in sys.modules)"
     looks = "import importlib.util; importlib.util.find_spec('peft'); print('peft' in sys.modules)"  # as transformers
     assert run_python(f"{loads}; {looks}").split() == ["False", "False", "False"]
-    assert printed["import peft alone"] == ["True", "True"]
+    assert printed["import dual_lora, peft"][:2] == ["True", "True"]
 
 
 def test_it_registers_while_transformers_is_half_imported(printed):
@@ -110,18 +130,15 @@ def test_it_registers_while_transformers_is_half_imported(printed):
 
 
 def test_using_the_adapter_loads_no_suite(printed):
-    loaded = set(printed["import the config"])
+    loaded = set(printed["import dual_lora.tuner, peft"])
     assert "dual_lora.kernels.linear" in loaded
     assert not loaded & {"hydra", "deepspeed", "wandb", "datasets"}
     # Where Triton is installed torch._dynamo imports it, whatever we do; our kernels wait for the first fused call.
     assert not any(name.startswith("dual_lora.kernels.triton") for name in loaded)
 
 
-def test_the_adapter_needs_no_deepspeed():
-    """accelerate.utils has its DeepSpeed classes only where DeepSpeed is installed; here it always is."""
-    without = "import sys; sys.modules['deepspeed'] = None"
-    uses = "import dual_lora.methods.application; from accelerate.utils import is_deepspeed_available as there"
-    assert run_python(f"{without}; {uses}; print(bool(there()))").split() == ["False"]
+def test_the_adapter_needs_no_deepspeed(printed):
+    assert printed["without DeepSpeed"] == ["False"]
 
 
 def test_a_misspelt_name_says_which_names_there_are():
