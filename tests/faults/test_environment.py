@@ -61,12 +61,9 @@ def test_a_process_of_a_group_keeps_what_its_parent_told_it():
 
 
 @pytest.mark.skipif(not java.available(), reason="no Java")
-def test_java_counts_and_writes_as_everywhere_under_any_locale(monkeypatch):
-    """LC_CTYPE alone is enough, which ssh passes on: Turkish and German write 0,5; Turkish lower-cases I otherwise."""
-    scored = ["the mill is a pub .", "café food"], [["it is a pub , the mill ."], ["food at the café"]]
-    before = java.meteor(*scored)
+def test_java_writes_as_everywhere_under_any_locale(monkeypatch):
+    """LC_CTYPE alone is enough, which ssh passes on: Turkish lower-cases I otherwise. METEOR: tests/unit/metrics."""
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=tr -Duser.country=TR -Dfile.encoding=US-ASCII")
-    assert java.meteor(*scored) == before
     assert java.ptb_tokenize(["The MILL IS in Istanbul", "Café"]) == ["the mill is in istanbul", "café"]
 
 
