@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 SUITE := $(VENV)/.suite
 DEV := $(VENV)/.dev
 PYTEST := $(BIN)/python -m pytest
-# Two test processes on two cores: one thread each, and no retries against a hub that tests never need.
+# Test processes, about 2 GB of memory each: one thread each, and no retries against a hub that tests never need.
+WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 # Container images set it. With it every process would compile all it imports anew, torch too: 20 s instead of 7.
@@ -48,7 +49,7 @@ browser:
 		|| echo "no Chromium: tests of the page in a browser are skipped"
 
 unit: $(DEV) browser
-	$(TEST_ENV) $(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow and not triton"
+	$(TEST_ENV) $(PYTEST) -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu and not slurm and not slow and not triton"
 
 # A process of its own: Triton reads the variable when a kernel is defined, and it makes kernel=fused legal on a CPU.
 test-interpreter: $(DEV)
