@@ -7,6 +7,7 @@ keeps a mask of bytes. Attention's own dropout is left out: on a GPU its kernel 
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -73,6 +74,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, narrow: bool) -> Iterator[None]
         yield
 
 
+@functools.cache
 def cell(family: str, method: str, layers: int) -> RunConfig:
     heads = 2 if family == "llama" else 6
     sizes = {"hidden_size": 96, "intermediate_size": 208, "num_heads": 6, "num_key_value_heads": heads}
