@@ -23,7 +23,7 @@ from dual_lora.training import trainer
 from dual_lora.training.recorders import Recorder
 from tests.small_cells import CLASSIFYING, WRITING, config, numbers, only_record
 
-STEPS = ["profile.max_steps=12", "protocol.validation_every_steps=2"]
+STEPS = ["profile.max_steps=6", "protocol.validation_every_steps=2"]
 KINDS = {"writing": WRITING, "classifying": CLASSIFYING}
 
 
@@ -91,6 +91,7 @@ def test_a_graphed_training_has_the_bits_of_an_eager_one(kind: str, words: list[
 
 def test_a_graphed_training_continues_from_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["method=lora", "method.lora_dropout=0.2", "launch.per_device_batch=4", "launch.keep_checkpoints=9"]
+    words.append("profile.max_steps=9")
     monkeypatch.setattr(leftovers, "free", lambda *_: 0)  # what a run that is cut off leaves
     whole = trained(tmp_path, True, words, "writing")
     [folder] = (tmp_path / "runs").iterdir()
@@ -123,7 +124,7 @@ def one_of_two(rank: int, port: int, folder: Path, graphed: bool, words: Sequenc
 def test_two_processes_with_graphs_have_the_bits_of_two_without(per_device: int, tmp_path: Path) -> None:
     """They accumulate where a batch is 2. Where it is 4, one process that accumulates has the same bits as well."""
     words = ["method=dual_lora", f"launch.per_device_batch={per_device}"]
-    found = {"alone": trained(tmp_path / "alone", False, words, "writing")}
+    found = {"alone": trained(tmp_path / "alone", False, words, "writing")} if per_device == 4 else {}
     words += [*STEPS, "launch=torchrun", "launch.num_gpus=2"]
     config(tmp_path, *words)  # composed once, for all
     for name in ("eager", "graphed"):
