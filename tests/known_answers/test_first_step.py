@@ -110,8 +110,11 @@ class Bench:
             problems += warm_up_problems(base, batch, config, loss, gradients, regression=task.head.regression)
             config = dataclasses.replace(config, method=dataclasses.replace(config.method, delta_warmup_steps=0))
         own = oracle.step(as_in_step_1(model), batch, config.recipe.label_smoothing, regression=task.head.regression)
-        for name, rows in (("one batch", len(batch)), ("two micro-batches", len(batch) // 2)):
-            found = first_step.train_one_step(copy.deepcopy(model), tokenizer, config, task, rows)
+        for name, rows, trained in (
+            ("one batch", len(batch), copy.deepcopy(model)),
+            ("two micro-batches", len(batch) // 2, model),
+        ):
+            found = first_step.train_one_step(trained, tokenizer, config, task, rows)
             problems += differences(name, *found, *own, gradient_tolerance(config))
         return problems
 
