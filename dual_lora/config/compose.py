@@ -49,10 +49,6 @@ SETTINGS = {
 }
 
 
-# Hydra's own settings, of which a run needs none: a fifth of the time that composing takes.
-_WITHOUT_HYDRA = [f"~hydra/{group}" for group in ("launcher", "sweeper", "output", "help", "hydra_help", "env")]
-
-
 def help_text() -> str:
     """Return what `python run.py --help` prints."""
     lines = [
@@ -82,6 +78,32 @@ def _tell_hydra() -> None:
 
     config_source.register()
     ConfigStore.instance().store(name="settings", node=_every_setting())
+
+
+@contextlib.contextmanager
+def _initialized() -> Iterator[None]:
+    """Let Hydra compose from `configs/`, without the settings of its own that only `hydra.main` needs."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    own = ConfigStore.instance().repo["hydra"]
+    full = own["config.yaml"]
+    own["config.yaml"] = _bare_hydra()
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            yield
+    finally:
+        own["config.yaml"] = full
+
+
+@functools.cache
+def _bare_hydra() -> Any:
+    from hydra.conf import HydraConf
+    from hydra.core.config_store import ConfigNode
+    from omegaconf import OmegaConf
+
+    loggers: list[Any] = [{"job_logging": "none"}, {"hydra_logging": "none"}]  # configs/config.yaml overrides them
+    return ConfigNode("config.yaml", OmegaConf.structured(HydraConf(defaults=loggers)), "hydra", None, "hydra")
 
 
 def _every_setting() -> dict[str, Any]:
@@ -181,9 +203,7 @@ def _explained() -> Iterator[None]:
 
 def _single(words: list[str]) -> RunConfig:
     """Compose one run once; `hydra.main` composes it twice, the first time to learn whether it is a sweep."""
-    import hydra
-
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _initialized():
         return RunConfig.from_dict(_composed(tuple(words)))
 
 
@@ -194,9 +214,7 @@ def _sweep(words: list[str]) -> list[RunConfig]:
     would wait for minutes. Runs that differ only in their seed are composed once: no file of `configs/` refers to the
     seed.
     """
-    import hydra
-
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _initialized():
         with _explained():
             jobs = _jobs(words)
         # All but the seed -> one of its seeds, so that Hydra refuses a value that is not a seed.
@@ -252,7 +270,7 @@ def _composed(job: tuple[str, ...]) -> dict[str, Any]:
     import hydra
 
     with _explained():
-        return _plain(hydra.compose("config", overrides=[*job, *_WITHOUT_HYDRA]))
+        return _plain(hydra.compose("config", overrides=list(job)))
 
 
 def _explain(error: BaseException) -> str:
