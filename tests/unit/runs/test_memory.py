@@ -95,9 +95,10 @@ def lengths_of(record: Record, run: Resolved) -> Lengths:
 
 
 def shown(record: Record) -> str:
-    """Return the profile that a record's texts are of: trials of GLUE have those of the study."""
-    profile = record.name("profile")
-    return "study" if profile == "trial" and record.name("model") == "minilm" else profile
+    """Return the profile that a record's texts are of: the study's for trials too, but for those of fewer texts."""
+    profile, examples = record.name("profile"), record.identity["profile"]["train_examples"]
+    own = record.name("model") == "small_llama" or examples == 8000
+    return "study" if profile == "trial" and not own else profile
 
 
 def graphed(record: Record) -> bool:
