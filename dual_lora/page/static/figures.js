@@ -64,7 +64,7 @@ function ratesSection() {
     h(
       "p",
       { class: "hint" },
-      "Filled: the best of its grid, which is what was chosen. Ringed: it is the smallest or largest tried, so a better one may be outside. Bars: one standard deviation, where there are several seeds. An average chooses nothing.",
+      "Filled: the best of its grid, which is what was chosen. Ringed: it is the smallest or largest tried, so a better one may be outside. Bars: one standard deviation, where there are several seeds. An arrow: far outside, as after a training that diverged. An average chooses nothing.",
     ),
     h(
       "div",
@@ -101,11 +101,35 @@ function logTicks(low, high) {
   return all.length <= 8 ? all : all.filter((x) => Number(x.toExponential()[0]) === 1);
 }
 
+// Where an axis ends so that rates which diverged do not hide the others: null if none is far off.
+function farEnd(values, better) {
+  const best = better === "lower" ? d3.min(values) : d3.max(values);
+  const away = values.map((value) => Math.abs(value - best));
+  const far = 4 * d3.median(away);
+  return far > 0 && d3.max(away) > 2 * far ? best + (better === "lower" ? far : -far) : null;
+}
+
+function domainTo(limit, points, better) {
+  if (limit === null) return {};
+  const best = (better === "lower" ? d3.min : d3.max)(points, (point) => point.y);
+  const room = best + 0.06 * (best - limit);
+  return { domain: better === "lower" ? [room, limit] : [limit, room] };
+}
+
 function sweptPlot(figure, column) {
   const { better, decimals } = figure.columns[column];
-  const points = figure.points
-    .filter((point) => point.column === column)
-    .map((point) => ({ ...point, low: point.y - (point.sd || 0), high: point.y + (point.sd || 0) }));
+  const own = figure.points.filter((point) => point.column === column);
+  const limit = farEnd(
+    own.map((point) => point.y),
+    better,
+  );
+  const outside = (point) => limit !== null && (better === "lower" ? point.y > limit : point.y < limit);
+  const points = own.map((point) => ({
+    ...point,
+    at: outside(point) ? limit : point.y, // at the edge, as an arrow
+    low: point.y - (point.sd || 0),
+    high: point.y + (point.sd || 0),
+  }));
   const methods = [...new Set(points.map((point) => point.method))];
   const ends = new Set(
     methods.flatMap((method) =>
@@ -120,12 +144,12 @@ function sweptPlot(figure, column) {
   const chosen = points.filter((point) => point.chosen);
   const ticks = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
   return plotted(
-    `${figure.title}: ${column} by ${figure.x}${better === "lower" ? " (lower is better)" : ""}`,
+    `${figure.title}: ${column} by ${figure.x}${better === "lower" ? " (lower is better)" : ""}${points.some(outside) ? `; ${plural(points.filter(outside).length, "point")} outside` : ""}`,
     {
       width: 560,
       height: 340,
       x: { type: figure.log ? "log" : "linear", label: figure.x, insetLeft: 12, insetRight: 12 },
-      y: { label: column, grid: true, nice: true },
+      y: { label: column, grid: true, nice: true, ...domainTo(limit, own, better) },
       marks: [
         // As a mark: the scale's own labels leave out some that are asked for.
         Plot.axisX(figure.log ? logTicks(ticks[0], ticks[ticks.length - 1]) : ticks, {
@@ -135,14 +159,15 @@ function sweptPlot(figure, column) {
         ...methods.map((method) =>
           Plot.lineY(
             points.filter((point) => point.method === method).sort((a, b) => a.x - b.x),
-            { x: "x", y: "y", stroke: "method", strokeWidth: 1.6, strokeDasharray: look(method).dash },
+            { x: "x", y: "y", stroke: "method", strokeWidth: 1.6, strokeDasharray: look(method).dash, clip: true },
           ),
         ),
         Plot.ruleX(
           points.filter((point) => point.sd),
-          { x: "x", y1: "low", y2: "high", stroke: "method" },
+          { x: "x", y1: "low", y2: "high", stroke: "method", clip: true },
         ),
-        Plot.dot(points, {
+        Plot.text(points.filter(outside), { x: "x", y: "at", text: () => (better === "lower" ? "▲" : "▼"), fill: "method" }),
+        Plot.dot(points.filter((point) => !outside(point)), {
           x: "x",
           y: "y",
           stroke: "method",
@@ -160,7 +185,7 @@ function sweptPlot(figure, column) {
           points,
           Plot.pointer({
             x: "x",
-            y: "y",
+            y: "at",
             title: (point) =>
               `${point.method}, ${figure.x} ${general(point.x)}\n${column} ${fixed(point.y, decimals)}${point.sd ? ` ± ${fixed(point.sd, decimals)}` : ""}, n = ${point.n}${point.chosen ? "\nthe best of its grid" : ""}`,
           }),

@@ -34,6 +34,9 @@ function runView(id) {
           h("span", { class: "muted" }, ` ${run.headline[2]}, checkpoint ${run.headline[3]}, ${run.headline[4]}`),
         )
       : null,
+    run.curves && run.curves.train_loss
+      ? h("p", { class: "hint" }, `Training loss at the end: ${general(run.curves.train_loss[1].at(-1))}`)
+      : null,
     inTables(id),
     run.again ? [h("h2", {}, "Repeat"), command(run.again)] : null,
     h(
@@ -246,7 +249,7 @@ function scoreTable(ids) {
       })),
       { label: "metric", of: (row) => row.name.replaceAll("_", " "), by: (row) => row.name },
       ...ids.map((id, side) => ({
-        label: two ? "AB"[side] : "score",
+        label: two ? "AB"[side] : "score ± standard error",
         class: "number",
         down: true,
         of: (row) => text(row, side),

@@ -162,7 +162,7 @@ function measuredVerdicts(table, block, verdicts) {
   return [
     headed("h4", block.heading),
     sortable(
-      block.heading,
+      `${table.title}: ${block.heading}`,
       [
         { label: "method", class: "who", of: (v) => [symbol(v.method), " ", v.method], by: (v) => v.method },
         {

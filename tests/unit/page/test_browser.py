@@ -6,6 +6,7 @@ One browser and one small page for all tests. What a click shows is compared wit
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -374,4 +375,45 @@ def test_what_fills_an_empty_cell_is_said_with_its_hours(browser, tmp_path: Path
     opened.goto(f"{path.as_uri()}#overview")
     opened.wait_for_selector(".coverage, h2:has-text('How much')")
     assert "0.62 h" in opened.locator("section", has_text="How much of the paper").inner_text()
+    opened.close()
+
+
+def test_two_tables_with_one_heading_are_told_apart(browser, tmp_path: Path):
+    """A screen reader lists the regions of the overview: each needs a name of its own."""
+    space = workspace(tmp_path / "two", *study())
+    other = EXPERIMENT.replace("title: A table", "title: Another table")
+    (space.root / "experiments" / "table_y.yaml").write_text(other, encoding="utf-8")
+    path = tmp_path / "report.html"
+    path.write_text(document(space), encoding="utf-8")
+    opened = browser.new_page()
+    opened.goto(path.as_uri())
+    names = [one.get_attribute("aria-label") for one in opened.get_by_role("region").all()]
+    assert {"A table: A block", "Another table: A block"} <= set(names)
+    assert len(set(names)) == len(names)
+    opened.close()
+
+
+def test_axe_finds_nothing_in_what_a_click_opens(page):
+    go(page, "table/table_x")
+    page.get_by_role("combobox", name="rows", exact=True).select_option("all")
+    for name in ("DUAL_LORA, BoolQ: 65.2", "LoRA (r=32), BoolQ: 68.9"):
+        page.get_by_role("button", name=name).first.click()
+        assert axe.Axe().run(page).violations_count == 0, name
+        page.keyboard.press("Escape")
+
+
+def test_a_rate_that_diverged_does_not_hide_the_others(browser, tmp_path: Path):
+    rates = {1e-4: 0.60, 2e-4: 0.61, 4e-4: 0.62, 8e-4: 0.61, 16e-4: 0.02}
+    sweep = "recipe.learning_rate: " + ",".join(map(str, rates)) + "\n      seed: 0"
+    text = EXPERIMENT.replace("  published_models", FIGURE).replace("seed: 0", sweep)
+    made = [record("lora", 0, {"boolq": score, "piqa": 0.7}, learning_rate=rate) for rate, score in rates.items()]
+    path = tmp_path / "report.html"
+    path.write_text(document(workspace(tmp_path / "rates", *made, text=text)), encoding="utf-8")
+    opened = browser.new_page()
+    opened.goto(f"{path.as_uri()}#figures")
+    figure = opened.locator("figure", has_text="BoolQ by learning rate; 1 point outside").first
+    assert figure.locator("svg text", has_text="▼").count() == 1
+    texts = figure.locator("svg text").all_text_contents()
+    ticks = [float(text) for text in texts if re.fullmatch(r"[\d.]+", text)]
+    assert min(tick for tick in ticks if tick >= 1) > 55  # not down to 2; below 1 are the rates
     opened.close()
