@@ -94,12 +94,7 @@ def announce(prepared: list[Any]) -> Path | None:
 
 def prepare(configs: list[RunConfig]) -> list[Any]:
     """Check and name every run; equal ones become one. Raises `ConfigError`."""
-    from dual_lora.runs.resolve import resolve
-
-    try:
-        prepared = list({item.run_id: item for item in (resolve(config) for config in configs)}.values())
-    except DataError as error:
-        raise ConfigError(str(error)) from None
+    prepared = list({item.run_id: item for item in _resolved(configs)}.values())
     for item in prepared:
         logger.info("run %s: %s", item.run_id, title(item.config))
     return prepared
@@ -108,13 +103,21 @@ def prepare(configs: list[RunConfig]) -> list[Any]:
 def describe(configs: list[RunConfig]) -> None:
     """Print what a run would be, or of several what those are that differ in the seed only, and all together."""
     from dual_lora.runs import plan
-    from dual_lora.runs.resolve import resolve
 
-    runs = [resolve(config, planned=True) for config in configs]
+    runs = _resolved(configs, planned=True)
     if len(runs) == 1:
         print(plan.describe(runs[0]))
     else:
         print(plan.describe_sweep(runs, [title(config).rpartition(" seed=")[0] for config in configs]))
+
+
+def _resolved(configs: list[RunConfig], *, planned: bool = False) -> list[Any]:
+    from dual_lora.runs.resolve import resolve
+
+    try:
+        return [resolve(config, planned=planned) for config in configs]
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _with_base_rows(configs: list[RunConfig]) -> list[RunConfig]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,21 @@ def at_budget(config: RunConfig) -> tuple[RunConfig, methods.Budget | None]:
 
 
 def adapted_layers(config: RunConfig) -> list[models.LayerShape]:
-    """Return the layers that the method adapts, none if it is no adapter. Raises `ConfigError` for unknown names."""
+    """Return the layers that the method adapts, none if it is no adapter. Raises `ConfigError` for those it has not."""
     if config.method.trains != "adapter":
         return []
-    return models.adapted_layer_shapes(config.model, config.method.settings.get("target_modules"))
+    layers = models.adapted_layer_shapes(config.model, config.method.settings.get("target_modules"))
+    chosen = config.method.settings.get("layers_to_transform")
+    if chosen is None:
+        return layers
+    wanted, blocks = chosen if isinstance(chosen, list | tuple) else [chosen], config.model.dimensions.num_layers
+    if not wanted or not all(isinstance(block, int) and 0 <= block < blocks for block in wanted):
+        raise ConfigError(
+            f"method.layers_to_transform={chosen}: model={config.model.name} has the blocks 0 to {blocks - 1}; name "
+            "some in a list, or null for all"
+        )
+    numbers = (re.search(r"\.(\d+)\.", layer.name) for layer in layers)
+    return [layer for layer, n in zip(layers, numbers, strict=True) if n is not None and int(n[1]) in wanted]
 
 
 def budget_note(budget: methods.Budget) -> str:

@@ -149,6 +149,10 @@ WRONG = [
     ("method.target_modules=3", "name the layers in a list"),
     ("'method.target_modules=q_proj'", r"matches the whole name of no layer .*or give a list, \[q_proj\]"),
     ("'method.target_modules=\"*\"'", "is not a regular expression"),
+    ("method.layers_to_transform=[1,2]", r"layers_to_transform=\[1, 2\]: model=tiny_llama has the blocks 0 to 1"),
+    ("method.layers_to_transform=-1", "layers_to_transform=-1: model=tiny_llama has the blocks 0 to 1"),
+    ("method.layers_to_transform=[[1]]", r"layers_to_transform=\[\[1\]\]: model=tiny_llama has the blocks 0 to 1"),
+    ("method.layers_to_transform=[]", r"layers_to_transform=\[\]: .*name some in a list"),
     ("method.r=0", "a rank is a whole number of at least 1"),
     (
         "method.r=100000",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dual_lora import methods, models, tasks
+from dual_lora.commands import main
 from dual_lora.config import ConfigError, RunConfig, recipes
 from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches, plan_steps, plan_warmup
@@ -39,6 +41,22 @@ def test_steps_are_epochs_of_the_examples_bounded_by_the_profile() -> None:
     assert plan_steps(config, 100) == (21, 7)
     bounded = dataclasses.replace(config, profile=dataclasses.replace(config.profile, max_steps=5))
     assert plan_steps(bounded, 100) == (5, 7)
+
+
+@pytest.mark.parametrize("method", ["lora", "dual_lora"])
+def test_a_plan_counts_the_blocks_that_are_adapted(method: str, tmp_path: Path) -> None:
+    words = ["model=tiny_llama", "task=e2e", f"method={method}", "data.source=sample", "task.metrics=[BLEU]"]
+    (config,) = compose([*words, "method.layers_to_transform=[1]", f"results={tmp_path}"])
+    loaded = models.load(config.model, tasks.load(config).head, dtype="float32", seed=0)
+    model = methods.apply(loaded.model, config.method, model_config=config.model, head=tasks.load(config).head, seed=0)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert plan(resolve(config, planned=True))["trainable"] == trained > 0
+
+
+def test_data_that_are_not_there_end_a_plan_in_a_sentence(tmp_path: Path, capsys) -> None:
+    words = ["model=tiny_llama", "task=e2e", "method=lora", "data.source=local", f"data.dir={tmp_path}", "plan=true"]
+    assert main([*words, f"results={tmp_path}"]) == 2
+    assert "train.txt: neither this file nor train.txt.gz was found" in capsys.readouterr().err
 
 
 def test_a_bounded_run_warms_up_for_a_tenth_at_most() -> None:
