@@ -16,16 +16,15 @@ from dual_lora import methods, records
 from dual_lora.config import RunConfig
 from dual_lora.distributed import processes, watchdog
 from dual_lora.evaluation.passes import is_small, passes_for
-from dual_lora.evaluation.prediction_lines import in_order, line, read_values, sha256
+from dual_lora.evaluation.prediction_lines import RANKINGS, in_order, line, read_values, readings, sha256
 from dual_lora.records import per_item
-from dual_lora.tasks.base import Example, Reading, Split, Task
+from dual_lora.tasks.base import Example, Split, Task
 
 # Sequences (beams, candidates) per batch. Kernel launches limit a small model: the more the better. Of a reply's tokens
 # all are computed one by one, of candidates all at once.
 _SEQUENCES = {"cpu": 16, "cuda": 128}
 _SEQUENCES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 512}
 _CANDIDATES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 2048}
-RANKINGS = ("likelihood", "cloze")  # scorings whose values are log-likelihoods; all others generate
 
 
 @dataclasses.dataclass
@@ -58,8 +57,7 @@ class Evaluator:
             values = _gathered(part)
             if processes.is_main():
                 part.write_whole(values)
-            readings = self._readings(values, examples, scoring)
-            for score in self.task.score(readings, examples, scoring):
+            for score in self.task.score(readings(self.task, values, examples, scoring), examples, scoring):
                 measurements.append({"split": split, "checkpoint": checkpoint, **dataclasses.asdict(score)})
         processes.barrier()  # the predictions are written
         return measurements
@@ -111,11 +109,6 @@ class Evaluator:
             )
             self.graphs[name] = {"replays": static.replays if static is not None else 0}
         return kept
-
-    def _readings(self, values: Sequence[Any], examples: Sequence[Example], scoring: str) -> list[Reading]:
-        if scoring in RANKINGS:
-            return [self.task.choose(example, scoring, row) for example, row in zip(examples, values, strict=True)]
-        return [self.task.read(reply, example) for reply, example in zip(values, examples, strict=True)]
 
     def _complete(self, examples: Sequence[Example]) -> Callable[[int, str], bool] | None:
         """Return when a reply needs no further token; None for a task whose reading needs the whole reply."""

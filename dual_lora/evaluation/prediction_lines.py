@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dual_lora.records import UNREADABLE
+from dual_lora.tasks.base import Example, Reading, Task
+
+RANKINGS = ("likelihood", "cloze")  # scorings whose values are log-likelihoods; all others generate
+
+
+def readings(task: Task, values: Sequence[Any], items: Sequence[Example], scoring: str) -> list[Reading]:
+    """Return what a task reads in the values of its items."""
+    if scoring in RANKINGS:
+        return [task.choose(item, scoring, row) for item, row in zip(items, values, strict=True)]
+    return [task.read(reply, item) for item, reply in zip(items, values, strict=True)]
 
 
 def line(index: int, value: Any) -> str:

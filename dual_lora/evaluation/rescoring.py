@@ -16,7 +16,7 @@ from typing import Any
 from dual_lora import records, tasks
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.evaluation import archive
-from dual_lora.evaluation.prediction_lines import in_order, sha256
+from dual_lora.evaluation.prediction_lines import in_order, readings, sha256
 from dual_lora.records import per_item
 from dual_lora.tasks import splits
 from dual_lora.tasks.base import Example, Reading, Task
@@ -95,9 +95,7 @@ def _values(
 def _readings(values: list[Any], task: Task, items: list[Example], scoring: str) -> list[Reading]:
     if len(values) != len(items):
         raise ConfigError(f"{len(values)} predictions are kept, of {len(items)} items")
-    if scoring == "generate":
-        return [task.read(value, item) for value, item in zip(values, items, strict=True)]
-    return [task.choose(item, scoring, value) for value, item in zip(values, items, strict=True)]
+    return readings(task, values, items, scoring)
 
 
 def _check_nothing_lost(again: list[dict[str, Any]], found: Mapping[tuple[str, str], list[dict[str, Any]]]) -> None:

@@ -14,6 +14,7 @@ from dual_lora.config.compose import compose
 from dual_lora.evaluation import validation
 from dual_lora.evaluation.causal_lm import CausalLMPipeline
 from dual_lora.evaluation.evaluator import Evaluator
+from dual_lora.evaluation.prediction_lines import readings
 from dual_lora.launch import prepare
 from dual_lora.runs import lifecycle
 from tests.small_cells import CLASSIFYING, WRITING, config
@@ -94,16 +95,15 @@ def commonsense():
 
 
 @pytest.mark.parametrize("scoring", ["likelihood", "cloze"])
-def test_a_ranking_with_nan_is_unreadable_and_never_an_answer(scoring, commonsense, tmp_path):
-    cell, task = commonsense
+def test_a_ranking_with_nan_is_unreadable_and_never_an_answer(scoring, commonsense):
+    _, task = commonsense
     items = [item for item in task.examples("test") if len(task.ranking(item, scoring)[1]) == 2][:1] * len(RANKED)
-    evaluator = Evaluator(task, None, cell, tmp_path)
-    readings = evaluator._readings([row for row, _ in RANKED], items, scoring)
+    found = readings(task, [row for row, _ in RANKED], items, scoring)
     labels = [f"{items[0].references[0][:-1]}{place + 1}" for place in range(2)]
     if items[0].subset == "boolq":
         labels = ["true", "false"]
-    assert readings == [None if chosen is None else labels[chosen] for _, chosen in RANKED]
-    for score in task.score(readings, items, scoring):
+    assert found == [None if chosen is None else labels[chosen] for _, chosen in RANKED]
+    for score in task.score(found, items, scoring):
         assert score.unreadable == 4
         right = sum(chosen is not None and labels[chosen] == items[0].references[0] for _, chosen in RANKED)
         assert score.metrics["accuracy"] == pytest.approx(right / len(RANKED))
