@@ -37,10 +37,10 @@ DIAGNOSTICS = {
 }  # fmt: skip
 
 
-def workspace(folder: Path, *records: dict[str, Any], text: str = EXPERIMENT) -> Workspace:
+def workspace(folder: Path, *records: dict[str, Any], text: str = EXPERIMENT, name: str = "table_x") -> Workspace:
     """Return a workspace with one table and these records."""
     (folder / "experiments").mkdir(parents=True)
-    (folder / "experiments" / "table_x.yaml").write_text(text, encoding="utf-8")
+    (folder / "experiments" / f"{name}.yaml").write_text(text, encoding="utf-8")
     (folder / "results" / "published").mkdir(parents=True)
     (folder / "results" / "published" / "papers.csv").write_text(PUBLISHED, encoding="utf-8")
     write(folder / "results" / "records", *records)

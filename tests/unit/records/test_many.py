@@ -15,18 +15,15 @@ from dual_lora.commands import main
 from dual_lora.records.schema import RecordError
 from dual_lora.report.records import read_all
 from tests import ROOT, committed
-from tests.unit.report.conftest import PUBLISHED
-from tests.unit.report.report_builder import EXPERIMENT, record, write
+from tests.unit.page.page_builder import workspace
+from tests.unit.report.report_builder import record, write
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A repository with an experiment whose six records are in one file, all committed."""
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "sweep.yaml").write_text(EXPERIMENT)
-    (tmp_path / "results" / "published").mkdir(parents=True)
-    (tmp_path / "results" / "published" / "papers.csv").write_text(PUBLISHED)
-    folder = write(tmp_path / "results" / "records", *(record(name, seed) for name in METHODS for seed in range(3)))
+    workspace(tmp_path, *(record(name, seed) for name in METHODS for seed in range(3)), name="sweep")
+    folder = tmp_path / "results" / "records"
     before, _ = records.read_folder(folder)
     assert main(["tables", "--home", str(tmp_path)]) == 0
     assert main(["pack", "sweep", "--home", str(tmp_path)]) == 0

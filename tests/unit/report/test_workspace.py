@@ -16,19 +16,15 @@ import pytest
 from dual_lora.commands import main
 from dual_lora.report import documents
 from tests.fresh_interpreters import run_python
-from tests.unit.report.conftest import PUBLISHED
+from tests.unit.page.page_builder import workspace
 from tests.unit.report.report_builder import EXPERIMENT, record, write
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A git checkout with one experiment, one committed record and a README that shows the table."""
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "table_x.yaml").write_text(EXPERIMENT)
-    (tmp_path / "results" / "published").mkdir(parents=True)
-    (tmp_path / "results" / "published" / "papers.csv").write_text(PUBLISHED)
+    workspace(tmp_path, record("lora"))
     (tmp_path / "README.md").write_text("# Hello\n\n<!-- table:table_x -->\n<!-- /table -->\n\nBye\n")
-    write(tmp_path / "results" / "records", record("lora"))
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "results/records")
     assert command("tables", tmp_path) == 0
