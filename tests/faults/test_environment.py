@@ -13,9 +13,10 @@ from dual_lora.config import ModelError
 from dual_lora.config.environment import cache_folder, leave_out_other_tools
 from dual_lora.metrics import java
 from dual_lora.models.checkpoint_files import remembered_sha256
-from tests.small_cells import arguments, config, numbers, only_record, start
+from tests.small_cells import config
 
-# What accelerate launch, accelerate config, a Kubernetes job, torchrun, mpirun and srun leave in a shell.
+# What accelerate launch, accelerate config, a Kubernetes job, torchrun, mpirun and srun leave in a shell; a run that is
+# started there is in tests/end_to_end/test_forks.py.
 LEFT_OVER = {
     "ACCELERATE_MIXED_PRECISION": "bf16",
     "ACCELERATE_DYNAMO_BACKEND": "EAGER",
@@ -34,20 +35,6 @@ LEFT_OVER = {
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
     "NVIDIA_TF32_OVERRIDE": "1",
 }
-
-
-def test_settings_of_other_tools_change_neither_numbers_nor_the_run(tmp_path):
-    """In a process of its own: accelerate reads them once. For the ranks of others it would wait for ever."""
-    from dual_lora.launch import prepare
-    from dual_lora.runs import lifecycle
-
-    child = start(*arguments(tmp_path / "there"), **LEFT_OVER)
-    [prepared] = prepare([config(tmp_path / "here")])
-    here = lifecycle.run(prepared)
-    said, _ = child.communicate(timeout=300)
-    assert child.returncode == 0, said
-    assert f"left out, as settings of other tools: {', '.join(sorted(LEFT_OVER))}" in said
-    assert numbers(only_record(tmp_path / "there")) == numbers(here)
 
 
 def test_a_process_of_a_group_keeps_what_its_parent_told_it():
