@@ -31,9 +31,11 @@ $(DEV): $(SUITE)
 demo: $(SUITE)
 	$(BIN)/python run.py profile=demo
 
-# mypy and Triton's interpreter need one process each; they fill what the two of the other tests leave of two cores.
+# mypy and Triton's interpreter take one core each, and about as long. What the interpreter's tests import is compiled
+# then, once; the processes of the other tests would do it each.
 test: lint browser
-	$(MAKE) --no-print-directory --jobs=2 unit types test-interpreter
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target types test-interpreter
+	$(MAKE) --no-print-directory unit
 
 lint: $(DEV)
 	$(BIN)/ruff check .
