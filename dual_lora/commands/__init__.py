@@ -44,7 +44,14 @@ BENCH_LIBRARIES = frozenset((
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; 2 for arguments, settings or files that cannot be used."""
     words = sys.argv[1:] if arguments is None else arguments
+    undecoded = [word for word in words if any("\udc80" <= letter <= "\udcff" for letter in word)]
+    if undecoded and arguments is None and not sys.flags.utf8_mode:
+        # The locale is another's, such as ASCII: in Python's UTF-8 mode such a folder can be named in files too.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     _print_in_any_encoding()
+    if undecoded:
+        print(f"error: {undecoded[0]!r} is no text: a name whose bytes are not UTF-8; rename it", file=sys.stderr)
+        return 2
     name, rest = _command(words)
     try:
         module = import_module(f"dual_lora.commands.{name.replace('-', '_')}")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,6 +17,7 @@ from dual_lora.config.compose import compose
 from dual_lora.config.words import PATHS, for_hydra
 from dual_lora.records.redaction import shareable
 from dual_lora.runs import warm_start
+from tests import ROOT, committed
 
 NAMES = [
     r"br\x", r"br\\x", "br\\", "结果 é", "My Data (v2)", "br[/x]", "[x]", "{a}", "a#b;c", "a'b", 'a"b', "a,b", "~/x",
@@ -102,3 +107,25 @@ def test_a_kept_command_can_be_given_again_and_names_no_place_of_this_machine(wo
     assert "ana" not in command
     if "FOLDER" not in kept and "***" not in kept:
         assert shlex.split(command)[3:] == words
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("a 结果".encode(), 0, b"runs.csv"), (b"a \xe9", 2, b"is no text: a name whose bytes are not UTF-8; rename it")],
+)
+def test_in_a_locale_of_other_letters_a_folder_may_have_any_name_that_is_text(tmp_path, name, code, said):
+    """LANG=C where Python's own UTF-8 mode is switched off."""
+    place = os.fsencode(tmp_path) + b"/" + name
+    os.makedirs(place + b"/records")
+    record = min(committed.FOLDER.glob("*.json"))
+    shutil.copy(record, place + b"/records/" + os.fsencode(record.name))
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [
+        sys.executable.encode(),
+        os.fsencode(ROOT / "run.py"),
+        b"export",
+        b"out=" + place + b"/tables",
+        b"results=" + place,
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
