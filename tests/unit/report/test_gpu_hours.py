@@ -18,6 +18,7 @@ from dual_lora.report import definition, formats, gpu_hours
 from dual_lora.report.gpu_hours import GpuHours
 from dual_lora.report.layout import Waiting
 from dual_lora.report.workspace import Workspace
+from dual_lora.runs import hours
 from dual_lora.runs.cards import CARDS
 from tests.unit.page.page_builder import document, of_method, values, workspace
 from tests.unit.report.report_builder import EXPERIMENT, ours, record, seeds_of
@@ -158,6 +159,7 @@ def test_the_committed_file_is_of_today():
     """`tables --check` says the same; here also the arithmetic, for a run of each kind of task."""
     space = Workspace(shipped.home())
     assert space.stale_hours() == []
+    assert space.hours.errors == hours.ERRORS, gpu_hours.COMMAND
     planned = {
         "table_glue": {"model": "roberta_base", "task": "glue/rte", "method": "dual_lora"},
         "table_nlg": {"model": "gpt2_medium", "task": "e2e", "method": "dora"},
