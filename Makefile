@@ -31,11 +31,9 @@ $(DEV): $(SUITE)
 demo: $(SUITE)
 	$(BIN)/python run.py profile=demo
 
-# mypy and Triton's interpreter take one core each, and about as long. What the interpreter's tests import is compiled
-# then, once; the processes of the other tests would do it each.
+# mypy, and after it Triton's interpreter, next to the other tests: one process each, which fills what those leave idle.
 test: lint browser
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target types test-interpreter
-	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory --jobs=2 unit types test-interpreter
 
 lint: $(DEV)
 	$(BIN)/ruff check .
