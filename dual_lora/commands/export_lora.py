@@ -74,7 +74,7 @@ def mean_loss(model: Any, batches: list[dict[str, Any]]) -> float:
 def _texts(path: Path) -> list[str]:
     texts = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if len(texts) < 2:
-        raise ConfigError(f"calibrate={path} has {len(texts)} texts: one a line, at least two (eight do)")
+        raise ConfigError(f"calibrate={path} has {len(texts)} texts: one a line, at least two")
     return texts
 
 
