@@ -6,7 +6,7 @@
     sum(parts.values())
 
 What autograd keeps is counted in `kept_tensors.py`. `tests/unit/runs/test_memory.py` compares whole runs with the
-committed records and benchmarks, within 10 %; full fine-tuning of a causal model by graphs is planned 14 % too high.
+committed records and benchmarks, within 10 %; full fine-tuning of SmolLM2 on E2E is planned 14 % too high.
 """
 
 from __future__ import annotations
