@@ -98,6 +98,17 @@ def test_several_runs_at_once_are_each_alone(metric):
         assert scores == pytest.approx(item_noise.value(metric, run, weights), abs=1e-12)
 
 
+@pytest.mark.parametrize("patterns", [3, 30])
+def test_both_ways_of_drawing_items_are_multinomial(patterns):
+    which = np.arange(60) % patterns  # 60 / 3: by the counts; 60 / 30: by the items
+    drawn = item_noise._weights(np.random.default_rng(0), which, patterns, 20_000)
+    assert (drawn.sum(axis=1) == 60).all()
+    share = 1 / patterns
+    assert drawn.mean(axis=0) == pytest.approx(np.full(patterns, 60 * share), rel=0.03)
+    assert drawn.var(axis=0) == pytest.approx(np.full(patterns, 60 * share * (1 - share)), rel=0.06)
+    assert np.cov(drawn[:, 0], drawn[:, 1])[0, 1] == pytest.approx(-60 * share**2, abs=0.06 * 60 * share)
+
+
 def test_mid_p_is_the_exact_test_with_half_of_the_observed_tables_probability():
     """Fagerland, Lydersen and Laake (2013): 1 and 7 discordant pairs, exact p 0.070, mid-p 0.039."""
     assert item_noise.mid_p(1, 7) == pytest.approx(0.039, abs=5e-4)
