@@ -240,7 +240,7 @@ def test_a_damaged_adapter_is_read_or_refused(folder: Path) -> None:
 @given(damaged(b'{"peft_type": "LORA", "base_model_name_or_path": "x"}') | JSON.map(lambda v: json.dumps(v).encode()))
 def test_a_damaged_adapter_config_is_read_or_refused(folder: Path, content: bytes) -> None:
     (folder / "adapter_config.json").write_bytes(content)
-    held(lambda: saved._base_name(folder), ConfigError)
+    held(lambda: saved.settings(folder), ConfigError)
 
 
 ANY = st.text(max_size=30) | st.lists(
