@@ -88,12 +88,11 @@ class Interruption(TrainerCallback):
         self._handlers.__exit__(None, None, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if repeats(number):
-            return
-        if self.signal is not None:
+        if self.signal is None:  # two that arrive at once may both be here, one inside the other: they are one
+            note(number)
+            self.signal = signal.Signals(number).name
+        elif not repeats(number):
             raise KeyboardInterrupt(f"stopped by a second {signal.Signals(number).name}")
-        note(number)
-        self.signal = signal.Signals(number).name
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
