@@ -14,6 +14,9 @@ from tests.unit.report.conftest import PUBLISHED
 from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of, write
 
 HOSTILE = "</script><script>window.stolen = 1</script><img src=x onerror=window.stolen=1>"
+FIGURE = "  figure: {x: recipe.learning_rate, column: BoolQ, log_x: true}\n  published_models"
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
 
 
 # Two layers, 2 × 3 and 4 × 6, watched at two steps.

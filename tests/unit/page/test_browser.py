@@ -5,24 +5,13 @@ One browser and one small page for all tests. What a click shows is compared wit
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-from pathlib import Path
-
 import pytest
 
 from dual_lora.report.workspace import Workspace
-from tests.unit.page.page_builder import HOSTILE, document, study, workspace
-from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of
+from tests.unit.page.page_builder import DESKTOP, FIGURE, HOSTILE, PHONE, document, study, workspace
+from tests.unit.report.report_builder import EXPERIMENT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make install")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make install")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
-
-FIGURE = "  figure: {x: recipe.learning_rate, column: BoolQ, log_x: true}\n  published_models"
-SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 
 
 @pytest.fixture(scope="module")
@@ -42,32 +31,9 @@ def file(space) -> str:
     return path.as_uri()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def page(browser, file):
-    """A tab; whatever it logs as an error, or asks of a network, fails the test."""
-    context = browser.new_context(viewport=SIZES["desktop"])
-    context.set_default_timeout(20_000)
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on(
-        "console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None
-    )
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
-    opened.goto(file)
-    yield opened
-    stolen = opened.evaluate("window.stolen")
-    context.close()
-    assert problems == []
-    assert stolen is None
+def page(visit, file):
+    return visit(file)
 
 
 def runs(space: Workspace, method: str) -> list[str]:
@@ -94,7 +60,7 @@ def column(page, heading: str) -> list[str]:
 
 
 def test_every_view_opens_at_every_width_and_fits_it(page, space):
-    for name, size in SIZES.items():
+    for name, size in {"phone": PHONE, "desktop": DESKTOP}.items():
         page.set_viewport_size(size)
         for view in views(space):
             go(page, view)
@@ -268,18 +234,6 @@ def test_figures_of_a_study_have_their_points(page):
     assert inside.locator("figcaption").count() == 6
 
 
-def test_figures_without_runs_are_listed_with_their_commands(browser, tmp_path: Path):
-    path = tmp_path / "report.html"
-    path.write_text(document(workspace(tmp_path / "empty")), encoding="utf-8")
-    opened = browser.new_page()
-    opened.goto(f"{path.as_uri()}#figures")
-    opened.locator("summary", has_text="A table: A block").click()
-    text = opened.locator("details.waiting").inner_text()
-    assert "differences from the reference" in text
-    assert "python run.py -m experiment=table_x" in text
-    opened.close()
-
-
 def test_the_theme_can_be_chosen(page):
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
@@ -295,38 +249,6 @@ def test_unknown_addresses_say_so(page):
         page.wait_for_selector("h1:has-text('No such run')")
 
 
-def test_a_page_without_records_opens(browser, tmp_path: Path):
-    path = tmp_path / "report.html"
-    path.write_text(document(workspace(tmp_path / "empty")), encoding="utf-8")
-    opened = browser.new_page()
-    problems: list[str] = []
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.goto(path.as_uri())
-    for view in ("overview", "table/table_x", "figures", "runs"):
-        opened.evaluate("view => { location.hash = view }", view)
-        opened.wait_for_selector("h1")
-    assert problems == []
-    opened.close()
-
-
-def test_a_long_name_leaves_room_for_numbers_on_a_phone(browser, tmp_path: Path):
-    """The first column stays in view when a table is scrolled: it must not cover the rest."""
-    text = EXPERIMENT.replace(
-        "  published_models", "  labels: {lora: Low-rank adapters with a very long name (r=32)}\n  published_models"
-    )
-    path = tmp_path / "report.html"
-    path.write_text(document(workspace(tmp_path / "long", *study(), text=text)), encoding="utf-8")
-    opened = browser.new_page(viewport=SIZES["phone"])
-    opened.set_default_timeout(5_000)
-    opened.goto(f"{path.as_uri()}#table/table_x")
-    width = opened.locator("main tbody th").first.bounding_box()["width"]
-    assert width < 0.45 * SIZES["phone"]["width"]
-    for cell in opened.locator("main tbody tr").first.locator("button.cell").all():
-        cell.click()  # nothing is above it
-        opened.keyboard.press("Escape")
-    opened.close()
-
-
 def test_a_chooser_that_its_choice_makes_anew_keeps_the_keyboard(page):
     go(page, "figures")
     score = page.get_by_role("combobox", name="score").first
@@ -336,63 +258,6 @@ def test_a_chooser_that_its_choice_makes_anew_keeps_the_keyboard(page):
     assert page.evaluate("document.activeElement.value") == "1"
 
 
-def test_many_rows_are_shown_when_asked_for(browser, tmp_path: Path):
-    many = [record("lora", seed, learning_rate=rate / 1e4) for seed in range(6) for rate in range(1, 36)]
-    path = tmp_path / "report.html"
-    path.write_text(document(workspace(tmp_path / "many", *many)), encoding="utf-8")
-    opened = browser.new_page()
-    opened.goto(f"{path.as_uri()}#runs")
-    assert opened.locator("main tbody tr").count() == 200
-    opened.get_by_role("button", name="show all 210 rows").click()
-    assert opened.locator("main tbody tr").count() == 210
-    opened.get_by_role("searchbox").fill(many[0]["identity"]["run_id"])
-    assert opened.locator("main tbody tr").count() == 1
-    assert opened.get_by_role("button", name="show all").is_hidden()
-    opened.close()
-
-
-def test_what_fills_an_empty_cell_is_said_with_its_hours(browser, tmp_path: Path):
-    space = workspace(tmp_path / "hours", *seeds_of("lora", [0.6, 0.61, 0.62]))
-    folder = space.root / "results" / "benchmarks"
-    folder.mkdir()
-    seconds = {"table_x": {"method=none": 60, "method=lora": 720, "method=dual_lora": "too large for one card"}}
-    held = {"card": "a card", "errors": {"smollm2": [0.2, 0.5]}, "made_of": {}, "seconds": seconds}
-    (folder / "gpu_hours.json").write_text(json.dumps(held))
-    path = tmp_path / "report.html"
-    path.write_text(document(space), encoding="utf-8")
-    opened = browser.new_page()
-    opened.goto(f"{path.as_uri()}#table/table_x")
-    opened.get_by_role("combobox", name="rows", exact=True).select_option("all")
-    cell = opened.get_by_role("button", name="none, BoolQ: not run, 1 run, about 0.02 GPU-hours on one a card")
-    assert cell.inner_text() == "0.02 h"
-    cell.click()
-    text = opened.locator("dialog").inner_text()
-    for part in ("python run.py -m experiment=table_x method=none", "1 run, about 0.02 GPU-hours", "within 20 %"):
-        assert part in text
-    opened.keyboard.press("Escape")
-    cell = opened.get_by_role("button", name="dual_lora, BoolQ: not run, 6 runs without an estimate: too large")
-    assert cell.inner_text() == "·"
-    opened.goto(f"{path.as_uri()}#overview")
-    opened.wait_for_selector(".coverage, h2:has-text('How much')")
-    assert "0.62 h" in opened.locator("section", has_text="How much of the paper").inner_text()
-    opened.close()
-
-
-def test_two_tables_with_one_heading_are_told_apart(browser, tmp_path: Path):
-    """A screen reader lists the regions of the overview: each needs a name of its own."""
-    space = workspace(tmp_path / "two", *study())
-    other = EXPERIMENT.replace("title: A table", "title: Another table")
-    (space.root / "experiments" / "table_y.yaml").write_text(other, encoding="utf-8")
-    path = tmp_path / "report.html"
-    path.write_text(document(space), encoding="utf-8")
-    opened = browser.new_page()
-    opened.goto(path.as_uri())
-    names = [one.get_attribute("aria-label") for one in opened.get_by_role("region").all()]
-    assert {"A table: A block", "Another table: A block"} <= set(names)
-    assert len(set(names)) == len(names)
-    opened.close()
-
-
 def test_axe_finds_nothing_in_what_a_click_opens(page):
     go(page, "table/table_x")
     page.get_by_role("combobox", name="rows", exact=True).select_option("all")
@@ -400,20 +265,3 @@ def test_axe_finds_nothing_in_what_a_click_opens(page):
         page.get_by_role("button", name=name).first.click()
         assert axe.Axe().run(page).violations_count == 0, name
         page.keyboard.press("Escape")
-
-
-def test_a_rate_that_diverged_does_not_hide_the_others(browser, tmp_path: Path):
-    rates = {1e-4: 0.60, 2e-4: 0.61, 4e-4: 0.62, 8e-4: 0.61, 16e-4: 0.02}
-    sweep = "recipe.learning_rate: " + ",".join(map(str, rates)) + "\n      seed: 0"
-    text = EXPERIMENT.replace("  published_models", FIGURE).replace("seed: 0", sweep)
-    made = [record("lora", 0, {"boolq": score, "piqa": 0.7}, learning_rate=rate) for rate, score in rates.items()]
-    path = tmp_path / "report.html"
-    path.write_text(document(workspace(tmp_path / "rates", *made, text=text)), encoding="utf-8")
-    opened = browser.new_page()
-    opened.goto(f"{path.as_uri()}#figures")
-    figure = opened.locator("figure", has_text="BoolQ by learning rate; 1 point outside").first
-    assert figure.locator("svg text", has_text="▼").count() == 1
-    texts = figure.locator("svg text").all_text_contents()
-    ticks = [float(text) for text in texts if re.fullmatch(r"[\d.]+", text)]
-    assert min(tick for tick in ticks if tick >= 1) > 55  # not down to 2; below 1 are the rates
-    opened.close()
