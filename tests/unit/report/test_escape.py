@@ -120,9 +120,9 @@ def test_a_table_with_such_texts_is_a_table_in_every_format(text: str) -> None:
 
 
 def printed(*shown: object, width: int = 200) -> str:
-    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
-    console.print(*shown, sep="\n")
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+    written = io.StringIO()
+    Console(file=written, width=width, markup=False, emoji=False, highlight=False).print(*shown, sep="\n")
+    return written.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 60])

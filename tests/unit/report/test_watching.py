@@ -26,7 +26,7 @@ def made(run_id: str, method: str, *, status: str = "finished", parallel: int = 
     names = {name: {"name": value} for name, value in chosen(method, "").choices.items()}
     identity = {**names, "run_id": run_id, "seed": 0}
     cost = Cost(**more.pop("cost", {}))
-    return Record(status=status, identity=identity, cost=cost, execution={"parallel": parallel}, **more)  # type: ignore[arg-type]
+    return Record(status=status, identity=identity, cost=cost, execution={"parallel": parallel}, **more)
 
 
 def chosen(method: str, state: str, run_id: str = "") -> Chosen:
@@ -52,9 +52,9 @@ def curve(last: int, seconds: float) -> list[dict]:
 
 
 def shown(view: watching.View) -> str:
-    console = Console(width=120, file=io.StringIO())
-    console.print(view.shown("sweep"))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    written = io.StringIO()
+    Console(width=120, file=written).print(view.shown("sweep"))
+    return written.getvalue()
 
 
 def test_a_run_at_work_is_given_the_time_of_its_last_steps_and_of_its_evaluation(tmp_path):
