@@ -86,24 +86,24 @@ def _initialized() -> Iterator[None]:
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    own = ConfigStore.instance().repo["hydra"]
-    full = own["config.yaml"]
-    own["config.yaml"] = _bare_hydra()
+    full, bare = _own_settings()
+    own = functools.partial(ConfigStore.instance().store, group="hydra", name="config", provider="hydra")
+    own(node=bare)
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             yield
     finally:
-        own["config.yaml"] = full
+        own(node=full)
 
 
 @functools.cache
-def _bare_hydra() -> Any:
+def _own_settings() -> tuple[Any, Any]:
+    """Return what Hydra registers as `hydra/config`, and the same without the groups that it would read."""
     from hydra.conf import HydraConf
-    from hydra.core.config_store import ConfigNode
     from omegaconf import OmegaConf
 
     loggers: list[Any] = [{"job_logging": "none"}, {"hydra_logging": "none"}]  # configs/config.yaml overrides them
-    return ConfigNode("config.yaml", OmegaConf.structured(HydraConf(defaults=loggers)), "hydra", None, "hydra")
+    return OmegaConf.structured(HydraConf()), OmegaConf.structured(HydraConf(defaults=loggers))
 
 
 def _every_setting() -> dict[str, Any]:

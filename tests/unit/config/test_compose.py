@@ -9,6 +9,9 @@ import sys
 import time
 
 import pytest
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig, recipes
 from dual_lora.config.choices import options
@@ -195,3 +198,10 @@ def test_a_label_is_not_part_of_the_identity_and_a_rate_is() -> None:
 def test_a_sweep_is_one_experiment() -> None:
     with pytest.raises(ConfigError, match="one command for each|one experiment"):
         compose(["-m", "experiment=glue_minilm,nlg_smollm2", "seed=0"])
+
+
+def test_hydras_own_settings_are_whole_again_after_a_composition():
+    """Another Hydra application in the same process has its loggers and launchers."""
+    compose(["model=tiny_llama", "task=e2e", "method=lora"])
+    held = ConfigStore.instance().load("hydra/config.yaml").node
+    assert held == OmegaConf.structured(HydraConf())
