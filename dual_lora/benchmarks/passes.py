@@ -1,16 +1,19 @@
-"""Time an evaluation's passes, by batch size, as CUDA graphs and without: ranked candidates and validation losses.
+"""Time an evaluation by batch size, with CUDA graphs and without: ranked candidates, validation losses, replies.
 
     python run.py bench passes data.source=local data.dir=data            # results/benchmarks/passes.json
-    python run.py bench passes model=llama2 model.path=FOLDER items=4000 ...
+    python run.py bench passes model=llama2 model.path=FOLDER --items 4000 --adapter FOLDER ...
 
 The model is SmolLM2-135M with its own weights or those of `model.path`; settings are those of a run. Candidates are
 those of the commonsense tasks' test items, spread over them, scored as `task.scorings=[cloze]` does; validation losses
-are of E2E's development pairs. Tokenizing is in the seconds of the first, not of the second.
+are of E2E's development pairs; replies are to E2E's test inputs, by the protocol's beams and by the adapter's weights,
+merged. A model that does not know the task writes to the last token allowed. Tokenizing is in the seconds of the first
+and the last part, not of the second.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -22,12 +25,15 @@ from dual_lora import models, tasks
 from dual_lora.benchmarks import timing
 from dual_lora.config.compose import compose_one
 from dual_lora.evaluation.causal_lm import Collator
+from dual_lora.evaluation.generation import generate
 from dual_lora.evaluation.passes import Passes, passes_for
 from dual_lora.evaluation.ranking import rank
+from dual_lora.evaluation.static_decoding import StaticDecoding, decoding_for
 from dual_lora.evaluation.validation import losses
+from dual_lora.methods import saved
 from dual_lora.tasks.encoding import encode_all
 
-BATCHES = {"cloze": (512, 2048), "validation": (4096, 16_384)}  # candidates; tokens
+BATCHES = {"cloze": (512, 2048), "validation": (4096, 16_384), "replies": (51,)}  # candidates; tokens; prompts
 FIRST = 8  # items that are not timed
 ROWS = 1024  # of E2E's development set, as the study validates on
 
@@ -46,31 +52,48 @@ def run(options: argparse.Namespace) -> None:
     for part, task in (
         ("cloze", ["task=commonsense", "task.target=text", "task.scorings=[cloze]"]),
         ("validation", ["task=e2e"]),
+        ("replies", ["task=e2e"]),
     ):
         config = compose_one([*words, *task, *options.settings])
         chosen: Any = tasks.load(config)
         if loaded is None:
             dtype = models.resolve_dtype(config.model, device)
             loaded = models.load(config.model, chosen.head, dtype=dtype, seed=config.seed, device=device)
-        compute = _cloze(loaded, chosen, options.items) if part == "cloze" else _validation(loaded, chosen, config)
-        compute(BATCHES[part][0], Passes(), FIRST)  # loads kernels
+        if part == "cloze":
+            compute = _cloze(loaded, chosen, options.items)
+        elif part == "validation":
+            compute = _validation(loaded, chosen, config)
+        else:
+            if options.adapter is not None:
+                merged = saved.with_adapter(loaded.model, options.adapter).merge_and_unload()
+                loaded = dataclasses.replace(loaded, model=merged)
+            compute = _replies(loaded, chosen, config)
+        compute(BATCHES[part][0], _way(part, loaded.model, "off"), FIRST)  # loads kernels
         for batch in BATCHES[part]:
-            for graphs in ("off", "auto"):
-                row = {"part": part, "batch": batch, "graphs": graphs, **_timed(compute, loaded.model, batch, graphs)}
+            for graphs in ("grows", "off", "auto") if part == "replies" else ("off", "auto"):
+                way = _way(part, loaded.model, graphs)
+                row = {"part": part, "batch": batch, "graphs": graphs, **_timed(compute, loaded.model, batch, way)}
                 results["rows"].append(row)
                 print(json.dumps(row), flush=True)
                 timing.write(options.output, "passes", results)
 
 
-def _timed(compute: Callable[..., int], model: Any, batch: int, graphs: str) -> dict[str, Any]:
+def _way(part: str, model: Any, graphs: str) -> Any:
+    """Return what computes: passes, or for replies a cache of a fixed size; None for one that grows."""
+    if part != "replies":
+        return passes_for(model, graphs)
+    return None if graphs == "grows" else decoding_for(model, graphs)
+
+
+def _timed(compute: Callable[..., int], model: Any, batch: int, way: Any) -> dict[str, Any]:
     cuda = next(model.parameters()).device.type == "cuda"
-    passes = passes_for(model, graphs)
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
-    items = compute(batch, passes)
-    row = {"items": items, "seconds": round(time.perf_counter() - begun, 3), **passes.report()}
+    items = compute(batch, way)
+    row = {"items": items, "seconds": round(time.perf_counter() - begun, 3)}
+    row |= way.report() if isinstance(way, Passes) else {"replays": getattr(way, "replays", 0)}
     return row | ({"reserved_GiB": torch.cuda.max_memory_reserved() / 2**30} if cuda else {})
 
 
@@ -102,5 +125,18 @@ def _validation(loaded: Any, task: Any, config: Any) -> Callable[..., int]:
         collator = Collator(tokenizer, few_shapes=passes.few_shapes)
         with torch.autocast(loaded.model.device.type, torch.bfloat16, cache_enabled=False):
             return len(losses(loaded.model, rows[:count], collator, batch_tokens=batch, passes=passes)[1])
+
+    return compute
+
+
+def _replies(loaded: Any, task: Any, config: Any) -> Callable[..., int]:
+    prompts = [task.render(example, training=False).prompt for example in task.examples("test")]
+    decoding = config.protocol.decoding
+
+    def compute(batch: int, static: StaticDecoding | None, count: int | None = None) -> int:
+        with torch.autocast(loaded.model.device.type, torch.bfloat16, cache_enabled=False):
+            return len(
+                generate(loaded.model, loaded.tokenizer, prompts[:count], decoding, batch_size=batch, static=static)
+            )
 
     return compute

@@ -7,7 +7,7 @@ from typing import Any
 
 from dual_lora.report.grid import grid
 
-_SWITCH = {"auto": "on", "off": "off"}  # launch.graphs
+_SWITCH = {"auto": "on", "off": "off", "grows": "off, a cache that grows"}  # launch.graphs; how evaluation was before
 
 
 def start_section(found: Mapping[str, Any]) -> str:
@@ -48,7 +48,7 @@ def passes_section(found: Mapping[str, Any]) -> str:
     rows = []
     for row in found["rows"]:
         what = [row["part"], f"{row['items']:,}", f"{row['batch']:,}", _SWITCH[row["graphs"]]]
-        replayed = f"{row['replays']} of {row['replays'] + row['eager']}"
+        replayed = f"{row['replays']} of {row['replays'] + row['eager']}" if "eager" in row else str(row["replays"])
         rows.append([*what, f"{row['seconds']:.1f}", replayed, f"{row['reserved_GiB']:.1f}"])
     headings = ["passes", "items", "batch", "graphs", "s", "replayed", "memory, GiB"]
     return f"{_made(found)}\n\n{grid('lrrlrrr', headings, rows)}"

@@ -115,6 +115,7 @@ def _start(parser: Parser) -> None:
 def _passes(parser: Parser) -> None:
     parser.take_settings()
     parser.add_argument("--items", type=int, help="to rank, spread over the test sets; default: all")
+    parser.add_argument("--adapter", type=Path, help="whose weights write the replies; default: the model's own")
 
 
 def _fsdp(parser: Parser) -> None:
