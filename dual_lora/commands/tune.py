@@ -11,6 +11,8 @@ any method is at an end of its grid, nothing is chosen and the grids of all meth
     python run.py tune EXPERIMENT                        # trials that a file of experiments/ states, by the same rules
     python run.py tune EXPERIMENT --then nlg_smollm2     # the study's commands with what was chosen, for a shell
 
+With `--then` only methods that the study runs are looked at: no other one makes their grids grow.
+
 Only scores of the split `validation` after the last step are looked at, never a test score: a language model's plain
 loss per answer token (not the smoothed one that it trains on), a classifier's score on the held-out tenth. Records of
 trials need not be committed.
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
     try:
-        choices = tuning.choose(trials, held)
+        choices = tuning.choose(tuning.of_study(trials, then) if then else trials, held)
     except tuning.Unfinished as found:
         print(f"{found}; run", file=sys.stderr)
         print("\n".join(found.commands))

@@ -94,6 +94,21 @@ def new_trials(middles: Mapping[tuple[str, str, str], float], words: Mapping[str
     return found
 
 
+def of_study(experiments: Iterable[Experiment], study: Experiment) -> list[Experiment]:
+    """Return the trials of the methods that `study` runs, as experiments of those methods alone.
+
+    Raises `TuningError` if no trial is of such a method.
+    """
+    found = []
+    for experiment in experiments:
+        methods = tuple(name for name in experiment.sweep["method"] if name in study.sweep["method"])
+        if methods:
+            found.append(dataclasses.replace(experiment, sweep={**experiment.sweep, "method": methods}))
+    if not found:
+        raise TuningError(f"{study.name} runs no method of the trials; its methods: {','.join(study.sweep['method'])}")
+    return found
+
+
 def choose(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[Choice]:
     """Return the choice of every model, task and method of the experiments.
 

@@ -9,7 +9,18 @@ import pytest
 
 from dual_lora.records.schema import Record, parse
 from dual_lora.report.definition import Block, Column, Experiment
-from dual_lora.report.tuning import PART, RATE, Choice, Trial, TuningError, Unfinished, choose, commands, new_trials
+from dual_lora.report.tuning import (
+    PART,
+    RATE,
+    Choice,
+    Trial,
+    TuningError,
+    Unfinished,
+    choose,
+    commands,
+    new_trials,
+    of_study,
+)
 from tests.unit.records.test_record_names import name_of
 from tests.unit.report import report_builder
 
@@ -193,3 +204,15 @@ def test_a_new_models_trials_are_five_rates_around_each_recipes() -> None:
     assert one.sweep["task.metrics"] == ("[BLEU,NIST]",), "a list is no sweep"
     [glue] = new_trials({("minilm", "glue/rte", "lora"): 1e-3}, {})
     assert PART not in glue.sweep, "a classifier's held-out tenth chooses"
+
+
+def test_a_method_that_a_study_does_not_run_grows_no_grid_of_its() -> None:
+    rates = (1e-3, 2e-3, 4e-3)
+    records = bowl({"lora": 2e-3, "dora": 8e-3}, rates)
+    with pytest.raises(Unfinished, match="0 below, 1 above"):
+        choose([trials("lora,dora")], records)
+    own = study(model="smollm2", task="e2e", method="lora,dual_lora")
+    [made] = choose(of_study([trials("lora,dora"), trials("dora")], own), records)
+    assert (made.method, made.chosen.settings[RATE]) == ("lora", "2e-3")
+    with pytest.raises(TuningError, match="study runs no method of the trials; its methods: lora,dual_lora"):
+        of_study([trials("dora")], own)
