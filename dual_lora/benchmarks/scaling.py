@@ -72,8 +72,8 @@ CURVES = [
     ("lora", "float32", ("fsdp", "zero2", "zero3")),
     ("dora", "float32", ("ddp", "fsdp")),
 ]
-PARTS = (("killed", "same"), ("speed",), ("large",))  # in this order; those in one tuple run at the same time
-NAMES = [name for together in PARTS for name in together]
+PARTS = ("killed", "same", "speed", "large")
+ROUNDS = (PARTS[:2], PARTS[2:3], PARTS[3:])  # in this order; those of one run at the same time
 # Relative, of the losses of the first ten steps: docs/launching.md. Later on rounding grows, as in any training.
 BOUNDS = {"float32": 2e-5, "bfloat16": 5e-3}
 GONE_SECONDS = 60.0
@@ -292,12 +292,12 @@ def run(args: argparse.Namespace) -> None:
     """Run the parts and write each as it is done. Raises `ConfigError` for what would fail after minutes."""
     check(args)
     bench = Bench(args, timing.read(args.output, "scaling"))
-    for together in PARTS:
+    for together in ROUNDS:
         # SmolLM2 takes 13 GiB of a card in a group of two, 8 in one of four.
         bench.share(bench.lanes, 3 if args.smoke else 5 if args.gpus == 2 else 8)
         begun = time.perf_counter()
         with ThreadPoolExecutor(len(together)) as pool:
-            jobs = {part: pool.submit(getattr(bench, part)) for part in together if part in (args.parts or NAMES)}
+            jobs = {part: pool.submit(getattr(bench, part)) for part in together if part in (args.parts or PARTS)}
         for part, job in jobs.items():
             job.result()
             bench.found(part, seconds=round(time.perf_counter() - begun, 1))

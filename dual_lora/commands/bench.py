@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -54,8 +53,8 @@ def parser_of(name: str) -> Parser:
     if name not in NAMES:
         raise ConfigError(f"unknown benchmark {name!r}{legal_values(name, NAMES)}")
     # Read, not imported: help would load torch.
-    source = (shipped.PACKAGE / "benchmarks" / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
-    parser = Parser(f"bench {name}", ast.get_docstring(ast.parse(source)))
+    module = ast.parse((shipped.PACKAGE / "benchmarks" / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
+    parser = Parser(f"bench {name}", ast.get_docstring(module))
     if name == "report":
         parser.add_argument("--check", action="store_true", help="compare instead of writing; not the figure")
     elif name != "gpu-hours":
@@ -63,27 +62,23 @@ def parser_of(name: str) -> Parser:
     if name not in ("report", "evaluation"):
         folder = shipped.home() / "results" / "benchmarks"
         parser.add_argument("--output", type=Path, default=folder, help="folder of the result file")
+    for option in ("methods", "parts"):
+        if legal := _constant(module, option.upper()):
+            text = f"default: all of {', '.join(legal)}"
+            parser.add_argument(f"--{option}", nargs="+", type=one_of(*legal), help=text)
     _OPTIONS.get(name, lambda parser: None)(parser)
     return parser
 
 
-def _device(*legal: str) -> Callable[[Parser], None]:
-    def add(parser: Parser) -> None:
-        parser.add_argument("--device", type=one_of(*legal), default=legal[0], help=" or ".join(legal))
-
-    return add
-
-
-def _methods(*legal: str) -> Callable[[Parser], None]:
-    def add(parser: Parser) -> None:
-        parser.add_argument("--methods", nargs="+", type=one_of(*legal), help=f"default: all of {', '.join(legal)}")
-
-    return add
+def _constant(module: ast.Module, name: str) -> tuple[str, ...]:
+    """Return the words that a module gives a name, or none."""
+    assigned = (node for node in module.body if isinstance(node, ast.Assign))
+    values = (node.value for node in assigned if ast.unparse(node.targets[0]) == name)
+    return next(map(ast.literal_eval, values), ())
 
 
-def _training(parser: Parser) -> None:
-    parts = ("small", "steps", "profile", "dropout")
-    parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
+def _kernels(parser: Parser) -> None:
+    parser.add_argument("--device", type=one_of("cuda", "cpu"), default="cuda", help="cuda or cpu")
 
 
 def _evaluation(parser: Parser) -> None:
@@ -118,24 +113,18 @@ def _passes(parser: Parser) -> None:
     parser.add_argument("--adapter", type=Path, help="whose weights write the replies; default: the model's own")
 
 
-def _fsdp(parser: Parser) -> None:
-    parts = ("steps", "checkpointing")
+def _gpus(parser: Parser) -> None:
     parser.add_argument("--gpus", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
-    _methods("lora", "dora", "dual_lora")(parser)
 
 
 def _scaling(parser: Parser) -> None:
-    parts = ("killed", "same", "speed", "large")
-    parser.add_argument("--gpus", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", type=one_of(*parts), help=f"default: all of {', '.join(parts)}")
+    _gpus(parser)
     parser.add_argument(
         "--only", nargs="+", metavar="GROUP", help="patterns: lora-fsdp, 'dora-*', dual_lora-bfloat16-ddp"
     )
     parser.add_argument("--layers", type=int, help="of LLaMA-3-70B's 80; default 32 a GPU")
     parser.add_argument("--weights", type=Path, help="of random weights, 142 GB for `large`; best in memory")
     parser.add_argument("--scratch", type=Path, help="where runs are made; default: results/local/scaling")
-    _methods("lora", "dora", "dual_lora")(parser)
 
 
 def _gpu_hours(parser: Parser) -> None:
@@ -147,15 +136,12 @@ def _gpu_hours(parser: Parser) -> None:
 
 _OPTIONS = {
     "gpu-hours": _gpu_hours,
-    "kernels": _device("cuda", "cpu"),
-    "training": _training,
-    "graphs": _methods("lora", "dora", "dual_lora"),
+    "kernels": _kernels,
     "runs": _runs,
     "start": _start,
     "passes": _passes,
     "evaluation": _evaluation,
-    "zero": _methods("lora", "dual_lora"),
     "export-lora": _export_lora,
-    "fsdp": _fsdp,
+    "fsdp": _gpus,
     "scaling": _scaling,
 }

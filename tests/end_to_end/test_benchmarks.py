@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from dual_lora import shipped
-from dual_lora.benchmarks import export_lora, export_tables, fsdp, scaling_tables
+from dual_lora.benchmarks import export_lora, export_tables, fsdp, scaling, scaling_tables, training
 from dual_lora.commands import main
-from dual_lora.commands.bench import NAMES
+from dual_lora.commands.bench import NAMES, parser_of
 from dual_lora.config.compose import compose
 from dual_lora.evaluation import epoch_scores
 from dual_lora.launch import check, launch
@@ -201,6 +201,12 @@ def test_help_says_what_is_measured(name, capsys):
         main(["bench", name, "--help"])
     assert end.value.code == 0
     assert f"python run.py bench {name}" in capsys.readouterr().out.split("options:")[0].split("\n\n", 1)[1]
+
+
+@pytest.mark.parametrize("benchmark", [training, fsdp, scaling])
+def test_each_part_of_a_benchmark_can_be_asked_for(benchmark):
+    asked = parser_of(benchmark.__name__.rpartition(".")[2]).parse(["--parts", *benchmark.PARTS])
+    assert asked.parts == list(benchmark.PARTS)
 
 
 def test_pages_show_what_the_benchmark_files_hold():
