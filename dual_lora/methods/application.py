@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import TrainerCallback
-from transformers.pytorch_utils import Conv1D
 
 from dual_lora import models
-from dual_lora.config import ConfigError, MethodConfig, ModelConfig, legal_values
+from dual_lora.config import ConfigError, MethodConfig, ModelConfig
 from dual_lora.methods.adalora import RankAllocationCallback, allocation_schedule
 from dual_lora.methods.checks import check, check_task, config_class
 from dual_lora.models.head import head_modules
@@ -73,8 +71,7 @@ def apply(
 
 
 def _apply_adapter(model: nn.Module, config: PeftConfig, model_config: ModelConfig, seed: int) -> nn.Module:
-    if getattr(config, "target_modules", None):  # prompt methods have none
-        _check_targets(model, config, model_config)
+    _check_targets(config, model_config)
     saved = list(getattr(config, "modules_to_save", None) or [])
     if hasattr(config, "modules_to_save") and head_modules(model):
         heads = [name.rpartition(".")[2] for name in head_modules(model)]
@@ -125,30 +122,14 @@ def check_settings(method: MethodConfig, model_config: ModelConfig, head: Head) 
     """
     if method.trains != "adapter":
         return
-    config = peft_config(method, model_config=model_config, head=head, seed=0)
-    targets = getattr(config, "target_modules", None)
-    if hasattr(config, "target_modules"):
-        models.adapted_layer_shapes(model_config, sorted(targets) if isinstance(targets, set) else targets)
+    _check_targets(peft_config(method, model_config=model_config, head=head, seed=0), model_config)
 
 
-def _check_targets(model: nn.Module, config: PeftConfig, model_config: ModelConfig) -> None:
+def _check_targets(config: PeftConfig, model_config: ModelConfig) -> None:
     """Refuse target modules that match nothing. PEFT only complains if none of them matches."""
-    targets = config.target_modules
-    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    endings = sorted({name.rpartition(".")[2] for name in layers} - set(head_modules(model)))
-    if isinstance(targets, str):
-        if targets.lower() == "all-linear" or any(re.fullmatch(targets, name) for name in layers):
-            return
-        missing = [targets]
-    else:
-        missing = [
-            target for target in targets if not any(name == target or name.endswith(f".{target}") for name in layers)
-        ]
-    if missing:
-        raise ConfigError(
-            f"method.target_modules: {', '.join(sorted(missing))} matches no layer of model={model_config.name}"
-            f"{legal_values(sorted(missing)[0], endings)}"
-        )
+    if hasattr(config, "target_modules"):  # prompt methods have none
+        targets = config.target_modules
+        models.adapted_layer_shapes(model_config, sorted(targets) if isinstance(targets, set) else targets)
 
 
 def callbacks(method: MethodConfig, total_steps: int | None = None) -> list[TrainerCallback]:

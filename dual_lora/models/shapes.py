@@ -78,7 +78,7 @@ def adapted_layer_shapes(model: ModelConfig, target_modules: Sequence[str] | str
     for target in targets:
         if not any(_matches(layer.name, target) for layer in layers):
             raise ConfigError(
-                f"target_modules: {target!r} matches no layer of model={model.name}{nearest(target, legal)} "
+                f"target_modules: {target!r} matches no layer of model={model.name}{nearest(target, legal) or '.'} "
                 f"Its linear layers end in {', '.join(legal)}; 'all-linear' selects all of them"
             )
     return [layer for layer in layers if any(_matches(layer.name, target) for target in targets)]

@@ -104,7 +104,7 @@ def test_galore_without_its_package_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("targets", [["q_projj"], ["q_proj", "nothing"], "model.layers.9.*", ["proj"]])
 def test_target_modules_that_match_nothing_name_the_layers_there_are(targets):
-    with pytest.raises(ConfigError, match="matches no layer of model=unit_llama.* Legal: .*q_proj"):
+    with pytest.raises(ConfigError, match="no layer of model=unit_llama.*q_proj"):
         apply(changed("lora", target_modules=targets))
 
 
