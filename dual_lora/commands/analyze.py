@@ -16,8 +16,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dual_lora.commands.merge import load_adapted
 from dual_lora.commands.parser import Parser
-from dual_lora.config import ConfigError, RunConfig
+from dual_lora.config import ConfigError
 
 COLUMNS = (
     "update_ratio",
@@ -49,39 +50,23 @@ def options(parser: Parser) -> None:
 
 def load(options: argparse.Namespace) -> Any:
     """Return the PEFT model of a run folder or of an adapter folder."""
-    from peft import PeftConfig, PeftModel
-
-    from dual_lora.runs.lifecycle import load_config
-
     run_config = options.source / "config.json"
     adapter = options.source / "adapter" if run_config.is_file() else options.source
     if not (adapter / "adapter_config.json").is_file():
         raise ConfigError(
             f"{options.source}: neither a run folder of an adapter method nor a folder with adapter_config.json"
         )
-    if run_config.is_file():
-        base = _base_of_run(load_config(run_config), options.device)
-    else:
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    if not run_config.is_file():
+        return load_adapted(adapter, options.base, options.device)[0]
 
-        from dual_lora.models.checkpoint_files import check_plain
-
-        settings = PeftConfig.from_pretrained(adapter)
-        auto = AutoModelForSequenceClassification if settings.task_type == "SEQ_CLS" else AutoModelForCausalLM
-        name = options.base or settings.base_model_name_or_path
-        if not name:
-            raise ConfigError(f"{adapter} does not name its base model: give --base FOLDER")
-        if Path(name).is_dir():
-            check_plain(Path(name))
-        base = auto.from_pretrained(name, use_safetensors=True).to(options.device)
-    return PeftModel.from_pretrained(base, adapter)
-
-
-def _base_of_run(config: RunConfig, device: str) -> Any:
     from dual_lora import models, tasks
+    from dual_lora.methods.saved import with_adapter
+    from dual_lora.runs.lifecycle import load_config
 
-    dtype = models.resolve_dtype(config.model, device)
-    return models.load(config.model, tasks.load(config).head, dtype=dtype, seed=config.seed, device=device).model
+    config = load_config(run_config)
+    dtype, head = models.resolve_dtype(config.model, options.device), tasks.load(config).head
+    loaded = models.load(config.model, head, dtype=dtype, seed=config.seed, device=options.device)
+    return with_adapter(loaded.model, adapter)
 
 
 def full_weights(path: Path | None) -> Path | None:

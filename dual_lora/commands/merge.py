@@ -68,7 +68,7 @@ def load_adapted(adapter: Path, base: str | None, device: str = "cpu") -> tuple[
     if (mapping.get("parent_library") or "").startswith("dual_lora."):  # a GPT-2 whose attention the suite has split
         auto = getattr(importlib.import_module(mapping["parent_library"]), mapping["base_model_class"])
     try:
-        loaded = auto.from_pretrained(name, dtype="auto", **_labels(adapter, settings))
+        loaded = auto.from_pretrained(name, dtype="auto", use_safetensors=True, **_labels(adapter, settings))
     except OSError as error:
         raise ConfigError(f"base={name}: {str(error).strip().splitlines()[0]}") from error
     tokenizer = None

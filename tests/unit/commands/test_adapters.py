@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from dual_lora.commands import main
@@ -60,8 +61,11 @@ def test_an_export_says_what_it_lost(tmp_path, capsys):
 
 def test_a_folder_that_is_damaged_or_holds_another_adapter_is_named(tmp_path, capsys):
     saved("llama", tmp_path)
-    two, damaged, empty, run = (tmp_path / name for name in ("two", "damaged", "empty", "run"))
-    shutil.copytree(tmp_path / "base", two)
+    two, damaged, empty, run, pickled = (tmp_path / name for name in ("two", "damaged", "empty", "run", "pickled"))
+    for copy in (two, pickled):
+        shutil.copytree(tmp_path / "base", copy)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(tmp_path / "adapter" / file, two)
     for folder, text in ((damaged, '{"peft_type": "DUAL'), (empty, "{}")):
@@ -75,6 +79,8 @@ def test_a_folder_that_is_damaged_or_holds_another_adapter_is_named(tmp_path, ca
         (["export-lora", tmp_path / "adapter", f"base={two}", out], f"{two} has an adapter_config.json"),
         (["merge", damaged, out], f"{damaged}: adapter_config.json is damaged"),
         (["merge", empty, out], f"{empty} does not name its base model"),
+        (["merge", tmp_path / "adapter", f"base={pickled}", out], f"base={pickled}: "),
+        (["analyze", tmp_path / "adapter", f"base={pickled}"], f"base={pickled}: "),
         (["analyze", run], f"{run / 'config.json'} is damaged"),
     ):
         assert main([str(word) for word in words]) == 2
