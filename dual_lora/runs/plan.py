@@ -9,32 +9,13 @@ from typing import Any
 
 from dual_lora import methods, models
 from dual_lora.config.schedule import planned_obstacle
-from dual_lora.runs import memory
 from dual_lora.runs.cards import GIB, Card, planned_card
 from dual_lora.runs.disk_space import space
 from dual_lora.runs.hours import accuracy, gpu_hours
-from dual_lora.runs.kept_tensors import Setup
+from dual_lora.runs.phases import Peak, peak, setup
 from dual_lora.runs.resolve import Resolved, adapted_layers, budget_note
 from dual_lora.tasks.lengths import Lengths, Longest, longest, planned_lengths
-from dual_lora.tasks.padding import rounded_count, rounded_length
 from dual_lora.tasks.sizes import Fetched, to_fetch
-
-# As the pipelines of `evaluation/` do on a GPU.
-_VALIDATION_TOKENS, _SEQUENCES, _SEQUENCES_OF_SMALL, _SMALL, _CLASSIFIED = 4096, 128, 512, 1e9, 64
-_KEPT_SHARE = 6  # W₀ + ΔW stay if they are at most a sixth of what is free (`tuner/kept_weights.py`)
-
-
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """Bytes by what they are for, when a run takes most: in which phase, on batches of which rows and tokens."""
-
-    phase: str
-    batch: memory.Batch
-    parts: dict[str, int]
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.parts.values())
 
 
 def plan(resolved: Resolved, card: Card | None = None) -> dict[str, Any]:
@@ -48,7 +29,7 @@ def plan(resolved: Resolved, card: Card | None = None) -> dict[str, Any]:
         "trainable": _trainable(resolved, total),
         "lengths": lengths,
         "peak": peak(resolved, lengths, card),
-        "space": space(resolved, _setup(resolved, card)),
+        "space": space(resolved, setup(resolved, card)),
         "gpu_hours": gpu_hours(resolved, lengths, card),
     }
 
@@ -90,93 +71,6 @@ def _trainable(resolved: Resolved, total: int) -> int:
     return methods.planned_parameters(
         method, adapted_layers(resolved.config), total=total, biases=models.count_biases(model)
     )
-
-
-def peak(resolved: Resolved, lengths: Lengths, card: Card) -> Peak:
-    """Return the phase of a run that takes most memory of a device."""
-    config, run = resolved.config, _setup(resolved, card)
-    scored = _evaluation(resolved, run, lengths)
-    phases = [dataclasses.replace(scored, parts=_split(scored.parts, resolved))]
-    if config.method.trains != "nothing":
-        graphs = planned_obstacle(config.launch, config.method) is None
-        batch = _longest(resolved, lengths, resolved.batches.per_device)
-        parts = memory.training(run, batch, graphs=graphs)
-        phases.append(Peak("training", batch, _split(parts, resolved)))
-    return max(phases, key=lambda phase: phase.bytes)
-
-
-def _setup(resolved: Resolved, card: Card) -> Setup:
-    config = resolved.config
-    dropout = config.model.dropout
-    if dropout is None:  # the checkpoint's
-        dropout = 0.0 if config.model.family in ("llama", "qwen2") else 0.1
-    run = Setup(
-        config.model,
-        config.method,
-        resolved.task.head,
-        adapted_layers(config),
-        models.resolve_dtype(config.model, "cuda"),
-        checkpointing=config.launch.gradient_checkpointing,
-        dropout=dropout,
-    )
-    weights = run.e * sum(i * o for _, i, o in run.layers)
-    keeps = (
-        run.adapter == "DualLoraConfig"
-        and config.launch.engine in ("single", "torchrun")
-        and (run.checkpointing or weights * _KEPT_SHARE <= card.room() - memory.weights(run))
-    )
-    return dataclasses.replace(run, keeps_weights=keeps)
-
-
-def _longest(resolved: Resolved, lengths: Lengths, rows: int) -> memory.Batch:
-    """Return the micro-batch of the longest texts; with few examples it holds shorter ones too."""
-    exact = lengths.exact
-    length = rounded_length(max(exact.train if exact else lengths.longest(resolved.train_examples), 1))
-    if resolved.task.head.kind == "classification":
-        return memory.Batch(rows, length)
-    learned: float = length if resolved.config.protocol.loss_on == "all" else lengths.learned[1]
-    learned = exact.learned if exact else learned
-    return memory.Batch(rows, length, rounded_count(min(round(rows * learned), rows * length)))
-
-
-def _evaluation(resolved: Resolved, run: Setup, lengths: Lengths) -> Peak:
-    """Return the peak of validation, or of scoring the test items."""
-    config = resolved.config
-    exact = lengths.exact
-    prompt = -(-max(exact.prompt if exact else lengths.prompt[1], 1) // 8) * 8
-    if resolved.task.head.kind == "classification":
-        rows = config.launch.eval_batch or _CLASSIFIED
-        batch = memory.Batch(min(rows, max(lengths.test, 1)), prompt)
-        return Peak("evaluation", batch, memory.validation(run, batch))
-    found = []
-    if config.profile.validation_examples != 0:
-        top = lengths.longest(config.profile.validation_examples or lengths.validation or 1)
-        top = max(exact.validation if exact else top, 1)
-        rows, length = max(1, _VALIDATION_TOKENS // top), -(-top // 8) * 8
-        # Batches of shorter texts have more padding: to a multiple of 8 as well.
-        batch = memory.Batch(rows, length, round(1.1 * max(rows * length, _VALIDATION_TOKENS)))
-        found.append(Peak("validation", batch, memory.validation(run, batch)))
-    if config.profile.test_items != 0:
-        decoding = config.protocol.decoding
-        small = models.count_parameters(run.model, run.head) < _SMALL
-        sequences = config.launch.eval_batch or (_SEQUENCES_OF_SMALL if small else _SEQUENCES) // decoding.beams
-        batch = memory.Batch(max(1, min(sequences, lengths.test or sequences)), prompt)
-        parts = memory.generation(run, batch, decoding.beams, decoding.max_new_tokens)
-        found.append(Peak("generation", batch, parts))
-    return max(found, key=lambda phase: phase.bytes)
-
-
-def _split(parts: dict[str, int], resolved: Resolved) -> dict[str, int]:
-    """Return a device's part of what several share: the optimizer from ZeRO-1 on, gradients from 2, weights from 3."""
-    launch, world = resolved.config.launch, resolved.batches.world_size
-    stage = 3 if launch.shards_weights else launch.zero_stage
-    shared = ("optimizer", "gradients", "weights")[:stage]
-    layers = resolved.config.model.dimensions.num_layers
-    return {
-        # Of the weights two blocks are whole: the one that computes and the next.
-        name: size // world + (2 * size // layers if name == "weights" else 0) if name in shared and world > 1 else size
-        for name, size in parts.items()
-    }
 
 
 def advice(resolved: Resolved, lengths: Lengths, card: Card) -> str:
@@ -297,7 +191,7 @@ def _memory_lines(resolved: Resolved, found: Peak, lengths: Lengths, card: Card,
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in found.parts.items() if size >= 0.05 * GIB)
     known = {"characters": ", lengths guessed from characters", "limit": ", the length limit"}.get(lengths.known, "")
     lines = [
-        f"  memory      {found.bytes / GIB:.1f} GiB a device in {found.phase} ({parts}), longest batch "
+        f"  memory      {found.bytes / GIB:.1f} GiB a device in {found.phase} ({parts}), on "
         f"{found.batch.rows} × {found.batch.length} tokens{known}"
     ]
     where = "this machine's card" if here else "no card here, so for the one of the benchmarks"

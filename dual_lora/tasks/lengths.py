@@ -46,6 +46,8 @@ class Longest:
     """The longest texts of a run: of training, with tokens that have a loss, of validation, of a prompt."""
 
     train: int
+    second: int  # of training, after the longest
+    rows: int  # of training, but for texts that are left out
     learned: float  # of those as long as a batch with the longest
     validation: int
     prompt: int
@@ -64,9 +66,10 @@ class Lengths:
     known: str = "measured"  # or by "characters", or the "limit" alone
     exact: Longest | None = None  # if data and tokenizer are here
 
-    def longest(self, examples: int) -> int:
-        """Return the tokens of the longest of so many examples, where it is not known exactly."""
-        return math.ceil(at_share(self.quantiles, 1.0 if examples > 20_000 else 1 - 0.5 / max(examples, 1)))
+    def longest(self, examples: int, place: int = 1) -> int:
+        """Return the tokens of the longest of so many examples (2: of the second), where it is not known exactly."""
+        every = place == 1 and examples > 20_000
+        return math.ceil(at_share(self.quantiles, 1.0 if every else 1 - min(place - 0.5, examples) / max(examples, 1)))
 
     def mean(self) -> float:
         return sum(at_share(self.quantiles, (step + 0.5) / _STEPS) for step in range(_STEPS)) / _STEPS
@@ -153,14 +156,14 @@ def longest(config: RunConfig, task: Task, tokenizer: Any, batch: int) -> Longes
     if isinstance(task, ClassificationTask):
         train = [task.texts(one) for one in items.train]
         scored = [task.texts(one) for one in [*items.test, *items.held_out]]
-        tops = (
-            max((length for length, _ in _encoded(tokenizer, _top(part), 0)), default=0) for part in (train, scored)
+        (first, second), (prompt, _) = (
+            _two([one for one, _ in _encoded(tokenizer, _top(part), 0)], limit) for part in (train, scored)
         )
-        first, second = (min(length, limit) for length in tops)
-        return Longest(first, 0.0, 0, second)
+        return Longest(first, second, len(train), 0.0, 0, prompt)
     rendered = [task.render(example, training=True) for example in items.train]
     answers = {one.text: one.answer for one in rendered}
     ordered = sorted(_encoded(tokenizer, _top([(one.text,) for one in rendered]), more), reverse=True)
+    every = len(ordered)
     if config.protocol.name != "paper":  # its texts are cut, those of others left out
         ordered = [one for one in ordered if one[0] <= limit]
     # A batch has the longest texts of one window, and the run has so many windows.
@@ -171,11 +174,18 @@ def longest(config: RunConfig, task: Task, tokenizer: Any, batch: int) -> Longes
     validation = _encoded(tokenizer, _top([(task.render(one, training=True).text,) for one in items.validation]), more)
     prompts = _encoded(tokenizer, _top([(task.render(one, training=False).prompt,) for one in items.test]), 0)
     return Longest(
-        min(ordered[0][0], limit) if ordered else 0,
+        *_two([length for length, _ in ordered], limit),
+        len(rendered) - (every - len(ordered)),
         sum(learned) / max(len(learned), 1),
         max((min(length, limit) for length, _ in validation), default=0),
         max((length for length, _ in prompts), default=0),
     )
+
+
+def _two(lengths: Sequence[int], limit: int) -> tuple[int, int]:
+    """Return the two largest, each at most the limit."""
+    first, second = sorted([0, 0, *lengths], reverse=True)[:2]
+    return min(first, limit), min(second, limit)
 
 
 def _encoded(tokenizer: Any, texts: Sequence[tuple[str, ...]], more: int) -> list[tuple[int, str]]:

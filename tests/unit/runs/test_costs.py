@@ -17,7 +17,8 @@ from dual_lora.runs import hours, leftovers, lifecycle
 from dual_lora.runs.cards import CARDS
 from dual_lora.runs.disk_space import space
 from dual_lora.runs.kept_tensors import trained_parameters
-from dual_lora.runs.plan import _setup, sweep_hours
+from dual_lora.runs.phases import setup
+from dual_lora.runs.plan import sweep_hours
 from dual_lora.runs.resolve import resolve
 from dual_lora.runs.sweep_cost import cost_of
 from tests.small_cells import config
@@ -94,7 +95,7 @@ def test_a_card_of_a_third_of_the_speed_takes_more_and_runs_that_share_one_cost_
 def test_disk_is_what_a_run_leaves(tmp_path):
     cell = config(tmp_path, "method=lora", "method.r=32", "protocol.checkpoint=last")
     [item] = prepare([cell])
-    run = _setup(item, CARDS["h200"])
+    run = setup(item, CARDS["h200"])
     planned = space(item, run)
     assert planned.checkpoints == cell.launch.keep_checkpoints * 12 * trained_parameters(run)
     made = lifecycle.run(item)

@@ -25,13 +25,15 @@ import pytest
 from dual_lora import models, tasks
 from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose
-from dual_lora.config.schedule import plan_batches
+from dual_lora.config.schedule import plan_batches, plan_steps
 from dual_lora.records.schema import Record
 from dual_lora.report import records
 from dual_lora.runs import memory
 from dual_lora.runs.cards import CARDS, GIB
 from dual_lora.runs.kept_tensors import Setup, kept_per_token
-from dual_lora.runs.plan import Peak, _evaluation, _setup, describe, peak, plan
+from dual_lora.runs.phases import Peak, evaluation, longest_batches, peak
+from dual_lora.runs.phases import setup as planned_setup
+from dual_lora.runs.plan import describe, plan
 from dual_lora.runs.resolve import Resolved, as_published, resolve
 from dual_lora.tasks.base import Head
 from dual_lora.tasks.lengths import Lengths, Longest, planned_lengths
@@ -39,7 +41,6 @@ from dual_lora.tasks.lengths import Lengths, Longest, planned_lengths
 RESULTS = Path(__file__).parents[3] / "results"
 LONGEST = json.loads(Path(__file__).with_name("longest.json").read_text(encoding="utf-8"))
 BOUND = 0.10
-FULL = 0.15  # full fine-tuning of a causal model by graphs: planned 14 % too high on E2E, and why is not known
 LOGITS_EVERYWHERE = ("815f3f3",)
 
 
@@ -64,7 +65,9 @@ def resolved(record: Record) -> Resolved:
         model=dataclasses.replace(config.model, dtype=identity["dtype"], dropout=identity["model"].get("dropout")),
         method=dataclasses.replace(config.method, settings=identity["method"]["settings"]),
         task=dataclasses.replace(config.task, target=identity["task"]["target"]),
-        recipe=dataclasses.replace(config.recipe, global_batch=execution["global_batch"]),
+        recipe=dataclasses.replace(
+            config.recipe, global_batch=execution["global_batch"], epochs=identity["recipe"]["epochs"]
+        ),
         profile=dataclasses.replace(config.profile, **sizes),
         launch=dataclasses.replace(
             config.launch,
@@ -77,9 +80,10 @@ def resolved(record: Record) -> Resolved:
     examples = identity["profile"]["train_examples"] or max(
         [file.get("items", 0) for name, file in files.items() if "train" in name], default=0
     )
+    steps = plan_steps(config, examples or 20_000)
     return Resolved(
         config, tasks.load(config), "cuda", identity["dtype"], plan_batches(config), None, examples or 20_000,
-        0, 0, 0, None, None, {},
+        *steps, 0, None, None, {},
     )  # fmt: skip
 
 
@@ -90,7 +94,10 @@ def composed(model: str, task: str, method: str, protocol: str) -> RunConfig:
 
 
 def lengths_of(record: Record, run: Resolved) -> Lengths:
-    """Return what a plan knows next to the record's data: its longest texts are in `longest.json`."""
+    """Return what a plan knows next to the record's data: its longest texts are in `longest.json`.
+
+    Runs of several epochs do not need the second longest and their number.
+    """
     key = " ".join([record.name("model"), record.name("task"), shown(record), record.identity["task"]["target"]])
     return dataclasses.replace(planned_lengths(run.config, run.task), exact=Longest(*LONGEST[key]))
 
@@ -98,6 +105,8 @@ def lengths_of(record: Record, run: Resolved) -> Lengths:
 def shown(record: Record) -> str:
     """Return the profile that a record's texts are of: the study's for trials too, but for those of fewer texts."""
     profile, examples = record.name("profile"), record.identity["profile"]["train_examples"]
+    if (record.name("task"), examples) == ("e2e", 16_000):
+        return "study of 16000"
     own = record.name("model") == "small_llama" or examples == 8000
     return "study" if profile == "trial" and not own else profile
 
@@ -113,21 +122,21 @@ def planned(record: Record) -> Peak:
     found = peak(run, lengths, card)
     if graphed(record) or run.config.method.trains == "nothing":
         return found
-    d, setup = run.config.model.dimensions, dataclasses.replace(_setup(run, card), keeps_weights=False)
+    d, setup = run.config.model.dimensions, dataclasses.replace(planned_setup(run, card), keeps_weights=False)
     assert lengths.exact is not None
-    rows, length = run.batches.per_device, -(-lengths.exact.train // 8) * 8
-    positions = 0
-    if run.task.head.kind == "causal_lm":
-        everywhere = record.origin["commit"].startswith(LOGITS_EVERYWHERE)
-        positions = rows * (length if everywhere else round(lengths.exact.learned))
-    batch = memory.Batch(rows, length, positions)
+    rows = run.batches.per_device
+    everywhere = record.origin["commit"].startswith(LOGITS_EVERYWHERE)
     key_value = d.hidden_size // d.num_heads * d.num_key_value_heads
-    older = 2 * setup.e * (d.hidden_size - key_value) * d.num_layers * batch.tokens
-    if record.origin["commit"].startswith(LOGITS_EVERYWHERE):
-        older += 4 * d.vocab_size * positions
-    trained = Peak("training", batch, {**memory.training(setup, batch), "older code": older})
-    scored = _evaluation(run, setup, lengths)
-    return max(scored, trained, key=lambda phase: phase.bytes)
+    phases = [evaluation(run, setup, lengths)]
+    for tokens, learned, first in longest_batches(run, lengths):
+        length = -(-tokens // 8) * 8
+        positions = rows * (length if everywhere else round(learned)) if run.task.head.kind == "causal_lm" else 0
+        batch = memory.Batch(rows, length, positions)
+        older = 2 * setup.e * (d.hidden_size - key_value) * d.num_layers * batch.tokens
+        if everywhere:
+            older += 4 * d.vocab_size * positions
+        phases.append(Peak("training", batch, {**memory.training(setup, batch, first=first), "older code": older}))
+    return max(phases, key=lambda phase: phase.bytes)
 
 
 def alike(record: Record) -> str:
@@ -147,8 +156,7 @@ def test_every_committed_record_is_planned_within_the_bound(capsys):
         if like not in known:
             known[like] = planned(record).bytes
         error = errors[record.run_id] = known[like] / max(record.cost.peak_memory_bytes) - 1
-        full = record.name("method") == "full" and record.name("model") == "smollm2" and graphed(record)
-        if not -BOUND <= error <= (FULL if full else BOUND):
+        if abs(error) > BOUND:
             beyond[record.run_id] = f"{error:+.1%}"
     ordered = sorted(map(abs, errors.values()))
     with capsys.disabled():
