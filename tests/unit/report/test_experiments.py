@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 
@@ -13,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dual_lora.config import MNLI_STARTED
 from dual_lora.config.compose import compose, options
 from dual_lora.records.schema import parse
-from dual_lora.report import definition, published, selection, tuning
+from dual_lora.report import definition, published, selection, tuned_study, tuning
 from dual_lora.report.workspace import Workspace
 from dual_lora.runs.identity import identity
 from tests import ROOT
@@ -133,8 +134,37 @@ def test_committed_runs_have_what_their_trials_chose(name):
     reported = selection.select(study, held)
     if not reported:
         pytest.skip("no run of it is committed")
-    choices = tuning.choose([EXPERIMENTS[trials] for trials in study.block.trials], held)
-    chosen = {(one.model, one.task, one.method): float(one.chosen.settings[tuning.RATE]) for one in choices}
+    trials = tuned_study.of_study([EXPERIMENTS[name] for name in study.block.trials], study)
+    choices = tuned_study.winners(tuning.choose(trials, held), study.block.candidates)
     for record in reported:
-        place = tuple(record.name(part) for part in ("model", "task", "method"))
-        assert record.identity["recipe"]["learning_rate"] == chosen[place], record.run_id
+        fitting = [
+            one.chosen.settings
+            for one in choices
+            if all(record.name(part) == getattr(one, part) for part in ("model", "task", "method"))
+            and selection.belongs(record, {key: v for key, v in one.chosen.settings.items() if key != tuning.RATE})
+        ]
+        assert len(fitting) == 1, record.run_id
+        assert record.identity["recipe"]["learning_rate"] == float(fitting[0][tuning.RATE]), record.run_id
+
+
+def test_no_run_of_the_study_is_in_another_block_that_it_would_break(monkeypatch):
+    """Two profiles or protocols in a block are refused, and two records of a trial: an experiment says what it has not."""
+    monkeypatch.setenv("DUAL_LORA_DATA", "/data")
+    study = {name: one for name, one in EXPERIMENTS.items() if name.startswith("study_")}
+    made = {}
+    for name, experiment in study.items():
+        run = next((run for run in experiment.runs() if run["method"] == "dual_lora"), experiment.runs()[0])
+        (command,) = selection.commands(experiment, [run])
+        (config,) = compose(shlex.split(command.removeprefix("python run.py ")))
+        record = report_builder.record()
+        record["identity"] = identity(config, dtype="", model_fingerprint={}, data_fingerprint={})
+        made[name] = parse(json.loads(json.dumps(record)), name)
+    found = []
+    for name, experiment in study.items():
+        # At any rate: trials choose it later, and a grid may grow.
+        block = dataclasses.replace(experiment, sweep={k: v for k, v in experiment.sweep.items() if k != tuning.RATE})
+        for other, record in made.items():
+            if selection.in_sweep(record, block):
+                parts = ("profile", "protocol", "method") if min(block.seeds) >= 100 else ("profile", "protocol")
+                found += [(other, name) for part in parts if record.identity[part] != made[name].identity[part]]
+    assert not found, "a run of the first would be in the second"
