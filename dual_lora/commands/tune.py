@@ -31,7 +31,7 @@ from dual_lora import shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose_one
-from dual_lora.report import definition, records, terminal, tuning
+from dual_lora.report import definition, records, terminal, tuned_study, tuning
 from dual_lora.runs.sweep_cost import cost_of
 
 
@@ -60,13 +60,13 @@ def run(options: argparse.Namespace) -> int:
     for text in refused:
         print(f"refused: {text}", file=sys.stderr)
     try:
-        choices = tuning.choose(tuning.of_study(trials, then) if then else trials, held)
+        choices = tuning.choose(tuned_study.of_study(trials, then) if then else trials, held)
     except tuning.Unfinished as found:
         print(f"{found}; run", file=sys.stderr)
         print("\n".join(found.commands))
         print(cost_of(found.commands), file=sys.stderr)
         return 1
-    study = tuning.commands(choices, then) if then else []
+    study = tuned_study.commands(choices, then) if then else []
     terminal.console(stderr=options.then is not None).print(_table(choices))
     if study:
         print("\n".join(study))

@@ -114,6 +114,7 @@ class Block:
     reference: str | None = None  # the method the others are compared with
     endpoint: Endpoint | None = None  # required with a reference
     trials: tuple[str, ...] = ()  # experiments by which `run.py tune` chooses what this block's methods get
+    candidates: tuple[str, ...] = ()  # methods of which only the one with the best trials is run and shown
     median: bool = False  # the published way of GLUE: median of five seeds
     labels: dict[str, str] = field(default_factory=dict)  # names of rows and models, where not those of configs/
     cost: tuple[CostColumn, ...] = ("train_seconds", "peak_memory", "trainable_parameters")
@@ -265,6 +266,10 @@ def _check(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block) -> No
             _known(f"{path}: column {column.label!r}: task {column.task!r}", column.task, sweep["task"])
     if block.reference is not None:
         _known(f"{path}: table.reference={block.reference!r}", block.reference, sweep["method"])
+    for method in block.candidates:
+        _known(f"{path}: table.candidates: {method!r}", method, sweep["method"])
+    if block.candidates and not block.trials:
+        raise DefinitionError(f"{path}: table.candidates needs table.trials, by which the best one is chosen")
     _check_endpoint(path, sweep, block, labels)
     if block.figure is not None and (block.figure.x not in sweep or block.figure.column not in labels):
         raise DefinitionError(f"{path}: table.figure: x must be a setting of the sweep, column one of {labels}")

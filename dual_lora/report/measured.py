@@ -73,11 +73,16 @@ class AmbiguousColumnError(ValueError):
 
 
 def block(experiment: Experiment, records: Sequence[Record]) -> MeasuredBlock:
-    """Return a block over the records that belong to it. Raises `MixedBlockError`, `AmbiguousColumnError`."""
+    """Return a block over the records that belong to it, of trials also those of rates by which a grid was extended.
+
+    Raises `MixedBlockError`, `AmbiguousColumnError`.
+    """
+    asked = experiment.rows()
+    experiment = selection.with_extension(experiment, records)
     chosen = selection.select(experiment, records)
-    return MeasuredBlock(
-        experiment, tuple(chosen), tuple(measure(experiment, chosen, choices) for choices in experiment.rows())
-    )
+    rows = [measure(experiment, chosen, choices) for choices in experiment.rows()]
+    # A grid may have been extended for some of the methods only.
+    return MeasuredBlock(experiment, tuple(chosen), tuple(row for row in rows if row.records or row.choices in asked))
 
 
 def measure(experiment: Experiment, records: Sequence[Record], choices: Mapping[str, str]) -> Row:

@@ -89,6 +89,14 @@ def with_extension(experiment: Experiment, records: Iterable[Record]) -> Experim
     return replace(experiment, sweep={**experiment.sweep, RATE: tuple(sorted([*rates, *added], key=float))})
 
 
+def with_winner(experiment: Experiment, records: Iterable[Record]) -> Experiment:
+    """Return the experiment without the candidates that were not run: `run.py tune` runs the best one alone."""
+    candidates = set(experiment.block.candidates)
+    ran = {record.name("method") for record in records if in_sweep(record, experiment)} if candidates else candidates
+    methods = tuple(name for name in experiment.sweep["method"] if name not in candidates - ran)
+    return replace(experiment, sweep={**experiment.sweep, "method": methods})
+
+
 def select(experiment: Experiment, records: Iterable[Record]) -> list[Record]:
     """Return the records of a block. Raises `MixedBlockError` where they do not share protocol and profile."""
     chosen = [record for record in records if in_sweep(record, experiment)]
@@ -162,10 +170,7 @@ def to_do(experiment: Experiment, runs: Sequence[Mapping[str, str]], *, retry: b
         return [f"{command}{again}" for command in commands(experiment, runs)]
     chosen = shipped.command_line("tune", *experiment.block.trials)
     with_retry = "sed 's/$/ retry=true/' | " if retry else ""
-    return [
-        f"{chosen} | sh  # again, until it has chosen",
-        f"{chosen} --then {experiment.name} | {with_retry}sh",
-    ]
+    return [f"{chosen} --then {experiment.name} | {with_retry}sh  # the trials; again, until it runs what they chose"]
 
 
 def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]]) -> str:

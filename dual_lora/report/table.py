@@ -35,7 +35,7 @@ class Builder:
     archived: frozenset[str] | None = None  # ids of runs whose replies are kept; None: not asked
     sources: list[str] = field(default_factory=list)
     _comparisons: dict[endpoint.Key, Comparison] = field(default_factory=dict, init=False)
-    _asked: dict[str, Experiment] = field(default_factory=dict, init=False)  # as their files have them
+    _asked: dict[str, Experiment] = field(default_factory=dict, init=False)  # before their grids are extended
     _alone: frozenset[str] = field(default=frozenset(), init=False)
     _usable: list[Record] = field(default_factory=list, init=False)
 
@@ -45,7 +45,8 @@ class Builder:
         names = frozenset[tuple[str, ...]]().union(*(experiment.names for experiment in blocks))
         usable = [record for record in self._usable if record.names in names]  # few of all records
         self._alone = neighbours.alone(records) if self.alone is None else self.alone
-        found = [measured.block(selection.with_extension(experiment, usable), usable) for experiment in blocks]
+        blocks = [selection.with_winner(experiment, usable) for experiment in blocks]
+        found = [measured.block(experiment, usable) for experiment in blocks]
         self._asked = {experiment.name: experiment for experiment in blocks}
         self._comparisons = endpoint.compare(found)
         views = [view for block in found for view in self._block(block)]

@@ -22,7 +22,7 @@ from dual_lora.records.schema import Record
 from dual_lora.report import selection
 from dual_lora.report.definition import Block, Column, Experiment
 
-_GROUPS = ("model", "task", "method")
+GROUPS = ("model", "task", "method")
 _LOSS = "loss"  # the measurement of a language model on validation; lower is better
 RATE, FIRST_SEED = selection.RATE, selection.FIRST_SEED
 _SEEDS = "100,101"
@@ -66,6 +66,11 @@ class Choice:
     trials: tuple[Trial, ...]
 
     @property
+    def sign(self) -> int:
+        """Return 1 where a lower value is better, else -1."""
+        return 1 if self.metric == _LOSS else -1
+
+    @property
     def measure(self) -> str:
         """Return in words what was compared, and which direction is better."""
         if self.metric == _LOSS:
@@ -91,21 +96,6 @@ def new_trials(middles: Mapping[tuple[str, str, str], float], words: Mapping[str
         # A list in brackets is one value.
         sweep |= {key: (value,) if value.startswith("[") else tuple(value.split(",")) for key, value in fixed.items()}
         found.append(Experiment("", sweep, Block(block="trials", columns=(Column(label="validation"),))))
-    return found
-
-
-def of_study(experiments: Iterable[Experiment], study: Experiment) -> list[Experiment]:
-    """Return the trials of the methods that `study` runs, as experiments of those methods alone.
-
-    Raises `TuningError` if no trial is of such a method.
-    """
-    found = []
-    for experiment in experiments:
-        methods = tuple(name for name in experiment.sweep["method"] if name in study.sweep["method"])
-        if methods:
-            found.append(dataclasses.replace(experiment, sweep={**experiment.sweep, "method": methods}))
-    if not found:
-        raise TuningError(f"{study.name} runs no method of the trials; its methods: {','.join(study.sweep['method'])}")
     return found
 
 
@@ -170,7 +160,7 @@ def _settled(experiments: Sequence[Experiment], records: Sequence[Record]) -> li
 
 
 def _swept(experiment: Experiment) -> list[str]:
-    return [key for key, values in experiment.sweep.items() if len(values) > 1 and key not in (*_GROUPS, "seed")]
+    return [key for key, values in experiment.sweep.items() if len(values) > 1 and key not in (*GROUPS, "seed")]
 
 
 def _tuned(experiment: Experiment) -> str:
@@ -222,7 +212,7 @@ def _number(value: float) -> str:
 
 def _command(experiment: Experiment, missing: Sequence[Mapping[str, str]]) -> str:
     """Return the sweep over all that is missing; a run among them that has a record is skipped when it is given."""
-    asked = {key: dict.fromkeys(run[key] for run in missing) for key in (*_GROUPS, *_swept(experiment), "seed")}
+    asked = {key: dict.fromkeys(run[key] for run in missing) for key in (*GROUPS, *_swept(experiment), "seed")}
     fixed = [] if experiment.name else [k for k in experiment.sweep if k not in asked]
     words = [f"experiment={experiment.name}"] if experiment.name else []
     words += [f"{key}={','.join(values)}" for key, values in asked.items()]
@@ -236,7 +226,7 @@ def _choices(experiment: Experiment, records: Sequence[Record]) -> list[Choice]:
     others = [key for key in _swept(experiment) if key != tuned]
     groups: dict[tuple[str, ...], dict[str, list[Mapping[str, str]]]] = {}
     for run in experiment.runs():
-        groups.setdefault(tuple(run[key] for key in (*_GROUPS, *others)), {}).setdefault(run[tuned], []).append(run)
+        groups.setdefault(tuple(run[key] for key in (*GROUPS, *others)), {}).setdefault(run[tuned], []).append(run)
     choices = []
     for (model, task, method, *rest), by_value in groups.items():
         fixed = dict(zip(others, rest, strict=True))
@@ -286,29 +276,3 @@ def _validation(record: Record) -> tuple[str, float] | None:
             if value is not None:
                 return metric, value
     return None
-
-
-def commands(choices: Sequence[Choice], study: Experiment) -> list[str]:
-    """Return the sweeps that run `study` with the chosen settings; its runs without trials use their recipes.
-
-    Methods of one task that got the same settings share a sweep. Raises `TuningError` if no choice is of the study.
-    """
-    several_models = len(study.sweep["model"]) > 1
-    grouped: dict[tuple[str, ...], list[str]] = {}
-    tried = set()
-    for choice in choices:
-        group = (choice.model, choice.task, choice.method)
-        settings = {**dict(zip(_GROUPS, group, strict=True)), **choice.chosen.settings}
-        if all(value in study.sweep.get(key, (value,)) for key, value in settings.items()):
-            words = [f"{name}={value}" for name, value in choice.chosen.settings.items()]
-            where = [*([f"model={choice.model}"] if several_models else []), f"task={choice.task}"]
-            grouped.setdefault((*where, *words, f"recipe.trials={len(choice.trials)}"), []).append(choice.method)
-            tried.add(group)
-    if not tried:
-        raise TuningError(f"{study.name} has no run with a model, task and method of the trials")
-    lines = [
-        shipped.command_line("-m", f"experiment={study.name}", f"method={','.join(methods)}", *key)
-        for key, methods in grouped.items()
-    ]
-    rest = [run for run in study.runs() if tuple(run[key] for key in _GROUPS) not in tried]
-    return [*lines, *selection.commands(study, rest)]

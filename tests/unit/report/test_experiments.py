@@ -148,7 +148,7 @@ def test_committed_runs_have_what_their_trials_chose(name):
 
 
 def test_no_run_of_the_study_is_in_another_block_that_it_would_break(monkeypatch):
-    """Two profiles or protocols in a block are refused, and two records of a trial: an experiment says what it has not."""
+    """Two profiles or protocols in a block are refused, and two records of a trial: what differs is in both files."""
     monkeypatch.setenv("DUAL_LORA_DATA", "/data")
     study = {name: one for name, one in EXPERIMENTS.items() if name.startswith("study_")}
     made = {}

@@ -144,6 +144,12 @@ def test_a_grid_that_was_extended_is_shown_with_its_new_rates(tmp_path):
     assert (block.runs_done, block.runs_all) == (6, 6)  # of the file's grid
     (panel,) = of(space, "rates").panels
     assert [(p.x, p.chosen, p.end) for p in panel.lines["LORA"]][0] == (5e-5, True, True)
+    two = text.replace("method: lora", "method: lora,dora")  # of which one was extended
+    space = workspace(tmp_path / "two", *trials, text=two)
+    (block,) = space.views(space.all_records())["table_x"].blocks
+    lines = [(line.choices["method"], line.choices["recipe.learning_rate"]) for line in block.lines]
+    assert ("lora", "5e-05") in lines
+    assert [rate for method, rate in lines if method == "dora"] == ["0.0001", "0.0002", "0.0004"]
 
 
 def test_a_figure_is_drawn_again_only_for_other_points(tmp_path):

@@ -7,6 +7,7 @@ import io
 
 import pytest
 
+from dual_lora.records.schema import parse
 from dual_lora.report import definition, formats, selection
 from tests.unit.report.report_builder import EXPERIMENT, PROTOCOL, ours, record, seeds_of
 
@@ -192,3 +193,20 @@ def test_the_csv_has_the_runs_that_a_number_is_of(build):
     finished = " ".join(values["identity"]["run_id"] for values in made[:2])
     assert names == {"BoolQ": finished, "PIQA": finished, "Avg.": finished}
     assert {row["runs"] for row in rows if row["origin"] == "published"} == {""}
+
+
+def test_of_candidates_only_the_one_that_was_run_is_shown(build, tmp_path):
+    text = EXPERIMENT.replace("none,lora,dual_lora", "lora,dual_lora,dual_lora_neither")
+    text += "  candidates: [dual_lora, dual_lora_neither]\n"
+    with pytest.raises(definition.DefinitionError, match=r"table.candidates needs table.trials"):
+        build(text=text)
+    path = tmp_path / "table_x.yaml"
+    path.write_text(f"{text}  trials: [rates]\n")
+    experiment = definition.read(path)
+
+    def shown(*values):
+        return selection.with_winner(experiment, [parse(value) for value in values]).sweep["method"]
+
+    assert shown(record("lora")) == ("lora",)
+    assert shown(record("lora"), record("dual_lora_neither", 3)) == ("lora", "dual_lora_neither")
+    assert shown(record("dual_lora", 100)) == ("lora",), "another seed is another experiment's"

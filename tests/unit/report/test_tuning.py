@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dual_lora.records.schema import Record, parse
 from dual_lora.report.definition import Block, Column, Experiment
+from dual_lora.report.tuned_study import commands, of_study, winners
 from dual_lora.report.tuning import (
     PART,
     RATE,
@@ -17,9 +19,7 @@ from dual_lora.report.tuning import (
     TuningError,
     Unfinished,
     choose,
-    commands,
     new_trials,
-    of_study,
 )
 from tests.unit.records.test_record_names import name_of
 from tests.unit.report import report_builder
@@ -216,3 +216,23 @@ def test_a_method_that_a_study_does_not_run_grows_no_grid_of_its() -> None:
     assert (made.method, made.chosen.settings[RATE]) == ("lora", "2e-3")
     with pytest.raises(TuningError, match="study runs no method of the trials; its methods: lora,dual_lora"):
         of_study([trials("dora")], own)
+
+
+def test_of_a_studys_candidates_the_one_with_the_best_trial_is_run() -> None:
+    rates = (1e-3, 2e-3, 4e-3)
+    records = bowl({"lora": 2e-3}, rates)
+    forms = {"dual_lora_no_relu": 1.5, "dual_lora_no_sign": 0.5, "dual_lora_neither": 0.7}
+    records += [
+        trial(form, rate, seed, loss + math.log2(rate / 2e-3) ** 2)
+        for form, loss in forms.items()
+        for rate in rates
+        for seed in (100, 101)
+    ]
+    made = choose([trials(",".join(["lora", *forms]))], records)
+    confirmed = study(model="smollm2", task="e2e", method=",".join(["lora", *forms]), seed="20,21")
+    confirmed = replace(confirmed, block=replace(confirmed.block, candidates=tuple(forms)))
+    assert commands(made, confirmed) == [
+        f"python run.py -m experiment=study method=lora,dual_lora_no_sign task=e2e {RATE}=2e-3 recipe.trials=3"
+    ]
+    higher = [replace(one, metric="accuracy") for one in made]
+    assert [one.method for one in winners(higher, forms)] == ["lora", "dual_lora_no_relu"]
