@@ -78,16 +78,13 @@ def _loaded(config: RunConfig, task: Any, device: str) -> tuple[Any, Any]:
 
 def _random(config: RunConfig, vocabulary: Path | None, device: str) -> tuple[Any, Any]:
     """Return a bfloat16 model of the YAML's dimensions with random weights, and the tokenizer of a folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaTokenizer
+    from transformers import LlamaTokenizer
 
-    from dual_lora.models.architecture import transformers_config
+    from dual_lora.benchmarks import random_models
 
     if vocabulary is None or config.model.family != "llama":
         raise ConfigError("weights=random is for LLaMA models and needs vocabulary=FOLDER (with its tokenizer.model)")
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(transformers_config(config.model), dtype=torch.bfloat16)
-    return model.eval(), LlamaTokenizer.from_pretrained(vocabulary)
+    return random_models.made(config.model, device).eval(), LlamaTokenizer.from_pretrained(vocabulary)
 
 
 def _spread(examples: Sequence[Any], count: int) -> Sequence[Any]:

@@ -24,7 +24,7 @@ from peft import get_peft_model
 from torch.nn.functional import cross_entropy
 
 from dual_lora.benchmarks import timing
-from dual_lora.benchmarks.training import LLAMA_7B, TINY, adapter_config, make_model
+from dual_lora.benchmarks.training import adapter_config, make_model
 from dual_lora.config import ConfigError
 from dual_lora.distributed import ordered_reduce, processes, sharding
 
@@ -33,8 +33,8 @@ KINDS = ("one GPU", "DDP", "fsdp", "fsdp, torch's memory")
 IN_TURN = "in turn"
 PARTS = ("steps", "checkpointing")
 SIZES: dict[str, dict[str, Any]] = {
-    "full": {"shape": LLAMA_7B, "batch": 16, "length": 256, "warmup": 4, "steps": 12},
-    "smoke": {"shape": TINY, "batch": 2, "length": 8, "warmup": 1, "steps": 3},
+    "full": {"model": "llama", "batch": 16, "length": 256, "warmup": 4, "steps": 12},
+    "smoke": {"model": "tiny_llama", "batch": 2, "length": 8, "warmup": 1, "steps": 3},
 }
 
 
@@ -47,7 +47,7 @@ def cases(methods: Sequence[str], parts: Sequence[str] = PARTS) -> list[tuple[st
 def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any], device: str) -> dict[str, Any]:
     """Train some steps in this process of the group; return times, memory and the losses, means over the processes."""
     cuda, rank, world = device != "cpu", dist.get_rank(), dist.get_world_size()
-    base = make_model(size["shape"], device)
+    base = make_model(size["model"], device)
     if kind.startswith("fsdp"):
         sharding.shard(base, torch.device(device).type)
         if "torch's" in kind:

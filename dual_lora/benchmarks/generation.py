@@ -19,7 +19,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, StaticCache
 
 from dual_lora.benchmarks import timing
-from dual_lora.benchmarks.training import LLAMA_7B, TINY, adapter_config, make_model
+from dual_lora.benchmarks.training import adapter_config, make_model
 
 
 def generation_time(
@@ -90,6 +90,6 @@ def bench_generation(model: LlamaForCausalLM) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> None:
     """Time all three and write the result file."""
-    device, shape = ("cpu", TINY) if options.smoke else ("cuda", LLAMA_7B)
-    results = {"environment": timing.environment(device), "generation": bench_generation(make_model(shape, device))}
+    device, name = ("cpu", "tiny_llama") if options.smoke else ("cuda", "llama")
+    results = {"environment": timing.environment(device), "generation": bench_generation(make_model(name, device))}
     timing.write(options.output, "training_generation", results)

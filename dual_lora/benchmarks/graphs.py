@@ -25,25 +25,20 @@ import torch
 from transformers import TrainerCallback
 
 from dual_lora.benchmarks import timing
-from dual_lora.benchmarks.suite_steps import NARROW, make_config, make_model, train
+from dual_lora.benchmarks.suite_steps import make_config, make_model, train
 
 METHODS = ("lora", "dora", "dual_lora")
-LLAMA_7B: dict[str, Any] = {  # ours, here and below: steps without graphs, with them
-    "hidden_size": 4096, "intermediate_size": 11008, "num_layers": 32, "num_heads": 32, "num_key_value_heads": 32,
-    "vocab_size": 32000, "batch": 16, "length": 112, "answer": 10, "eager": 14, "graph": 24,
-}  # fmt: skip
+# eager, graph: steps without graphs, with them
+LLAMA_7B: dict[str, Any] = {"model": "llama", "batch": 16, "length": 112, "answer": 10, "eager": 14, "graph": 24}
 LONGER = {"batch": 32, "length": 128, "eager": 12, "graph": 16}
 SIZES: dict[str, dict[str, Any]] = {
     "LLaMA-7B, 16 x 112, dropout 0.05": {**LLAMA_7B, "dropout": 0.05},
     "LLaMA-7B, 16 x 112": LLAMA_7B,
     "LLaMA-7B, 32 x 128, dropout 0.05": {**LLAMA_7B, **LONGER, "dropout": 0.05},
     "LLaMA-7B, 32 x 128": {**LLAMA_7B, **LONGER},
-    "SmolLM2-135M, 16 x 128": {
-        "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30, "num_heads": 9, "num_key_value_heads": 3,
-        "vocab_size": 49152, "batch": 16, "length": 128, "answer": 10, "eager": 20, "graph": 40,
-    },
-}  # fmt: skip
-SMOKE = {"tiny": {**NARROW, "num_layers": 2, "answer": 4, "eager": 12, "graph": 12, "dropout": 0.05}}
+    "SmolLM2-135M, 16 x 128": {**LLAMA_7B, "model": "smollm2", "length": 128, "eager": 20, "graph": 40},
+}
+TINY = {"model": "tiny_llama", "batch": 2, "length": 16, "answer": 4, "eager": 12, "graph": 12, "dropout": 0.05}
 DROPOUT = {"lora": "lora_dropout", "dora": "lora_dropout", "dual_lora": "dropout"}
 UNCOUNTED = 7  # steps before which a shape is loaded, recorded and ΔW warms up
 PROFILED = 3  # steps
@@ -117,9 +112,9 @@ def run(options: argparse.Namespace) -> None:
     """Time both ways for each size and method, and write each as it is done."""
     device = "cpu" if options.smoke else "cuda"
     results = timing.read(options.output, "graphs")
-    results["environment"] = timing.environment(device, () if options.smoke else ("transformers", "peft", "accelerate"))
+    results["environment"] = timing.environment(device, ("transformers", "peft", "accelerate"))
     results["made_by"] = "run.py bench graphs"
-    for name, size in (SMOKE if options.smoke else SIZES).items():
+    for name, size in ({"tiny": TINY} if options.smoke else SIZES).items():
         for method in options.methods or METHODS:
             row = measure(method, size, device)
             results.setdefault("steps", {}).setdefault(name, {})[method] = row

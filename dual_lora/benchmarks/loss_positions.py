@@ -19,24 +19,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dual_lora.benchmarks import timing
-from dual_lora.benchmarks.training import SMOLLM2_135M, TARGETS, TINY, make_model
+from dual_lora.benchmarks.training import TARGETS, make_model
 from dual_lora.training.loss import mean_loss, next_token_labels, token_loss
 
-LLAMA3_8B = {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "vocab_size": 128256,
-}  # fmt: skip
 CASES = {  # name: (dimensions, rows, prompt tokens, answer tokens)
-    "SmolLM2-135M": (SMOLLM2_135M, 32, 120, 8),
-    "LLaMA-3-8B": (LLAMA3_8B, 16, 160, 8),
+    "SmolLM2-135M": ("smollm2", 32, 120, 8),
+    "LLaMA-3-8B": ("llama3", 16, 160, 8),
 }
 
 
-def measure(shape: dict[str, Any], rows: int, prompt: int, answer: int, device: str) -> dict[str, Any]:
+def measure(name: str, rows: int, prompt: int, answer: int, device: str) -> dict[str, Any]:
     """Return time and peak memory of both ways on one model."""
-    base = make_model(shape, device)
+    base = make_model(name, device)
     model: Any = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS))
-    ids = torch.randint(shape["vocab_size"], (rows, prompt + answer), device=device)
+    ids = torch.randint(base.config.vocab_size, (rows, prompt + answer), device=device)
     labels = ids.clone()
     labels[:, :prompt] = -100
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
@@ -54,14 +50,14 @@ def measure(shape: dict[str, Any], rows: int, prompt: int, answer: int, device: 
         optimizer.zero_grad()
 
     result: dict[str, Any] = {"rows": rows, "prompt_tokens": prompt, "answer_tokens": answer}
-    for name, everywhere in (("everywhere", True), ("where_the_loss_is", False)):
-        result[name] = timing.time_steps(partial(step, everywhere), device, warmup=3, repetitions=10, clock=True)
+    for way, everywhere in (("everywhere", True), ("where_the_loss_is", False)):
+        result[way] = timing.time_steps(partial(step, everywhere), device, warmup=3, repetitions=10, clock=True)
     return result
 
 
 def run(options: argparse.Namespace) -> None:
     """Time both ways on each model and write the result file."""
-    cases = {"tiny": (TINY, 2, 12, 4)} if options.smoke else CASES
+    cases = {"tiny": ("tiny_llama", 2, 12, 4)} if options.smoke else CASES
     device = "cpu" if options.smoke else "cuda"
     results: dict[str, Any] = {"environment": timing.environment(device)}
     for name, case in cases.items():

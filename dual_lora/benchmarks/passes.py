@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     model = "model=tiny_llama" if options.smoke else "model=smollm2"
     words = [model, "method=none", "protocol=strict", *(["data.source=sample"] if options.smoke else [])]
     results: dict[str, Any] = {
-        "environment": timing.environment(device, () if options.smoke else ("transformers", "peft")),
+        "environment": timing.environment(device, ("transformers", "peft")),
         "command": timing.command(),
         "rows": [],
     }

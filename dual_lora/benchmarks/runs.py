@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     device = "cpu" if options.smoke else "cuda"
     rows: list[dict[str, Any]] = []
     results = {
-        "environment": timing.environment(device, () if options.smoke else ("transformers", "peft", "accelerate")),
+        "environment": timing.environment(device, ("transformers", "peft", "accelerate")),
         "command": timing.command(),
         "settings": settings,
         "rows": rows,

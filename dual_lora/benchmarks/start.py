@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     repeated = 1 if options.smoke else options.repeat
     results = {
-        "environment": timing.environment("cpu", () if options.smoke else ("transformers", "peft", "tokenizers")),
+        "environment": timing.environment("cpu", ("transformers", "peft", "tokenizers")),
         "command": timing.command(),
         "settings": [*STUDY, *options.settings],
         "repeated": repeated,

@@ -20,19 +20,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from dual_lora.benchmarks import timing
+from dual_lora.benchmarks import random_models, timing
 from dual_lora.tuner import DualLoraConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 PARTS = ("short", "steps", "small", "profile", "dropout")
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
-LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-SMOLLM2_135M = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
-}  # fmt: skip
 # name: (adapter, float32 factors, autocast). The Trainer's bf16=True is autocast; the others are plain bf16 models.
 VARIANTS = {
     "dual_lora": ("dual_lora", True, False),
@@ -45,12 +39,9 @@ VARIANTS = {
 }
 
 
-def make_model(shape: dict[str, Any], device: str) -> LlamaForCausalLM:
-    """A LLaMA of random bf16 weights, made on the device."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        config = LlamaConfig(**shape, attn_implementation="sdpa")
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
+def make_model(name: str, device: str) -> LlamaForCausalLM:
+    """A frozen LLaMA of random bf16 weights, with the dimensions of a model of configs/."""
+    return random_models.made(random_models.named(name), device).requires_grad_(False)
 
 
 def adapter_config(kind: str, dropout: float) -> PeftConfig:
@@ -185,7 +176,7 @@ def bench_profile(model: LlamaForCausalLM, batch: int, length: int) -> dict[str,
 def run(options: argparse.Namespace) -> None:
     """Time the parts and write each as it is done."""
     device = "cpu" if options.smoke else "cuda"
-    shapes = (TINY, TINY) if options.smoke else (SMOLLM2_135M, LLAMA_7B)
+    models = ("tiny_llama", "tiny_llama") if options.smoke else ("smollm2", "llama")
     smoked = (2, 8)
     small_batch = smoked if options.smoke else (16, 128)
     short_batch = smoked if options.smoke else (16, 112)  # of the paper's commonsense runs
@@ -199,13 +190,13 @@ def run(options: argparse.Namespace) -> None:
         timing.write(options.output, "training", results)
 
     if "small" in parts:
-        small = make_model(shapes[0], device)
+        small = make_model(models[0], device)
         variants = [variant for variant in VARIANTS if "dora" not in variant]
         keep("small", bench_steps(small, variants, *small_batch, repetitions=10)[0])
         keep("small_cuda_graph", bench_graphs(small, variants[:-1], *small_batch))
         del small
     if set(parts) - {"small"}:
-        model = make_model(shapes[1], device)
+        model = make_model(models[1], device)
     if "short" in parts:
         keep("short", bench_steps(model, list(VARIANTS), *short_batch, repetitions=10)[0])
     if "steps" in parts:

@@ -34,16 +34,14 @@ METHODS = ("lora", "dual_lora")
 LAUNCHERS = {"plain": ("launch=local",), "zero2": ("launch=deepspeed", "launch.num_gpus=1", "launch.zero_stage=2")}
 TARGET = 1.05  # ZeRO-2's step over the plain one
 PATIENCE = 300.0  # seconds until a process that says nothing is given up: it may be compiling kernels
-SIZES: dict[str, dict[str, Any]] = {
-    "full": {
-        "hidden_size": 2048, "intermediate_size": 5632, "num_layers": 22, "num_heads": 32, "num_key_value_heads": 4,
-        "vocab_size": 32000, "batch": 8, "length": 512, "warmup": 10, "steps": 10, "rounds": 6,
-    },
-    "smoke": {
-        "hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_key_value_heads": 2,
-        "vocab_size": 512, "batch": 4, "length": 32, "warmup": 2, "steps": 4, "rounds": 2,
-    },
+TINY_LLAMA_1B = {
+    "hidden_size": 2048, "intermediate_size": 5632, "num_layers": 22, "num_heads": 32, "num_key_value_heads": 4,
+    "vocab_size": 32000,
 }  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {"dimensions": TINY_LLAMA_1B, "batch": 8, "length": 512, "warmup": 10, "steps": 10, "rounds": 6},
+    "smoke": {"batch": 4, "length": 32, "warmup": 2, "steps": 4, "rounds": 2},
+}
 
 
 class Blocks(TrainerCallback):
