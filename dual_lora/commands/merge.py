@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         merged.save_pretrained(part)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        source = {"base": options.base or merged.config._name_or_path, "adapter_sha256": adapter_hash(options.adapter)}
+        source = {"base": options.base or merged.config.name_or_path, "adapter_sha256": adapter_hash(options.adapter)}
         (part / "merged_from.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
     print(options.out)
     return 0

@@ -119,7 +119,7 @@ def _save_model(gguf: Path, target: Path, ids: dict[str, Any], *, tensors: int) 
         quantization_config=kind(dequantize=True) if kind else None,
         output_loading_info=True,
     )
-    config, tied = net.config, net._tied_weights_keys or () if net.config.tie_word_embeddings else ()
+    config, tied = net.config, net.all_tied_weights_keys
     weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items() if name not in tied}
     # transformers would make up what is missing and drop what it has no place for.
     if info["missing_keys"] or len(weights) != tensors:

@@ -87,10 +87,9 @@ def write_llama(model: ModelConfig, folder: Path, workers: int = 8) -> int:
     config = transformers_config(model, **ids)
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    tied = set(net._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     files: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in net.state_dict().items():
-        if name not in tied:
+        if name not in net.all_tied_weights_keys:
             files.setdefault(_file(name), {})[name] = tuple(tensor.shape)
     size = 2 * sum(torch.Size(shape).numel() for shapes in files.values() for shape in shapes.values())
     part = folder.with_name(f"{folder.name}.part")

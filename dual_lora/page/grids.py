@@ -62,7 +62,7 @@ class _Block:
         }
 
     def _column(self, label: str) -> dict[str, Any]:
-        column = self._definition(label)
+        column = self.experiment.block.column(label)
         return {
             "label": plain(label),
             "task": ", ".join(self.experiment.tasks_of(label)),
@@ -70,9 +70,6 @@ class _Block:
             "decimals": column.decimals,
             "unit": unit(column),
         }
-
-    def _definition(self, label: str) -> Column:
-        return next(column for column in self.experiment.block.columns if column.label == label)
 
     def _row(self, line: Line) -> dict[str, Any]:
         measured = line.source is None
