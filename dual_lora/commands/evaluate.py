@@ -101,7 +101,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
     out = options.out or folder / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    table = _table(measurements, f"{config.model.label}, {config.task.label}, protocol {config.protocol.name}")
+    table = scores_table(measurements, f"{config.model.label}, {config.task.label}, protocol {config.protocol.name}")
     console = terminal.console()
     console.print(table)
     console.print(f"~ not distinguishable from guessing. {seconds:.0f} s; scores: {out}", soft_wrap=True)
@@ -112,8 +112,9 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
         )
 
 
-def _table(measurements: list[dict[str, Any]], title: str) -> Any:
-    """Return one row per subset and one column per metric of each scoring; fractions in percent."""
+def scores_table(measurements: list[dict[str, Any]], title: str) -> Any:
+    """Return one row per subset and one column per metric of each scoring."""
+    from dual_lora.report.screen import shown_as
     from dual_lora.report.terminal import FittedTable
 
     columns = list(dict.fromkeys((entry["scoring"], metric) for entry in measurements for metric in entry["metrics"]))
@@ -124,7 +125,8 @@ def _table(measurements: list[dict[str, Any]], title: str) -> Any:
             found = [e for e in measurements if (e["subset"], e["scoring"]) == (subset, scoring)]
             value = found[0]["metrics"].get(metric) if found else None
             mark = "~" if found and found[0]["at_chance"] else ""
-            cells.append("-" if value is None else f"{mark}{value * 100:.1f}")
+            scale, decimals = shown_as(metric)
+            cells.append("-" if value is None else f"{mark}{value * scale:.{decimals}f}")
         rows.append([subset, *cells])
     return FittedTable(["subset", *(f"{scoring}\n{metric}" for scoring, metric in columns)], rows, title)
 

@@ -178,14 +178,14 @@ def _totals(records: Sequence[Record], alone: Container[str]) -> dict[str, float
     """
     timed = [record.cost for record in records if record.status == "finished" and record.run_id in alone]
     finished = [record.cost for record in records if record.status == "finished"]
-    peaks = [max(cost.peak_memory_bytes) for cost in finished if cost.peak_memory_bytes]
+    peaks = [peak for cost in finished if (peak := cost.peak_gib) is not None]
     trained = [cost.trainable_parameters_without_head for cost in finished]
     flops = [cost.train_flops for cost in finished]
     found = {
         "trainable parameters": _mean(trained),
         "adapter MiB": _mean([cost.adapter_bytes and cost.adapter_bytes / 1024**2 for cost in finished]),
         "training FLOPs": _mean(flops),
-        "peak GiB": max(peaks) / 1024**3 if peaks else None,
+        "peak GiB": max(peaks, default=None),
         "training seconds": _mean([cost.train_seconds for cost in timed]),
         "tokens a second": _mean([cost.tokens_per_second for cost in timed]),
     }

@@ -106,6 +106,11 @@ class Cost:
     total_parameters: _Count | None = None
     train_flops: _Amount | None = None
 
+    @property
+    def peak_gib(self) -> float | None:
+        """Return the largest peak of any rank, in GiB."""
+        return max(self.peak_memory_bytes) / 2**30 if self.peak_memory_bytes else None
+
 
 @dataclass(frozen=True, config=_TYPED)
 class Record:

@@ -30,10 +30,9 @@ KINDS: Mapping[Kind, str] = {
 }
 _T = TypeVar("_T")
 POINTS = 60  # of a curve that a figure shows; the record holds all
-_GIB = 1024**3
 _COSTS: Mapping[str, Callable[[Cost], float | int | None]] = {
     "trained parameters, without a head": lambda cost: cost.trainable_parameters_without_head,
-    "peak memory, GiB": lambda cost: max(cost.peak_memory_bytes, default=0) / _GIB,
+    "peak memory, GiB": lambda cost: cost.peak_gib,
 }
 UPDATE = "size of the update / weight"
 STEP = "change by one step / weight"

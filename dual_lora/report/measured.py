@@ -13,7 +13,6 @@ from dual_lora.report import selection, stats
 from dual_lora.report.definition import Column, Experiment
 from dual_lora.report.layout import Cell
 
-GIB = 1024**3
 UNREADABLE_SHARE = 0.01  # above it a cell is marked
 
 
@@ -148,8 +147,8 @@ def cost(name: str, records: Sequence[Record], alone: Container[str]) -> str:
     """
     finished = [record for record in records if record.status == "finished"]
     if name == "peak_memory":
-        peaks = [max(record.cost.peak_memory_bytes) for record in finished if record.cost.peak_memory_bytes]
-        return f"{max(peaks) / GIB:.1f}" if peaks else ""
+        peaks = [peak for record in finished if (peak := record.cost.peak_gib) is not None]
+        return f"{max(peaks):.1f}" if peaks else ""
     if name == "trainable_parameters":
         return trainable(finished)
     timed = [record for record in finished if record.run_id in alone]

@@ -15,7 +15,6 @@ from dual_lora.report.terminal import FittedTable
 UNBOUNDED = frozenset(
     {"NIST", "NIST_python", "CIDEr", "loss", "full_sequence_loss"}
 )  # every other metric is a fraction and is shown in percent
-GIB = 1024**3
 LOWER_IS_BETTER = frozenset({"TER", "loss", "full_sequence_loss"})  # TER counts edits
 _COSTS = ("train s", "eval s", "peak GiB", "trainable")
 
@@ -87,8 +86,13 @@ def _spread(values: Sequence[float | None], metric: str) -> str:
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return ""
-    scale, decimals = (1.0, 2) if metric in UNBOUNDED else (100.0, 1)
+    scale, decimals = shown_as(metric)
     return f"{mean(known) * scale:.{decimals}f} ± {stdev(known) * scale:.{decimals}f}"
+
+
+def shown_as(metric: str) -> tuple[float, int]:
+    """Return what a metric is multiplied by where people read it, and the decimals: fractions are shown in percent."""
+    return (1.0, 2) if metric in UNBOUNDED else (100.0, 1)
 
 
 def _unit(metric: str) -> str:
@@ -128,7 +132,7 @@ def _score(record: Record, subset: str, metric: str, base: Record | None) -> Tex
     value = _value(record, subset, metric)
     if value is None:
         return Text("" if record.status == "finished" else "-", style="dim")
-    scale, decimals = (1.0, 2) if metric in UNBOUNDED else (100.0, 1)
+    scale, decimals = shown_as(metric)
     text = Text(f"{value * scale:.{decimals}f}")
     start = _value(base, subset, metric) if base is not None else None
     if start is not None:
@@ -139,11 +143,10 @@ def _score(record: Record, subset: str, metric: str, base: Record | None) -> Tex
 
 def _cost(record: Record) -> list[str]:
     cost = record.cost
-    memory = max(cost.peak_memory_bytes, default=None)
     return [
         "" if cost.train_seconds is None else f"{cost.train_seconds:.0f}",
         "" if cost.eval_seconds is None else f"{cost.eval_seconds:.0f}",
-        "" if memory is None else f"{memory / GIB:.2f}",
+        "" if cost.peak_gib is None else f"{cost.peak_gib:.2f}",
         "" if cost.trainable_parameters is None else f"{cost.trainable_parameters:,}",
     ]
 

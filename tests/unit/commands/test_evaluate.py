@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from dual_lora import methods, models
 from dual_lora.commands import main
+from dual_lora.commands.evaluate import scores_table
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.methods import saved
@@ -49,6 +50,11 @@ def test_an_adapter_and_its_base_are_scored(adapter, tmp_path):
         assert rows[-1]["items"] == 32
     texts = [next((tmp_path / name).rglob("base.test.cloze.jsonl")).read_text() for name in ("base", "adapter")]
     assert texts[0] != texts[1]  # the adapter took part
+
+
+def test_a_score_without_an_upper_bound_is_not_shown_in_percent():
+    entry = {"subset": "e2e", "scoring": "generate", "metrics": {"BLEU": 0.65, "NIST": 8.4}, "at_chance": None}
+    assert scores_table([entry], "E2E").rows == [["e2e", "65.0", "8.40"]]
 
 
 def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_made(tmp_path, capsys):
