@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from dual_lora.commands.merge import new_folder
 from dual_lora.commands.parser import Parser, one_of
 from dual_lora.config import ConfigError
-from dual_lora.report import records, tidy
+from dual_lora.report import records, terminal, tidy
 
 CHECKPOINTS = ("last", "best_loss", "best_dev", "best_heldout")
 
@@ -51,9 +50,7 @@ def _records(options: argparse.Namespace) -> int:
     held, refused = records.read_all(options.results / "records")
     for path in tidy.write(held, options.out):
         print(path)
-    for text in refused:
-        print(f"error: refused: {text}", file=sys.stderr)
-    return 2 if refused else 0
+    return terminal.name_refused(refused)
 
 
 def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None) -> None:

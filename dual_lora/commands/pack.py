@@ -10,13 +10,12 @@ that is done or scored again later has a file of its own again, which holds unti
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.records import pack
-from dual_lora.report import records, selection
+from dual_lora.report import records, selection, terminal
 from dual_lora.report.workspace import Workspace
 
 
@@ -32,11 +31,10 @@ def run(options: argparse.Namespace) -> int:
     folder = options.records or space.records
     experiments = [space.experiment(name) for name in options.experiments]
     held, refused = records.read_all(folder)
-    for text in refused:
-        print(f"refused: {text}", file=sys.stderr)
+    code = terminal.name_refused(refused)
     for experiment in experiments:
         path = folder / f"{experiment.name}.jsonl"
         moved = pack(path, [record.run_id for record in held if selection.in_sweep(record, experiment)])
         print(f"{path}: {moved} records moved into it")
     print(f"to commit that: git add -A {folder}")
-    return 2 if refused else 0
+    return code

@@ -89,10 +89,10 @@ def _config(known: dict[str, Any], folder: Path, options: argparse.Namespace) ->
 def _here(results: Path) -> list[str]:
     """Return the runs whose record is finished and whose predictions are here."""
     from dual_lora.evaluation import archive
+    from dual_lora.report.terminal import name_refused
 
     found, refused = records.read_folder(results / "records")
-    for text in refused:
-        print(f"refused: {text}", file=sys.stderr)
+    name_refused(refused)
     finished = [known["identity"]["run_id"] for known in found if known["status"] == "finished"]
     return [
         name

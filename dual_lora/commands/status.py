@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -55,8 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if options.watch:
         return watch(space, options.experiment, results)
     held, refused = records.read_all(results / "records")
-    for text in refused:
-        print(f"refused: {text}", file=sys.stderr)
+    terminal.name_refused(refused)
     if options.experiment is None:
         return _show_all(every_run(held, results / "runs"), results)
     experiment = space.experiment(options.experiment)

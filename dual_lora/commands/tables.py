@@ -18,7 +18,6 @@ results/local and are shown on the screen. The demo's records, and others on the
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if options.explain is not None:
         return _explain(space, *options.explain)
     views = space.views(space.committed_records(), options.only)
-    refused = _refused(space.refused(committed=options.check))
+    refused = terminal.name_refused(space.refused(committed=options.check))
     files = space.committed_files(views, with_documents=not options.only)
     browsed = None if options.only else _page(space, views)
     if options.check:
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 def _explain(space: Workspace, table: str, row: str, column: str) -> int:
     views = space.views(space.all_records(), [table], space.predictions)
     print("\n".join(explain.explain(views[table], space.experiments(), row, column, space.hours)))
-    return _refused(space.refused(committed=False))
+    return terminal.name_refused(space.refused(committed=False))
 
 
 def _page(space: Workspace, views: Mapping[str, TableView]) -> str:
@@ -93,13 +92,6 @@ def _stale_page(space: Workspace, text: str | None) -> list[str]:
     return ["results/report.html is not what the committed records give\n"]
 
 
-def _refused(texts: list[str]) -> int:
-    """Name each record that is not shown, and return the exit code."""
-    for text in texts:
-        print(f"error: refused: {text}", file=sys.stderr)
-    return 2 if texts else 0
-
-
 def _check(diffs: list[str]) -> int:
     for diff in diffs:
         print(diff, end="")
@@ -112,7 +104,7 @@ def _other_records(space: Workspace, options: argparse.Namespace, console: Conso
     if not options.records.is_dir():
         raise ValueError(f"--records {options.records}: no such folder")
     found, refused = records.read_all(options.records)
-    code = _refused(refused)
+    code = terminal.name_refused(refused)
     views = space.views(found, options.only, options.records.parent / "predictions")
     if options.check:
         return code or _check(space.stale(workspace.table_files(views, space.tables), complete=False))

@@ -57,8 +57,7 @@ def run(options: argparse.Namespace) -> int:
     trials = trials or _new_trials(words)
     then = definition.named(known, options.then) if options.then else None
     held, refused = records.read_all(options.records)
-    for text in refused:
-        print(f"refused: {text}", file=sys.stderr)
+    terminal.name_refused(refused)
     try:
         choices = tuning.choose(tuned_study.of_study(trials, then) if then else trials, held)
     except tuning.Unfinished as found:

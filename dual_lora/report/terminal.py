@@ -25,6 +25,13 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
+def name_refused(records: Sequence[str]) -> int:
+    """Say of each record that cannot be used why, and return the exit code: 2 if there is one."""
+    for text in records:
+        print(f"refused: {text}", file=sys.stderr)
+    return 2 if records else 0
+
+
 @dataclass(frozen=True)
 class FittedTable:
     """A table of any width: columns that do not fit are in further tables below, each with the first `keys` columns.
