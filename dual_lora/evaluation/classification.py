@@ -59,28 +59,21 @@ def encode(
 class Collator:
     """Pads a batch to its longest row: long tensors (batch, tokens), labels long or float32 (batch,).
 
-    multiple_of: round the width up to a multiple of it, which suits tensor cores; the added columns are masked out.
+    The width is rounded up to a multiple of 8, which suits tensor cores; the added columns are masked out.
     few_shapes: round up by `tasks.padding` instead.
     """
 
-    def __init__(self, tokenizer: Any, multiple_of: int = 8, few_shapes: bool = False) -> None:
-        self._tokenizer, self._multiple_of, self._few_shapes = tokenizer, multiple_of, few_shapes
+    def __init__(self, tokenizer: Any, few_shapes: bool = False) -> None:
+        self._tokenizer, self._few_shapes = tokenizer, few_shapes
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        inputs = [{key: value for key, value in row.items() if key not in ("labels", "length")} for row in rows]
+        inputs = [{key: value for key, value in row.items() if key != "length"} for row in rows]
         # RoBERTa's position table ends at 514: rounding up must not run past what the tokenizer allows.
         longest = max(len(row["input_ids"]) for row in inputs)
-        multiple = rounded_length(longest) if self._few_shapes else self._multiple_of
+        multiple = rounded_length(longest) if self._few_shapes else 8
         fits = -(-longest // multiple) * multiple <= self._tokenizer.model_max_length
-        batch = dict(
-            self._tokenizer.pad(
-                inputs, padding=True, pad_to_multiple_of=multiple if fits else None, return_tensors="pt"
-            )
-        )
-        if "labels" in rows[0]:
-            labels = [row["labels"] for row in rows]
-            batch["labels"] = torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)
-        return batch
+        padded = self._tokenizer.pad(inputs, pad_to_multiple_of=multiple if fits else None, return_tensors="pt")
+        return dict(padded)
 
 
 def logits_of(model: torch.nn.Module, autocast: torch.dtype | None, passes: Passes) -> GraphedCalls:
