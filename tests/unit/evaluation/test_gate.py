@@ -9,7 +9,7 @@ from dual_lora.evaluation import gate, generation
 from dual_lora.evaluation.gate import GateError
 from dual_lora.tasks.base import Prompt
 from dual_lora.tasks.commonsense import SUBSETS, Commonsense
-from tests.unit.tiny_text_model import build_gpt2, build_llama, build_tokenizer
+from tests.unit.tiny_text_model import build_gpt2, build_llama
 
 STRICT = ProtocolConfig(name="strict", task="commonsense", prompt="alpaca", loss_on="answer")
 PAPER = ProtocolConfig(name="paper", task="commonsense", prompt="alpaca_indented", loss_on="all")
@@ -18,11 +18,6 @@ PAPER = ProtocolConfig(name="paper", task="commonsense", prompt="alpaca_indented
 def build_task(protocol=STRICT):
     task = TaskConfig(name="commonsense", module="commonsense", label="", subsets=SUBSETS, headline="accuracy")
     return Commonsense(task, protocol, DataConfig(source="sample"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 def run(model, tokenizer, protocol=STRICT, task=None, **options):

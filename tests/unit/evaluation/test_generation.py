@@ -8,15 +8,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from dual_lora.config import DecodingConfig
 from dual_lora.evaluation.generation import NoRepeatInReply, _settings, generate, pad_left
-from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama, build_tokenizer
+from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama
 
 PROMPTS = [sentence[:length] for sentence in SENTENCES for length in (7, 19, 40, 90)]
 GREEDY = DecodingConfig(max_new_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 def one_by_one(model, tokenizer, prompts, steps):

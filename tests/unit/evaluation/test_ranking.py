@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dual_lora.evaluation.ranking import rank
-from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama, build_tokenizer
+from tests.unit.tiny_text_model import SENTENCES, build_gpt2, build_llama
 
 PROMPTS = [SENTENCES[1], SENTENCES[0][:30] + "\n", SENTENCES[2] + "\n", "Why?\n"]
 CANDIDATES = [
@@ -15,11 +15,6 @@ CANDIDATES = [
     ["the correct answer is answer1", "x", "ending4 ending4", "a b c"],
     ["no", "because of the cold"],
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 def direct(model, tokenizer, prompt, text):
