@@ -18,10 +18,10 @@ from dual_lora.models.sources import check_available, fingerprint, is_pretrained
 
 if TYPE_CHECKING:
     from dual_lora.models.gpt2 import adapter_base_class, fuse_attention, split_attention
-    from dual_lora.models.loading import Loaded, load
+    from dual_lora.models.loading import LoadedModel, load
 
 _HEAVY = {
-    **dict.fromkeys(("load", "Loaded"), "loading"),
+    **dict.fromkeys(("load", "LoadedModel"), "loading"),
     **dict.fromkeys(("adapter_base_class", "fuse_attention", "split_attention"), "gpt2"),
 }
 

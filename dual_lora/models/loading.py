@@ -54,7 +54,7 @@ _START_TOKENS = ("<s>", "<|begin_of_text|>")  # of LLaMA 1 and 2, and of LLaMA 3
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A base model in evaluation mode, its tokenizer, and what identifies its weights."""
 
     model: PreTrainedModel
@@ -72,7 +72,7 @@ def load(
     seed: int,
     device: str | torch.device = "cpu",
     sharded: bool = False,
-) -> Loaded:
+) -> LoadedModel:
     """Load the base model with the head that a task needs.
 
     `dtype`: "float32" or "bfloat16", see `resolve_dtype`. `seed`: draws the classification head, which is always new,
@@ -105,7 +105,7 @@ def load(
         net.to(device)
     notes = require_start_token(tokenizer, model)
     start = tokenizer.bos_token if _starts(tokenizer) else None
-    return Loaded(net.eval(), tokenizer, fingerprint(model), start, notes)
+    return LoadedModel(net.eval(), tokenizer, fingerprint(model), start, notes)
 
 
 def _base_settings(model: ModelConfig) -> dict[str, Any]:

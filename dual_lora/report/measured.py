@@ -17,7 +17,7 @@ UNREADABLE_SHARE = 0.01  # above it a cell is marked
 
 
 @dataclass(frozen=True)
-class Scores:
+class ColumnScores:
     """One column of one row: seed -> score (unscaled), and what else a cell says.
 
     strata: one, or for an average over tasks one per task, since runs of different tasks have no seed in common.
@@ -45,7 +45,7 @@ class Row:
 
     choices: Mapping[str, str]
     records: tuple[Record, ...]
-    columns: Mapping[str, Scores]
+    columns: Mapping[str, ColumnScores]
     not_shown: tuple[str, ...]  # other variants, in words
 
 
@@ -91,7 +91,7 @@ def measure(experiment: Experiment, records: Sequence[Record], choices: Mapping[
     for task in experiment.tasks:
         by_task[task], others = selection.of_row(records, choices, task)
         not_shown += [f"{task}, {other}" for other in others] if len(experiment.tasks) > 1 else others
-    columns: dict[str, Scores] = {}
+    columns: dict[str, ColumnScores] = {}
     for column in experiment.block.columns:
         if column.average:
             before = [c for c in experiment.panels()[column.panel] if c.label in columns and not c.average]
@@ -102,7 +102,7 @@ def measure(experiment: Experiment, records: Sequence[Record], choices: Mapping[
     return Row(choices, tuple(unique.values()), columns, tuple(not_shown))
 
 
-def cell(column: Column, scores: Scores, reference: Scores | None = None, *, median: bool = False) -> Cell:
+def cell(column: Column, scores: ColumnScores, reference: ColumnScores | None = None, *, median: bool = False) -> Cell:
     """Return what a column shows: centre and spread over seeds, and the difference from the reference method."""
     if not scores.measured:
         return Cell(word=_why_empty(scores), marks="")
@@ -123,13 +123,13 @@ def cell(column: Column, scores: Scores, reference: Scores | None = None, *, med
     )
 
 
-def difference(column: Column, scores: Scores, reference: Scores | None) -> stats.Estimate | None:
+def difference(column: Column, scores: ColumnScores, reference: ColumnScores | None) -> stats.Estimate | None:
     """Return ours minus the reference's, pair by pair; None where there is no pair to compare."""
     pairs = pairs_of(column, scores, reference)
     return None if pairs is None else stats.estimate(pairs)
 
 
-def pairs_of(column: Column, scores: Scores, reference: Scores | None) -> list[dict[int, float]] | None:
+def pairs_of(column: Column, scores: ColumnScores, reference: ColumnScores | None) -> list[dict[int, float]] | None:
     """Return seed -> difference per stratum, of seeds that both methods have with the same number of test items."""
     if reference is None or not scores.measured or not reference.measured:
         return None
@@ -173,7 +173,7 @@ def seeds(row: Row, columns: Sequence[Column]) -> str:
     return "–".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
-def _column(column: Column, records: Sequence[Record]) -> Scores:
+def _column(column: Column, records: Sequence[Record]) -> ColumnScores:
     by_seed: dict[int, float] = {}
     items: dict[int, int] = {}
     marks: set[str] = set()
@@ -206,7 +206,7 @@ def _column(column: Column, records: Sequence[Record]) -> Scores:
         marks |= {"u"} if unreadable > UNREADABLE_SHARE * items[record.seed] else set()
         if record.name("task") in MNLI_STARTED and (record.identity.get("init_from") or "none") == "none":
             marks.add("m")
-    return Scores((by_seed,), (items,), "".join(sorted(marks)), failed, undefined, tuple(runs.values()))
+    return ColumnScores((by_seed,), (items,), "".join(sorted(marks)), failed, undefined, tuple(runs.values()))
 
 
 def find(column: Column, record: Record) -> Measurement | None:
@@ -250,9 +250,9 @@ def metric_of(column: Column, record: Record) -> str:
     return column.metric or record.scores.headline.metric
 
 
-def _average(columns: Sequence[tuple[str, Scores]]) -> Scores:
+def _average(columns: Sequence[tuple[str, ColumnScores]]) -> ColumnScores:
     """Return the mean over columns: within each seed over the columns of one task, then one stratum per task."""
-    by_task: dict[str, list[Scores]] = {}
+    by_task: dict[str, list[ColumnScores]] = {}
     for task, scores in columns:
         by_task.setdefault(task, []).append(scores)
     strata = [stats.average_per_seed([s for scores in part for s in scores.strata]) for part in by_task.values()]
@@ -264,10 +264,10 @@ def _average(columns: Sequence[tuple[str, Scores]]) -> Scores:
     undefined = sum(scores.undefined for _, scores in columns)
     marks = "m" if any("m" in scores.marks for _, scores in columns) else ""
     runs = tuple(dict.fromkeys(run for _, scores in columns for run in scores.runs))
-    return Scores(tuple(strata), tuple(items), marks, failed, undefined, runs)
+    return ColumnScores(tuple(strata), tuple(items), marks, failed, undefined, runs)
 
 
-def _why_empty(scores: Scores) -> str:
+def _why_empty(scores: ColumnScores) -> str:
     if scores.undefined:
         return "undefined"
     statuses = Counter(scores.failed.values())

@@ -18,10 +18,10 @@ from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import (
     DataToText,
-    Item,
-    Loaded,
+    Entries,
+    Entry,
     Origin,
-    Published,
+    Size,
     content_sha256,
     data_root,
     linearise,
@@ -30,10 +30,10 @@ from dual_lora.tasks.data_to_text import (
 from dual_lora.tasks.webnlg import checked_form
 
 HUB = {"repository": "Yale-LILY/dart", "revision": "111059ed9e5176e2f57f9128bc02913d5d31350a"}
-PUBLISHED: dict[Split, Published] = {
-    "train": Published(62659, None),
-    "validation": Published(6980, 2721),
-    "test": Published(12552, 4159),
+PUBLISHED: dict[Split, Size] = {
+    "train": Size(62659, None),
+    "validation": Size(6980, 2721),
+    "test": Size(12552, 4159),
 }
 _FILES: dict[Split, str] = {"train": "train.json", "validation": "dev.json", "test": "test.xml"}
 
@@ -45,7 +45,7 @@ def build(config: RunConfig) -> DataToText:
     local = config.data.source == "local"
     from_hub = local and not files.exists(folder, _FILES["train"])
 
-    def read(split: Split) -> Loaded:
+    def read(split: Split) -> Entries:
         if not local:
             return _read_hub(split)
         if split == "train" and from_hub:
@@ -64,7 +64,7 @@ def build(config: RunConfig) -> DataToText:
     )
 
 
-def _train_from_hub() -> Loaded:
+def _train_from_hub() -> Entries:
     try:
         return _read_hub("train")
     except DataError as error:
@@ -73,7 +73,7 @@ def _train_from_hub() -> Loaded:
         ) from None
 
 
-def read_json(folder: Path, split: Split) -> Loaded:
+def read_json(folder: Path, split: Split) -> Entries:
     """Read a list of {"tripleset": [[s, p, o], ...], "annotations": [{"text": ...}]}. `DataError` names the item."""
     name = _FILES[split]
     rows, digest = files.read_json_list(folder, name, {"tripleset": list, "annotations": list})
@@ -81,10 +81,10 @@ def read_json(folder: Path, split: Split) -> Loaded:
     for number, row in enumerate(rows, start=1):
         texts = [text.get("text") if isinstance(text, dict) else None for text in row["annotations"]]
         items.append(_item(row["tripleset"], texts, folder / name, number))
-    return Loaded(items, {"file": name, "sha256": digest})
+    return Entries(items, {"file": name, "sha256": digest})
 
 
-def read_test(folder: Path) -> Loaded:
+def read_test(folder: Path) -> Entries:
     """Read `<entry><modifiedtripleset><mtriple>s | p | o</mtriple>...<lex>text</lex></entry>`."""
     name = _FILES["test"]
     text, digest = files.read_text(folder, name)
@@ -99,10 +99,10 @@ def read_test(folder: Path) -> Loaded:
     for number, entry in enumerate(entries, start=1):
         triples = [split_triple(triple.text or "") for triple in entry.iter("mtriple")]
         items.append(_item(triples, [lex.text for lex in entry.iter("lex")], folder / name, number))
-    return Loaded(items, {"file": name, "sha256": digest})
+    return Entries(items, {"file": name, "sha256": digest})
 
 
-def _item(triples: Iterable[Any], texts: Sequence[Any], place: Path | str, number: int) -> Item:
+def _item(triples: Iterable[Any], texts: Sequence[Any], place: Path | str, number: int) -> Entry:
     try:
         source = linearise(_lowered(triple) for triple in triples)
     except ValueError as error:
@@ -111,7 +111,7 @@ def _item(triples: Iterable[Any], texts: Sequence[Any], place: Path | str, numbe
     given = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
     if not given:
         raise files.fail(place, "no text", item=number, field="annotations")
-    return Item(source, tuple(given), "dart")
+    return Entry(source, tuple(given), "dart")
 
 
 def _lowered(triple: Any) -> list[Any]:
@@ -120,10 +120,10 @@ def _lowered(triple: Any) -> list[Any]:
     return [triple[0], triple[1].lower(), triple[2]]
 
 
-def _read_hub(split: Split) -> Loaded:
+def _read_hub(split: Split) -> Entries:
     file = f"default/{split}/0000.parquet"
     items = []
     for number, row in enumerate(downloads.parquet_rows(HUB["repository"], HUB["revision"], file), start=1):
         texts = downloads.column(row, "annotations", file, number)["text"]
         items.append(_item(downloads.column(row, "tripleset", file, number), texts, file, number))
-    return Loaded(items, {**HUB, "content_sha256": content_sha256(items)})
+    return Entries(items, {**HUB, "content_sha256": content_sha256(items)})

@@ -1,8 +1,8 @@
 """What E2E, WebNLG and DART share: linearised input, one or more reference texts, grouped references at test.
 
-A task file supplies `read(split) -> Loaded` (pairs of input and references in the data's order); this module makes them
-a `Task`. Input and reference are joined as in the LoRA release: for GPT-2 its end-of-text token, which that code puts
-between the two; for other models, whose release form does not exist, the " ||" of its text files. Either way the
+A task file supplies `read(split) -> Entries` (pairs of input and references in the data's order); this module makes
+them a `Task`. Input and reference are joined as in the LoRA release: for GPT-2 its end-of-text token, which that code
+puts between the two; for other models, whose release form does not exist, the " ||" of its text files. Either way the
 reference follows after a blank, where every tokenizer used here starts a new token.
 """
 
@@ -28,7 +28,7 @@ PerItem = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, Sequence[
 
 
 @dataclass(frozen=True)
-class Item:
+class Entry:
     """One entry of a file: an input with its references."""
 
     input: str  # linearised
@@ -38,17 +38,17 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Entries:
     """A split as read: items, and what identifies its content (sha256 of a file, or revision and rows)."""
 
-    items: list[Item]
+    items: list[Entry]
     identity: Mapping[str, Any]
     note: str | None = None
 
 
 @dataclass(frozen=True)
-class Published:
-    """Size of a split as published."""
+class Size:
+    """How large a split is."""
 
     texts: int
     inputs: int | None  # distinct ones; None: not known
@@ -74,10 +74,10 @@ class DataToText(Task):
         self,
         config: RunConfig,
         *,
-        read: Callable[[Split], Loaded],
+        read: Callable[[Split], Entries],
         scorer: Scorer,
         metrics: Sequence[str],
-        published: Mapping[Split, Published],
+        published: Mapping[Split, Size],
         origin: Origin,
         notes: Sequence[str] = (),
         per_item: PerItem | None = None,
@@ -95,7 +95,7 @@ class DataToText(Task):
         left_out = [metric for metric in metrics if metric not in self.metrics]
         if left_out:
             self._notes.append(f"left out by task.metrics: {', '.join(left_out)}")
-        self._loaded: dict[Split, Loaded] = {}
+        self._loaded: dict[Split, Entries] = {}
         self._examples: dict[Split, list[Example]] = {}
 
     @property
@@ -108,7 +108,7 @@ class DataToText(Task):
             notes.extend(self._short(split, loaded))
         return tuple(dict.fromkeys(notes))
 
-    def _short(self, split: Split, loaded: Loaded) -> list[str]:
+    def _short(self, split: Split, loaded: Entries) -> list[str]:
         published = self._published.get(split)
         if published is None or self._source == "sample":
             return []
@@ -124,7 +124,7 @@ class DataToText(Task):
         """Return how many reference texts the published training set has."""
         return self._published["train"].texts
 
-    def load(self, split: Split) -> Loaded:
+    def load(self, split: Split) -> Entries:
         """Return a split as read, once. Raises `DataError`, also for an unknown split."""
         if split not in SPLITS:
             raise DataError(f"split {split!r}: legal are {', '.join(SPLITS)}")
@@ -248,11 +248,11 @@ def data_root(config: RunConfig) -> Path:
     return Path(__file__).parent / "sample" if config.data.source == "sample" else Path(config.data.dir or ".")
 
 
-def _size(items: Sequence[Item]) -> Published:
-    return Published(sum(len(item.references) for item in items), len({(item.subset, item.input) for item in items}))
+def _size(items: Sequence[Entry]) -> Size:
+    return Size(sum(len(item.references) for item in items), len({(item.subset, item.input) for item in items}))
 
 
-def content_sha256(items: Sequence[Item]) -> str:
+def content_sha256(items: Sequence[Entry]) -> str:
     """Return a hash of inputs and references in any order, for a source that has no file hash."""
     digests = sorted(hashlib.sha256("\x1f".join((item.input, *item.references)).encode()).hexdigest() for item in items)
     return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -25,10 +25,10 @@ from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import (
     DataToText,
-    Item,
-    Loaded,
+    Entries,
+    Entry,
     Origin,
-    Published,
+    Size,
     chosen_metrics,
     content_sha256,
     data_root,
@@ -38,10 +38,10 @@ from dual_lora.tasks.data_to_text import (
 FORMS = ("lora", "official")
 RELEASE = {"repository": "github.com/microsoft/LoRA", "revision": downloads.RELEASE_REVISION}
 HUB = {"repository": "tuetschek/e2e_nlg", "revision": "a1fd8dcb2b81207ecc5b7fd886f78fcee959eebc"}
-PUBLISHED: dict[Split, Published] = {
-    "train": Published(42061, 4862),
-    "validation": Published(4672, 547),
-    "test": Published(4693, 630),
+PUBLISHED: dict[Split, Size] = {
+    "train": Size(42061, 4862),
+    "validation": Size(4672, 547),
+    "test": Size(4693, 630),
 }
 _LORA_FILES: dict[Split, str] = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
 _OFFICIAL_FILES: dict[Split, str] = {
@@ -76,7 +76,7 @@ def build(config: RunConfig) -> DataToText:
     if not java.available() and {"ROUGE_L", "CIDEr"} & set(chosen_metrics(config, METRICS)):
         notes.append("no Java: ROUGE_L and CIDEr of texts tokenized by nltk (dual_lora/metrics/coco.py)")
 
-    def read(split: Split) -> Loaded:
+    def read(split: Split) -> Entries:
         if form == "lora" and source == "hub":
             path, _ = downloads.release_file(f"e2e/{_LORA_FILES[split]}")
             return read_lora(path.parent, path.name)
@@ -106,7 +106,7 @@ def _score(predictions: Sequence[str], references: Sequence[Sequence[str]], metr
     return scores
 
 
-def read_lora(folder: Path, name: str) -> Loaded:
+def read_lora(folder: Path, name: str) -> Entries:
     """Read `context||reference` lines. Raises `DataError` naming the line."""
     lines, digest = files.open_lines(folder, name)
     items = []
@@ -124,11 +124,11 @@ def read_lora(folder: Path, name: str) -> Loaded:
                     f"{', '.join(_ATTRIBUTES.values())}",
                     line=number,
                 )
-        items.append(Item(context, (reference,), "e2e"))
-    return Loaded(items, {"file": name, "sha256": digest})
+        items.append(Entry(context, (reference,), "e2e"))
+    return Entries(items, {"file": name, "sha256": digest})
 
 
-def read_official(folder: Path, split: Split) -> Loaded:
+def read_official(folder: Path, split: Split) -> Entries:
     """Read the columns `mr` and `ref` of a CSV. Raises `DataError` naming the line and column."""
     name = _OFFICIAL_FILES[split]
     rows, digest = files.read_csv(folder, name, ("mr", "ref"))
@@ -142,10 +142,10 @@ def read_official(folder: Path, split: Split) -> Loaded:
                 folder / name, str(error), line=line, field="mr" if row["ref"].strip() else "ref"
             ) from None
         line += 1 + sum(cell.count("\n") for cell in row.values())
-    return Loaded(items, {"file": name, "sha256": digest})
+    return Entries(items, {"file": name, "sha256": digest})
 
 
-def _read_hub(split: Split) -> Loaded:
+def _read_hub(split: Split) -> Entries:
     file = f"default/{split}/0000.parquet"
     items = []
     for number, row in enumerate(downloads.parquet_rows(HUB["repository"], HUB["revision"], file), start=1):
@@ -155,22 +155,22 @@ def _read_hub(split: Split) -> Loaded:
             items.append(_item(mr, reference))
         except ValueError as error:
             raise files.fail(file, str(error), item=number) from None
-    return Loaded(items, {**HUB, "content_sha256": content_sha256(items)})
+    return Entries(items, {**HUB, "content_sha256": content_sha256(items)})
 
 
-def _item(mr: str, reference: str) -> Item:
+def _item(mr: str, reference: str) -> Entry:
     text = " ".join(reference.split())
     if not text:
         raise ValueError("the reference is empty; each row needs one")
-    return Item(linearise(mr), (text,), "e2e", {"mr": mr})
+    return Entry(linearise(mr), (text,), "e2e", {"mr": mr})
 
 
-def _tokenized(loaded: Loaded) -> Loaded:
+def _tokenized(loaded: Entries) -> Entries:
     items = [
-        Item(item.input, tuple(map(tokenize_reference, item.references)), item.subset, item.fields)
+        Entry(item.input, tuple(map(tokenize_reference, item.references)), item.subset, item.fields)
         for item in loaded.items
     ]
-    return Loaded(items, loaded.identity, loaded.note)
+    return Entries(items, loaded.identity, loaded.note)
 
 
 @functools.lru_cache(maxsize=100_000)  # of 51,426 rows 6,039 are different

@@ -17,10 +17,10 @@ from dual_lora.tasks import downloads, files
 from dual_lora.tasks.base import Split
 from dual_lora.tasks.data_to_text import (
     DataToText,
-    Item,
-    Loaded,
+    Entries,
+    Entry,
     Origin,
-    Published,
+    Size,
     data_root,
     linearise,
     reference_form,
@@ -42,10 +42,10 @@ SEEN = (
 )
 HUB = {"repository": "github.com/microsoft/LoRA", "revision": downloads.RELEASE_REVISION}
 # Texts marked "good" and the distinct inputs they describe, of 18,102, 2,268 and 4,928 published texts.
-PUBLISHED: dict[Split, Published] = {
-    "train": Published(18025, 6888),
-    "validation": Published(2258, 870),
-    "test": Published(4928, 1862),
+PUBLISHED: dict[Split, Size] = {
+    "train": Size(18025, 6888),
+    "validation": Size(2258, 870),
+    "test": Size(4928, 1862),
 }
 _FILES: dict[Split, str] = {"train": "train.json", "validation": "dev.json", "test": "test.json"}
 
@@ -54,7 +54,7 @@ def build(config: RunConfig) -> DataToText:
     """Return the task. Raises `ConfigError` for an unknown form or metric, METEOR without Java, and `sample`."""
     form = checked_form(config)
 
-    def read(split: Split) -> Loaded:
+    def read(split: Split) -> Entries:
         if config.data.source != "hub":
             return read_entries(data_root(config) / "webnlg_2017", _FILES[split])
         path, _ = downloads.release_file(f"webnlg_challenge_2017/{_FILES[split]}")
@@ -71,7 +71,7 @@ def checked_form(config: RunConfig) -> nlg.Form:
     return cast(nlg.Form, reference_form(config, FORMS))
 
 
-def read_entries(folder: Path, name: str) -> Loaded:
+def read_entries(folder: Path, name: str) -> Entries:
     """Read `{"entries": [{"1": {category, lexicalisations, modifiedtripleset}}, ...]}`. `DataError` names the item."""
     content, digest = files.read_json(folder, name)
     path = folder / name
@@ -90,7 +90,7 @@ def read_entries(folder: Path, name: str) -> Loaded:
         ]
         texts = [(text.get("comment"), text.get("lex")) for text in value["lexicalisations"] if isinstance(text, dict)]
         items += _item(value["category"], triples, texts, path, number)
-    return Loaded(items, {"file": name, "sha256": digest})
+    return Entries(items, {"file": name, "sha256": digest})
 
 
 def _objects(value: Mapping[str, Any], path: Path, number: int) -> list[Mapping[str, Any]]:
@@ -102,7 +102,7 @@ def _objects(value: Mapping[str, Any], path: Path, number: int) -> list[Mapping[
 
 def _item(
     category: str, triples: Iterable[Sequence[Any]], texts: Iterable[tuple[Any, Any]], place: Path | str, number: int
-) -> list[Item]:
+) -> list[Entry]:
     """Return the entry as an item, or nothing if none of its texts is marked good."""
     try:
         source = linearise(triples)
@@ -115,4 +115,4 @@ def _item(
         if comment == "good":
             good.append(" ".join(text.split()))
     subset = SUBSETS[0] if category in SEEN else SUBSETS[1]
-    return [Item(source, tuple(good), subset, {"category": category})] if good else []
+    return [Entry(source, tuple(good), subset, {"category": category})] if good else []

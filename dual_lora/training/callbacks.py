@@ -208,7 +208,7 @@ def _round(value: float) -> float:
     return float(f"{value:.8g}")
 
 
-class Progress(TrainerCallback):
+class Bar(TrainerCallback):
     """One bar with the time left and the last loss, in place of the Trainer's printed dictionaries."""
 
     def __init__(self) -> None:

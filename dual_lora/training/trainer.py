@@ -28,7 +28,7 @@ from dual_lora.models import attention
 from dual_lora.models.head import unwrapped
 from dual_lora.tasks.base import Head
 from dual_lora.training.arguments import training_arguments
-from dual_lora.training.callbacks import Curves, Progress, Selection
+from dual_lora.training.callbacks import Bar, Curves, Selection
 from dual_lora.training.checkpoints import check_layout, prune, seal, start_from
 from dual_lora.training.graphs import GraphedCalls, GraphedSteps, draws_numbers, obstacle
 from dual_lora.training.loss import Objective
@@ -107,7 +107,7 @@ def train(
         train_dataset=data.train,
         eval_dataset=data.validation if len(data.validation) else None,
         processing_class=data.tokenizer,
-        callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Progress(), Alive(), *callbacks],
+        callbacks=[*methods.callbacks(config.method), curves, selection, interruption, Bar(), Alive(), *callbacks],
     )
     trainer.make_optimizer = partial(
         methods.create_optimizer, model, config.method, recipe, config.model.target_modules

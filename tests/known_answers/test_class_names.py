@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dual_lora import models
 from dual_lora.config.compose import compose
-from dual_lora.models.loading import Loaded
+from dual_lora.models.loading import LoadedModel
 from dual_lora.runs import lifecycle
 from dual_lora.runs import work as cells
 from dual_lora.runs.resolve import resolve
@@ -52,7 +52,7 @@ def test_nothing_depends_on_the_name_of_the_class(name: str, tmp_path: Path, mon
     expected = _ran(tmp_path / "stock", *CELLS[name])
     load = models.load
 
-    def renamed(*args: Any, **kwargs: Any) -> Loaded:
+    def renamed(*args: Any, **kwargs: Any) -> LoadedModel:
         loaded = load(*args, **kwargs)
         cls = type(loaded.model)
         loaded.model.__class__ = type("Unheard", (cls,), {"__module__": "elsewhere"})
@@ -70,7 +70,7 @@ def test_checkpointing_computes_each_block_again_and_changes_no_number(
     calls = {"forward": 0}
     load = models.load
 
-    def counted(*args: Any, **kwargs: Any) -> Loaded:
+    def counted(*args: Any, **kwargs: Any) -> LoadedModel:
         loaded = load(*args, **kwargs)
         block = next(part for part in loaded.model.modules() if isinstance(part, GradientCheckpointingLayer))
         leaves = [part for part in block.modules() if not list(part.children()) and list(part.parameters())]

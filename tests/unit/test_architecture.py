@@ -75,6 +75,13 @@ TWINS: dict[str, str] = {
     "schema": "of settings, of records",
 }
 
+# Names that two public classes have, likewise: a noun has one meaning.
+TWIN_CLASSES: dict[str, str] = {
+    "Collator": "a pipeline's: both pad a batch, of texts that are written or classified",
+    "Figure": "as an experiment asks for it, and with its points",
+    **dict.fromkeys(["DataToText", "Glue"], "evaluate.load wants a scorer's class called as its file"),
+}
+
 PARAMETERS = 8
 # Functions with more: what they take is fixed elsewhere. Kernels of Triton are exempt: a launch has no other way in.
 LONG_LISTS: dict[str, str] = {
@@ -185,6 +192,16 @@ def test_a_module_has_a_name_of_its_own() -> None:
         found.setdefault(module.stem, set()).add(module.relative_to(PACKAGE))
     twins = {name: sorted(map(str, paths)) for name, paths in found.items() if len(paths) > 1}
     assert twins.keys() == TWINS.keys(), {name: twins.get(name) for name in twins.keys() ^ TWINS.keys()}
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    found: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    twins = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert twins.keys() == TWIN_CLASSES.keys(), {n: twins.get(n) for n in twins.keys() ^ TWIN_CLASSES.keys()}
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -27,8 +27,7 @@ from typing import Any, cast
 from dual_lora.config import ConfigError, DataConfig, ProtocolConfig, RunConfig, TaskConfig, legal_values
 from dual_lora.tasks import unused
 from dual_lora.tasks.base import Example, Head, Prompt, Reading, Score, Split, Task
-from dual_lora.tasks.commonsense.data import ORIGIN, PUBLISHED, REVISION, load_split
-from dual_lora.tasks.commonsense.data import Split as LoadedSplit
+from dual_lora.tasks.commonsense.data import ORIGIN, PUBLISHED, REVISION, LoadedSplit, load_split
 from dual_lora.tasks.commonsense.items import SUBSETS, Answer, Item, parse, read, read_text, sentence
 from dual_lora.tasks.commonsense.prompts import prompt
 from dual_lora.tasks.commonsense.scoring import average, score_subset

@@ -53,7 +53,7 @@ PUBLISHED_MIXTURE = 170420
 
 
 @dataclass
-class Split:
+class LoadedSplit:
     """Items of one split, the sha256 of each file they came from, and what is unusual about them."""
 
     examples: list[Example]
@@ -61,7 +61,7 @@ class Split:
     notes: list[str]
 
 
-def load_split(data: DataConfig, split: str, subsets: tuple[str, ...]) -> Split:
+def load_split(data: DataConfig, split: str, subsets: tuple[str, ...]) -> LoadedSplit:
     """Return the training mixture or the test items of `subsets`, in the order of the files. Raises `DataError`."""
     if data.source == "hub":
         return _load_published(split, subsets)
@@ -69,8 +69,8 @@ def load_split(data: DataConfig, split: str, subsets: tuple[str, ...]) -> Split:
     return _load_folder(root / "commonsense", split, subsets, counted=data.source != "sample")
 
 
-def _load_folder(folder: Path, split: str, subsets: tuple[str, ...], *, counted: bool) -> Split:
-    result = Split([], {}, [])
+def _load_folder(folder: Path, split: str, subsets: tuple[str, ...], *, counted: bool) -> LoadedSplit:
+    result = LoadedSplit([], {}, [])
     if split == "train" and exists(folder, f"{MIXTURE}.json"):
         _add(result, folder, f"{MIXTURE}.json", MIXTURE, split)
         _keep_subsets(result, subsets)
@@ -93,8 +93,8 @@ def _load_folder(folder: Path, split: str, subsets: tuple[str, ...], *, counted:
     return result
 
 
-def _load_published(split: str, subsets: tuple[str, ...]) -> Split:
-    result = Split([], {}, [])
+def _load_published(split: str, subsets: tuple[str, ...]) -> LoadedSplit:
+    result = LoadedSplit([], {}, [])
     names = {subset: f"dataset/{subset}/test.json" for subset in subsets}
     if split == "train":
         names = {MIXTURE: f"ft-training_set/{MIXTURE}.json"}
@@ -121,7 +121,7 @@ def download(name: str) -> Path:
     return path
 
 
-def _add(result: Split, folder: Path, name: str, owner: str, split: str) -> int:
+def _add(result: LoadedSplit, folder: Path, name: str, owner: str, split: str) -> int:
     """Append a file's items; return how many it has."""
     values, digest = read_json_list(folder, name, FIELDS)
     result.files[name] = digest
@@ -172,7 +172,7 @@ def _subset_of(instruction: str, answer: str) -> str:
     return "social_i_qa" if instruction.endswith("answer1/answer2/answer3") else "ARC-Easy"
 
 
-def _keep_subsets(result: Split, subsets: tuple[str, ...]) -> None:
+def _keep_subsets(result: LoadedSplit, subsets: tuple[str, ...]) -> None:
     """Narrow a mixture to the chosen subsets, if not all are chosen."""
     if set(subsets) == set(SUBSETS):
         return
