@@ -65,18 +65,18 @@ def register_ordered_hook(model: DistributedDataParallel) -> None:
     processes = dist.get_world_size(group)
     if processes <= 2:
         return
-    beside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+    side = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
 
     # torch reads these annotations, so this file has no `from __future__ import annotations`.
     def mean(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         gradients = bucket.buffer()
-        if beside is None:
+        if side is None:
             done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
             done.set_result(ordered_all_reduce(gradients.div_(processes), group))
             return done
         done = torch.futures.Future(devices=[model.device])
-        beside.wait_stream(torch.cuda.current_stream(model.device))
-        with torch.cuda.stream(beside):  # whoever waits for the result then waits for this stream
+        side.wait_stream(torch.cuda.current_stream(model.device))
+        with torch.cuda.stream(side):  # whoever waits for the result then waits for this stream
             done.set_result(ordered_all_reduce(gradients.div_(processes), group))
         return done
 

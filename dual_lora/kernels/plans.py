@@ -130,9 +130,9 @@ def build(
 class Reduction(NamedTuple):
     """Two launches that reduce G, and the number of float32 partial sums between them.
 
-    Partial sums of A and C: r1 + r2 per column and strip of rows, hence 4 (r1 + r2) / 64 bytes per element of the
-    weight. Of B and D: r1 + r2 per row and chunk of
-    columns, of which there are as many as occupy the card, so their size does not grow with the weight's.
+    Partial sums of A and C: r1 + r2 per column and strip of rows, so 4 (r1 + r2) / 64 bytes per element of the weight.
+    Of B and D: r1 + r2 per row and chunk of columns, of which there are as many as occupy the card, so their size does
+    not grow with the weight's.
     """
 
     reduce: Launch

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
-# The order is the hub's (nyu-mll/glue) and thus that of published checkpoints; the words are those of the tsv files.
+# The order is that of the hub (nyu-mll/glue) and of published checkpoints; the words are those of the tsv files.
 LABELS: dict[str, tuple[str, ...]] = {
     "cola": ("0", "1"),  # unacceptable, acceptable
     "sst2": ("0", "1"),  # negative, positive

@@ -72,8 +72,8 @@ def fill_tables(text: str, tables: Mapping[str, TableView], where: str) -> str:
 
 def fill_findings(text: str, found: Findings, where: str) -> str:
     """Return the document with every finding replaced. Raises `DocumentError`, also for a table that does not exist."""
-    beside = replace(found, root="../" * where.count("/"))
-    return fill(text, "finding", beside.part, where)
+    linked = replace(found, root="../" * where.count("/"))
+    return fill(text, "finding", linked.part, where)
 
 
 def documents(root: Path) -> list[Path]:
