@@ -30,6 +30,8 @@ _EVERY = [
     "dual_lora.models.loading",
 ]
 _PIPELINES = {"glue": "dual_lora.evaluation.classifier"}
+# What a task's scores import when the first of them is computed.
+_SCORERS = {"glue": ["scipy.stats", "sklearn.metrics"], **dict.fromkeys(("e2e", "webnlg", "dart"), ["nltk.tokenize"])}
 
 
 def serve(configs: Sequence[RunConfig]) -> None:
@@ -38,7 +40,8 @@ def serve(configs: Sequence[RunConfig]) -> None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     tasks = {config.task.module for config in configs}
     pipelines = {_PIPELINES.get(module, "dual_lora.evaluation.causal_lm") for module in tasks}
-    preloaded = [*_EVERY, *sorted(pipelines), *(module_name(name) for name in sorted(tasks))]
+    scorers = {library for module in tasks for library in _SCORERS.get(module, ())}
+    preloaded = [*_EVERY, *sorted(pipelines), *(module_name(name) for name in sorted(tasks)), *sorted(scorers)]
     _CONTEXT.set_forkserver_preload(preloaded)
     multiprocessing.forkserver.ensure_running()
 

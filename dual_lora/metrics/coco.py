@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from nltk.tokenize import NLTKWordTokenizer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
@@ -50,6 +49,8 @@ def _without_punctuation(line: str) -> str:
 
 def ptb_tokenize_without_java(texts: Sequence[str]) -> list[str]:
     """Return what `java.ptb_tokenize` returns, as nearly as nltk's Treebank tokenizer and a few rules can."""
+    from nltk.tokenize import NLTKWordTokenizer  # here, as it brings scikit-learn, and with Java nothing needs it
+
     tokenizer = NLTKWordTokenizer()
     lines = []
     for text in texts:

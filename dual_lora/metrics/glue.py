@@ -10,6 +10,8 @@ names of `evaluate`'s module "glue", each a fraction in [-1, 1]:
 
 An undefined value is None, never 0 and never an exception: a correlation with a constant, F1 if neither predictions nor
 labels have the positive class. Matthews' coefficient of a constant prediction is 0 by definition.
+
+Both libraries are imported where something is scored: what a run does before would wait half a second for them.
 """
 
 from __future__ import annotations
@@ -20,8 +22,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics
 
 # The order is that of the hub (nyu-mll/glue) and of published checkpoints; the words are those of the tsv files.
 LABELS: dict[str, tuple[str, ...]] = {
@@ -35,11 +35,13 @@ LABELS: dict[str, tuple[str, ...]] = {
     "rte": ("entailment", "not_entailment"),
     "wnli": ("0", "1"),  # not entailed, entailed
 }
-HEADLINES: dict[str, str] = {
-    **dict.fromkeys(LABELS, "accuracy"),
-    "cola": "matthews_correlation",
-    "stsb": "pearson",
+METRICS: dict[str, tuple[str, ...]] = {  # the headline first
+    **dict.fromkeys(LABELS, ("accuracy",)),
+    **dict.fromkeys(("mrpc", "qqp"), ("accuracy", "f1")),
+    "cola": ("matthews_correlation",),
+    "stsb": ("pearson", "spearmanr"),
 }
+HEADLINES: dict[str, str] = {task: names[0] for task, names in METRICS.items()}
 UNREADABLE = -1  # class of a prediction that is None: always wrong
 SIGNIFICANCE = 0.05  # one-sided: with a larger p-value a score cannot be told from chance
 
@@ -63,10 +65,12 @@ def score(task: str, predictions: Sequence[Value], labels: Sequence[Value]) -> d
     predicted, true = _classes(task, predictions, "prediction"), _classes(task, labels, "label")
     if UNREADABLE in true:
         raise ValueError(f"{task}: label {true.index(UNREADABLE)} is missing; every item needs one")
+    from sklearn import metrics
+
     if task == "cola":
         return {"matthews_correlation": float(metrics.matthews_corrcoef(true, predicted))}
     result: dict[str, float | None] = {"accuracy": float(metrics.accuracy_score(true, predicted))}
-    if task in ("mrpc", "qqp"):
+    if "f1" in METRICS[task]:
         defined = 1 in true or 1 in predicted
         positive = [value == 1 for value in predicted]
         result["f1"] = float(metrics.f1_score([value == 1 for value in true], positive)) if defined else None
@@ -90,6 +94,8 @@ def at_chance(task: str, predictions: Sequence[Value], labels: Sequence[Value]) 
     value, items = score(task, predictions, labels)[HEADLINES[task]], len(labels)
     if value is None:
         return True
+    from scipy import stats
+
     if task == "stsb":
         if items < 3:
             return True
@@ -141,6 +147,8 @@ def _correlations(predicted: np.ndarray, true: np.ndarray) -> dict[str, float | 
     undefined = not np.isfinite(predicted).all() or any(np.ptp(values) == 0 for values in (predicted, true))
     if undefined or len(true) < 2:
         return {"pearson": None, "spearmanr": None}
+    from scipy import stats
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nearly constant input: scipy warns and still gives the value
         values = {"pearson": stats.pearsonr(true, predicted)[0], "spearmanr": stats.spearmanr(true, predicted)[0]}

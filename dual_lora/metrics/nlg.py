@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import sacrebleu
-from nltk.tokenize import NLTKWordTokenizer
 
 from dual_lora.metrics import java, texts
 from dual_lora.metrics.ter import ter, unordered_distance
@@ -91,4 +90,6 @@ def _lowest_ter(prediction: str, group: tuple[str, ...]) -> float:
 
 @functools.lru_cache(maxsize=100_000)
 def _words(text: str) -> str:
+    from nltk.tokenize import NLTKWordTokenizer  # here, as it brings scikit-learn, which only a score is to wait for
+
     return " ".join(NLTKWordTokenizer().tokenize(text))

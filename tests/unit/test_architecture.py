@@ -180,6 +180,12 @@ def test_composing_loads_no_torch() -> None:
     assert "torch" not in loaded_by("from dual_lora.config.compose import compose; assert compose(['profile=demo'])")
 
 
+def test_what_only_scores_need_is_not_loaded_before_the_first() -> None:
+    """A run would wait for it before its first step. `launch.forks` loads it once for all workers."""
+    code = "from dual_lora.tasks import e2e, glue, webnlg; glue.Glue(glue.SPECS['mrpc'], 'sample', None)"
+    assert not loaded_by(code) & {"sklearn", "scipy.stats", "nltk"}
+
+
 def test_files_stay_readable() -> None:
     long = {str(p.relative_to(ROOT)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 320}
     assert not long, f"over 320 lines: {long}; is each still one thing?"

@@ -72,8 +72,7 @@ class Glue(ClassificationTask):
         self.labels = spec.labels
         self.unused = {**unused.UNUSED_BY_CLASSIFICATION, "task.subsets": (tuple(spec.development),)}
         self.head = Head("classification", num_labels=len(spec.labels) or 1, regression=not spec.labels)
-        words = spec.labels or (1.0, 2.0)
-        self.metrics = tuple(metrics.score(spec.name, words, words))
+        self.metrics = metrics.METRICS[spec.name]
         self._source, self._folder, self._own_notes = source, folder, notes
         self._read: dict[str, tuple[list[Example], dict[str, Any]]] = {}
 

@@ -52,6 +52,12 @@ def test_the_other_tasks_have_accuracy_alone(task):
     assert glue.score(task, [0, 1, 1, 0], [0, 1, 0, 0]) == {"accuracy": 0.75}
 
 
+@pytest.mark.parametrize("task", glue.LABELS)
+def test_metrics_are_named_as_they_are_scored(task):
+    words = glue.LABELS[task] or (1.0, 2.0)
+    assert tuple(glue.score(task, words, words)) == glue.METRICS[task]
+
+
 def test_matthews_of_a_constant_prediction_is_zero():
     assert glue.score("cola", [1, 1, 1, 1], [0, 1, 0, 1]) == {"matthews_correlation": 0.0}
 
