@@ -69,13 +69,14 @@ def _encoded(
     if protocol.loss_on == "answer":
         heads = all_prompt_ids([prompt.prompt for prompt in prompts], tokenizer)
     wholes = all_prompt_ids([prompt.text for prompt in prompts], tokenizer)
+    limit, end = max_length(protocol, max_length_tokens), tokenizer.eos_token_id
     for prompt, head, ids in zip(prompts, heads, wholes, strict=True):
         start = 0 if head is None else _answer_start(prompt, head, ids, tokenizer)
-        yield _row(ids, start, tokenizer, protocol, max_length_tokens)
+        yield _row(ids, start, end, protocol, limit)
 
 
 def _row(
-    ids: list[int], start: int, tokenizer: Any, protocol: ProtocolConfig, max_length_tokens: int
+    ids: list[int], start: int, end_token: int, protocol: ProtocolConfig, limit: int
 ) -> tuple[dict[str, list[int]] | None, bool]:
     """Return ids and labels of one training example, both of one length, and whether the text was over the cut-off.
 
@@ -84,9 +85,8 @@ def _row(
     the start of the answer would be seen in training and never at evaluation, where the model is given the prompt
     alone. Raises `DataError` if they are not.
     """
-    limit = max_length(protocol, max_length_tokens)
-    ends_itself = bool(ids) and ids[-1] == tokenizer.eos_token_id
-    end = [tokenizer.eos_token_id] if protocol.append_end and not ends_itself else []
+    ends_itself = bool(ids) and ids[-1] == end_token
+    end = [end_token] if protocol.append_end and not ends_itself else []
     if protocol.name == "paper":
         # As published: the end token is appended only where it fits, and its absence is not an overflow.
         over = len(ids) > limit
@@ -97,7 +97,7 @@ def _row(
             return None, True
         ids = ids + end
     labels = [IGNORED] * min(start, len(ids)) + ids[start:]
-    learned = any(label != IGNORED for label in labels[1:])  # nothing comes before the first token to predict it from
+    learned = len(ids) > max(start, 1)  # nothing comes before the first token to predict it from
     return ({"input_ids": ids, "labels": labels} if learned else None), over
 
 
