@@ -12,10 +12,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from dual_lora.records.schema import Cost, Record
-from dual_lora.report import labels, selection
+from dual_lora.records.schema import Cost
+from dual_lora.report import inside, labels, selection
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import BlockView, Line, TableView
 
@@ -50,7 +50,7 @@ _BY_STEP = {
 _PARTS = {"magnitude": ", by magnitudes", "flip": ", by flips"}  # of one step, in one panel
 _BY_LAYER = {
     "stable_rank": "stable rank of the update",
-    "numerical_rank": "numerical rank of the update",
+    "numerical_rank": "numerical rank of the update / largest possible",
     "cosine": "cosine with full fine-tuning",
 }
 
@@ -183,7 +183,7 @@ def _of_block(block: BlockView, experiment: Experiment) -> dict[Kind, list[Panel
             "curves": list(_curves(block, experiment)),
             "cost": list(_cost(block, experiment)),
         }
-    watched = [line for line in block.lines if any(_diagnostics(record) for record in line.records)]
+    watched = [line for line in block.lines if any(inside.report(record) for record in line.records)]
     if watched or experiment.sweep.get("diagnostics", ("off",))[0].lower() in ("on", "true"):  # YAML's on is true
         found["inside"] = list(_inside(watched, experiment))
     return found
@@ -260,53 +260,29 @@ def _cost(block: BlockView, experiment: Experiment) -> Iterator[Panel]:
         yield Panel(heading, column.label, ordered, wide, better=column.better, decimals=column.decimals)
 
 
-def _diagnostics(record: Record) -> Mapping[str, Any]:
-    return record.curves.get("diagnostics") or {}
-
-
 def _inside(lines: Sequence[Line], experiment: Experiment) -> Iterator[Panel]:
     """Yield what diagnostics measured: by step over all layers, at the end by layer; means and ranges over runs."""
     reports = {
-        method_of(experiment, line): [report for record in line.records if (report := _diagnostics(record))]
+        method_of(experiment, line): [report for record in line.records if (report := inside.report(record))]
         for line in lines
     }
     for heading in dict.fromkeys(_BY_STEP.values()):
         found = {
             method + _PARTS.get(measure.partition("_")[0], ""): tuple(
-                _over_seeds([curve for report in held if (curve := _by_step(report, measure))])
+                _over_seeds([curve for report in held if (curve := inside.by_step(report, measure))])
             )
             for measure in (name for name, its in _BY_STEP.items() if its == heading)
             for method, held in reports.items()
         }
         logarithmic = heading in (_BY_STEP["flipped_share"], STEP)
+        if logarithmic:  # the first step of a warm-up moves nothing
+            found = {method: tuple(point for point in points if point.y > 0) for method, points in found.items()}
         yield Panel("step", heading, {m: p for m, p in found.items() if p}, log_y=logarithmic)
     for measure, heading in _BY_LAYER.items():
         by_layer: dict[str, tuple[Point, ...]] = {}
         for method, held in reports.items():
             for prefix, words in (("", ""), ("untrained_", ", untrained")):
-                points = [_by_layer(report, prefix + measure) for report in held]
+                points = [inside.by_layer(report, prefix + measure) for report in held]
                 if any(points):
                     by_layer[method + words] = tuple(_over_seeds([curve for curve in points if curve]))
         yield Panel("adapted layer, from the first on", heading, by_layer)
-
-
-def _by_step(report: Mapping[str, Any], measure: str) -> list[list[float | None]]:
-    """Return [step, value]: a share of the entries of all layers, or a size over ‖W₀‖ of all layers together."""
-    layers = [layer for layer in report["layers"].values() if measure in layer["series"]]
-    points: list[list[float | None]] = []
-    for place, step in enumerate(report["steps"] if layers else []):
-        held = [(layer, value) for layer in layers if (value := layer["series"][measure][place]) is not None]
-        if measure.endswith(("_ratio", "_step")):
-            norm = math.hypot(*(layer["weight_norm"] for layer, _ in held))
-            points.append([step, math.hypot(*(value * layer["weight_norm"] for layer, value in held)) / norm])
-        elif held:
-            sizes = [math.prod(layer["shape"]) for layer, _ in held]
-            parts = [value * size for (_, value), size in zip(held, sizes, strict=True)]
-            points.append([step, math.fsum(parts) / sum(sizes)])
-    return points
-
-
-def _by_layer(report: Mapping[str, Any], measure: str) -> list[list[float | None]]:
-    """Return [number of the layer, value] of what was measured at the end."""
-    ends = [{**layer.get("final", {}), **layer.get("agreement", {})} for layer in report["layers"].values()]
-    return [[place, end[measure]] for place, end in enumerate(ends, start=1) if measure in end]

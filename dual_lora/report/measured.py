@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from dual_lora.config import MNLI_STARTED
 from dual_lora.records.schema import Measurement, Record
-from dual_lora.report import selection, stats
+from dual_lora.report import inside, selection, stats
 from dual_lora.report.definition import Column, Experiment
 from dual_lora.report.layout import Cell
 
@@ -185,9 +185,9 @@ def _column(column: Column, records: Sequence[Record]) -> ColumnScores:
             failed[record.seed] = record.status
             continue
         if column.curve is not None:
-            points = [value for _, value in record.curves.get(column.curve, []) if value is not None]
-            by_seed |= {record.seed: points[-1]} if points else {}
-            runs |= {record.seed: record.run_id} if points else {}
+            value = _of_curve(record, column.curve)
+            by_seed |= {} if value is None else {record.seed: value}
+            runs |= {} if value is None else {record.seed: record.run_id}
             continue
         parts = [find(of_subset(column, name), record) for name in column.subsets or (column.subset,)]
         found = [measurement for measurement in parts if measurement is not None]
@@ -207,6 +207,13 @@ def _column(column: Column, records: Sequence[Record]) -> ColumnScores:
         if record.name("task") in MNLI_STARTED and (record.identity.get("init_from") or "none") == "none":
             marks.add("m")
     return ColumnScores((by_seed,), (items,), "".join(sorted(marks)), failed, undefined, tuple(runs.values()))
+
+
+def _of_curve(record: Record, curve: str) -> float | None:
+    if curve.startswith(inside.PREFIX):
+        return inside.mean(record, curve.removeprefix(inside.PREFIX))
+    points = [value for _, value in record.curves.get(curve, []) if value is not None]
+    return points[-1] if points else None
 
 
 def find(column: Column, record: Record) -> Measurement | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dual_lora.report import drawing, tidy
+from dual_lora.report import drawing, inside, tidy
 from dual_lora.report.figures import DESCENT, STEP, UPDATE, Figure, figures
 from tests.unit.page.page_builder import DIAGNOSTICS, document, values, workspace
 from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of
@@ -239,8 +239,14 @@ def test_what_diagnostics_saw_is_shown_by_step_and_by_layer(tmp_path):
         "DUAL_LORA": [(1, 1.5), (2, 3.0)],
         "DUAL_LORA, untrained": [(1, 2.5), (2, 4.0)],
     }
+    assert shown["numerical rank of the update / largest possible"] == {"DUAL_LORA": [(1, 1.0), (2, 1.0)]}
     canvas = on_canvas(drawn(figure, tmp_path), "line0:DUAL_LORA")
     assert canvas[0][1] > canvas[1][1]  # upwards on the page, from 0.50 to 0.52
+    seen = next(record for record in space.all_records() if inside.report(record))
+    flips, both = (0.12 + 0.018) / 2, (0.1 + last) / 2  # over the steps of the figure
+    for measure, mean in {"flipped_share": flips, "update_ratio": both, "stable_rank": 2.25, "cosine": 0.2}.items():
+        assert inside.mean(seen, measure) == pytest.approx(mean), measure
+    assert inside.mean(seen, "magnitude_step") is None
     (of_page,) = values(document(space))["inside"]
     assert of_page["panels"][0]["lines"] == {"DUAL_LORA": [[1, 0.5, 0.5, 0.5], [10, 0.52, 0.52, 0.52]]}
     rows = tidy.tables(space.all_records())["diagnostics"]
@@ -259,11 +265,11 @@ def test_the_parts_of_a_step_are_lines_of_one_panel(tmp_path):
     figure = of(workspace(tmp_path, made), "inside")
     shown = {p.y: {m: [(o.x, o.y) for o in own] for m, own in p.lines.items()} for p in figure.panels}
     assert shown[STEP] == {
-        "DUAL_LORA, by magnitudes": [(1, 0.0), (10, pytest.approx(math.hypot(0.3 * 3, 0.1 * 4) / 5))],
-        "DUAL_LORA, by flips": [(1, 0.0), (10, pytest.approx(math.hypot(0.1 * 3, 0.2 * 4) / 5))],
-    }
+        "DUAL_LORA, by magnitudes": [(10, pytest.approx(math.hypot(0.3 * 3, 0.1 * 4) / 5))],
+        "DUAL_LORA, by flips": [(10, pytest.approx(math.hypot(0.1 * 3, 0.2 * 4) / 5))],
+    }, "a step that moves nothing has no place on a logarithmic axis"
     assert shown[DESCENT] == {"DUAL_LORA, by flips": [(10, pytest.approx((0.6 * 6 + 0.8 * 24) / 30))]}
-    assert len(on_canvas(drawn(figure, tmp_path), "line2:DUAL_LORA, by flips")) == 2  # not a logarithmic axis with 0
+    assert len(on_canvas(drawn(figure, tmp_path), "line2:DUAL_LORA, by flips")) == 1
 
 
 def test_a_figure_without_records_is_not_drawn_and_has_its_commands(tmp_path):
