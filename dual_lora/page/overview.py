@@ -10,7 +10,7 @@ from dual_lora.page.grids import estimate, unit, waiting
 from dual_lora.page.values import number, plain
 from dual_lora.report import endpoint, selection, stats
 from dual_lora.report.definition import Experiment
-from dual_lora.report.layout import BlockView, Cell, Line, TableView, Waiting
+from dual_lora.report.layout import BlockView, Cell, Change, Line, TableView, Waiting
 
 QUESTION = (
     "Does Dual LoRA beat LoRA, DoRA and the rest, at what cost, and how sure can one be?",
@@ -75,10 +75,17 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
             continue
         column = block.columns.index(named.column)
         decides = experiment.block.column(named.column)
+        changes = {change.method: change for change in block.changes}
         for number_of_row, line in enumerate(block.lines):
             if line.source is not None or line.choices["method"] == experiment.block.reference:
                 continue
             entry = _verdict(line.cells[column], _without_runs(experiment, line))
+            if experiment.block.decides_by_trend and block.changes:
+                change = changes.pop(line.choices["method"], None)  # one for all rows of a method
+                if change is None:
+                    continue
+                entry = _changed(change) | {"endpoint": plain(change.of), "method": plain(change.label)}
+                entry |= {"margin": change.margin, "value": None, "against": None}
             if entry is not None:
                 found.append(
                     {
@@ -141,6 +148,17 @@ def _verdict(cell: Cell, todo: list[str]) -> dict[str, Any] | None:
         "answer": answer,
         "why": why,
         "diff": estimate(tested.difference),
+        **{name: number(value, 4) for name, value in p_values.items() if value is not None},
+    }
+
+
+def _changed(change: Change) -> dict[str, Any]:
+    answer, why = ANSWERS[change.verdict]
+    p_values = {"p": change.p, "p_equal": change.p_equal}
+    return {
+        "answer": answer,
+        "why": change.said if change.verdict != "exploratory" else why,
+        "diff": estimate(change.difference),
         **{name: number(value, 4) for name, value in p_values.items() if value is not None},
     }
 

@@ -50,7 +50,9 @@ class Column:
     scale: float = 100.0  # 100 turns a fraction into a percentage; 1 for unbounded metrics
     decimals: int = 1
     better: Literal["higher", "lower"] = "higher"
-    curve: str | None = None  # the last value of this curve (validation_loss) instead of a measurement
+    # Instead of a measurement the last value of this curve (validation_loss), or of a measure of the diagnostics
+    # (diagnostics.zero_share) the mean over the watched steps, or over the layers at the end.
+    curve: str | None = None
     average: bool = False  # the mean of the panel's columns before this one; no measurement of its own
     subsets: tuple[str, ...] = ()  # the mean over these subsets of a run, instead of one `subset`
     published: tuple[str, ...] = ()  # names of the task in results/published
@@ -93,13 +95,14 @@ class Trend:
 
     best rate: of each method the learning rate with the lowest value of the column, as a power of `over` (numbers), or
     with `against` its ratio to that method's best rate at each value of `over`. difference: between methods and the
-    block's reference, for each doubling of `over`.
+    block's reference, for each doubling of `over`: then that, not the single rows, is the block's endpoint.
     """
 
     of: Literal["best rate", "difference"]
     column: str
     over: str  # a setting of the sweep
     against: str | None = None
+    margin: float | None = None  # of a difference, for each doubling: changes up to it count as none
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -125,6 +128,11 @@ class Block:
     published_notes: tuple[str, ...] = ()  # files whose other rows about these columns are listed below the table
     figure: Figure | None = None
     trend: Trend | None = None
+
+    @property
+    def decides_by_trend(self) -> bool:
+        """Whether the endpoint is how a difference changes with a swept setting."""
+        return self.endpoint is not None and self.trend is not None and self.trend.of == "difference"
 
     def column(self, label: str) -> Column:
         return next(column for column in self.columns if column.label == label)

@@ -153,8 +153,13 @@ def _plain_ticks(axis: Axis, values: Sequence[float]) -> None:
 
     wide = max(values) / min(values)
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if wide < 10 else (1, 3) if wide < 100 else (1,)))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _short(value)))
     axis.set_minor_locator(ticker.NullLocator())
+
+
+def _short(value: float) -> str:
+    """Return "0.001", "300", "1,000", "30M": millions in full would run into each other."""
+    return f"{value / 1e6:,g}M" if value >= 1e6 else f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _intervals(axes: Axes, panel: Panel, looks: dict[str, _Look], number: int, *, named: bool) -> None:

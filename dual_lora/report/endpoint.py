@@ -137,10 +137,11 @@ def _raw(block: MeasuredBlock, endpoint: Endpoint, row: Row) -> _Raw | None:
         detectable=stats.detectable(shared, len(block.experiment.seeds)),
     )
     records = [*row.records, *reference.records]
-    return _Raw(comparison, column, "c" in ours.marks, not all(_began_after(endpoint.named, r) for r in records))
+    return _Raw(comparison, column, "c" in ours.marks, not all(began_after(endpoint.named, r) for r in records))
 
 
-def _began_after(named: datetime, record: Record) -> bool:
+def began_after(named: datetime, record: Record) -> bool:
+    """Whether a run began when an endpoint had been named."""
     span = neighbours.span(record)
     return span is not None and span[0] >= named
 

@@ -21,7 +21,7 @@ from dual_lora.records.schema import Record
 from dual_lora.report import endpoint, escape, figures, neighbours, selection, stats
 from dual_lora.report.definition import Endpoint, Experiment
 from dual_lora.report.grid import grid
-from dual_lora.report.layout import BlockView, Cell, Comparison, Line, TableView
+from dual_lora.report.layout import BlockView, Cell, Change, Comparison, Line, TableView
 
 OURS = "dual_lora"
 Compared = tuple[Line, Cell, Comparison]  # a row, its cell of the endpoint, and what the endpoint says of it
@@ -152,6 +152,9 @@ class Findings:
                 else:
                     reference, column = (escape.markdown(word or "") for word in (block.reference, named.column))
                     ours = [one for one in compared if one[0].choices["method"] == OURS]
+                    if self.experiments[block.experiment].block.decides_by_trend:
+                        rows += [_changed(self._link(view, heading), reference, one, block) for one in block.changes]
+                        continue
                     rows += [[self._link(view, heading), column, reference, *_tested(one, named)] for one in ours]
                     if not ours:
                         verdicts = _verdicts(compared, named)
@@ -213,6 +216,13 @@ def _tested(one: Compared, named: Endpoint) -> tuple[str, str, str]:
     _, cell, tested = one
     difference = escape.markdown(endpoint.with_interval(tested.difference, cell.decimals + 1))
     return difference, str(tested.difference.n), f"**{endpoint.words(tested, named)}**"
+
+
+def _changed(where: str, reference: str, change: Change, block: BlockView) -> list[str]:
+    """Return the same of a difference that changes with a swept setting."""
+    decimals = next(cell.decimals for line in block.lines for cell in line.cells)
+    difference = escape.markdown(endpoint.with_interval(change.difference, decimals + 1))
+    return [where, escape.markdown(change.of), reference, difference, str(change.difference.n), f"**{change.said}**"]
 
 
 def _verdicts(compared: Sequence[Compared], named: Endpoint) -> str:

@@ -12,6 +12,7 @@ from dual_lora.config.choices import Loader
 from dual_lora.report.definition import Experiment
 from dual_lora.report.measured import Row
 
+_WORDS = {"method.budget": "trained weights", "method.init_std": "start σ"}
 _FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source", "data.dir")
 
 
@@ -47,4 +48,4 @@ def _label(path: Path) -> str | None:
 
 def of_setting(key: str) -> str:
     """Return a setting in words: "recipe.learning_rate" is the learning rate."""
-    return key.rpartition(".")[2].replace("_", " ")
+    return _WORDS.get(key) or key.rpartition(".")[2].replace("_", " ")

@@ -51,6 +51,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Change:
+    """How a method's difference from the reference moves with each doubling of a swept setting: a block's endpoint."""
+
+    method: str  # as in a row's choices
+    label: str  # the method in words
+    of: str  # what changes: "loss for each doubling of the trained weights"
+    difference: Estimate  # over seeds, of each one's slope
+    p: float | None
+    p_equal: float | None
+    margin: float | None
+    verdict: Verdict
+    said: str  # the verdict in words
+
+
+@dataclass(frozen=True)
 class Waiting:
     """Runs that are not done: how many, their GPU-hours, how many of them have no estimate and why."""
 
@@ -129,6 +144,7 @@ class BlockView:
     legend: str  # what centre, spread and bold mean here
     reference: str | None = None  # label of the method the others are compared with
     findings: tuple[str, ...] = ()  # what the endpoint says, a sentence per method
+    changes: tuple[Change, ...] = ()  # where these, not the rows, are what the endpoint decides by
     notes: tuple[str, ...] = ()
     samples: tuple[Samples, ...] = ()
     commands: tuple[str, ...] = ()

@@ -49,12 +49,12 @@ class Estimate:
             return None
         return min(1.0, 2 * self._above(abs(self.mean)))
 
-    def p_equal(self, margin: float) -> float | None:
+    def p_equal(self, margin: float, least: int = MIN_PAIRS) -> float | None:
         """Return the p of "the mean is `margin` or more from zero", by two one-sided t tests (TOST).
 
-        Below 0.05 the mean is shown to be within the margin. None with fewer than `MIN_PAIRS` values.
+        Below 0.05 the mean is shown to be within the margin. None with fewer than `least` values.
         """
-        if self.n < MIN_PAIRS or self.interval() is None:
+        if self.n < least or self.interval() is None:
             return None
         return max(self._above(self.mean + margin), self._above(margin - self.mean))
 

@@ -82,6 +82,7 @@ class Builder:
         below = replace(
             views[-1],
             findings=(*self._findings(block), *trend.sentences(block, self._label)),
+            changes=tuple(trend.changes(block, self._label)),
             notes=(*notes.notes(block, self._label, self._source, self._alone, shown), *doubts),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),
             commands=tuple(selection.to_do(experiment, missing)),

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dual_lora.report import endpoint, item_noise, measured, stats
+from dual_lora.report import endpoint, item_noise, labels, measured, stats
 from dual_lora.report.definition import Column, Experiment, Trend
+from dual_lora.report.layout import Change, Verdict
 from dual_lora.report.measured import MeasuredBlock, Row
 from dual_lora.report.selection import RATE
 
@@ -32,7 +33,10 @@ def sentences(block: MeasuredBlock, label: _Label) -> list[str]:
         return []
     column = block.experiment.block.column(trend.column)
     if trend.of == "difference":
-        return _differences(block, trend, column, label)
+        asked = block.experiment.block.reference
+        row = next(row for row in block.rows if row.choices["method"] == asked)
+        reference = label(block.experiment, "method", row).partition(" (")[0]
+        return [_sentence(change, column, reference) for change in changes(block, label)]
     return _best_rates(block, trend, column, label)
 
 
@@ -127,30 +131,82 @@ def _ratio(ours: tuple[float, np.ndarray, bool], theirs: tuple[float, np.ndarray
     return f"{2 ** (ours[0] - theirs[0]):.2f} [{low:.2f}, {high:.2f}] over draws of items; {rates}"
 
 
-def _differences(block: MeasuredBlock, trend: Trend, column: Column, label: _Label) -> list[str]:
-    by_method: dict[str, dict[float, Mapping[int, float]]] = {}
-    names: dict[str, tuple[str, str]] = {}
-    for row in block.rows:
-        reference = block.reference(row)
-        pairs = None
-        if reference is not None:
-            pairs = measured.pairs_of(column, row.columns[column.label], reference.columns[column.label])
-        if reference is not None and pairs is not None:
-            method = row.choices["method"]
-            by_method.setdefault(method, {})[float(row.choices[trend.over])] = pairs[0]
-            both = (label(block.experiment, "method", one).partition(" (")[0] for one in (row, reference))
-            names[method] = (next(both), next(both))
+def changes(block: MeasuredBlock, label: _Label) -> list[Change]:
+    """Return how each method's difference from the reference changes, where that is the block's endpoint."""
+    asked, trend = block.experiment.block, block.experiment.block.trend
+    if trend is None or asked.endpoint is None or not asked.decides_by_trend:
+        return []
+    column = asked.column(trend.column)
     found = []
-    for method, by_value in by_method.items():
-        seeds = sorted(set.intersection(*(set(pairs) for pairs in by_value.values())))
-        if len(by_value) < 3 or not seeds:
+    for method, rows in _against_reference(block, column, trend.over).items():
+        seeds = sorted(set.intersection(*(set(pairs) for _, pairs in rows.values())))
+        if len(rows) < 3 or not seeds:
             continue
-        x = np.log2(list(by_value))
-        slopes = slope(x, np.array([[pairs[seed] for pairs in by_value.values()] for seed in seeds]))
+        x = np.log2(list(rows))
+        slopes = slope(x, np.array([[pairs[seed] for _, pairs in rows.values()] for seed in seeds]))
         estimate = stats.estimate([dict(zip(seeds, map(float, slopes), strict=True))])
         p = estimate.p_value()
-        ours, theirs = names[method]
-        said = [endpoint.with_interval(estimate, column.decimals + 1), f"{estimate.n} seeds"]
-        said += [] if p is None else ["p < 0.001" if p < 0.001 else f"p = {p:.3f}"]
-        found.append(f"{column.label}, {ours} minus {theirs}, for each doubling of {trend.over}: {', '.join(said)}.")
+        p_equal = None if trend.margin is None else estimate.p_equal(trend.margin, least=3)
+        runs = [record for row, _ in rows.values() for record in (*row.records, *_reference(block, row).records)]
+        late = not all(endpoint.began_after(asked.endpoint.named, record) for record in runs)
+        verdict = _verdict(estimate, p, p_equal, late, column)
+        first = next(iter(rows.values()))[0]
+        found.append(
+            Change(
+                method=method,
+                label=label(block.experiment, "method", first).partition(" (")[0],
+                of=f"{column.label} for each doubling of the {labels.of_setting(trend.over)}",
+                difference=estimate,
+                p=p,
+                p_equal=p_equal,
+                margin=trend.margin,
+                verdict=verdict,
+                said=_said(verdict, trend.margin),
+            )
+        )
     return found
+
+
+def _against_reference(
+    block: MeasuredBlock, column: Column, over: str
+) -> dict[str, dict[float, tuple[Row, Mapping[int, float]]]]:
+    """Return method -> value of `over` -> its row and seed -> difference from the reference."""
+    found: dict[str, dict[float, tuple[Row, Mapping[int, float]]]] = {}
+    for row in block.rows:
+        reference = block.reference(row)
+        theirs = reference.columns[column.label] if reference is not None else None
+        pairs = measured.pairs_of(column, row.columns[column.label], theirs)
+        if pairs is not None:
+            found.setdefault(row.choices["method"], {})[float(row.choices[over])] = (row, pairs[0])
+    return found
+
+
+def _reference(block: MeasuredBlock, row: Row) -> Row:
+    found = block.reference(row)
+    assert found is not None
+    return found
+
+
+def _verdict(found: stats.Estimate, p: float | None, p_equal: float | None, late: bool, column: Column) -> Verdict:
+    if late:
+        return "exploratory"
+    if p is not None and p < endpoint.LEVEL:
+        return "better" if (found.mean > 0) == (column.better == "higher") else "worse"
+    return "equal" if p_equal is not None and p_equal < endpoint.LEVEL else "open"
+
+
+def _said(verdict: Verdict, margin: float | None) -> str:
+    said: dict[Verdict, str] = {
+        "better": "gains with size",
+        "worse": "loses with size",
+        "equal": f"no change with size within ± {margin:g}" if margin else "no change with size",
+        "exploratory": "runs from before the endpoint was named: no verdict",
+    }
+    return said.get(verdict, "neither a change with size nor its absence is shown")
+
+
+def _sentence(change: Change, column: Column, reference: str) -> str:
+    said = [endpoint.with_interval(change.difference, column.decimals + 1), f"{change.difference.n} seeds"]
+    said += [endpoint.p_value(name, p) for name, p in (("p", change.p), ("TOST p", change.p_equal)) if p is not None]
+    what, _, each = change.of.partition(" for ")
+    return f"{what}, {change.label} minus {reference}, for {each}: {', '.join(said)}; {change.said}."

@@ -13,7 +13,7 @@ from dual_lora.records.schema import parse
 from dual_lora.report import neighbours, stats
 from dual_lora.report.findings import Findings
 from dual_lora.report.workspace import Workspace
-from tests.unit.page.page_builder import workspace
+from tests.unit.page.page_builder import document, values, workspace
 from tests.unit.report.report_builder import BEGUN, EXPERIMENT, record, seeds_of
 
 LORA = (0.600, 0.650, 0.700, 0.620, 0.680, 0.640)
@@ -156,3 +156,23 @@ def test_gpu_minutes_count_a_card_once_and_no_cpu():
     assert neighbours.gpu_minutes([run(0, 10, cards=["a"]), run(0, 10, cards=["b"]), run(5, 12, cards=["a"])]) == 22
     assert neighbours.gpu_minutes([run(0, 10, world_size=2)]) == 20
     assert neighbours.gpu_minutes([run(0, 10, "CPU: some")]) == 0
+
+
+def test_where_a_change_with_a_setting_decides_the_headline_and_the_page_say_that_alone(tmp_path):
+    text = EXPERIMENT.replace("none,lora,dual_lora", "lora,dual_lora\n      method.r: 2,4,8")
+    text += "  trend: {of: difference, column: BoolQ, over: method.r, margin: 1}\n"
+    records = []
+    for place, rank in enumerate((2, 4, 8)):
+        for method, slope in (("lora", 0.0), ("dual_lora", 0.02)):
+            for made in seeds_of(method, [0.5 + slope * place + 0.001 * seed * place for seed in range(6)]):
+                made["identity"]["method"]["settings"] = {"r": rank}
+                records.append(made)
+    space = workspace(tmp_path, *records, text=text)
+    rows = [line for line in found(space).part("headline").splitlines() if "results/tables" in line]
+    assert len(rows) == 1
+    assert rows[0].endswith(
+        "| BoolQ for each doubling of the r | LORA | +2.00 \\[+2.00, +2.00\\] | 6 | **gains with size** |"
+    )
+    (entry,) = values(document(space))["verdicts"]
+    assert (entry["answer"], entry["diff"][0], entry["margin"]) == ("supported", pytest.approx(2.0), 1)
+    assert entry["endpoint"] == "BoolQ for each doubling of the r"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,9 @@ def test_a_difference_is_told_for_each_doubling_as_in_a_fit_of_method_rank_and_t
     }  # fmt: skip
     records = [record(method, seed, loss, r=rank) for (method, rank, seed), loss in losses.items()]
     named = Endpoint("loss", report_builder.BEGUN)
-    [text] = said(
-        records, Trend("difference", "loss", "method.r"), "method.r", "2,8,32,128", reference="lora", endpoint=named
-    )
-    assert text.startswith("loss, Dual LoRA minus LoRA, for each doubling of method.r: ")
+    asked = Trend("difference", "loss", "method.r", margin=0.001)
+    [text] = said(records, asked, "method.r", "2,8,32,128", reference="lora", endpoint=named)
+    assert text.startswith("loss, Dual LoRA minus LoRA, for each doubling of the r: ")
     design = [
         [1, np.log2(rank), method == "dual_lora", (method == "dual_lora") * np.log2(rank)] for method, rank, _ in losses
     ]
@@ -137,9 +137,20 @@ def test_a_difference_is_told_for_each_doubling_as_in_a_fit_of_method_rank_and_t
     ]
     test = stats.ttest_1samp(slopes, 0)
     interval = test.confidence_interval()
-    expected = [interaction, interval.low, interval.high, test.pvalue]
+    equal = max(
+        stats.ttest_1samp(slopes, -0.001, alternative="greater").pvalue,
+        stats.ttest_1samp(slopes, 0.001, alternative="less").pvalue,
+    )
+    expected = [interaction, interval.low, interval.high, test.pvalue, equal]
     assert numbers(text) == pytest.approx(expected, abs=6e-6, rel=2e-2)
     assert "4 seeds" in text
+    assert text.endswith("; gains with size."), "here a higher one is better"
+    late = Endpoint("loss", report_builder.BEGUN + timedelta(days=9999))
+    [text] = said(records, asked, "method.r", "2,8,32,128", reference="lora", endpoint=late)
+    assert text.endswith("; runs from before the endpoint was named: no verdict.")
+    flat = [record(method, seed, 1.2 + 1e-5 * seed * rank / 128, r=rank) for method, rank, seed in losses]
+    [text] = said(flat, asked, "method.r", "2,8,32,128", reference="lora", endpoint=named)
+    assert text.endswith("; no change with size within ± 0.001.")
 
 
 def test_a_trend_of_what_is_not_swept_is_refused(tmp_path: Path) -> None:
