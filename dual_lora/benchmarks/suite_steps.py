@@ -49,7 +49,6 @@ def train(
     dtype: str,
     folder: Path,
     callbacks: Sequence[TrainerCallback],
-    world_size: int = 1,
 ) -> trainer.TrainingResult:
     """Train as a run does, on so many batches of random rows of one length; the loss is of their last `answer` tokens.
 
@@ -67,7 +66,7 @@ def train(
         model,
         config,
         trainer.Data(tokenizer, Collator(tokenizer, few_shapes=processes.uses_gpu(config.launch.device)), rows, []),
-        batches=plan_batches(config, world_size),
+        batches=plan_batches(config),
         dtype=dtype,
         folder=folder,
         head=Head("causal_lm"),

@@ -19,18 +19,16 @@ LOWER_IS_BETTER = frozenset({"TER", "loss", "full_sequence_loss"})  # TER counts
 _COSTS = ("train s", "eval s", "peak GiB", "trainable")
 
 
-def comparison(
-    records: Sequence[Record | Mapping[str, Any]], columns: Sequence[tuple[str, str]] | None = None
-) -> FittedTable:
+def comparison(records: Sequence[Record | Mapping[str, Any]]) -> FittedTable:
     """Return a table with one row per record: scores, seconds, peak memory, trainable parameters.
 
     `records` are typed, or dictionaries as their files hold them; if the first is the untrained base (method
-    `none`), the rows below show their difference from it. `columns` are (subset, metric) pairs; by default every
-    metric of the headline's subset, or the headline's metric of every subset where there are several.
-    Raises `RecordError` for a record that cannot be read.
+    `none`), the rows below show their difference from it. The columns are every metric of the headline's subset, or
+    the headline's metric of every subset where there are several. Raises `RecordError` for a record that cannot be
+    read.
     """
     rows = [values if isinstance(values, Record) else parse(values) for values in records]
-    columns = list(columns) if columns is not None else _default_columns(rows)
+    columns = _columns(rows)
     subsets = {subset for subset, _ in columns}
     headings = [f"{metric if len(subsets) == 1 else subset}{_unit(metric)}" for subset, metric in columns]
     base = rows[0] if rows and rows[0].name("method") == "none" else None
@@ -113,7 +111,7 @@ def shown(record: Record) -> list[Measurement]:
     return [m for m in same if m.split == split]
 
 
-def _default_columns(rows: Sequence[Record]) -> list[tuple[str, str]]:
+def _columns(rows: Sequence[Record]) -> list[tuple[str, str]]:
     for record in rows:
         headline, measurements = record.scores.headline, shown(record)
         if headline is None or not measurements:

@@ -6,9 +6,9 @@ from dual_lora.report.screen import comparison
 from tests.unit.report.report_builder import record
 
 
-def text(*arguments, **options) -> str:
+def text(records) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(comparison(*arguments, **options))
+    console.print(comparison(records))
     return console.export_text()
 
 
@@ -42,11 +42,8 @@ def test_a_failed_run_is_named_and_has_no_scores():
     assert "out_of_memory" in shown
 
 
-def test_chosen_columns_and_seeds():
-    shown = text([record("lora", seed=0), record("lora", seed=1)], columns=[("piqa", "accuracy")])
-    assert "seed 1" in shown
-    assert "70.0" in shown
-    assert "60.0" not in shown
+def test_runs_of_several_seeds_name_theirs():
+    assert "seed 1" in text([record("lora", seed=0), record("lora", seed=1)])
 
 
 def test_rows_of_a_sweep_over_a_setting_name_it_and_seeds_have_a_mean():
