@@ -61,7 +61,6 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
     from dual_lora import methods, models, tasks
     from dual_lora.records import read, record_path, run_folder, weights_file
     from dual_lora.runs.lifecycle import load_config
-    from dual_lora.runs.resolve import at_budget
 
     known = read(record_path(str(results), run_id))
     if known is None or known["status"] != "finished":
@@ -74,7 +73,7 @@ def export(results: Path, run_id: str, out: Path, checkpoint: str | None = None)
             f"run={run_id}: {weights} is not here (run folders are not committed, a run without training has none, and "
             "a protocol keeps only the checkpoints it reports); give another checkpoint=, or repeat the run here"
         )
-    config, _ = at_budget(load_config(folder / "config.json"))
+    config = load_config(folder / "config.json")
     if models.fingerprint(config.model) != known["identity"]["model"]["fingerprint"]:
         where = f"model.path={config.model.path}" if config.model.path else f"model={config.model.name}"
         raise ConfigError(f"run={run_id}: {where} no longer holds the weights that this run started from")

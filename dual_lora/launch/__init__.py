@@ -14,7 +14,7 @@ import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
@@ -25,6 +25,9 @@ from dual_lora.launch.titles import distinguish, title
 from dual_lora.launch.worker import work
 from dual_lora.records import sweeps
 from dual_lora.runs.garbage import uncollected
+
+if TYPE_CHECKING:
+    from dual_lora.runs.resolve import Resolved
 
 logger = logging.getLogger(__name__)
 # Before it numbers can be others: docs/launching.md. pyproject.toml has the range.
@@ -67,7 +70,7 @@ def launch(configs: list[RunConfig]) -> int:
     return _run_here(prepared)
 
 
-def _run_here(prepared: list[Any]) -> int:
+def _run_here(prepared: list[Resolved]) -> int:
     from dual_lora.launch import local
     from dual_lora.runs import lifecycle
 
@@ -80,7 +83,7 @@ def _run_here(prepared: list[Any]) -> int:
     return max(codes, default=0)
 
 
-def announce(prepared: list[Any]) -> Path | None:
+def announce(prepared: list[Resolved]) -> Path | None:
     """Name the runs of a sweep for `status`, and return the file that does; None for a single run."""
     if len(prepared) < 2:
         return None
@@ -92,7 +95,7 @@ def announce(prepared: list[Any]) -> Path | None:
         return None
 
 
-def prepare(configs: list[RunConfig]) -> list[Any]:
+def prepare(configs: list[RunConfig]) -> list[Resolved]:
     """Check and name every run; equal ones become one. Raises `ConfigError`."""
     prepared = list({item.run_id: item for item in _resolved(configs)}.values())
     for item in prepared:
@@ -111,7 +114,7 @@ def describe(configs: list[RunConfig]) -> None:
         print(plan.describe_sweep(runs, [title(config).rpartition(" seed=")[0] for config in configs]))
 
 
-def _resolved(configs: list[RunConfig], *, planned: bool = False) -> list[Any]:
+def _resolved(configs: list[RunConfig], *, planned: bool = False) -> list[Resolved]:
     from dual_lora.runs.resolve import resolve
 
     try:
@@ -130,7 +133,7 @@ def _with_base_rows(configs: list[RunConfig]) -> list[RunConfig]:
     return rows
 
 
-def _shares_process(prepared: list[Any]) -> bool:
+def _shares_process(prepared: list[Resolved]) -> bool:
     """Small sweeps run in this process, where imports and downloads happen once."""
     first = prepared[0].config.launch
     return first.engine == "single" and (first.parallel == 1 or len(prepared) == 1)

@@ -19,13 +19,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from dual_lora import records, shipped
+from dual_lora.config import LaunchConfig
 from dual_lora.distributed import watchdog
 from dual_lora.launch.worker import FAILURES, STACKS
+
+if TYPE_CHECKING:
+    from dual_lora.runs.resolve import Resolved
 
 logger = logging.getLogger(__name__)
 # Enough to write a checkpoint of a large run; after that the group is killed.
@@ -52,7 +56,7 @@ class Rendezvous:
 class Group:
     """The processes of one run on this node."""
 
-    def __init__(self, file: Path, launch: Any, rendezvous: Rendezvous | None = None) -> None:
+    def __init__(self, file: Path, launch: LaunchConfig, rendezvous: Rendezvous | None = None) -> None:
         self.file, self.launch, self.rendezvous = file, launch, rendezvous or Rendezvous()
         self.stopped_by: str | None = None
         self._errors: list[BaseException] = []
@@ -242,14 +246,14 @@ def death(rank: int, number: int) -> dict[str, Any]:
     return {"status": "interrupted", "message": f"rank {rank} was ended by {name}{hint}"}
 
 
-def run(item: Any, file: Path, rendezvous: Rendezvous | None = None) -> str:
+def run(item: Resolved, file: Path, rendezvous: Rendezvous | None = None) -> str:
     """Do one run as a group and return the status of its record, which is written here if no process could."""
     group = Group(file, item.config.launch, rendezvous)
     group.run()
     return settle(item, group)
 
 
-def settle(item: Any, group: Group) -> str:
+def settle(item: Resolved, group: Group) -> str:
     """Make sure that the record says what happened, show the first error, and return the record's status."""
     from dual_lora.runs.lifecycle import write_failure
 

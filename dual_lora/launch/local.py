@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dual_lora import shipped
 from dual_lora.config import ConfigError
@@ -17,11 +17,14 @@ from dual_lora.launch import forks
 from dual_lora.launch.titles import title
 from dual_lora.records.lock import RunIsBusy
 
+if TYPE_CHECKING:
+    from dual_lora.runs.resolve import Resolved
+
 logger = logging.getLogger(__name__)
 Worker = forks.Fork | subprocess.Popen[bytes]
 
 
-def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
+def one_by_one(prepared: list[Resolved]) -> list[dict[str, Any] | None]:
     """Do every run in this process. An interruption ends the sweep; a failure does not."""
     from dual_lora.runs import lifecycle
 
@@ -54,7 +57,7 @@ def one_by_one(prepared: list[Any]) -> list[dict[str, Any] | None]:
     return records + [None] * (len(prepared) - len(records))
 
 
-def write_config(item: Any) -> Path:
+def write_config(item: Resolved) -> Path:
     """Write the resolved config of a run for its workers and return the file.
 
     Every start has its own file: two shells that start the same run must not change each other's settings.
@@ -69,7 +72,7 @@ def write_config(item: Any) -> Path:
     return file
 
 
-def side_by_side(prepared: list[Any]) -> list[dict[str, Any] | None]:
+def side_by_side(prepared: list[Resolved]) -> list[dict[str, Any] | None]:
     """Start each run as a worker process or a group of them, `launch.parallel` runs at a time.
 
     With one run at a time its output is shown; several write to the `log.txt` in their run's folder.
@@ -85,7 +88,7 @@ def side_by_side(prepared: list[Any]) -> list[dict[str, Any] | None]:
     return [records.read(item.record_path) for item in prepared]
 
 
-def _groups_one_by_one(waiting: list[Any]) -> None:
+def _groups_one_by_one(waiting: list[Resolved]) -> None:
     from dual_lora.launch import group
 
     for number, item in enumerate(waiting, 1):
@@ -95,9 +98,9 @@ def _groups_one_by_one(waiting: list[Any]) -> None:
             break
 
 
-def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
+def _several_at_a_time(waiting: list[Resolved], parallel: int) -> None:
     """A run that runs out of memory next to others is tried again after the rest, with fewer at a time from then on."""
-    running: list[tuple[Any, Worker, int]] = []  # with its place among the runs at work
+    running: list[tuple[Resolved, Worker, int]] = []  # with its place among the runs at work
     total, begun = len(waiting), time.perf_counter()
     try:
         while waiting or running:
@@ -135,7 +138,7 @@ def _several_at_a_time(waiting: list[Any], parallel: int) -> None:
         logger.error("stopped; the same command continues")
 
 
-def _ending(item: Any, code: int | None) -> str:
+def _ending(item: Resolved, code: int | None) -> str:
     """Return how a run ended: its status and, where it did not finish, the reason and its log."""
     from dual_lora import records
 
@@ -149,21 +152,21 @@ def _ending(item: Any, code: int | None) -> str:
     return f"{said} (log: {item.folder / 'log.txt'})"
 
 
-def _sharing(item: Any, place: int, running: list[tuple[Any, Worker, int]]) -> int:
+def _sharing(item: Resolved, place: int, running: list[tuple[Resolved, Worker, int]]) -> int:
     """Return how many runs at work share a card with this one; without cards all share the host's memory."""
     cards = set(_cards(place, item.config.launch.num_gpus))
     shares = [set(_cards(taken, other.config.launch.num_gpus)) for other, _, taken in running]
     return sum(1 for share in shares if not cards or share & cards)
 
 
-def _out_of_memory(item: Any) -> bool:
+def _out_of_memory(item: Resolved) -> bool:
     from dual_lora import records
 
     known = records.read(item.record_path)
     return known is not None and known["status"] == "out_of_memory"
 
 
-def _start(item: Any, place: int) -> Worker:
+def _start(item: Resolved, place: int) -> Worker:
     """Start a process that does one run: a forked worker, or the parent of a group."""
     file = write_config(item)
     cards = _cards(place, item.config.launch.num_gpus)
@@ -180,7 +183,7 @@ def _start(item: Any, place: int) -> Worker:
         )
 
 
-def _record_crash(item: Any, worker: Worker) -> None:
+def _record_crash(item: Resolved, worker: Worker) -> None:
     """Record a worker that a signal ended before it could leave an error; a group's parent does so itself."""
     from dual_lora.launch.group import death
     from dual_lora.runs import lifecycle

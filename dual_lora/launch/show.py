@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dual_lora import shipped
 from dual_lora.config import RunConfig
 
+if TYPE_CHECKING:
+    from dual_lora.runs.resolve import Resolved
 
-def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
+
+def show(prepared: list[Resolved], records: list[dict[str, Any] | None]) -> None:
     """Print samples, the comparison, where the records are and what to try next."""
-    from dual_lora.evaluation.samples import side_by_side
     from dual_lora.records import file_of
     from dual_lora.report import terminal
     from dual_lora.report.screen import comparison
@@ -22,9 +24,8 @@ def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
         return
     console = terminal.console()
     with console.capture() as captured:
-        samples = side_by_side(prepared)
-        if samples:
-            console.print(_before_and_after(samples, prepared[-1].config.method.label))
+        if samples := before_and_after(prepared):
+            console.print(_table(samples, prepared[-1].config.method.label))
         console.print(comparison(made))
         for item in prepared:
             held = file_of(item.record_path)
@@ -37,7 +38,29 @@ def show(prepared: list[Any], records: list[dict[str, Any] | None]) -> None:
     (prepared[-1].folder / "summary.txt").write_text(text, encoding="utf-8")
 
 
-def _before_and_after(samples: list[tuple[str, str, str]], label: str) -> Any:
+def before_and_after(prepared: list[Resolved]) -> list[tuple[str, str, str]]:
+    """Return `profile.samples` test inputs, each with the base model's and the trained model's reply.
+
+    Empty unless the last run's profile asks for it and both runs left predictions.
+    """
+    from dual_lora.evaluation.prediction_lines import read_values
+
+    last = prepared[-1]
+    count = last.config.profile.samples
+    base = next((item for item in prepared if item.config.method.trains == "nothing"), None)
+    if not count or base is None or base is last or last.items is None:
+        return []
+    before = read_values(base.folder / "predictions" / "base.test.generate.jsonl")
+    after = read_values(last.folder / "predictions" / "last.test.generate.jsonl")
+    if not before or not after:
+        return []
+    items = last.items.test
+    places = range(0, len(items), max(1, len(items) // count))[:count]
+    prompts = [last.task.render(items[place], training=False).prompt for place in places]
+    return [(prompt, before.get(i, ""), after.get(i, "")) for prompt, i in zip(prompts, places, strict=True)]
+
+
+def _table(samples: list[tuple[str, str, str]], label: str) -> Any:
     from rich.table import Table
 
     from dual_lora.report import escape

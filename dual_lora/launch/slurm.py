@@ -17,13 +17,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dual_lora import records, shipped
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.launch.local import write_config
 from dual_lora.launch.titles import title
 from dual_lora.records import redaction
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+    from dual_lora.launch.group import Group, Rendezvous
+    from dual_lora.runs.resolve import Resolved
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,7 +67,7 @@ def launch(configs: list[RunConfig]) -> int:
     return 0
 
 
-def _missing(prepared: list[Any]) -> list[Any]:
+def _missing(prepared: list[Resolved]) -> list[Resolved]:
     from dual_lora.runs import lifecycle
 
     waiting = []
@@ -166,7 +172,7 @@ def script(config: RunConfig, jobs: int) -> str:
     return _make_sbatch_string(command=command, folder=folder, **parameters(config.launch), **many)
 
 
-def _submit(items: list[Any], launch: LaunchConfig) -> None:
+def _submit(items: list[Resolved], launch: LaunchConfig) -> None:
     import submitit
 
     folder = _folder(items[0].config)
@@ -186,7 +192,7 @@ def _submit(items: list[Any], launch: LaunchConfig) -> None:
     logger.info("logs: %s; the same command submits what is still missing", folder)
 
 
-def _queued(item: Any) -> str | None:
+def _queued(item: Resolved) -> str | None:
     """Return the job that is queued or running for this run."""
     job = records.read_json(item.folder / "slurm.json", lambda values: str(values["job"]))
     if job is None or not re.fullmatch(r"\d+(_\d+)?", job):
@@ -212,7 +218,7 @@ class SlurmCell:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self._group: Any = None
+        self._group: Group | None = None
 
     def __call__(self) -> str:
         from dual_lora.launch.group import Group, Rendezvous, settle
@@ -234,7 +240,7 @@ class SlurmCell:
             raise RuntimeError(f"{status}: {item.record_path}")
         return status
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """Called before the time limit: let the processes save and end; submitit then requeues the job."""
         from submitit.helpers import DelayedSubmission
 
@@ -243,7 +249,7 @@ class SlurmCell:
         return DelayedSubmission(SlurmCell(self.file))
 
 
-def _meeting() -> Any:
+def _meeting() -> Rendezvous:
     """Return where the nodes of this job meet; a requeued job meets under a new name."""
     import submitit
 

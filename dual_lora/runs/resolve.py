@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dual_lora import methods, models, records, tasks
 from dual_lora.config import ConfigError, RunConfig, legal_values
@@ -38,7 +38,7 @@ class Resolved:
 
     config: RunConfig  # with the ranks of its budget, the base as published, on a CPU with a batch that fits
     task: Task
-    device: str  # "cpu" or "cuda"; in a plan as requested, perhaps "auto"
+    device: Literal["auto", "cpu", "cuda"]  # in a plan as requested, perhaps "auto"
     dtype: str
     batches: Batches
     items: Items | None
@@ -239,8 +239,8 @@ def _has_card() -> bool:
     return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
-def resolve_device(config: RunConfig) -> str:
-    """Return "cuda" or "cpu". Raises `ConfigError` if CUDA is requested and not available."""
+def resolve_device(config: RunConfig) -> Literal["cpu", "cuda"]:
+    """Return where a run computes. Raises `ConfigError` if CUDA is requested and not available."""
     import torch
 
     asked = config.launch.device
