@@ -23,6 +23,7 @@ from dual_lora.benchmarks import timing
 from dual_lora.config import ConfigError, DecodingConfig, RunConfig
 from dual_lora.config.compose import compose_one
 from dual_lora.methods import saved
+from dual_lora.tasks.base import Example, Task
 
 PUBLISHED = DecodingConfig(beams=4, max_new_tokens=32)
 GREEDY = DecodingConfig(beams=1, max_new_tokens=32)
@@ -44,7 +45,7 @@ def _bench(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
     from dual_lora import tasks
 
     device = "cuda" if torch.cuda.is_available() and config.launch.device != "cpu" else "cpu"
-    task: Any = tasks.load(config)
+    task = tasks.load(config)
     model, tokenizer = _random(config, options.vocabulary, device) if options.weights else _loaded(config, task, device)
     if options.adapter is not None:
         model = saved.with_adapter(model, options.adapter).merge_and_unload()
@@ -68,7 +69,7 @@ def _bench(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _loaded(config: RunConfig, task: Any, device: str) -> tuple[Any, Any]:
+def _loaded(config: RunConfig, task: Task, device: str) -> tuple[Any, Any]:
     from dual_lora import models
 
     dtype = models.resolve_dtype(config.model, device)
@@ -87,12 +88,12 @@ def _random(config: RunConfig, vocabulary: Path | None, device: str) -> tuple[An
     return random_models.made(config.model, device).eval(), LlamaTokenizer.from_pretrained(vocabulary)
 
 
-def _spread(examples: Sequence[Any], count: int) -> Sequence[Any]:
+def _spread(examples: Sequence[Example], count: int) -> Sequence[Example]:
     return examples[:: max(1, len(examples) // max(1, count))][:count]
 
 
 def _ours(
-    model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int, decoding: DecodingConfig
+    model: Any, tokenizer: Any, task: Task, examples: Sequence[Example], batch_size: int, decoding: DecodingConfig
 ) -> Callable[[Sequence[str]], list[str]]:
     """Return the suite's loop over prompts, which are those of `examples` or its first ones."""
     from dual_lora.evaluation.generation import generate
@@ -109,7 +110,7 @@ def _ours(
     )
 
 
-def _greedy(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
+def _greedy(model: Any, tokenizer: Any, task: Task, examples: Sequence[Example], batch_size: int) -> dict[str, Any]:
     started = time.perf_counter()
     prompts = [task.render(example, training=False).prompt for example in examples]
     _ours(model, tokenizer, task, examples, batch_size, GREEDY)(prompts)
@@ -117,7 +118,7 @@ def _greedy(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batc
     return {"items": len(examples), "seconds": round(seconds, 3), "items_per_second": round(len(examples) / seconds, 2)}
 
 
-def compare(model: Any, tokenizer: Any, task: Any, examples: Sequence[Any], batch_size: int) -> dict[str, Any]:
+def compare(model: Any, tokenizer: Any, task: Task, examples: Sequence[Example], batch_size: int) -> dict[str, Any]:
     """Return seconds, items per second, accuracy and agreement of the published loop and of ours."""
     prompts = [task.render(example, training=False).prompt for example in examples]
     loops = {
