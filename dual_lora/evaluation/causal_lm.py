@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
 from dual_lora import methods, models
-from dual_lora.config import RunConfig
+from dual_lora.config import RunConfig, evaluation_batches
 from dual_lora.distributed import processes
 from dual_lora.evaluation import gate, generation, validation
 from dual_lora.evaluation.evaluator import Evaluator
-from dual_lora.evaluation.passes import is_small, passes_for
+from dual_lora.evaluation.passes import passes_for
 from dual_lora.evaluation.pipeline import Rows
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Example, Score, Task
@@ -27,9 +27,6 @@ from dual_lora.tasks.padding import rounded_length
 from dual_lora.tasks.splits import Items
 from dual_lora.training.callbacks import Diverged
 from dual_lora.training.loss import loss_positions, next_token_labels
-
-_VALIDATION_TOKENS = {"cuda": 4096}  # per batch; 1,024 elsewhere
-_VALIDATION_TOKENS_OF_SMALL_MODELS = {"cuda": 16_384}
 
 
 class Collator:
@@ -154,13 +151,15 @@ class CausalLMPipeline:
         rows, _ = self._encoded(items.validation)
         self.tokenizer.padding_side = "right"  # learned positions (GPT-2) must start at 0
         self._set_padding_token()
-        sizes = _VALIDATION_TOKENS_OF_SMALL_MODELS if is_small(model) else _VALIDATION_TOKENS
         passes = passes_for(model, self.config.launch.graphs)
         found, each = validation.losses(
             model,
             rows,
             Collator(self.tokenizer, few_shapes=passes.few_shapes),
-            batch_tokens=sizes.get(next(model.parameters()).device.type, 1024),
+            batch_tokens=evaluation_batches.validation_tokens(
+                parameters=models.count_parameters(self.config.model, self.task.head),
+                device=next(model.parameters()).device.type,
+            ),
             passes=passes,
         )
         self.graphs[f"{checkpoint}.validation.loss"] = passes.report()

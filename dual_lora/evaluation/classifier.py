@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from dual_lora import methods, records
-from dual_lora.config import RunConfig
+from dual_lora.config import RunConfig, evaluation_batches
 from dual_lora.distributed import processes
 from dual_lora.evaluation import classification
 from dual_lora.evaluation.epoch_scores import EpochScores, Part
@@ -20,8 +20,6 @@ from dual_lora.evaluation.pipeline import Rows
 from dual_lora.records import per_item
 from dual_lora.tasks.base import ClassificationTask, Example, Reading
 from dual_lora.tasks.splits import Items
-
-_PREDICTION_BATCH = 64
 
 
 class ClassificationPipeline:
@@ -35,7 +33,7 @@ class ClassificationPipeline:
         self._run_folder, self._folder = folder, folder / "epochs"
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         self._epochs: EpochScores | None = None
-        self.eval_batch = config.launch.eval_batch or _PREDICTION_BATCH
+        self.eval_batch = evaluation_batches.classified(config.launch)
 
     def rows(self, examples: Sequence[Example], what: str) -> Rows:
         rows, counts = classification.encode(

@@ -12,19 +12,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from dual_lora import methods, records
-from dual_lora.config import RunConfig
+from dual_lora import methods, models, records
+from dual_lora.config import RunConfig, evaluation_batches
 from dual_lora.distributed import processes, watchdog
-from dual_lora.evaluation.passes import is_small, passes_for
+from dual_lora.evaluation.passes import passes_for
 from dual_lora.evaluation.prediction_lines import RANKINGS, in_order, line, read_values, readings, sha256
 from dual_lora.records import per_item
 from dual_lora.tasks.base import Example, Split, Task
-
-# Sequences (beams, candidates) per batch. Kernel launches limit a small model: the more the better. Of a reply's tokens
-# all are computed one by one, of candidates all at once.
-_SEQUENCES = {"cpu": 16, "cuda": 128}
-_SEQUENCES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 512}
-_CANDIDATES_OF_SMALL_MODELS = {"cpu": 16, "cuda": 2048}
 
 
 @dataclasses.dataclass
@@ -117,13 +111,12 @@ class Evaluator:
         return lambda index, reply: self.task.complete(reply, examples[index])
 
     def _batch_size(self, model: torch.nn.Module, scoring: str) -> int:
-        asked, ranks, device = self.config.launch.eval_batch, scoring in RANKINGS, next(model.parameters()).device.type
-        if asked is not None:
-            return asked
-        sizes = _SEQUENCES
-        if is_small(model):
-            sizes = _CANDIDATES_OF_SMALL_MODELS if ranks else _SEQUENCES_OF_SMALL_MODELS
-        return max(1, sizes.get(device, 16) // (1 if ranks else self.config.protocol.decoding.beams))
+        launch, device = self.config.launch, next(model.parameters()).device.type
+        parameters = models.count_parameters(self.config.model, self.task.head)
+        if scoring in RANKINGS:
+            return evaluation_batches.candidates(launch, parameters=parameters, device=device)
+        beams = self.config.protocol.decoding.beams
+        return evaluation_batches.prompts(launch, beams, parameters=parameters, device=device)
 
 
 class _Kept:

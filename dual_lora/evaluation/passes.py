@@ -6,8 +6,7 @@
         values = computed(batch)
     passes.report()                                 # of all calls, for the record
 
-Shapes, and so bits, are the same with graphs and without. A small model's passes wait for the host, so its batches are
-larger (`is_small`).
+Shapes, and so bits, are the same with graphs and without.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dual_lora.config.evaluation_batches import LOGITS_AT_ONCE
 from dual_lora.distributed import processes
 from dual_lora.training.graphs import Function, GraphedCalls
 from dual_lora.training.recorders import CudaRecorder, Recorder, on_own_stream
-
-_SMALL = 1e9  # parameters
-_LOGITS_AT_ONCE = 1024  # rows; 4 × vocabulary bytes each
 
 
 class Passes:
@@ -70,11 +67,6 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def is_small(model: torch.nn.Module) -> bool:
-    """Return whether starting a model's kernels takes longer than the kernels, unless a batch is large."""
-    return sum(parameter.numel() for parameter in model.parameters()) < _SMALL
-
-
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a copy on `device`, for which a GPU is not waited for."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -82,5 +74,5 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def negative_log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return −log P(target), float32, (tokens,), from logits (tokens, vocabulary) in parts: each is a float32 copy."""
-    parts = zip(logits.split(_LOGITS_AT_ONCE), targets.split(_LOGITS_AT_ONCE), strict=True)
+    parts = zip(logits.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
     return torch.cat([F.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in parts])

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from dual_lora.config.evaluation_batches import MOST_LOGITS, MOST_TOKENS
 from dual_lora.evaluation.generation import pad_id, positions
 from dual_lora.evaluation.passes import Passes, evaluating, negative_log_likelihoods, on_device
 from dual_lora.models import attention
@@ -29,9 +30,6 @@ from dual_lora.tasks.encoding import all_prompt_ids
 from dual_lora.tasks.padding import rounded_count, rounded_length
 
 OnBatch = Callable[[list[int], list[list[float]]], None]
-# Of a batch, padding included: keys and values are kept of all tokens, logits are 2 or 4 × vocabulary bytes each.
-_MOST_TOKENS = 131_072
-_MOST_LOGITS = 32_768
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _batches(questions: Sequence[_Question], batch_size: int) -> list[list[_Ques
     for question in questions:
         longest = max(map(len, question.rest))
         rows, shared, rest = rows + len(question.rest), max(shared, len(question.shared)), max(rest, longest)
-        full = rows > batch_size or rows * (shared + rest) > _MOST_TOKENS or rows * rest > _MOST_LOGITS
+        full = rows > batch_size or rows * (shared + rest) > MOST_TOKENS or rows * rest > MOST_LOGITS
         if full or not batches:
             batches.append([])
             rows, shared, rest = len(question.rest), len(question.shared), longest

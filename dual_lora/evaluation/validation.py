@@ -70,9 +70,10 @@ def losses(
 
 def _sums(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return, float32, (rows, 2, 2), each row's loss and number of tokens: of those with a label, and of all."""
-    logits = model(**{name: value for name, value in batch.items() if name not in NO_INPUTS}).logits[:, :-1]
-    targets = batch["input_ids"][:, 1:]
-    each = negative_log_likelihoods(logits.flatten(0, 1), targets.flatten()).view_as(targets)
+    logits = model(**{name: value for name, value in batch.items() if name not in NO_INPUTS}).logits
+    # Without their last positions logits would be copied: 2 or 4 × vocabulary bytes for each token.
+    targets = batch["input_ids"].roll(-1, dims=1)
+    each = negative_log_likelihoods(logits.flatten(0, 1), targets.flatten()).view_as(targets)[:, :-1]
     kinds = (batch["labels"][:, 1:] != IGNORED, batch["attention_mask"][:, 1:].bool())
     return torch.stack([torch.stack([(each * counted).sum(1), counted.sum(1)], dim=1) for counted in kinds], dim=1)
 

@@ -3,6 +3,7 @@
     parts = training(run, batch, graphs=True)           # bytes by what they are for, at the moment that takes most
     parts = validation(run, batch)                      # of a batch without gradients
     parts = generation(run, batch, beams, new_tokens)
+    parts = ranking(run, batch, own)
     sum(parts.values())
 
 What autograd keeps is counted in `kept_tensors.py`. `tests/unit/runs/test_memory.py` compares whole runs with the
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dual_lora import models
+from dual_lora.config.evaluation_batches import LOGITS_AT_ONCE
 from dual_lora.models.shapes import CAUSAL_FAMILIES, linear_layers
 from dual_lora.runs.kept_tensors import (
     GATED,
@@ -29,7 +31,7 @@ _LIBRARY = 32 * 2**20
 # Vocabulary-sized float32 tensors at the start of the backward pass: the log-softmax that was kept, its gradient and
 # the gradient of the logits.
 _LOGITS_IN_TRAINING = 3 * 4
-# Without gradients: the logits in e bytes, their float32 copy and its log-softmax.
+# Without gradients: their float32 copy and its log-softmax.
 _LOGITS_IN_FLOAT32 = 2 * 4
 
 
@@ -72,6 +74,11 @@ def moments(run: Setup) -> int:
     return found
 
 
+def _own_weights(run: Setup) -> int:
+    """Return the bytes of an adapter's or head's float32 weights."""
+    return 0 if run.trains_base else 4 * trained_parameters(run)
+
+
 def training(run: Setup, batch: Batch, *, graphs: bool = False, first: bool = False) -> dict[str, int]:
     """Return the bytes at the peak of a training on batches of this size, by what they are for.
 
@@ -79,7 +86,7 @@ def training(run: Setup, batch: Batch, *, graphs: bool = False, first: bool = Fa
     first: the batch is the run's first, when there are neither moments nor gradients of earlier steps.
     """
     handles = 2 if not graphs or run.method.settings.get("use_dora") else 1
-    own = 0 if run.trains_base else 4 * trained_parameters(run)  # an adapter's or head's float32 weights
+    own = _own_weights(run)
     held = {"weights": weights(run), "optimizer": own + moments(run), "libraries": handles * _LIBRARY}
     gradients = {"gradients": 4 * trained_parameters(run)}
     if run.method.trains in ("nothing", "head"):  # no gradient enters the base
@@ -97,44 +104,95 @@ def training(run: Setup, batch: Batch, *, graphs: bool = False, first: bool = Fa
     return max({**before, **parts}, {**held, **gradients}, key=lambda moment: sum(moment.values()))
 
 
-def validation(run: Setup, batch: Batch) -> dict[str, int]:
-    """Return the bytes at the peak of a forward pass without gradients, with logits at `batch.positions`."""
+def validation_in_training(run: Setup, batch: Batch, *, graphs: bool = False) -> dict[str, int]:
+    """Return the bytes at the peak of the objective's loss on a validation batch between two steps."""
+    held = {"weights": weights(run), "optimizer": _own_weights(run) + moments(run), "libraries": 2 * _LIBRARY}
     logits = batch.positions * run.model.dimensions.vocab_size * (run.e + _LOGITS_IN_FLOAT32)
     return {
-        **_evaluated(run),
+        **held,
+        **({"gradients": 4 * trained_parameters(run)} if graphs else {}),
         "keys and values": batch.tokens * _cached(run),
         "logits or a block": max(logits, batch.tokens * _unkept(run, batch.length)),
     }
 
 
-def generation(run: Setup, batch: Batch, beams: int, new_tokens: int) -> dict[str, int]:
-    """Return the bytes at the peak of generating: prompts of a batch, then replies of `beams` sequences for each."""
-    sequences = batch.rows * beams
-    logits = sequences * run.model.dimensions.vocab_size * (run.e + _LOGITS_IN_FLOAT32)
+def validation(run: Setup, batch: Batch) -> dict[str, int]:
+    """Return the bytes at the peak of a forward pass after training, with logits at `batch.positions`."""
     return {
         **_evaluated(run),
-        "keys and values": sequences * (batch.length + new_tokens) * _cached(run),
-        "logits or a block": max(logits, batch.tokens * _unkept(run, batch.length)),
+        "keys and values": batch.tokens * _cached(run),
+        "logits or a block": max(_scored(run, batch.positions), batch.tokens * _unkept(run, batch.length)),
     }
+
+
+def generation(run: Setup, batch: Batch, beams: int, new_tokens: int) -> dict[str, int]:
+    """Return the bytes at the peak of generating: prompts of a batch, then replies of `beams` sequences for each."""
+    sequences, whole, d = batch.rows * beams, batch.length + new_tokens, run.model.dimensions
+    prompts = sequences * batch.length * _cached(run)
+    replies = sequences * whole * _cached(run, static=True)
+    # A beam search keeps the log-softmax, what is left of it after processing, and its sum with the beams' scores.
+    logits = sequences * d.vocab_size * (run.e + _LOGITS_IN_FLOAT32 + (2 * 4 if beams > 1 else 0))
+    step = max(logits, sequences * (_unkept(run, 1) + whole * _repeated(run)))
+    moments = [
+        (prompts // beams, batch.tokens * _unkept(run, batch.length)),
+        (prompts + replies, 0),  # copied to where there is room for the replies
+        (replies, step),
+    ]
+    cache, rest = max(moments, key=sum)
+    return {**_evaluated(run), "keys and values": cache, "logits or a block": rest}
+
+
+def ranking(run: Setup, batch: Batch, own: int) -> dict[str, int]:
+    """Return the bytes at the peak of scoring candidates.
+
+    batch: rows of candidates, with their prompts; its positions have logits. own: tokens of the longest candidate.
+    """
+    tokens = batch.rows * own
+    attention = batch.tokens * _repeated(run) + tokens * 4 * run.e * run.model.dimensions.hidden_size
+    block = max(tokens * _unkept(run, batch.length), attention)
+    return {
+        **_evaluated(run),
+        "keys and values": batch.tokens * _cached(run),
+        "logits or a block": max(_scored(run, batch.positions), block),
+    }
+
+
+def _scored(run: Setup, positions: int) -> int:
+    """Return the bytes of logits and of those that become float32 log-probabilities at a time."""
+    return run.model.dimensions.vocab_size * (positions * run.e + min(positions, LOGITS_AT_ONCE) * _LOGITS_IN_FLOAT32)
 
 
 def _evaluated(run: Setup) -> dict[str, int]:
     """Return the bytes of a model that was trained, or not, and is evaluated."""
     handles = 1 if run.method.trains == "nothing" else 2
-    adapter = 0 if run.trains_base else 4 * trained_parameters(run)
-    return {"weights": weights(run) + adapter, "libraries": handles * _LIBRARY}
+    return {"weights": weights(run) + _own_weights(run), "libraries": handles * _LIBRARY}
 
 
-def _cached(run: Setup) -> int:
-    """Return the bytes of keys and values of a token."""
+def _cached(run: Setup, static: bool = False) -> int:
+    """Return the bytes of keys and values of a token.
+
+    Rotary positions make float32 of the keys where weights are, and one static cache holds both in the same dtype.
+    """
     d = run.model.dimensions
-    key_value = d.hidden_size // d.num_heads * d.num_key_value_heads
-    return 2 * run.e * key_value * d.num_layers if run.model.family in CAUSAL_FAMILIES else 0
+    if run.model.family not in CAUSAL_FAMILIES:
+        return 0
+    key = 4 if run.trains_base and run.model.family in GATED else run.e
+    value = key if static else run.e
+    return (key + value) * (d.hidden_size // d.num_heads * d.num_key_value_heads) * d.num_layers
+
+
+def _repeated(run: Setup) -> int:
+    """Return the bytes of a token's keys and values in a layer, repeated for grouped heads as under a mask."""
+    d = run.model.dimensions
+    return 2 * run.e * d.hidden_size if d.num_key_value_heads < d.num_heads else 0
 
 
 def _unkept(run: Setup, length: int) -> int:
     """Return the bytes per token that are alive while a layer computes of which nothing is kept."""
     d = run.model.dimensions
+    if run.model.family in GATED:  # the residual and the norm of it, the gate's SiLU, up and their product
+        residual = 2 * 4 + run.e if run.trains_base else 2 * run.e
+        return residual * d.hidden_size + 3 * run.e * d.intermediate_size
     scores = d.num_heads * (length * (4 + run.e) + 2 * run.e * d.max_positions) if run.model.family == "deberta" else 0
     return _passing(run) + scores
 

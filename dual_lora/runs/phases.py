@@ -7,8 +7,10 @@ found.phase, found.batch, found.bytes
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from dual_lora import models
+from dual_lora.config import evaluation_batches
 from dual_lora.config.schedule import planned_obstacle
 from dual_lora.runs import memory
 from dual_lora.runs.cards import Card
@@ -17,8 +19,6 @@ from dual_lora.runs.resolve import Resolved, adapted_layers
 from dual_lora.tasks.lengths import Lengths
 from dual_lora.tasks.padding import rounded_count, rounded_length
 
-# As the pipelines of `evaluation/` do on a GPU.
-_VALIDATION_TOKENS, _SEQUENCES, _SEQUENCES_OF_SMALL, _SMALL, _CLASSIFIED = 4096, 128, 512, 1e9, 64
 _KEPT_SHARE = 6  # W₀ + ΔW stay if they are at most a sixth of what is free (`tuner/kept_weights.py`)
 
 
@@ -38,15 +38,14 @@ class Peak:
 def peak(resolved: Resolved, lengths: Lengths, card: Card) -> Peak:
     """Return the phase of a run that takes most memory of a device."""
     config, run = resolved.config, setup(resolved, card)
-    scored = evaluation(resolved, run, lengths)
-    phases = [dataclasses.replace(scored, parts=_split(scored.parts, resolved))]
+    phases = evaluations(resolved, run, lengths)
     if config.method.trains != "nothing":
         graphs = planned_obstacle(config.launch, config.method) is None
         for tokens, learned, first in longest_batches(resolved, lengths):
-            batch = _batch(resolved, tokens, learned)
-            parts = memory.training(run, batch, graphs=graphs, first=first)
-            phases.append(Peak("training", batch, _split(parts, resolved)))
-    return max(phases, key=lambda phase: phase.bytes)
+            batch = _batch(resolved.batches.per_device, rounded_length(tokens), learned, resolved)
+            phases.append(Peak("training", batch, memory.training(run, batch, graphs=graphs, first=first)))
+    split = [dataclasses.replace(phase, parts=_split(phase.parts, resolved)) for phase in phases]
+    return max(split, key=lambda phase: phase.bytes)
 
 
 def setup(resolved: Resolved, card: Card) -> Setup:
@@ -96,39 +95,58 @@ def longest_batches(resolved: Resolved, lengths: Lengths) -> list[tuple[int, flo
     return found
 
 
-def _batch(resolved: Resolved, tokens: int, learned: float) -> memory.Batch:
-    """Return the micro-batch as it is padded; with few examples it holds shorter texts too."""
-    rows, length = resolved.batches.per_device, rounded_length(tokens)
+def _batch(rows: int, length: int, learned: float, resolved: Resolved) -> memory.Batch:
+    """Return a batch with its labels; with few examples it holds shorter texts too."""
     if resolved.task.head.kind == "classification":
         return memory.Batch(rows, length)
     return memory.Batch(rows, length, rounded_count(min(round(rows * learned), rows * length)))
 
 
-def evaluation(resolved: Resolved, run: Setup, lengths: Lengths) -> Peak:
-    """Return the peak of validation, or of scoring the test items."""
-    config = resolved.config
-    exact = lengths.exact
-    prompt = -(-max(exact.prompt if exact else lengths.prompt[1], 1) // 8) * 8
+def evaluations(resolved: Resolved, run: Setup, lengths: Lengths) -> list[Peak]:
+    """Return the peaks of validation and of scoring the test items, on the batches that `evaluation/` makes."""
+    config, exact = resolved.config, lengths.exact
+    parameters = models.count_parameters(run.model, run.head)
+    graphs = planned_obstacle(config.launch, config.method) is None
+    prompt = rounded_length(max(exact.prompt if exact else lengths.prompt[1], 1))
     if resolved.task.head.kind == "classification":
-        rows = config.launch.eval_batch or _CLASSIFIED
+        rows = evaluation_batches.classified(config.launch)
         batch = memory.Batch(min(rows, max(lengths.test, 1)), prompt)
-        return Peak("evaluation", batch, memory.validation(run, batch))
+        if config.method.trains == "nothing":
+            return [Peak("evaluation", batch, memory.validation(run, batch))]
+        # After every epoch, in the middle of training.
+        return [Peak("evaluation", batch, memory.validation_in_training(run, batch, graphs=graphs))]
     found = []
     if config.profile.validation_examples != 0:
-        top = lengths.longest(config.profile.validation_examples or lengths.validation or 1)
-        top = max(exact.validation if exact else top, 1)
-        rows, length = max(1, _VALIDATION_TOKENS // top), -(-top // 8) * 8
-        # Batches of shorter texts have more padding: to a multiple of 8 as well.
-        batch = memory.Batch(rows, length, round(1.1 * max(rows * length, _VALIDATION_TOKENS)))
+        items = config.profile.validation_examples or lengths.validation or 1
+        length = rounded_length(max(exact.validation if exact else lengths.longest(items), 1))
+        most = evaluation_batches.validation_tokens(parameters=parameters)
+        rows = min(max(1, most // length), items)
+        # Batches of shorter texts have more rows.
+        batch = memory.Batch(rows, length, max(rows * length, min(most, items * length)))
         found.append(Peak("validation", batch, memory.validation(run, batch)))
-    if config.profile.test_items != 0:
-        decoding = config.protocol.decoding
-        small = models.count_parameters(run.model, run.head) < _SMALL
-        sequences = config.launch.eval_batch or (_SEQUENCES_OF_SMALL if small else _SEQUENCES) // decoding.beams
-        batch = memory.Batch(max(1, min(sequences, lengths.test or sequences)), prompt)
-        parts = memory.generation(run, batch, decoding.beams, decoding.max_new_tokens)
-        found.append(Peak("generation", batch, parts))
-    return max(found, key=lambda phase: phase.bytes)
+        if config.method.trains != "nothing":
+            rows = min(evaluation_batches.validated_in_training(config.launch, resolved.batches.per_device), items)
+            batch = _batch(rows, length, lengths.learned[1], resolved)
+            parts = memory.validation_in_training(run, batch, graphs=graphs)
+            found.append(Peak("validation in training", batch, parts))
+    items = lengths.test if config.profile.test_items is None else config.profile.test_items
+    if not items:
+        return found
+    decoding, launch = config.protocol.decoding, config.launch
+    for scoring in resolved.task.scorings:
+        if scoring == "generate":
+            rows = min(evaluation_batches.prompts(launch, decoding.beams, parameters=parameters), items)
+            batch = memory.Batch(rows, prompt)
+            parts = memory.generation(run, batch, decoding.beams, decoding.max_new_tokens)
+            found.append(Peak("generation", batch, parts))
+        else:
+            own = math.ceil(lengths.learned[1])  # of a long answer
+            rows = evaluation_batches.candidates(launch, parameters=parameters)
+            rows = min(rows, math.ceil(items * lengths.candidates), evaluation_batches.MOST_TOKENS // (prompt + own))
+            own = min(own, math.ceil(evaluation_batches.MOST_LOGITS / rows))
+            batch = memory.Batch(rounded_count(rows), prompt + own, rounded_count(rows * own))
+            found.append(Peak("ranking", batch, memory.ranking(run, batch, own)))
+    return found
 
 
 def _split(parts: dict[str, int], resolved: Resolved) -> dict[str, int]:

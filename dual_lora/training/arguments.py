@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from dual_lora.config import RunConfig
+from dual_lora.config.evaluation_batches import validated_in_training
 from dual_lora.config.schedule import Batches, plan_warmup
 
 
@@ -36,7 +37,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=batches.per_device,
         gradient_accumulation_steps=batches.accumulation,
-        per_device_eval_batch_size=launch.eval_batch or max(batches.per_device, 8),
+        per_device_eval_batch_size=validated_in_training(launch, batches.per_device),
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         adam_beta1=recipe.adam_beta1,

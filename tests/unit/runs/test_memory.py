@@ -31,7 +31,7 @@ from dual_lora.report import records
 from dual_lora.runs import memory
 from dual_lora.runs.cards import CARDS, GIB
 from dual_lora.runs.kept_tensors import Setup, kept_per_token
-from dual_lora.runs.phases import Peak, evaluation, longest_batches, peak
+from dual_lora.runs.phases import Peak, longest_batches, peak
 from dual_lora.runs.phases import setup as planned_setup
 from dual_lora.runs.plan import describe, plan
 from dual_lora.runs.resolve import Resolved, as_published, resolve
@@ -42,6 +42,9 @@ RESULTS = Path(__file__).parents[3] / "results"
 LONGEST = json.loads(Path(__file__).with_name("longest.json").read_text(encoding="utf-8"))
 BOUND = 0.10
 LOGITS_EVERYWHERE = ("815f3f3",)
+# Commonsense, candidates as text: of batches in the order of the prompts the one that took most, with 230 tokens of a
+# candidate. Rows, tokens and positions with logits are SmolLM2's, counted on the test set.
+RANKED = (511, 46 + 230, 3289)
 
 
 def measured() -> list[Record]:
@@ -120,15 +123,16 @@ def planned(record: Record) -> Peak:
     run, card = resolved(record), CARDS["h200"]
     lengths = lengths_of(record, run)
     found = peak(run, lengths, card)
-    if graphed(record) or run.config.method.trains == "nothing":
+    if graphed(record):
         return found
     d, setup = run.config.model.dimensions, dataclasses.replace(planned_setup(run, card), keeps_weights=False)
     assert lengths.exact is not None
     rows = run.batches.per_device
     everywhere = record.origin["commit"].startswith(LOGITS_EVERYWHERE)
     key_value = d.hidden_size // d.num_heads * d.num_key_value_heads
-    phases = [evaluation(run, setup, lengths)]
-    for tokens, learned, first in longest_batches(run, lengths):
+    phases = older_evaluations(run, setup, lengths)
+    batches = [] if run.config.method.trains == "nothing" else longest_batches(run, lengths)
+    for tokens, learned, first in batches:
         length = -(-tokens // 8) * 8
         positions = rows * (length if everywhere else round(learned)) if run.task.head.kind == "causal_lm" else 0
         batch = memory.Batch(rows, length, positions)
@@ -137,6 +141,34 @@ def planned(record: Record) -> Peak:
             older += 4 * d.vocab_size * positions
         phases.append(Peak("training", batch, {**memory.training(setup, batch, first=first), "older code": older}))
     return max(phases, key=lambda phase: phase.bytes)
+
+
+def older_evaluations(run: Resolved, setup: Setup, lengths: Lengths) -> list[Peak]:
+    """Return the peaks of evaluations that made batches of 4,096 tokens, with logits in float32, or 512 sequences."""
+    config, exact = run.config, lengths.exact
+    assert exact is not None
+    prompt = -(-max(exact.prompt, 1) // 8) * 8
+    if run.task.head.kind == "classification":
+        batch = memory.Batch(min(config.launch.eval_batch or 64, max(lengths.test, 1)), prompt)
+        return [Peak("evaluation", batch, memory.validation(setup, batch))]
+    found, logits = [], setup.model.dimensions.vocab_size * (setup.e + 2 * 4)
+    if config.profile.validation_examples != 0:
+        top = max(exact.validation, 1)
+        batch = memory.Batch(max(1, 4096 // top), -(-top // 8) * 8)
+        positions = round(1.1 * max(batch.tokens, 4096))
+        parts = {**memory.validation(setup, batch), "logits or a block": positions * logits}
+        found.append(Peak("validation", batch._replace(positions=positions), parts))
+    if config.profile.test_items != 0:
+        decoding = config.protocol.decoding
+        rows = min(config.launch.eval_batch or 512 // decoding.beams, lengths.test)
+        found.append(Peak("prompts", prompts := memory.Batch(rows, prompt), memory.validation(setup, prompts)))
+        replies = memory.Batch(rows * decoding.beams, prompt + decoding.max_new_tokens)
+        parts = {**memory.validation(setup, replies), "logits or a block": replies.rows * logits}
+        found.append(Peak("generation", replies, parts))
+        if "cloze" in run.task.scorings:
+            batch = memory.Batch(*RANKED)
+            found.append(Peak("ranking", batch, memory.ranking(setup, batch, 230)))
+    return found
 
 
 def alike(record: Record) -> str:
