@@ -12,6 +12,7 @@ from dataclasses import fields
 from functools import cache
 
 from dual_lora.config.choices import method_values
+from dual_lora.config.errors import ConfigError
 from dual_lora.config.schema import MethodConfig
 
 PATHS = ("data.dir", "model.path", "results", "init_from")  # settings whose whole value is a name on this machine
@@ -19,12 +20,28 @@ _QUOTES = ("'", '"')
 
 
 def for_hydra(words: Sequence[str]) -> list[str]:
-    """Return the words with those values quoted that Hydra's grammar would read as something else, or refuse.
+    """Return the words with those values quoted that Hydra's grammar would read as something else.
 
     A list, a dictionary and a quoted text are left as they are. In a sweep (-m) a comma separates values of a path too.
+
+    Raises `ConfigError` for flags that do not go together.
     """
+    _check_flags({word.partition("=")[0] for word in words if word.startswith("-")})
     sweep = bool({"-m", "--multirun"} & set(words))
     return [_quoted(word, sweep=sweep) for word in words]
+
+
+def _check_flags(given: set[str]) -> None:
+    """Refuse flags that Hydra takes one at a time, which it says in a traceback."""
+    shows = sorted(given & {"--cfg", "-c", "--info", "-i"})
+    starts = sorted(given & {"-m", "--multirun", "-r", "--run"})
+    if shows and starts:
+        raise ConfigError(
+            f"{shows[0]} shows one run's settings and starts none: give it without {starts[0]}, with one value for "
+            "each setting; -m plan=true lists the runs of a sweep"
+        )
+    if "--resolve" in given and not given & {"--cfg", "-c"}:
+        raise ConfigError("--resolve fills in references of what --cfg job shows: give both, or neither")
 
 
 def _quoted(word: str, *, sweep: bool) -> str:

@@ -68,6 +68,13 @@ def test_an_unknown_word_is_refused_with_the_legal_ones(words, message):
         (["evaluate", "modle=llama2"], "did you mean 'model'"),
         (["rescore"], "name RUN_IDs, or use --all"),
         (["export", "run=0"], "required: --out"),
+        (["-m", "model=smollm2", "method=lora,dora", "--cfg", "job"], "give it without -m, with one value for each"),
+        (
+            ["--cfg=job", "--multirun", "model=smollm2"],
+            "shows one run's settings and starts none",
+        ),
+        (["model=smollm2", "--info", "-m"], "-m plan=true lists the runs"),
+        (["model=smollm2", "--resolve"], "--resolve fills in references of what --cfg job shows"),
         (["model=lama2"], "did you mean 'llama2'"),
         (["exec", "no_such_program"], "neither a console script, nor a module"),
     ],
