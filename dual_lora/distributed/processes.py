@@ -91,6 +91,15 @@ def any_of(flag: bool) -> bool:
     return bool(value.item())
 
 
+def largest(number: int) -> int:
+    """Return the largest of the processes' numbers, below 2²⁴. Over host memory: no device waits."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor([float(number)])
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value.item())
+
+
 def total(values: list[int]) -> list[int]:
     """Return the sums over the processes."""
     if world_size() == 1 or not values:

@@ -78,14 +78,21 @@ def _run(resolved: Resolved) -> dict[str, Any]:
             records.write_json(resolved.folder / "planned.json", {"steps": resolved.steps})  # for `status --watch`
         with stopping.signals_interrupt():
             made, error = _run_locked(resolved)
-        if processes.is_main():
-            made = records.write(resolved.record_path, made)
-            _archive(resolved, made)
-            if made["status"] == "finished" and (resolved.folder / "adapter").is_dir():
-                adapter_card.write(resolved.folder / "adapter", made)
-            leftovers.free(resolved.folder, made)
+            if processes.is_main():
+                with stopping.held():
+                    made = _keep(resolved, made)
     if error is not None and processes.world_size() > 1:
         raise ProcessFailed(made["status"], made["message"], error)
+    return made
+
+
+def _keep(resolved: Resolved, made: dict[str, Any]) -> dict[str, Any]:
+    """Write the record and what goes with it; return the record as it is read."""
+    made = records.write(resolved.record_path, made)
+    _archive(resolved, made)
+    if made["status"] == "finished" and (resolved.folder / "adapter").is_dir():
+        adapter_card.write(resolved.folder / "adapter", made)
+    leftovers.free(resolved.folder, made)
     return made
 
 

@@ -56,6 +56,19 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """Let signals to stop wait for what is done inside, as the writing of a record. Those that repeat are dropped."""
+    late: list[int] = []
+    try:
+        with handling(lambda number, frame: late.append(number)):
+            yield
+    finally:
+        for number in late:
+            if not repeats(number):
+                signal.raise_signal(number)
+
+
+@contextmanager
 def handling(handler: Any) -> Iterator[None]:
     """Install a handler for the signals to stop. Outside the main thread whoever started us handles signals."""
     previous: dict[int, Any] = {}
@@ -97,12 +110,14 @@ class Interruption(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        # One process may be signalled a step before the others; all must stop at the same one.
-        if processes.any_of(self.signal is not None):
-            self.signal = self.signal or "a signal to another process"
-            if state.global_step < state.max_steps:
-                control.should_save = True
-                control.should_training_stop = True
+        # One process may be signalled a step before the others; all must stop at the same one, and know what for: the
+        # signal of their own that follows says nothing new, and must not end the writing of the record.
+        number = processes.largest(signal.Signals[self.signal] if self.signal else 0)
+        if number and self.signal is None:
+            self._note(number, None)
+        if number and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
         return control
 
 

@@ -56,6 +56,13 @@ def test_signal_in_evaluation_is_recorded_and_continued(tmp_path):
     assert only_record(results)["status"] == "finished"
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signal_while_the_record_is_written_waits_for_it(name, tmp_path):
+    child = run(tmp_path, kind=CLASSIFYING, fault=At("dual_lora.records.write", 1, "signal", name))
+    assert child.code != 0
+    assert only_record(tmp_path)["status"] == "finished"
+
+
 def test_second_ctrl_c_stops_at_once(tmp_path):
     """Not at the end of the step, and without the checkpoint that the first one asks for."""
     results, mark = tmp_path / "results", tmp_path / "paused"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from dual_lora.training import stopping
 
@@ -40,3 +42,37 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     training._note(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt, match="a second SIGINT"):
         training._note(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGUSR2, "SIGUSR2")])
+def test_a_process_that_was_told_by_another_takes_its_own_signal_for_the_same(monkeypatch, number, name):
+    """It may come when training is over: the end of the parent is seen within a second, by each process on its own."""
+    monkeypatch.setattr(stopping.processes, "largest", lambda own: max(own, number))
+    control = TrainerControl()
+    with stopping.signals_interrupt():
+        with stopping.Interruption() as training:
+            training.on_step_end(SimpleNamespace(), TrainerState(global_step=3, max_steps=9), control)
+        assert control.should_save
+        assert control.should_training_stop
+        signal.raise_signal(signal.SIGTERM)
+    assert training.signal == stopping.asked() == name  # which decides whether the record says `timed_out`
+
+
+def test_a_signal_waits_for_a_record():
+    done = []
+
+    def write():
+        with stopping.signals_interrupt(), stopping.held():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("written")
+
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
+        write()
+    assert done == ["written"]
+
+
+def test_a_signal_that_repeats_another_is_dropped_while_a_record_is_written():
+    with stopping.signals_interrupt():
+        stopping.note(signal.SIGTERM)
+        with stopping.held():
+            signal.raise_signal(signal.SIGTERM)
