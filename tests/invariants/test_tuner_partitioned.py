@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from dual_lora import DeltaWarmupCallback, DualLoraConfig  # noqa: E402  # as a program, this file sets its own path
 from dual_lora.tuner.factor import Factor  # noqa: E402
+from tests.unit.tuner.tiny_adapted_model import LLAMA_SIZES  # noqa: E402
 
 ZERO3 = {
     "train_micro_batch_size_per_gpu": "auto",
@@ -36,8 +37,7 @@ SETTINGS = [
 
 def make_base() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=1, attention_bias=True, **sizes))
+    return LlamaForCausalLM(LlamaConfig(**LLAMA_SIZES, attention_bias=True))
 
 
 def examples() -> list[dict[str, torch.Tensor]]:

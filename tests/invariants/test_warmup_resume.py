@@ -10,9 +10,10 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dual_lora import DeltaWarmupCallback, DualLoraConfig, DualLoraLinear
+from tests.unit.tuner.tiny_adapted_model import make_base
 
 STEPS, WARMUP_STEPS = 10, 4
 
@@ -27,10 +28,7 @@ class Tokens(Dataset):
 
 
 def make_model() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=1, **sizes))
-    return get_peft_model(base, DualLoraConfig(r_magnitude=3, r_direction=3, init_std=0.2))
+    return get_peft_model(make_base("llama"), DualLoraConfig(r_magnitude=3, r_direction=3, init_std=0.2))
 
 
 class FactorLog(TrainerCallback):

@@ -31,17 +31,11 @@ from transformers import (
 
 from dual_lora import DualLoraConfig
 from tests.peft_suite.upstream import parameters, upstream, with_parameters
+from tests.unit.tuner.tiny_adapted_model import BERT_SIZES
 
 MODEL, CASES = "model_id", "config_cls,config_kwargs"
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-BERT = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    **SPECIAL,
-}
+BERT = {**BERT_SIZES, **SPECIAL}
 MODELS: dict[str, dict[str, Callable[[], PreTrainedModel]]] = {
     "decoder_models": {
         "LlamaForCausalLM": lambda: LlamaForCausalLM(LlamaConfig(**BERT, num_key_value_heads=1)),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import torch
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from dual_lora import DualLoraConfig
 from dual_lora.distributed import deepspeed
+from tests.unit.tuner.tiny_adapted_model import make_base
 
 
 def test_blocks_are_gathered_whole_and_those_that_train_get_an_input_with_a_gradient():
     from deepspeed.utils import get_z3_leaf_modules
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **sizes))
+    base = make_base("llama")
     layers = base.model.layers
     model = get_peft_model(base, DualLoraConfig(r_magnitude=3, r_direction=3, layers_to_transform=[1]))
     elements = deepspeed.gather_whole_blocks(model)
