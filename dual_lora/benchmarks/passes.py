@@ -20,9 +20,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from dual_lora import models, tasks
 from dual_lora.benchmarks import timing
+from dual_lora.config import RunConfig
 from dual_lora.config.compose import compose_one
 from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.evaluation.generation import generate
@@ -31,6 +33,8 @@ from dual_lora.evaluation.ranking import rank
 from dual_lora.evaluation.static_decoding import StaticDecoding, decoding_for
 from dual_lora.evaluation.validation import losses
 from dual_lora.methods import saved
+from dual_lora.models import LoadedModel
+from dual_lora.tasks.base import Task
 from dual_lora.tasks.encoding import encode_all
 
 BATCHES = {"cloze": (512, 2048), "validation": (4096, 16_384), "replies": (51,)}  # candidates; tokens; prompts
@@ -48,14 +52,14 @@ def run(options: argparse.Namespace) -> None:
         "command": timing.command(),
         "rows": [],
     }
-    loaded: Any = None
+    loaded: LoadedModel | None = None
     for part, task in (
         ("cloze", ["task=commonsense", "task.target=text", "task.scorings=[cloze]"]),
         ("validation", ["task=e2e"]),
         ("replies", ["task=e2e"]),
     ):
         config = compose_one([*words, *task, *options.settings])
-        chosen: Any = tasks.load(config)
+        chosen = tasks.load(config)
         if loaded is None:
             dtype = models.resolve_dtype(config.model, device)
             loaded = models.load(config.model, chosen.head, dtype=dtype, seed=config.seed, device=device)
@@ -78,14 +82,16 @@ def run(options: argparse.Namespace) -> None:
                 timing.write(options.output, "passes", results)
 
 
-def _way(part: str, model: Any, graphs: str) -> Any:
+def _way(part: str, model: PreTrainedModel, graphs: str) -> Passes | StaticDecoding | None:
     """Return what computes: passes, or for replies a cache of a fixed size; None for one that grows."""
     if part != "replies":
         return passes_for(model, graphs)
     return None if graphs == "grows" else decoding_for(model, graphs)
 
 
-def _timed(compute: Callable[..., int], model: Any, batch: int, way: Any) -> dict[str, Any]:
+def _timed(
+    compute: Callable[..., int], model: PreTrainedModel, batch: int, way: Passes | StaticDecoding | None
+) -> dict[str, Any]:
     cuda = next(model.parameters()).device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
@@ -97,7 +103,7 @@ def _timed(compute: Callable[..., int], model: Any, batch: int, way: Any) -> dic
     return row | ({"reserved_GiB": torch.cuda.max_memory_reserved() / 2**30} if cuda else {})
 
 
-def _cloze(loaded: Any, task: Any, items: int | None) -> Callable[..., int]:
+def _cloze(loaded: LoadedModel, task: Task, items: int | None) -> Callable[..., int]:
     examples = task.examples("test")
     chosen = examples[:: max(1, len(examples) // items)][:items] if items else examples
     asked = [task.ranking(example, "cloze") for example in chosen]
@@ -114,7 +120,7 @@ def _cloze(loaded: Any, task: Any, items: int | None) -> Callable[..., int]:
     return compute
 
 
-def _validation(loaded: Any, task: Any, config: Any) -> Callable[..., int]:
+def _validation(loaded: LoadedModel, task: Task, config: RunConfig) -> Callable[..., int]:
     tokenizer = loaded.tokenizer
     tokenizer.padding_side = "right"
     prompts = [task.render(example, training=True) for example in task.examples("validation")[:ROWS]]
@@ -129,7 +135,7 @@ def _validation(loaded: Any, task: Any, config: Any) -> Callable[..., int]:
     return compute
 
 
-def _replies(loaded: Any, task: Any, config: Any) -> Callable[..., int]:
+def _replies(loaded: LoadedModel, task: Task, config: RunConfig) -> Callable[..., int]:
     prompts = [task.render(example, training=False).prompt for example in task.examples("test")]
     decoding = config.protocol.decoding
 

@@ -71,7 +71,7 @@ class PublishedRows:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Figure:
+class SweptFigure:
     """A plot of the first column over one swept setting, one line per method."""
 
     x: str  # a key of the sweep, e.g. recipe.learning_rate
@@ -126,7 +126,7 @@ class Block:
     published_other_models: tuple[str, ...] = ()
     samples: bool = False  # show what each row's first seed wrote for a few test inputs
     published_notes: tuple[str, ...] = ()  # files whose other rows about these columns are listed below the table
-    figure: Figure | None = None
+    figure: SweptFigure | None = None
     trend: Trend | None = None
 
     @property

@@ -78,7 +78,6 @@ TWINS: dict[str, str] = {
 # Names that two public classes have, likewise: a noun has one meaning.
 TWIN_CLASSES: dict[str, str] = {
     "Collator": "a pipeline's: both pad a batch, of texts that are written or classified",
-    "Figure": "as an experiment asks for it, and with its points",
     **dict.fromkeys(["DataToText", "Glue"], "evaluate.load wants a scorer's class called as its file"),
 }
 
