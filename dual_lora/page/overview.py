@@ -18,7 +18,7 @@ QUESTION = (
     "rank. Its paper (arXiv 2512.03402) says that with as many trained parameters it beats LoRA.",
 )
 METHOD = "dual_lora"  # what the question is about
-_SHOWN = 3
+_SHOWN = 3  # comparisons by runs that cannot decide, where there are no others
 # The verdict of a comparison -> what the page calls it, and why.
 ANSWERS = {
     "better": ("supported", "better than the reference after Holm's correction"),
@@ -34,6 +34,7 @@ RULE = (
     f"Supported: better by the paired t test, p below {endpoint.LEVEL} after Holm's correction over the endpoints of a "
     f"table's page, from {stats.MIN_PAIRS} pairs on, above chance, in runs begun after the endpoint was named.",
     "Not supported: worse by the same test.",
+    "Where the endpoint is how a difference changes with size: the same of the seeds' slopes, from three seeds on.",
     "Equal within the margin: two one-sided t tests, corrected by Holm, put the difference within the margin.",
     "Not decidable: the runs show neither, are too few, at chance, or older than the endpoint.",
     "Not run: no record of the method or of its reference.",
@@ -41,27 +42,31 @@ RULE = (
 
 
 def headline(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the answer in a few words and in a sentence, and the places of the verdicts that say most.
+    """Return the answer in a few words and in a sentence, and the places of the verdicts behind it.
 
-    Decided ones come first, those of runs from before their endpoint was named last, of equals the one of more pairs.
+    Decided ones come first, of equals the one of more pairs.
     """
     own = [entry for entry in found if entry["name"] == METHOD]
     counts = Counter(entry["answer"] for entry in own)
     better, worse, equal = (counts[name] for name in ("supported", "not supported", "equal within the margin"))
-    ran = len(own) - counts["not run"]
-    short = f"Better in {better} of {ran} comparison{'' if ran == 1 else 's'}, worse in {worse}"
     older = ANSWERS["exploratory"][1]
+    without = sum(entry["why"] == older for entry in own)  # they cannot decide, whatever they show
+    ran = len(own) - counts["not run"] - without
+    older_ones = f" ({without} because their runs are older than the endpoint)" if without else ""
+    short = f"Better in {better} of {ran} comparison{'' if ran == 1 else 's'}, worse in {worse}"
 
     def weight(place: int) -> tuple[bool, bool, int]:
         return found[place]["answer"] != "not decidable", found[place]["why"] != older, found[place]["diff"][3]
 
     tested = [place for place, entry in enumerate(found) if entry["name"] == METHOD and entry.get("diff")]
+    tested.sort(key=weight, reverse=True)
+    meant = [place for place in tested if found[place]["why"] != older]
     return {
         "short": short if better + worse + equal else "Not shown so far",
         "text": f"Of {len(own)} comparisons with {' or '.join(sorted({entry['reference'] for entry in own}))}, each on "
         f"a model and task, {better} find Dual LoRA better, {worse} worse and {equal} equal within the margin; "
-        f"{counts['not decidable']} do not decide, and {counts['not run']} are not run.",
-        "show": sorted(tested, key=weight, reverse=True)[:_SHOWN],
+        f"{counts['not decidable']} do not decide{older_ones}, and {counts['not run']} are not run.",
+        "show": meant or tested[:_SHOWN],  # all that can decide, so that none is left out for what it says
     }
 
 
@@ -76,16 +81,23 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
         column = block.columns.index(named.column)
         decides = experiment.block.column(named.column)
         changes = {change.method: change for change in block.changes}
+        told: set[str] = set()  # methods of which one entry stands for all rows
         for number_of_row, line in enumerate(block.lines):
             if line.source is not None or line.choices["method"] == experiment.block.reference:
                 continue
+            method = line.choices["method"]
             entry = _verdict(line.cells[column], _without_runs(experiment, line))
-            if experiment.block.decides_by_trend and block.changes:
-                change = changes.pop(line.choices["method"], None)  # one for all rows of a method
-                if change is None:
+            if experiment.block.decides_by_trend:
+                if method in told:
                     continue
-                entry = _changed(change) | {"endpoint": plain(change.of), "method": plain(change.label)}
-                entry |= {"margin": change.margin, "value": None, "against": None}
+                told.add(method)
+                change = changes.get(method)
+                entry = (
+                    _changed(change)
+                    if change
+                    else {"answer": "not run", "why": "too few sizes", "todo": block.commands}
+                )
+                entry |= {"value": None, "against": None}
             if entry is not None:
                 found.append(
                     {
@@ -101,7 +113,7 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
                         "reference": plain(block.reference or experiment.block.reference),
                         "model": plain(line.model),
                         "method": plain(line.method),
-                        "name": line.choices["method"],
+                        "name": method,
                         "value": number(line.cells[column].value),
                         "against": number(_reference(block, experiment, line, column).value),
                         **entry,
@@ -159,6 +171,9 @@ def _changed(change: Change) -> dict[str, Any]:
         "answer": answer,
         "why": change.said if change.verdict != "exploratory" else why,
         "diff": estimate(change.difference),
+        "endpoint": plain(change.of),
+        "method": plain(change.label),
+        "margin": change.margin,
         **{name: number(value, 4) for name, value in p_values.items() if value is not None},
     }
 

@@ -36,7 +36,7 @@ _COSTS: Mapping[str, Callable[[Cost], float | int | None]] = {
 }
 UPDATE = "size of the update / weight"
 STEP = "change by one step / weight"
-DESCENT = "share of one step's change that lowers the loss"
+DESCENT = "share of a step that lowers the loss"
 # Measure of the diagnostics -> what its axis says. By step: the share of all entries, or of the whole weight.
 _BY_STEP = {
     "zero_share": "zeros in ReLU(BA)",
@@ -50,7 +50,7 @@ _BY_STEP = {
 _PARTS = {"magnitude": ", by magnitudes", "flip": ", by flips"}  # of one step, in one panel
 _BY_LAYER = {
     "stable_rank": "stable rank of the update",
-    "numerical_rank": "numerical rank of the update / largest possible",
+    "numerical_rank": "numerical rank / largest possible",
     "cosine": "cosine with full fine-tuning",
 }
 

@@ -10,7 +10,6 @@ function figuresView() {
       { class: "hint" },
       "A method has one colour, one symbol and one dash in every figure. Points and lines tell their numbers where the pointer is; the tables hold them all.",
     ),
-    ratesSection(),
     h(
       "div",
       { class: "pairs" },
@@ -20,6 +19,7 @@ function figuresView() {
       insideSection(),
       speedSection(),
     ),
+    ratesSection(),
     missingSection(),
   ];
 }

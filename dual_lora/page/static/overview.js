@@ -120,7 +120,7 @@ function waitingSection() {
   );
 }
 
-// The answer in a sentence, and the comparisons that say most.
+// The answer in a sentence, and the comparisons behind it.
 function answerView() {
   const { short, text, show } = data.headline;
   return h(

@@ -256,7 +256,13 @@ def test_what_is_decided_is_shown_first_then_runs_made_for_it_then_the_most_pair
     entries = [verdict("not decidable", 90, why=older), verdict("not decidable", 8), verdict("supported", 6)]
     entries += [verdict("not run"), verdict("not decidable", 7)]
     assert overview.headline([verdict("supported", 99, name="full"), *entries])["show"] == [3, 2, 5]
-    assert overview.headline(entries[:1])["show"] == [0]
+    many = [verdict("supported", 9)] * 4 + [verdict("not decidable", 8), verdict("not supported", 7)]
+    assert overview.headline(many)["show"] == [0, 1, 2, 3, 5, 4], "none is left out for what it says"
+    found = overview.headline(entries[:1])
+    assert (found["show"], found["short"]) == ([0], "Not shown so far")
+    found = overview.headline(entries)
+    assert found["short"] == "Better in 1 of 3 comparisons, worse in 0", "what cannot decide is none of them"
+    assert "3 do not decide (1 because their runs are older than the endpoint), and 1 are not run." in found["text"]
 
 
 def test_counts_are_exact_and_a_score_says_what_it_is_in(tmp_path):

@@ -239,7 +239,7 @@ def test_what_diagnostics_saw_is_shown_by_step_and_by_layer(tmp_path):
         "DUAL_LORA": [(1, 1.5), (2, 3.0)],
         "DUAL_LORA, untrained": [(1, 2.5), (2, 4.0)],
     }
-    assert shown["numerical rank of the update / largest possible"] == {"DUAL_LORA": [(1, 1.0), (2, 1.0)]}
+    assert shown["numerical rank / largest possible"] == {"DUAL_LORA": [(1, 1.0), (2, 1.0)]}
     canvas = on_canvas(drawn(figure, tmp_path), "line0:DUAL_LORA")
     assert canvas[0][1] > canvas[1][1]  # upwards on the page, from 0.50 to 0.52
     seen = next(record for record in space.all_records() if inside.report(record))
