@@ -119,7 +119,7 @@ class Block:
     trials: tuple[str, ...] = ()  # experiments by which `run.py tune` chooses what this block's methods get
     candidates: tuple[str, ...] = ()  # methods of which only the one with the best trials is run and shown
     median: bool = False  # the published way of GLUE: median of five seeds
-    labels: dict[str, str] = field(default_factory=dict)  # names of rows and models, where not those of configs/
+    labels: dict[str, str] = field(default_factory=dict)  # names of models, methods, swept values, if not configs/'s
     cost: tuple[CostColumn, ...] = ("train_seconds", "peak_memory", "trainable_parameters")
     published: tuple[PublishedRows, ...] = ()
     published_models: dict[str, str] = field(default_factory=dict)  # our model -> its published name

@@ -122,7 +122,8 @@ def method_of(experiment: Experiment, line: Line, *, along: str | None = None) -
     label = str(experiment.block.labels.get(name) or told or line.method.partition(" (")[0])
     label = f"{line.model}, {label}" if len(experiment.sweep["model"]) > 1 else label
     varied = labels.varied(experiment, line.choices)
-    words = [f"{labels.of_setting(key)} {value}" for key, value in varied.items() if key != along]
+    names = experiment.block.labels
+    words = [names.get(value, f"{labels.of_setting(key)} {value}") for key, value in varied.items() if key != along]
     return f"{label} ({', '.join(words)})" if words else label
 
 

@@ -17,9 +17,10 @@ _FIXED = ("model", "task", "method", "protocol", "profile", "seed", "data.source
 
 
 def of_row(configs: Path, experiment: Experiment, part: str, row: Row) -> str:
-    """Return a row's model or method, a method with the settings that the sweep varies."""
+    """Return a row's model or method, a method with what the sweep varies, named as the experiment does."""
     name = plain(configs, experiment, part, row)
-    settings = [f"{key}={value}" for key, value in varied(experiment, row.choices).items()]
+    names = experiment.block.labels
+    settings = [names.get(value, f"{key}={value}") for key, value in varied(experiment, row.choices).items()]
     return f"{name} ({', '.join(settings)})" if part == "method" and settings else name
 
 
