@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,7 @@ class DataToText(Task):
         for example in examples:
             groups.setdefault((example.subset, example.fields["input"]), []).append(example)
         return [
-            Example(
-                group[0].identifier, group[0].subset, group[0].fields, tuple(r for e in group for r in e.references)
-            )
+            replace(group[0], references=tuple(text for example in group for text in example.references))
             for group in groups.values()
         ]
 
