@@ -7,7 +7,8 @@ from typing import Any
 
 from dual_lora.report.grid import grid
 
-_SWITCH = {"auto": "on", "off": "off", "grows": "off, a cache that grows"}  # launch.graphs; how evaluation was before
+# Values of launch.graphs, and of code that had none.
+_SWITCH = {"auto": "on", "off": "off", "grows": "off, a cache that grows", "before": "none yet"}
 
 
 def start_section(found: Mapping[str, Any]) -> str:
@@ -55,4 +56,4 @@ def passes_section(found: Mapping[str, Any]) -> str:
 
 
 def _made(found: Mapping[str, Any]) -> str:
-    return f"{found['environment']['card']}. Made by `{found['command']}`."
+    return f"{found['environment']['card']}. Made by `{found['command']}`. {found.get('note', '')}".rstrip()
