@@ -13,6 +13,9 @@ from dual_lora.config.errors import ModelError
 _SETTINGS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "XLA_USE_BF16", "XLA_DOWNCAST_BF16")
 # By these PyTorch and cuBLAS compute float32 products with 10 bits of mantissa; NVIDIA's containers set the first.
 _ROUNDING = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
+# Other bits of grouped heads under a mask (transformers); checkpoints that run code as they are read (PyTorch), which
+# `runs/lifecycle.py` forbids by another variable: with both no checkpoint can be read.
+_READING = ("TRANSFORMERS_SDPA_FORCE_GQA", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 # Those by which MPI, PMI and SLURM say what process of how many this is.
 _OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "MPI_LOCALRANKID")
 # Those of torchrun, which starts the groups of this suite; and of everything that starts groups the way it does.
@@ -31,7 +34,7 @@ def leave_out_other_tools(environment: MutableMapping[str, str], *, in_group: bo
 
     in_group: this process was started by a parent of this suite as one of a group, whose variables stay.
     """
-    foreign = (*_SETTINGS, *_ROUNDING, *_OTHER_LAUNCHERS, *(() if in_group else _TORCHRUN))
+    foreign = (*_SETTINGS, *_ROUNDING, *_READING, *_OTHER_LAUNCHERS, *(() if in_group else _TORCHRUN))
     found = [name for name in environment if name in foreign or name.startswith(_prefixes(foreign))]
     for name in found:
         del environment[name]
