@@ -15,12 +15,15 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dual_lora.config import DataError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # two of them, as JSON writes a character beyond U+FFFF
 
 
 def fail(
@@ -101,7 +104,17 @@ def read_json(folder: str | Path, name: str) -> tuple[Any, str]:
     """Return the parsed JSON of a file and its sha256. Raises `DataError` with line and column of a syntax error."""
     text, digest = read_text(folder, name)
     try:
-        return json.loads(text), digest
+        values = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(values, ensure_ascii=False).encode()
+        return values, digest
+    except UnicodeEncodeError as error:
+        before = error.object[max(0, error.start - 30) : error.start]
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise fail(
+            Path(folder) / name,
+            f"after {before!r}: {half} is half of a character, which no tokenizer takes; mend the text",
+        ) from None
     except RecursionError:
         raise fail(Path(folder) / name, "nested too deeply; the file is damaged: fetch it again") from None
     except json.JSONDecodeError as error:

@@ -97,3 +97,13 @@ def test_malformed_csv_names_line_and_column(tmp_path, content, message):
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         read_csv(tmp_path, "a.csv", ("mr", "ref"))
+
+
+def test_half_of_a_character_is_refused_with_what_stands_before_it(tmp_path):
+    """A pair of surrogates is a character; one alone ended in the tokenizer's TypeError."""
+    item = {"instruction": "A \U0001f600 and a \\ud83d of text", "answer": "b"}
+    write_json(tmp_path / "train.json", [item])
+    assert read_json_list(tmp_path, "train.json", FIELDS)[0] == [item]
+    write_json(tmp_path / "train.json", [item, {"instruction": "cut \ud83d", "answer": "b"}])
+    with pytest.raises(DataError, match=r"train.json: after '.*cut ': \\ud83d is half of a character"):
+        read_json_list(tmp_path, "train.json", FIELDS)
