@@ -48,6 +48,8 @@ _BASE_DROPOUTS = {
 # A weight of a transformer block; what else a checkpoint may hold besides are old buffers and heads for pretraining.
 _BLOCK_WEIGHT = re.compile(r"\.(h|layers?)\.\d+\.")
 _OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
+# What a model returns is ours to ask: a checkpoint's config.json may want tuples, or every layer's states as well.
+_ANSWERS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 
 
 _START_TOKENS = ("<s>", "<|begin_of_text|>")  # of LLaMA 1 and 2, and of LLaMA 3
@@ -165,7 +167,7 @@ def _from_folder(
     sharded: bool,
 ) -> PreTrainedModel:
     config: PretrainedConfig = AutoConfig.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True, **settings
+        folder, trust_remote_code=False, local_files_only=True, **_ANSWERS, **settings
     )
     check_dimensions(model, config)
     new = tuple(f"{name}." for name in HEADS[model.family]) if head.kind == "classification" else ()

@@ -107,6 +107,17 @@ def test_sharded_weights_load_and_a_lacking_shard_is_named_before_any_work(tmp_p
         check_available(model)
 
 
+def test_a_checkpoint_does_not_say_what_its_model_returns(tmp_path: Path) -> None:
+    """A tuple ended in an AttributeError, and every layer's states stayed in memory."""
+    model = save("tiny_llama", GENERATE, tmp_path)
+    path = tmp_path / "config.json"
+    asked = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | asked))
+    answer = load(model, GENERATE, dtype="float32", seed=0).model(torch.tensor([[1, 2, 3]]))
+    assert answer.logits.shape == (1, 3, 512)
+    assert answer.hidden_states is answer.attentions is None
+
+
 def test_pickle_files_are_not_read(tmp_path: Path) -> None:
     model = save("tiny_llama", GENERATE, tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
