@@ -30,14 +30,20 @@ def with_adapter(model: Any, folder: Path) -> Any:
     """Return the model with the adapter, in evaluation mode.
 
     Raises `ConfigError`: a damaged file, numbers that are none, a tensor of the base model among the adapter's, or an
-    adapter that does not fit this model.
+    adapter that does not fit this model, or not whole.
     """
     import torch
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
 
     from dual_lora.methods.weights import stored_state
 
-    named = repr(settings(folder).get("base_model_name_or_path"))
+    said = settings(folder)
+    named = repr(said.get("base_model_name_or_path"))
+    if said.get("alora_invocation_tokens"):
+        raise ConfigError(
+            f"adapter={folder} acts only after its invocation tokens (aLoRA), which no prompt here has: the base model "
+            "would be scored"
+        )
     state = stored_state(folder / _WEIGHTS)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -52,6 +58,14 @@ def with_adapter(model: Any, folder: Path) -> Any:
                 f"(its {_CONFIG} names {named})"
             ) from None
     _refuse_base_tensors(adapted, folder, set(state))
+    surplus = set_peft_model_state_dict(
+        adapted, dict(state)
+    ).unexpected_keys  # PEFT itself leaves them out without a word
+    if surplus:
+        raise ConfigError(
+            f"adapter={folder} does not fit this model: {len(surplus)} of its tensors have no place there, e.g. "
+            f"{min(surplus)}; choose the model= it was trained on (its {_CONFIG} names {named})"
+        )
     return adapted
 
 
@@ -70,9 +84,13 @@ def _refuse_base_tensors(model: Any, folder: Path, names: set[str]) -> None:
 def settings(folder: Path) -> dict[str, Any]:
     """Return what an adapter's config says. Raises `ConfigError` if the file is damaged."""
     try:
-        values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"), parse_constant=_no_number)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"adapter={folder}: {_CONFIG} is damaged ({error}); save_pretrained writes it") from None
     return values
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number that an adapter can be scaled by")

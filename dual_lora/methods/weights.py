@@ -40,7 +40,8 @@ def frozen_adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def stored_state(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file on the host, under the names of today.
 
-    Raises `ConfigError` naming a file that is damaged, or the tensor in it that holds a NaN or an infinite number.
+    Raises `ConfigError` naming a file that is damaged, or the tensor in it that holds a NaN, an infinite number or
+    integers.
     """
     try:
         state = load_file(path, device="cpu")
@@ -49,6 +50,14 @@ def stored_state(path: Path) -> dict[str, torch.Tensor]:
     wrong = next((name for name, tensor in state.items() if not _finite(tensor)), None)
     if wrong is not None:
         raise ConfigError(f"{path}: {wrong} holds NaN or infinite numbers: the training that wrote it had diverged")
+    rounded = next(
+        (name for name, one in state.items() if name.endswith(".weight") and not one.is_floating_point()), None
+    )
+    if rounded is not None:
+        raise ConfigError(
+            f"{path}: {rounded} holds integers ({state[rounded].dtype}): weights that were rounded or quantized after "
+            "training; save them as floating-point numbers"
+        )
     return with_current_names(state)
 
 

@@ -127,6 +127,14 @@ def put_nan(tensors):
     tensors[FACTOR][0, 0] = float("nan")
 
 
+def deepen(tensors):
+    tensors[FACTOR.replace("layers.0", "layers.9")] = tensors[FACTOR].clone()
+
+
+def round_down(tensors):
+    tensors[FACTOR] = tensors[FACTOR].to(torch.int8)
+
+
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FACTOR = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 DAMAGES = {
@@ -137,6 +145,8 @@ DAMAGES = {
     "other bytes": (WEIGHTS, lambda held: b"PK\x03\x04" * 100, f"{WEIGHTS} is damaged"),
     "NaN": (WEIGHTS, with_tensors(put_nan), f"{FACTOR} holds NaN or infinite numbers"),
     "a missing tensor": (WEIGHTS, with_tensors(lambda tensors: tensors.pop(FACTOR)), "does not fit this model"),
+    "a deeper model's": (WEIGHTS, with_tensors(deepen), "1 of its tensors have no place there"),
+    "integers": (WEIGHTS, with_tensors(round_down), f"{FACTOR} holds integers (torch.int8)"),
     "no config": (CONFIG, lambda held: b"", f"{CONFIG} is damaged"),
     "a cut config": (CONFIG, lambda held: held[:30], f"{CONFIG} is damaged"),
     "a config that is a list": (CONFIG, lambda held: b"[]", f"{CONFIG} is damaged"),
@@ -145,6 +155,8 @@ DAMAGES = {
     "a bad pattern": (CONFIG, with_settings(target_modules="q_proj("), "does not fit this model"),
     "a rank that is a word": (CONFIG, with_settings(r="four"), "does not fit this model"),
     "a token out of range": (CONFIG, with_settings(trainable_token_indices=[10**7]), "does not fit this model"),
+    "a scale that is no number": (CONFIG, with_settings(lora_alpha=float("nan")), "NaN is no number"),
+    "invocation tokens": (CONFIG, with_settings(alora_invocation_tokens=[5]), "the base model would be scored"),
     "targets that are none": (CONFIG, with_settings(target_modules=["nothing"]), "does not fit this model"),
 }  # fmt: skip
 
