@@ -50,7 +50,14 @@ def _quoted(word: str, *, sweep: bool) -> str:
         return word
     if key.lstrip("+") in PATHS and value != "null":
         return f"{key}={','.join(map(_text, value.split(',') if sweep else [value]))}"
-    return word if value.startswith(("[", "{")) or _is_grammar(word) else f"{key}={_text(value)}"
+    if _is_grammar(word):
+        return word
+    if value.startswith(("[", "{")):
+        raise ConfigError(
+            f"{word}: no list [a,b] and no dictionary {{a: 1}}; a text that begins so is quoted once more: "
+            f"""{key}='"{value}"'"""
+        )
+    return f"{key}={_text(value)}"
 
 
 def _is_grammar(word: str) -> bool:

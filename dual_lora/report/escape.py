@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Markdown reads these anywhere. An underscore within a word is a letter, and an ampersand is one unless it begins an
-# entity. A word that begins a list, a heading or a rule does so at the start of a text only.
-_MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|<|^>|&(?=#?\w+;)")
+# Markdown reads these anywhere; GitHub's reads formulas between dollar signs. An underscore within a word is a letter,
+# and an ampersand is one unless it begins an entity. A word that begins a list, a heading or a rule does so at the
+# start of a text only.
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|<|^>|&(?=#?\w+;)")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _MARKDOWN_START = re.compile(r"(\d*)([#+=.)-])(?=\s|[#=-]|$)")
 _LATEX = {
@@ -45,7 +46,8 @@ _LATEX = {
     "’": "'",
 }
 _LATIN = 0x17F  # what pdfLaTeX sets with its usual fonts
-_FORMULA = ("=", "+", "-", "@")  # a spreadsheet computes a cell that begins so
+# A spreadsheet computes a cell that begins so; the wide ones in East Asian settings.
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # the reading order
 
 

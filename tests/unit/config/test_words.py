@@ -70,8 +70,12 @@ def test_an_experiment_may_name_a_folder_with_a_blank(monkeypatch: pytest.Monkey
 def test_what_is_wrong_is_still_refused() -> None:
     with pytest.raises(ConfigError, match="Ambiguous value for argument 'recipe.epochs=1,2'"):
         compose([*BASE, "recipe.epochs=1,2"])
-    with pytest.raises(ConfigError, match="no viable alternative"):
+    with pytest.raises(ConfigError, match=r"task.metrics=\[a: no list \[a,b\]"):
         compose([*BASE, "task.metrics=[a"])
+    with pytest.raises(ConfigError, match=r"quoted once more: .*") as refused:
+        compose([*BASE, "model.label=[a] b"])
+    [word] = shlex.split(str(refused.value).partition("once more: ")[2])
+    assert compose([*BASE, "data.source=sample", word])[0].model.label == "[a] b"
 
 
 def test_a_printed_command_can_be_pasted() -> None:
