@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -11,8 +12,12 @@ import pytest
 import torch
 
 from dual_lora.training import checkpoints
-from tests.faults.children import At, run
-from tests.small_cells import numbers, only_record
+from tests.faults import children
+from tests.faults.children import At
+from tests.small_cells import CLASSIFYING, numbers, only_record
+
+# A third of a writing model's run. What is damaged has the same form in both.
+run = functools.partial(children.run, kind=CLASSIFYING)
 
 
 def folder_with(tmp_path: Path, *steps: int) -> Path:
@@ -118,17 +123,17 @@ def test_run_continues_from_the_checkpoint_before_a_damaged_one(damage, undistur
     child = run(results)
     assert child.code == 0, child.log
     assert only_record(results)["execution"]["resumed_from"] == [2]
-    assert numbers(only_record(results)) == undisturbed["writing"]
+    assert numbers(only_record(results)) == undisturbed["classifying"]
 
 
 def test_damaged_trained_weights_are_trained_again(tmp_path):
     """The weights that evaluation would start from have a hash too."""
     results = tmp_path / "results"
-    assert run(results, fault=At("dual_lora.evaluation.evaluator._Kept.add", 1, "kill")).code == -9
+    assert children.run(results, fault=At("dual_lora.evaluation.evaluator._Kept.add", 1, "kill")).code == -9
     [path] = (results / "runs").glob("*/last.safetensors")
     before = path.read_bytes()
     path.write_bytes(before[:-3] + b"\0\0\0")
-    child = run(results)
+    child = children.run(results)
     assert child.code == 0, child.log
     assert "last.safetensors is damaged" in child.log
     assert path.read_bytes() == before
@@ -181,7 +186,7 @@ def test_full_disk_is_named_and_leaves_earlier_work_intact(target, number, undis
     assert checkpoints.latest_complete(folder) is not None or target == "dual_lora.training.callbacks.save_file"
     again = run(results, "retry=true")
     assert again.code == 0, again.log
-    assert numbers(only_record(results)) == undisturbed["writing"]
+    assert numbers(only_record(results)) == undisturbed["classifying"]
 
 
 def test_full_disk_leaves_an_earlier_record_whole(tmp_path, monkeypatch):

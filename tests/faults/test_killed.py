@@ -18,7 +18,17 @@ SEED = int(os.environ.get("FAULT_SEED", time.time_ns() % 100_000))
 KILLED = -9
 EVERY = 2  # steps between checkpoints of the small cells
 # What is called when, and how often in an undisturbed run (at least).
-MOMENTS = {
+WRITER = {
+    "in a training step of a writer": ("dual_lora.training.trainer._Trainer.training_step", 6, ["kill", "kill_after"]),
+    "in the evaluation": ("dual_lora.evaluation.evaluator._Kept.add", 1, ["kill", "kill_after"]),
+    "while predictions are joined": (
+        "dual_lora.evaluation.evaluator._Kept._write",
+        2,
+        ["kill", "kill_after"],
+    ),
+}
+# A run of a third of the time. With dropout and the scores of every epoch: random states and choices continue too.
+CLASSIFIER = {
     "in a training step": ("dual_lora.training.trainer._Trainer.training_step", 6, ["kill", "kill_after"]),
     "before the optimizer's state is in the checkpoint": ("torch.save", 9, ["kill"]),
     "while a part of the checkpoint is written": ("torch.save", 9, ["kill_halfway"]),
@@ -32,22 +42,18 @@ MOMENTS = {
         ["kill", "kill_halfway", "kill_after"],
     ),
     "while the adapter is saved": ("peft.PeftModel.save_pretrained", 4, ["kill", "kill_after"]),
-    "in the evaluation": ("dual_lora.evaluation.evaluator._Kept.add", 1, ["kill", "kill_after"]),
-    "while predictions are joined": (
-        "dual_lora.evaluation.evaluator._Kept._write",
-        2,
-        ["kill", "kill_after"],
-    ),
     "while a small file is replaced": ("os.replace", 8, ["kill", "kill_after"]),
     "while the record is written": ("dual_lora.records.build", 1, ["kill", "kill_after"]),
 }
+MOMENTS = {moment: (WRITING, *value) for moment, value in WRITER.items()}
+MOMENTS |= {moment: (CLASSIFYING, *value) for moment, value in CLASSIFIER.items()}
 
 
-def continue_and_compare(results, expected: dict, kind: list[str] = WRITING) -> dict:
+def continue_and_compare(results, undisturbed: dict, kind: list[str]) -> dict:
     child = run(results, kind=kind)
     assert child.code == 0, child.log
     record = only_record(results)
-    assert numbers(record) == expected
+    assert numbers(record) == undisturbed["writing" if kind is WRITING else "classifying"]
     steps = [step for step, _ in record["curves"]["train_loss"]]
     assert steps == sorted(set(steps)), "a step counts twice"
     return record
@@ -56,12 +62,12 @@ def continue_and_compare(results, expected: dict, kind: list[str] = WRITING) -> 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_run_continues_to_the_same_record(moment, undisturbed, tmp_path):
     draw = random.Random(f"{SEED} {moment}")
-    target, calls, ways = MOMENTS[moment]
+    kind, target, calls, ways = MOMENTS[moment]
     fault = At(target, draw.randint(1, calls), draw.choice(ways))
     print(f"FAULT_SEED={SEED}: {fault}")
-    child = run(tmp_path / "results", fault=fault)
+    child = run(tmp_path / "results", kind=kind, fault=fault)
     assert child.code == KILLED, f"{fault} did not happen:\n{child.log}"
-    continue_and_compare(tmp_path / "results", undisturbed["writing"])
+    continue_and_compare(tmp_path / "results", undisturbed, kind)
 
 
 def test_killed_at_a_random_time(undisturbed, tmp_path):
@@ -78,23 +84,13 @@ def test_killed_at_a_random_time(undisturbed, tmp_path):
         print(f"FAULT_SEED={SEED}: kill {number} after {delay:.3f} s")
         time.sleep(delay)
         child.kill()
-    continue_and_compare(tmp_path / "results", undisturbed["writing"])
-
-
-def test_killed_classifier_continues_to_the_same_record(undisturbed, tmp_path):
-    """With dropout and the scores of every epoch: random states and choices continue too."""
-    draw = random.Random(SEED)
-    fault = At("dual_lora.training.trainer._Trainer.training_step", draw.randint(3, 6), "kill")
-    print(f"FAULT_SEED={SEED}: {fault}")
-    child = run(tmp_path / "results", kind=CLASSIFYING, fault=fault)
-    assert child.code == KILLED, child.log
-    continue_and_compare(tmp_path / "results", undisturbed["classifying"], CLASSIFYING)
+    continue_and_compare(tmp_path / "results", undisturbed, WRITING)
 
 
 def test_at_most_one_interval_is_repeated(undisturbed, tmp_path):
     fault = At("dual_lora.training.trainer._Trainer.training_step", 6, "kill")  # steps 1 to 5 are done
     assert run(tmp_path / "results", fault=fault).code == KILLED
-    record = continue_and_compare(tmp_path / "results", undisturbed["writing"])
+    record = continue_and_compare(tmp_path / "results", undisturbed, WRITING)
     [resumed] = record["execution"]["resumed_from"]
     assert 5 - resumed < EVERY + 1
     assert resumed == 4
@@ -104,8 +100,8 @@ def test_killed_three_times_over(undisturbed, tmp_path):
     """A resumed run is killed as well, and again."""
     for number in (3, 2, 2):
         fault = At("dual_lora.training.trainer._Trainer.training_step", number, "kill")
-        assert run(tmp_path / "results", fault=fault).code == KILLED
-    continue_and_compare(tmp_path / "results", undisturbed["writing"])
+        assert run(tmp_path / "results", kind=CLASSIFYING, fault=fault).code == KILLED
+    continue_and_compare(tmp_path / "results", undisturbed, CLASSIFYING)
 
 
 def test_finished_training_is_not_trained_again(undisturbed, tmp_path):
@@ -119,8 +115,8 @@ def test_finished_training_is_not_trained_again(undisturbed, tmp_path):
 
 
 def test_second_command_leaves_a_finished_run_alone(tmp_path):
-    assert run(tmp_path / "results").code == 0
+    assert run(tmp_path / "results", kind=CLASSIFYING).code == 0
     [path] = (tmp_path / "results" / "records").glob("*.json")
     before = path.stat().st_mtime_ns
-    assert run(tmp_path / "results", fault=At("dual_lora.models.loading.load", 1, "kill")).code == 0
+    assert run(tmp_path / "results", kind=CLASSIFYING, fault=At("dual_lora.models.loading.load", 1, "kill")).code == 0
     assert path.stat().st_mtime_ns == before
