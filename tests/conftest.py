@@ -6,6 +6,8 @@ import gc
 
 import pytest
 
+from tests import compiled_once  # noqa: F401
+
 # What they assert is shown with its values, as in a test's own file.
 pytest.register_assert_rewrite("tests.same_answer", "tests.split_llama")
 
