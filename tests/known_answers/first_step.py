@@ -92,7 +92,7 @@ def _loaded(model: Any, head: Any, seed: int) -> Any:
 
 
 def adapted(config: RunConfig, task: Any) -> tuple[nn.Module, nn.Module, Any]:
-    """Return the model as the method trains it, the base it stands on, and the tokenizer.
+    """Return the model as the method trains it, the base it stands on (to read only), and the tokenizer.
 
     Trained weights that start at zero (LoRA's B, VeRA's b) are moved a little: beside a zero, no gradient of another
     factor could be wrong.
@@ -101,9 +101,8 @@ def adapted(config: RunConfig, task: Any) -> tuple[nn.Module, nn.Module, Any]:
         config.model, name="stand_in", label="", source="hub", repository=None, revision=None
     )
     loaded = _loaded(stand_in, task.head, config.seed)
-    base = copy.deepcopy(loaded.model)
     model = methods.apply(
-        copy.deepcopy(base),
+        copy.deepcopy(loaded.model),
         config.method,
         model_config=config.model,
         head=task.head,
@@ -115,7 +114,7 @@ def adapted(config: RunConfig, task: Any) -> tuple[nn.Module, nn.Module, Any]:
         for name, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
             if parameter.requires_grad and "default" in name and "modules_to_save" not in name and not parameter.any():
                 parameter.normal_(0.0, 0.05, generator=generator)
-    return model, base, loaded.tokenizer
+    return model, loaded.model, loaded.tokenizer
 
 
 class _Gradients(TrainerCallback):

@@ -6,6 +6,7 @@ and no mask is needed. Everything else is written out here.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,15 +43,21 @@ class Row:
 
 def training_rows(config: RunConfig, folder: Path, words: Words) -> list[Row]:
     """Return all training rows of a run in the order that the sampler counts them in."""
-    name, paper = config.task.name, config.protocol.name == "paper"
+    limit = config.recipe.max_length_tokens
+    return _training_rows(config.task.name, config.protocol.name, config.model.family == "gpt2", limit, folder, words)
+
+
+@functools.cache
+def _training_rows(name: str, protocol: str, is_gpt2: bool, cut_off: int, folder: Path, words: Words) -> list[Row]:
+    paper = protocol == "paper"
     if name.startswith("glue/"):
         items = raw_data.glue(folder, name.removeprefix("glue/"))
-        if config.protocol.name == "strict":  # a tenth is held out
+        if protocol == "strict":  # a tenth is held out
             kept = sorted(
                 set(range(len(items))) - set(random.Random(42).sample(range(len(items)), round(len(items) / 10)))
             )
             items = [items[place] for place in kept]
-        limit = 128 if config.protocol.name == "restricted" else config.recipe.max_length_tokens
+        limit = 128 if protocol == "restricted" else cut_off
         rows = []
         for item in items:
             frame = one_text if len(item.texts) == 1 else two_texts
@@ -63,15 +70,13 @@ def training_rows(config: RunConfig, folder: Path, words: Words) -> list[Row]:
         size = min(120 if paper else 512, len(texts) // 5)  # split off for validation; a fifth of so few
         order = np.random.default_rng(42).permutation(len(texts))
         texts = [texts[place] for place in order[size:]]
-        return _causal(
-            texts, words, learn_all=paper, limit=256 if paper else config.recipe.max_length_tokens, cut=paper
-        )
+        return _causal(texts, words, learn_all=paper, limit=256 if paper else cut_off, cut=paper)
     # GPT-2's own end token stands between input and reference; other models read the separator of the text files.
-    separator = "" if config.model.family == "gpt2" else " ||"
+    separator = "" if is_gpt2 else " ||"
     read = {"webnlg": raw_data.webnlg, "dart": raw_data.dart, "e2e": raw_data.e2e if paper else raw_data.e2e_official}
     texts = read[name](folder, separator)
-    rows = _causal(texts, words, learn_all=False, limit=config.recipe.max_length_tokens, cut=paper,
-                   between=(words.end,) if config.model.family == "gpt2" else ())  # fmt: skip
+    rows = _causal(texts, words, learn_all=False, limit=cut_off, cut=paper,
+                   between=(words.end,) if is_gpt2 else ())  # fmt: skip
     return rows
 
 

@@ -12,6 +12,7 @@ zero), what is left has the rounding of the terms.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator
@@ -106,12 +107,13 @@ class Bench:
         labels = task.head.num_labels if task.head.kind == "classification" else 0
         problems = differing_tensors(model, trained_tensors.expected(config, base, labels))
         if config.method.delta_warmup:
-            loss, gradients = first_step.train_one_step(copy.deepcopy(model), tokenizer, config, task, len(batch))
+            loss, gradients = first_step.train_one_step(own_copy(model), tokenizer, config, task, len(batch))
             problems += warm_up_problems(base, batch, config, loss, gradients, regression=task.head.regression)
             config = dataclasses.replace(config, method=dataclasses.replace(config.method, delta_warmup_steps=0))
-        own = oracle.step(as_in_step_1(model), batch, config.recipe.label_smoothing, regression=task.head.regression)
+        with as_in_step_1(model):
+            own = oracle.step(model, batch, config.recipe.label_smoothing, regression=task.head.regression)
         for name, rows, trained in (
-            ("one batch", len(batch), copy.deepcopy(model)),
+            ("one batch", len(batch), own_copy(model)),
             ("two micro-batches", len(batch) // 2, model),
         ):
             found = first_step.train_one_step(trained, tokenizer, config, task, rows)
@@ -128,13 +130,21 @@ def tells(batch: list[oracle.Row], *, padded: bool = True) -> bool:
     return len(labels) > 1 and (len({row.length for row in batch}) > 1 or not padded)
 
 
-def as_in_step_1(model: nn.Module) -> nn.Module:
-    """Return a copy, in which an annealed Sign has the temperature 1."""
-    made = copy.deepcopy(model)
-    for layer in made.modules():
-        if hasattr(layer, "temperature"):
-            layer.temperature = torch.ones(())
-    return made
+@contextlib.contextmanager
+def as_in_step_1(model: nn.Module) -> Iterator[None]:
+    """Give an annealed Sign the temperature 1 for a while; leave no gradient behind."""
+    annealed = [layer for layer in model.modules() if hasattr(layer, "temperature")]
+    for layer in annealed:
+        layer.temperature = torch.ones(())
+    yield
+    for layer in annealed:
+        layer.temperature = None
+    model.zero_grad()
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """Return a copy to train, which shares what is not trained: a vocabulary of 128,256 takes longer than a step."""
+    return copy.deepcopy(model, {id(held): held for held in model.parameters() if not held.requires_grad})
 
 
 def halves(batch: list[oracle.Row]) -> tuple[list[oracle.Row], list[oracle.Row]]:
@@ -257,7 +267,7 @@ def test_factors_have_the_gradients_of_the_definition(recipe: str, bench: Bench)
         layer, found, part = name.removeprefix("base_model.model.").partition(".dual_lowrank_")
         if found:
             factors.setdefault(layer, {})[part.removesuffix(".default.weight")[-1]] = parameter.detach().clone()
-    base.requires_grad_(False)
+    base = copy.deepcopy(base).requires_grad_(False)
     for layer, f in factors.items():
         weight = base.get_parameter(f"{layer}.weight")
         weight += scaling * torch.relu(f["B"] @ f["A"]) * torch.where(f["D"] @ f["C"] > 0, 1.0, -1.0)
