@@ -24,17 +24,21 @@ from dual_lora.runs.resolve import resolve
 from dual_lora.training import loss
 from dual_lora.training.loss import token_loss
 
-# METEOR's Java takes eight seconds to start, so runs on E2E leave it out here; tests/unit/metrics/test_e2e.py has it.
 SMALL = ["data.source=sample", "profile=quick", "profile.max_steps=3", "profile.test_items=2", "launch.device=cpu"]
 
 
 def cell(results: Path, *arguments: str) -> dict[str, Any]:
-    (config,) = compose([*SMALL, f"results={results}", *arguments, *without_java(arguments)])
+    (config,) = compose([*SMALL, f"results={results}", *shortly(arguments), *arguments])
     return lifecycle.run(resolve(config))
 
 
-def without_java(arguments: Sequence[str]) -> list[str]:
-    return ["task.metrics=[BLEU,NIST]"] if "task=e2e" in arguments else []
+def shortly(arguments: Sequence[str]) -> list[str]:
+    """A few tokens, or beams of 64 would take a third of a run, and no METEOR, whose Java takes eight seconds to start.
+
+    tests/unit/metrics/test_e2e.py has METEOR.
+    """
+    few = ["protocol.decoding.max_new_tokens=8"] if {"task=e2e", "task=commonsense"} & {*arguments} else []
+    return [*few, "task.metrics=[BLEU,NIST]"] if "task=e2e" in arguments else few
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def test_the_same_seed_gives_the_same_record_twice_and_another_does_not(tmp_path
 def test_the_same_command_again_runs_nothing(tmp_path: Path) -> None:
     arguments = ("task=e2e", "model=tiny_llama", "method=lora")
     first = cell(tmp_path, *arguments)
-    (config,) = compose([*SMALL, f"results={tmp_path}", *arguments, *without_java(arguments)])
+    (config,) = compose([*SMALL, f"results={tmp_path}", *arguments, *shortly(arguments)])
     path = resolve(config).record_path
     before = path.stat().st_mtime_ns
     assert lifecycle.run(resolve(config)) == first
@@ -192,6 +196,7 @@ def test_a_sweep_runs_every_cell_and_prints_how_they_compare(
             "model=tiny_llama",
             "method=none,dual_lora",
             "task.metrics=[BLEU]",
+            "protocol.decoding.max_new_tokens=8",
         ]
     )
     assert launch(cells) == 0
