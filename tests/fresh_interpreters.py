@@ -13,14 +13,16 @@ from pathlib import Path
 from tests import ROOT
 
 _FORKS = """
-import os, sys
+import gc, os, sys
 import scipy.optimize, torch, torch._dynamo, torch.distributed.tensor
 assert not sys.modules.keys() & {"dual_lora", "peft", "transformers"}
+gc.freeze()
 for number, program in enumerate(sys.argv[2:]):
     if os.fork() == 0:
         os.dup2(os.open(f"{sys.argv[1]}/{number}", os.O_CREAT | os.O_WRONLY), 1)
         exec(program, {"sys": sys})
-        sys.exit()
+        sys.stdout.flush()
+        os._exit(0)  # taking torch apart would take longer than the program
     assert os.wait()[1] == 0, program
 """
 
