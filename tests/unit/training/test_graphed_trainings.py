@@ -23,7 +23,7 @@ from dual_lora.training import trainer
 from dual_lora.training.recorders import Recorder
 from tests.small_cells import CLASSIFYING, WRITING, config, numbers, only_record
 
-STEPS = ["profile.max_steps=6", "protocol.validation_every_steps=2"]
+STEPS = ["profile.max_steps=4", "protocol.validation_every_steps=2"]
 KINDS = {"writing": WRITING, "classifying": CLASSIFYING}
 
 
@@ -85,7 +85,7 @@ def test_a_graphed_training_has_the_bits_of_an_eager_one(kind: str, words: list[
     assert report["reason"] is None
     assert report["validation"]["replays"] > 0
     assert report["validation"]["reason"] is None
-    assert len(graphed[0]["curves"]["validation_loss"]) > 2
+    assert len(graphed[0]["curves"]["validation_loss"]) > 1
     assert_same_bits(graphed, eager)
 
 
