@@ -78,9 +78,11 @@ def _recipes(path: Path) -> dict[str, Recipe]:
 
 
 class _Table:
-    """One file, read and checked."""
+    """One file, read and checked, over the file of the model that it is like, if it is like one."""
 
-    def __init__(self, path: Path) -> None:
+    tasks: dict[str, str]  # short name -> name
+
+    def __init__(self, path: Path, is_base: bool = False) -> None:
         self.file = f"configs/recipe/{path.name}"
         try:
             content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
@@ -89,22 +91,42 @@ class _Table:
         self.model, _, family = path.stem.partition(".")
         self.is_default = self.model == DEFAULT
         self._known("", self.model, [DEFAULT, *options("model")], "model")
-        sections = self._mapping("", content, ["tasks", "sources", "shared", *([] if self.is_default else ["methods"])])
+        parts = ["tasks", "sources", "shared", *([] if self.is_default else ["like", "methods"])]
+        sections = self._mapping("", content, parts)
+        self.texts = self._mapping("sources", sections.get("sources"))
+        self.shared = self._mapping("shared", sections.get("shared"))
+        self.methods = self._mapping("methods", sections.get("methods"), options("method"), "method")
+        if "like" in sections:
+            if is_base:
+                raise ConfigError(
+                    f"{self.file}: like: another table is like this one; this one has to have its own rows"
+                )
+            base = self._other_table(path, str(sections["like"]), family)
+            sections = {"tasks": list(base.tasks)} | sections
+            self.texts, self.shared = base.texts | self.texts, base.shared | self.shared
+            self.methods = base.methods | {name: base.rows(name) | self.rows(name) for name in self.methods}
+            self.file += f" (like {base.model})"
         legal = {name.removeprefix(f"{family}/"): name for name in options("task")}
         if not isinstance(sections.get("tasks"), list):
             raise ConfigError(f"{self.file}: needs `tasks: [TASK, ...]`. Legal: {', '.join(legal)}")
         self.tasks = {short: legal[self._known("tasks", short, legal, "task")] for short in sections["tasks"]}
-        self.texts = self._mapping("sources", sections.get("sources"))
-        self.shared = self._mapping("shared", sections.get("shared"))
-        self.methods = self._mapping("methods", sections.get("methods"), options("method"), "method")
+
+    def _other_table(self, path: Path, model: str, family: str) -> _Table:
+        others = sorted(other.stem.partition(".")[0] for other in path.parent.glob(f"*.{family}.yaml") if other != path)
+        legal = [name for name in others if name != DEFAULT]
+        return _Table(path.with_name(f"{self._known('like', model, legal, 'model with a table')}.{family}.yaml"), True)
+
+    def rows(self, method: str) -> dict[str, Any]:
+        """Return a method's rows, none for a method that is not in the table."""
+        return self._mapping(f"methods.{method}", self.methods.get(method))
 
     def recipes(self) -> Iterable[Recipe]:
         if self.is_default:
             for task, name in self.tasks.items():
                 yield self._recipe(f"{DEFAULT}/{name}", task, {"shared": self.shared}, [])
-        for method, block in self.methods.items():
+        for method in self.methods:
             where = f"methods.{method}"
-            rows = self._with_those_it_is_like(where, block)
+            rows = self._with_those_it_is_like(method)
             tasks, is_shared = rows.pop("tasks", list(self.tasks)), rows.pop("shared", True)
             if not isinstance(is_shared, bool):
                 raise ConfigError(f"{self.file}: {where}.shared: {is_shared!r} is not true or false")
@@ -114,15 +136,16 @@ class _Table:
                 self._known(f"{where}.tasks", task, self.tasks, "task")
                 yield self._recipe(f"{self.model}/{self.tasks[task]}/{method}", task, sections, settings)
 
-    def _with_those_it_is_like(self, where: str, block: Any) -> dict[str, Any]:
+    def _with_those_it_is_like(self, method: str) -> dict[str, Any]:
         """Return a method's rows over those of the method that it is like, if it is like one."""
-        rows = dict(self._mapping(where, block))
+        rows = dict(self.rows(method))
         if "like" not in rows:
             return rows
-        other = self._known(f"{where}.like", rows.pop("like"), self.methods, "method")
-        if "like" in (self.methods[other] or {}):
-            raise ConfigError(f"{self.file}: {where}.like: {other} is itself like another; name that one")
-        return self._mapping(f"methods.{other}", self.methods[other]) | rows
+        where = f"methods.{method}.like"
+        other = self._known(where, rows.pop("like"), self.methods, "method")
+        if "like" in self.rows(other):
+            raise ConfigError(f"{self.file}: {where}: {other} is itself like another; name that one")
+        return self.rows(other) | rows
 
     def _recipe(self, name: str, task: str, sections: Mapping[str, Any], settings: list[str]) -> Recipe:
         values: dict[str, Any] = {}

@@ -82,6 +82,57 @@ def test_a_method_that_takes_nothing_shared_has_its_own_rows_alone(tmp_path: Pat
     assert node["recipe"] == {"name": own.name, "learning_rate": 1e-5, "sources": dict(own.sources)}
 
 
+OTHER = """
+like: minilm
+shared:
+  epochs: [9, "its own"]
+methods:
+  lora:
+    global_batch: [16, "its own"]
+  bitfit:
+    tasks: [rte]
+    learning_rate: [1.0e-3, "its own"]
+"""
+
+
+def test_a_table_has_the_rows_of_the_model_that_it_is_like_under_its_own(tmp_path: Path) -> None:
+    folder = table(table(tmp_path, TABLE), OTHER, "roberta_base.glue")
+    theirs = {name for name in recipes.names(folder) if name.startswith("minilm/")}
+    own = {name.replace("minilm", "roberta_base") for name in theirs} | {"roberta_base/glue/rte/bitfit"}
+    assert set(recipes.names(folder)) == theirs | own
+    base, other = (found(f"{model}/glue/rte/lora", folder) for model in ("minilm", "roberta_base"))
+    assert other.values == base.values | {"epochs": 9, "global_batch": 16}
+    assert other.sources == base.sources | {"epochs": "its own", "global_batch": "its own"}
+    assert found("roberta_base/glue/rte/bitfit", folder).values["adam_beta2"] == 0.98
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (OTHER.replace("minilm", "minilmm"), ["like", "'minilmm'", "'minilm'"]),
+        (OTHER.replace("minilm", "roberta_base"), ["like", "'roberta_base'", "minilm"]),
+        (OTHER.replace("minilm", "default"), ["like", "'default'"]),
+        (OTHER.replace("minilm", "[minilm]"), ["like", "minilm"]),
+        (OTHER.replace("16,", "1e1,"), ["(like minilm)", "methods.lora.global_batch", "1e1"]),
+        (OTHER.replace("lora:", "lorra:"), ["methods", "'lorra'", "'lora'"]),
+        (OTHER.replace('\n    global_batch: [16, "its own"]', " 3"), ["methods.lora", "got 3"]),
+    ],
+)
+def test_a_table_that_is_like_none_or_has_a_wrong_row_is_refused(wrong: str, words: list[str], tmp_path: Path) -> None:
+    folder = table(table(tmp_path, TABLE), "tasks: []", "default.glue")
+    with pytest.raises(ConfigError) as caught:
+        recipes.find("roberta_base/glue/rte/lora", table(folder, wrong, "roberta_base.glue"))
+    for word in ["configs/recipe/roberta_base.glue.yaml", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_table_that_another_is_like_has_its_own_rows(tmp_path: Path) -> None:
+    folder = table(table(tmp_path, TABLE), OTHER, "roberta_base.glue")
+    table(folder, "like: roberta_base", "roberta_large.glue")
+    with pytest.raises(ConfigError, match=r"roberta_base\.glue\.yaml: like: another table is like this one"):
+        recipes.find("roberta_large/glue/rte/lora", folder)
+
+
 def test_a_rate_by_rank_is_looked_up_when_the_rank_is_known(tmp_path: Path) -> None:
     dora = found("minilm/glue/cola/dora", table(tmp_path, TABLE))
     assert dora.values["learning_rate"] == 1e-4  # of its own rank
