@@ -155,7 +155,10 @@ class Findings:
                     if self.experiments[block.experiment].block.decides_by_trend:
                         rows += [_changed(self._link(view, heading), reference, one, block) for one in block.changes]
                         continue
-                    rows += [[self._link(view, heading), column, reference, *_tested(one, named)] for one in ours]
+                    rows += [
+                        [self._link(view, heading), column, _at(reference, one, ours), *_tested(one, named)]
+                        for one in ours
+                    ]
                     if not ours:
                         verdicts = _verdicts(compared, named)
                         said.append(f"- {self._link(view, heading)}: {column} against {reference}: {verdicts}.")
@@ -216,6 +219,12 @@ def _tested(one: Compared, named: Endpoint) -> tuple[str, str, str]:
     _, cell, tested = one
     difference = escape.markdown(endpoint.with_interval(tested.difference, cell.decimals + 1))
     return difference, str(tested.difference.n), f"**{endpoint.words(tested, named)}**"
+
+
+def _at(reference: str, one: Compared, ours: Sequence[Compared]) -> str:
+    """Return the reference, where a block has several rows of our method with what tells this one."""
+    settings = one[0].method.partition(" (")[2]
+    return f"{reference} ({escape.markdown(settings)}" if len(ours) > 1 else reference
 
 
 def _changed(where: str, reference: str, change: Change, block: BlockView) -> list[str]:

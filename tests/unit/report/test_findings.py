@@ -176,3 +176,17 @@ def test_where_a_change_with_a_setting_decides_the_headline_and_the_page_say_tha
     (entry,) = values(document(space))["verdicts"]
     assert (entry["answer"], entry["diff"][0], entry["margin"]) == ("supported", pytest.approx(2.0), 1)
     assert entry["endpoint"] == "BoolQ for each doubling of the r"
+
+
+def test_several_rows_of_our_method_are_told_apart_in_the_headline(tmp_path):
+    text = EXPERIMENT.replace("none,lora,dual_lora", "lora,dual_lora\n      method.r: 2,4")
+    text += '  labels: {"4": at four}\n'
+    records = []
+    for rank in (2, 4):
+        for method, scores in (("lora", LORA), ("dual_lora", BETTER)):
+            for made in seeds_of(method, scores):
+                made["identity"]["method"]["settings"] = {"r": rank}
+                records.append(made)
+    part = found(workspace(tmp_path, *records, text=text)).part("headline")
+    rows = [line.split(" | ") for line in part.splitlines() if "results/tables" in line]
+    assert [row[2] for row in rows] == ["LORA (method.r=2)", "LORA (at four)"]
