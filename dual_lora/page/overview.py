@@ -97,7 +97,8 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
                     if change
                     else {"answer": "not run", "why": "too few sizes", "todo": block.commands}
                 )
-                entry |= {"value": None, "against": None}
+                # Not named: a lead that grows is not a lead, so it is none of the comparisons that are counted.
+                entry |= {"value": None, "against": None, "name": "", "asked": "better with size?"}
             if entry is not None:
                 found.append(
                     {

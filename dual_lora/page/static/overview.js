@@ -166,7 +166,7 @@ function measuredVerdicts(table, block, verdicts) {
       [
         { label: "method", class: "who", of: (v) => [symbol(v.method), " ", v.method], by: (v) => v.method },
         {
-          label: `better than ${reference}?`,
+          label: ordered[0].asked || `better than ${reference}?`,
           of: (v) => [badge(v.answer), reasons.size > 1 ? h("span", { class: "why" }, v.why) : null],
           by: (v) => v.answer,
         },

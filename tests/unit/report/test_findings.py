@@ -173,7 +173,10 @@ def test_where_a_change_with_a_setting_decides_the_headline_and_the_page_say_tha
     assert rows[0].endswith(
         "| BoolQ for each doubling of the r | LORA | +2.00 \\[+2.00, +2.00\\] | 6 | **gains with size** |"
     )
-    (entry,) = values(document(space))["verdicts"]
+    shown = values(document(space))
+    assert shown["headline"]["short"] == "Not shown so far", "a lead that grows with size is not a lead"
+    (entry,) = shown["verdicts"]
+    assert entry["asked"] == "better with size?"
     assert (entry["answer"], entry["diff"][0], entry["margin"]) == ("supported", pytest.approx(2.0), 1)
     assert entry["endpoint"] == "BoolQ for each doubling of the r"
 
