@@ -19,7 +19,7 @@ Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
 Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
-Real = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Exponent = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, strict=True)]  # of a length; 4096³⁰⁰ overflows
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Epochs = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]

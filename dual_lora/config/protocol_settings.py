@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from dual_lora.config.bounds import BelowOne, Count, Fraction, Positive, Real, Seed
+from dual_lora.config.bounds import BelowOne, Count, Exponent, Fraction, Positive, Seed
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
 Scoring = Literal["generate", "likelihood", "cloze", "classify"]
@@ -21,7 +21,7 @@ class DecodingConfig:
 
     beams: Positive = 1
     max_new_tokens: Positive = 32
-    length_penalty: Real = 1.0
+    length_penalty: Exponent = 1.0
     no_repeat_ngram_size: Count = 0
     # Of beams. True: once `beams` replies have ended. False: once the best running one is, at its length, below the
     # worst of them. never: once no running one can get above it, whatever follows.

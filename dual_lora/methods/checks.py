@@ -144,8 +144,8 @@ def _check_adapter(method: MethodConfig) -> None:
     _check_values(method, cls)
     ranks = {name for name in method.settings if name in _RANKS or name.startswith("r_")}
     ranks |= set(rank_names(method)) & set(method.settings)
-    for name in sorted(ranks):
-        value = method.settings[name]
+    values = {name: method.settings[name] for name in sorted(ranks)} | _of_layers(method, "rank_pattern")
+    for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"method.{name}={value!r}: a rank is a whole number of at least 1")
     first, last = method.settings.get("init_r"), method.settings.get("target_r")
@@ -174,8 +174,29 @@ def _check_values(method: MethodConfig, cls: type) -> None:
             wanted = None if number else "a number"
         elif kind is bool:
             wanted = None if isinstance(value, bool) else "true or false"
+        elif isinstance(value, str) and str not in kinds and (words := _words(hints.get(name))):
+            known = any(value.startswith(word.partition("[")[0]) if "[" in word else value == word for word in words)
+            wanted = None if known else f"{', '.join(words[:-1])} or {words[-1]}"
         if wanted:
             raise ConfigError(f"method.{name}={value!r}: it must be {wanted}")
+    for name, value in _of_layers(method, "alpha_pattern").items():
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not value > 0:
+            raise ConfigError(f"method.{name}={value!r}: it must be a number above 0")
+
+
+def _of_layers(method: MethodConfig, name: str) -> dict[str, Any]:
+    """Return the values that a setting has for some layers, by their full names."""
+    found = method.settings.get(name)
+    return {f"{name}.{layers}": value for layers, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _words(hint: Any) -> list[str]:
+    """Return the words that a type has, as in `bool | Literal["gaussian", "pissa_niter_[number of iters]"]`."""
+    parts = typing.get_args(hint)
+    inner = [word for part in parts for word in _words(part)]
+    return inner + (
+        [part for part in parts if isinstance(part, str)] if typing.get_origin(hint) is typing.Literal else []
+    )
 
 
 def _check_optimizer(method: MethodConfig) -> None:
