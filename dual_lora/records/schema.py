@@ -170,7 +170,35 @@ class Record:
         return self.identity.get("data", {}).get("source")
 
 
+@dataclass(frozen=True, config=_TYPED)
+class _Execution:
+    device: str = ""
+    cards: tuple[str, ...] = ()
+    world_size: _Count = 1
+    parallel: _Count = 1
+    resumed_from: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, config=_TYPED)
+class _Origin:
+    commit: str = ""
+    dirty: bool = False
+    command: str = ""
+    started: str = ""
+    finished: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    recipe_sources: dict[str, Any] = field(default_factory=dict)
+    recipe_trials: int = 1
+
+
+_Point = Annotated[list[float | None], Field(min_length=2, max_length=2)]
 _ADAPTER = TypeAdapter(Record)
+# What is read of the parts that stay dictionaries; "diagnostics" is no curve.
+_PARTS: dict[str, TypeAdapter[Any]] = {
+    "curves": TypeAdapter(dict[str, dict[str, Any] | list[_Point]]),
+    "execution": TypeAdapter(_Execution),
+    "origin": TypeAdapter(_Origin),
+}
 _NAMED_PARTS = ("model", "task", "method", "recipe", "protocol", "profile")
 
 
@@ -193,10 +221,14 @@ def upgraded(values: Mapping[str, Any], path: str = "the record") -> dict[str, A
 def parse(values: Mapping[str, Any], path: str = "the record") -> Record:
     """Return the typed record of a dictionary in any known schema version. Raises `RecordError`."""
     values = upgraded(values, path)
+    part = ""
     try:
         record = _ADAPTER.validate_python(values)
+        for part, adapter in _PARTS.items():
+            adapter.validate_python(getattr(record, part))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        places = [(".".join([*([part] if part else []), *map(str, e["loc"])]), e["msg"]) for e in error.errors()[:5]]
+        problems = "; ".join(f"{place}: {said}" for place, said in places)
         raise RecordError(f"{path}: {problems}") from None
     for part in _NAMED_PARTS:
         if not isinstance(record.identity.get(part), Mapping) or "name" not in record.identity[part]:

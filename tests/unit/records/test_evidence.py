@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from dual_lora import records
 from dual_lora.config import ConfigError
+from dual_lora.records.evidence import checksum
 from dual_lora.records.schema import RecordError
 from dual_lora.report.records import committed, read_all
 from tests import committed as committed_files
@@ -101,6 +103,29 @@ def test_a_number_out_of_range_is_refused(folder: Path) -> None:
     path.write_text(path.read_text().replace('"train_loss": [[1, 3.0]', '"train_loss": [[1, 1e400]'))
     with pytest.raises(RecordError, match="a number in it is out of range"):
         records.read(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("execution", "cards"), 5, r"execution\.cards: "),
+        (("execution", "device"), None, r"execution\.device: "),
+        (("origin", "started"), 17, r"origin\.started: "),
+        (("origin", "versions"), {"torch": None}, r"origin\.versions\.torch: "),
+        (("curves", "train_loss"), [[1, "x"]], r"curves\.train_loss"),
+        (("curves", "train_loss"), [[1]], r"curves\.train_loss"),
+    ],
+)
+def test_another_type_is_refused_by_its_place_also_under_a_right_checksum(folder, place, value, told):
+    """Tables read these parts as well, and ended in a TypeError."""
+    path = sorted(folder.glob("*.json"))[0]
+    values = json.loads(path.read_text())
+    values[place[0]][place[1]] = value
+    path.write_text(json.dumps({**values, "checksum": checksum(values)}))
+    held, refused = read_all(folder)
+    assert len(held) == 1
+    [said] = refused
+    assert re.search(rf"{path.name}: {told}", str(said))
 
 
 def test_a_pipe_is_no_record_and_is_not_waited_for(folder: Path) -> None:
