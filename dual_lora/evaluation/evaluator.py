@@ -66,13 +66,18 @@ class Evaluator:
 
     def _values(self, model: Any, examples: Sequence[Example], scoring: str, name: str) -> _Kept:
         """Score this process's share of the items: replies, or for rankings the candidates' log-likelihoods."""
-        kind = list if scoring in RANKINGS else str
-        kept = processes.from_main(lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples), kind))
+        ranks = scoring in RANKINGS
+        kept = processes.from_main(
+            lambda: _Kept.read(self.folder / f"{name}.jsonl", len(examples), list if ranks else str)
+        )
+        if ranks:  # a line that lacks a candidate is no item's
+            count = {index: len(self.task.ranking(examples[index], scoring)[1]) for index in kept.values}
+            kept.values = {index: row for index, row in kept.values.items() if len(row) == count[index]}
         self.known += 0 if name.partition(".")[0] in self._taken_over else len(kept.values)
         mine = kept.share(processes.rank(), processes.world_size())
         self.batch = batch_size = self._batch_size(model, scoring)
         with kept, processes.computing_together(model) as callable_model:
-            if scoring in RANKINGS:
+            if ranks:
                 from dual_lora.evaluation import ranking
 
                 passes = passes_for(callable_model, self.config.launch.graphs)

@@ -126,6 +126,29 @@ def test_a_model_of_nan_answers_no_ranked_question(commonsense, tmp_path):
     assert [(entry["unreadable"], entry["metrics"]["accuracy"]) for entry in found] == [(4, 0.0), (4, 0.0)]
 
 
+def test_a_kept_line_that_lacks_a_candidate_is_computed_again(commonsense, tmp_path):
+    """It chose the first candidate, or ended every retry in zip()'s error."""
+    from dual_lora import models
+    from dual_lora.tasks.base import Head
+
+    cell, _ = commonsense
+    cell = dataclasses.replace(cell, task=dataclasses.replace(cell.task, scorings=("likelihood",)))
+    task = tasks.load(cell)
+    loaded = models.load(cell.model, Head("causal_lm"), dtype="float32", seed=0)
+    items = [item for item in task.examples("test") if item.subset == "boolq"][:4]
+
+    def measured() -> tuple[list[dict[str, object]], int]:
+        evaluator = Evaluator(task, loaded.tokenizer, cell, tmp_path)
+        return evaluator.measure(loaded.model, items, split="test", checkpoint="base"), evaluator.known
+
+    first, _ = measured()
+    path = tmp_path / "base.test.likelihood.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(['{"index": 0, "value": [-1.0]}', *lines[1:]]) + "\n")
+    assert measured() == (first, 3)
+    assert path.read_text().splitlines() == lines
+
+
 # Prompts longer than the published cut-off, at which text is cut: rows in which no part of an answer is left.
 CUT = ["model=tiny_gpt2", "task=e2e", "method=lora", "protocol=paper", "task.metrics=[BLEU]", "protocol.also_report=[]"]
 CUT += ["profile.test_items=0", "profile.validation_examples=12"]
