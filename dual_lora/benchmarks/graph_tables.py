@@ -56,6 +56,8 @@ def section(found: Mapping[str, Any]) -> str:
     parts += _kinds(found["steps"])
     if "before" in found:
         parts += ["### Dual LoRA's steps before and after", _before(found["before"], found["steps"])]
+    if "beside" in found:
+        parts += ["### Dual LoRA's own kernels beside the rest", _beside(found["beside"])]
     if "memory_of_many_shapes" in found:
         parts += ["### Memory of a training with many shapes", _memory(found["memory_of_many_shapes"])]
     if "runs" in found:
@@ -104,13 +106,26 @@ def _before(before: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
     headings = ["size, tokens", "without graphs, ms", "with graphs, ms", "GPU busy, ms", "memory handed out, GiB"]
     rows = []
     for size, row in before["steps"].items():
-        now = steps[size]["dual_lora"]
+        now = row.get("now") or steps[size]["dual_lora"]
         pairs = [(row[way]["median_ms"], now[way]["median_ms"]) for way in ("eager", "graph")]
         pairs.append((row["busy_ms"], now["busy_ms"]))
         cells = [f"{old:.1f} → {new:.1f}" for old, new in pairs]
         memory = f"{row['graph']['peak_GiB']:.1f} → {now['graph']['peak_GiB']:.1f}"
         rows.append([_size(size), *cells, memory])
     return f"Before: {before['code']}, in the same call.\n\n{grid('lrrrr', headings, rows)}"
+
+
+def _beside(beside: Mapping[str, Any]) -> str:
+    rows = []
+    for call in beside["calls"]:
+        for size, forms in call["steps"].items():
+            lora = forms.get("LoRA")
+            for form, row in forms.items():
+                ratio = "–" if lora is None else f"{row['median_ms'] / lora['median_ms']:.3f}"
+                times = [f"{row[kind]:.1f}" for kind in ("median_ms", "min_ms")]
+                rows.append([call["call"], _size(size), form, *times, ratio, f"{row['reserved_GiB']:.1f}"])
+    headings = ["call", "size, tokens", "beside the rest", "ms", "least", "/ LoRA", "memory kept, GiB"]
+    return f"{beside['note']}\n\n{grid('rllrrrr', headings, rows)}"
 
 
 def _memory(sizes: Mapping[str, Any]) -> str:

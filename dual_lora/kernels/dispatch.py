@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dual_lora.kernels import tiled
+from dual_lora.kernels import beside, tiled
+from dual_lora.kernels.beside import Branch
 from dual_lora.kernels.spec import Gradients, Update
 
 logger = logging.getLogger(__name__)
@@ -143,12 +145,22 @@ def keep(x: Tensor, weight: Tensor | None, update: Update) -> tuple[Tensor, ...]
     whose columns are contiguous (Conv1D), which backward would read in another layout and so with other last digits.
     """
     oriented = weight.t() if weight is not None and update.spec.transposed else weight
-    by_columns = oriented is not None and oriented.stride(0) < oriented.stride(1)
-    if by_columns or _implementation(update.spec.kernel, x) is tiled:
+    if not _keeps(oriented, update, x):
         return ()
     with _without_autocast(x), _on_device(x):
-        kept: tuple[Tensor, ...] = _fused().keep(x.reshape(-1, x.shape[-1]), oriented, update)
+        kept: tuple[Tensor, ...] = _fused().keep(x.reshape(-1, x.shape[-1]), oriented, update, beside.branch())
         return kept
+
+
+def keep_ahead(parts: Iterable[tuple[Tensor | None, Update]], dtype: torch.dtype, branch: Branch) -> None:
+    """Form on `branch` what `keep` would for an x of `dtype` and each large weight and its update, on one device."""
+    oriented = [(w.t() if w is not None and u.spec.transposed else w, u) for w, u in parts]
+    _fused().keep_ahead([part for part in oriented if _keeps(*part, part[1].factors[0])], dtype, branch)
+
+
+def _keeps(oriented: Tensor | None, update: Update, x: Tensor) -> bool:
+    by_columns = oriented is not None and oriented.stride(0) < oriented.stride(1)
+    return not by_columns and _implementation(update.spec.kernel, x) is not tiled
 
 
 def forward(
@@ -186,6 +198,8 @@ def backward(
 ) -> Gradients:
     """Gradients of x, A, B, C, D, the last four in the factors' dtype; what is not needed is None or zero-sized."""
     options: dict[str, Any] = {"kept": kept} if kept else {}
+    if len(kept) > 1 and all(_takes_as_it_is(factor) for factor in update.factors):
+        options["branch"] = beside.branch()
     with _without_autocast(x), _on_device(x):
         grad_x, *grads = _implementation(update.spec.kernel, x).backward(
             grad.reshape(-1, grad.shape[-1]),
@@ -198,6 +212,11 @@ def backward(
         )
     a, b, c, d = (g.to(f.dtype) for g, f in zip(grads, update.factors, strict=True))
     return None if grad_x is None else grad_x.view(x.shape), a, b, c, d
+
+
+def _takes_as_it_is(factor: Tensor) -> bool:
+    """Whether the float32 gradient of a factor is the factor's `grad` itself, which nothing has read by then."""
+    return factor.is_leaf and factor.dtype == torch.float32 and factor.grad is None and not factor._backward_hooks
 
 
 def _implementation(requested: str, x: Tensor) -> ModuleType:

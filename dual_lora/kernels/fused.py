@@ -8,11 +8,15 @@ backward holds the reduction's partial sums (`plans.Reduction`) and, above rank 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from dual_lora.kernels import plans, tiles
-from dual_lora.kernels.packing import Operands, contiguous, packed_factors, prepare
+from dual_lora.kernels.beside import Ahead, Branch
+from dual_lora.kernels.packing import Operands, contiguous, is_packed, packed_factors, prepare
 from dual_lora.kernels.plans import Geometry, Launch
 from dual_lora.kernels.spec import Factors, Gradients, Update, limit
 
@@ -38,15 +42,33 @@ def forward(
     if x.shape[0] <= tiles.FEW_TOKENS:
         y = _few_tokens(x, weight, bias, operands)
         return y if base is None else y.add_(base)
-    return product(x, _effective_weight(weight, operands, x), bias, base)
+    return product(x, _effective_weight(weight, operands, x.dtype), bias, base)
 
 
-def keep(x: Tensor, weight: Tensor | None, update: Update) -> tuple[Tensor, ...]:
-    """W0 + dW (or dW) for x of shape (tokens, in) and, if any, the packed factors; nothing where none is formed."""
+def keep(x: Tensor, weight: Tensor | None, update: Update, branch: Branch | None = None) -> tuple[Tensor, ...]:
+    """W0 + dW (or dW) for x of shape (tokens, in) and, if any, the packed factors; nothing where none is formed.
+
+    `branch`: where they may have been formed ahead.
+    """
     if x.shape[0] <= tiles.FEW_TOKENS:
         return ()
+    formed = () if branch is None else branch.take(weight, update.factors[0], x.dtype)
+    if formed:
+        return formed
     operands = prepare(update)
-    return (_effective_weight(weight, operands, x), *packed_factors(operands))
+    return (_effective_weight(weight, operands, x.dtype), *packed_factors(operands))
+
+
+def keep_ahead(parts: Sequence[tuple[Tensor | None, Update]], dtype: torch.dtype, branch: Branch) -> None:
+    """Form what `keep` would for an x of `dtype` and each weight and update, one after the other on `branch`.
+
+    Only weights whose factors are packed: of small ones it was not measured.
+    """
+    made = [(weight, prepare(update), update.factors[0]) for weight, update in parts if is_packed(update)]
+    outs = [_empty_weight(weight, operands, dtype) for weight, operands, _ in made]
+    builds = [partial(build, weight, out, operands) for (weight, operands, _), out in zip(made, outs, strict=True)]
+    for (weight, operands, factor), out, done in zip(made, outs, branch.launch(builds), strict=True):
+        branch.put(weight, factor, Ahead((out, *packed_factors(operands)), done))
 
 
 def product(x: Tensor, effective: Tensor, bias: Tensor | None, base: Tensor | None) -> Tensor:
@@ -67,10 +89,12 @@ def backward(
     needs_input_grad: bool = True,
     needs_factor_grad: bool = True,
     kept: tuple[Tensor, ...] = (),
+    branch: Branch | None = None,
 ) -> Gradients:
     """Gradients of x and of A, B, C, D from `grad` (tokens, out) and `x` (tokens, in), both in x's dtype.
 
     The factor gradients are float32, and zero-sized when `needs_factor_grad` is false. `kept`: what `keep` returned.
+    `branch`: where they are computed beside the rest, if the weight was kept.
     """
     if x.shape[0] == 0:
         sums = [torch.zeros_like(f) if needs_factor_grad else f.new_empty(0) for f in update.factors]
@@ -81,11 +105,16 @@ def backward(
         empty = update.factors[0].new_empty(0)
         if not needs_input_grad:
             return None, empty, empty, empty, empty
-        built = _effective_weight(weight, operands, x) if built is None else built
+        built = _effective_weight(weight, operands, x.dtype) if built is None else built
         return torch.mm(grad, built), empty, empty, empty, empty
-    g = torch.mm(grad.t(), x)
     rebuilds = needs_input_grad and built is None
-    if max(operands.geometry.ranks) > tiles.RANK_BLOCK:
+    reduces = max(operands.geometry.ranks) <= tiles.RANK_BLOCK
+    if branch is not None and reduces and not rebuilds:
+        sums = _factor_gradients_beside(grad, x, operands, branch)
+        grad_x = None if built is None else torch.mm(grad, built)
+        return (grad_x if needs_input_grad else None), sums[0], sums[1], sums[2], sums[3]
+    g = torch.mm(grad.t(), x)
+    if not reduces:
         sums = _reduce_by_gemm(g, operands, update.factors)
         if rebuilds:
             build(weight, g, operands)
@@ -107,20 +136,40 @@ def build(weight: Tensor | None, out: Tensor, operands: Operands) -> None:
 
 def reduce(g: Tensor, weight: Tensor | None, operands: Operands, *, rebuild: bool) -> list[Tensor]:
     """The four factor gradients from G (out, in), which `rebuild` overwrites with W0 + dW (or dW) in its own dtype."""
+    launch, _, grads = _reduction(g, weight, operands, rebuild)
+    launch()
+    return grads
+
+
+def _factor_gradients_beside(grad: Tensor, x: Tensor, operands: Operands, branch: Branch) -> list[Tensor]:
+    """G = dY^T X, and on `branch` its reduction; the gradients are there when that is joined."""
+    g = torch.mm(grad.t(), x)
+    reduction, sums, grads = _reduction(g, None, operands, False)
+    branch.run(reduction, (g, sums, operands), grads)
+    return grads
+
+
+def _reduction(
+    g: Tensor, weight: Tensor | None, operands: Operands, rebuild: bool
+) -> tuple[Callable[[], None], Tensor, list[Tensor]]:
+    """The launches of `reduce`, which allocate nothing, the partial sums between them, and the gradients."""
     geometry, scaling = operands.geometry, operands.scaling
     if not rebuild:
         weight = None
     plan = reduction_plan(geometry, weight, g.dtype, rebuild=rebuild)
     sums = torch.empty(plan.workspace, dtype=torch.float32, device=g.device)
-    outputs = (g, weight, g if rebuild else None)
-    _launch(plan.reduce, operands, (*outputs, *operands.pointers, sums), scaling, limit(scaling, operands.loss_scale))
     (rank_m, rank_d), rows, columns = geometry.ranks, geometry.rows, geometry.columns
     grads = [
         torch.empty(shape, dtype=torch.float32, device=g.device)
         for shape in ((rank_m, columns), (rows, rank_m), (rank_d, columns), (rows, rank_d))
     ]
-    _launch(plan.finish, operands, (sums, *grads), scaling)
-    return grads
+
+    def launch() -> None:
+        tensors = (g, weight, g if rebuild else None, *operands.pointers, sums)
+        _launch(plan.reduce, operands, tensors, scaling, limit(scaling, operands.loss_scale))
+        _launch(plan.finish, operands, (sums, *grads), scaling)
+
+    return launch, sums, grads
 
 
 def reduction_plan(geometry: Geometry, weight: Tensor | None, dtype: torch.dtype, *, rebuild: bool) -> plans.Reduction:
@@ -159,15 +208,20 @@ def _gemm_float32(tile: Tensor, factor: Tensor) -> Tensor:
     return product[:, :rank] + product[:, rank:]
 
 
-def _effective_weight(weight: Tensor | None, operands: Operands, x: Tensor) -> Tensor:
-    """W0 + dW (or dW) as (out, in) in x's dtype, with the weight's own memory order."""
-    rows, columns = operands.geometry.rows, operands.geometry.columns
-    if weight is not None and weight.stride(0) < weight.stride(1):
-        out = torch.empty(columns, rows, dtype=x.dtype, device=x.device).t()
-    else:
-        out = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
+def _effective_weight(weight: Tensor | None, operands: Operands, dtype: torch.dtype) -> Tensor:
+    """W0 + dW (or dW) as (out, in), with the weight's own memory order."""
+    out = _empty_weight(weight, operands, dtype)
     build(weight, out, operands)
     return out
+
+
+def _empty_weight(weight: Tensor | None, operands: Operands, dtype: torch.dtype) -> Tensor:
+    rows, columns = operands.geometry.rows, operands.geometry.columns
+    factor = operands.pointers[0]
+    assert factor is not None
+    if weight is not None and weight.stride(0) < weight.stride(1):
+        return torch.empty(columns, rows, dtype=dtype, device=factor.device).t()
+    return torch.empty(rows, columns, dtype=dtype, device=factor.device)
 
 
 def _few_tokens(x: Tensor, weight: Tensor | None, bias: Tensor | None, operands: Operands) -> Tensor:

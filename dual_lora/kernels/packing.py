@@ -43,7 +43,7 @@ def prepare(update: Update, packed: tuple[Tensor, ...] = ()) -> Operands:
     """
     a, b, c, _ = update.factors
     rows, columns, ranks = b.shape[0], a.shape[1], (a.shape[0], c.shape[0])
-    if rows * columns < PACK_ELEMENTS:
+    if not is_packed(update):
         factors, padded = contiguous(update.factors), (0, 0)
     elif packed:
         factors, padded = (packed[0], packed[1], packed[2], packed[3]), _padded(rows, columns)
@@ -58,6 +58,12 @@ def prepare(update: Update, packed: tuple[Tensor, ...] = ()) -> Operands:
     geometry = Geometry(a.get_device(), rows, columns, ranks, padded, update.spec, has_start, reads_scaling)
     pointers = factors + (_NO_START if start is None else contiguous(start))
     return Operands(pointers, geometry, update.scaling, update.in_memory, update.loss_scale)
+
+
+def is_packed(update: Update) -> bool:
+    """Whether the kernels read the factors of `update` in parts: those of a large weight."""
+    a, b, _, _ = update.factors
+    return b.shape[0] * a.shape[1] >= PACK_ELEMENTS
 
 
 def packed_factors(operands: Operands) -> tuple[Tensor, ...]:

@@ -31,6 +31,7 @@ from dual_lora.config import ConfigError, RunConfig
 from dual_lora.config.schedule import planned_obstacle
 from dual_lora.distributed import processes
 from dual_lora.distributed.ordered_reduce import ordered_all_reduce
+from dual_lora.kernels.beside import branched
 from dual_lora.training.recorders import Recorder
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,11 @@ class StaticGradients:
         for parameter in self.parameters:
             parameter.grad = None
         try:
-            result = function()
+            with branched() as branch:
+                result = function()
             found = {place: p.grad for place, p in enumerate(self.parameters) if p.grad is not None}
+            if branch is not None and branch.addresses - {grad.data_ptr() for grad in found.values()}:
+                raise RuntimeError("a gradient was read before it was computed")
             torch._foreach_add_([self._views[place] for place in found], list(found.values()))
         finally:
             for place, parameter in enumerate(self.parameters):

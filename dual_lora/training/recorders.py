@@ -121,7 +121,7 @@ def on_own_stream(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.cuda.current_stream(device)
-    own = torch.cuda.Stream(device)
+    own = torch.cuda.Stream(device, priority=-1)  # before what runs beside it (`kernels.beside`)
     own.wait_stream(before)
     try:
         with torch.cuda.stream(own):

@@ -172,8 +172,8 @@ def _as_it_trains(
             stack.enter_context(on_own_stream(device))
             stack.enter_context(scaling_in_memory(model))
         if launch.engine in ("single", "torchrun"):
-            size = 2 if dtype == "bfloat16" else 4
-            stack.enter_context(kept_weights(model, size, recomputed=launch.gradient_checkpointing))
+            products = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+            stack.enter_context(kept_weights(model, products, recomputed=launch.gradient_checkpointing))
         yield
 
 

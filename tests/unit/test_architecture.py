@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     "models": {"config", "distributed", "records", "shipped", "tasks"},  # tasks.base: the head a model ends in
     "methods": {"config", "distributed", "models", "shipped", "tasks", "tuner"},
     "distributed": {"config"},
-    "training": {"config", "distributed", "methods", "models", "records", "tasks", "tuner"},
+    "training": {"config", "distributed", "kernels", "methods", "models", "records", "tasks", "tuner"},
     "evaluation": {"config", "distributed", "methods", "models", "records", "tasks", "training"},
     "diagnostics": {"config", "kernels", "records", "tuner"},
     "runs": {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,6 +115,25 @@ def test_gradients_are_collected_by_one_addition_and_stay_where_a_step_fails(mon
     monkeypatch.setattr(graphs, "_COLLECTED", 0)
     held.collect(step)
     assert seen[-1] is own[0]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "copied"])
+def test_a_gradient_that_comes_later_must_be_the_parameters_own(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    """A sum or a copy of it would hold what was there before it came."""
+    layer = nn.Linear(2, 3, bias=False)
+    layer.weight.grad = torch.ones(3, 2)
+    held, branch = StaticGradients(layer.parameters()), SimpleNamespace(addresses=set())
+    monkeypatch.setattr(graphs, "branched", lambda: nullcontext(branch))
+
+    def step() -> Tensor:
+        gradient = torch.full((3, 2), 2.0)
+        branch.addresses.add(gradient.data_ptr())
+        layer.weight.grad = gradient if own else gradient.clone()
+        return gradient
+
+    with nullcontext() if own else pytest.raises(RuntimeError, match="before it was computed"):
+        held.collect(step)
+    assert torch.equal(layer.weight.grad, torch.full((3, 2), 3.0 if own else 1.0))
 
 
 # ---------------------------------------------------------------- steps
