@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,3 +74,11 @@ def sweep_values(override: Override) -> tuple[str, ...]:
     if not override.is_discrete_sweep():
         raise HydraException(f"{override.input_line}: a sweep has to list its values: {override.key_or_group}=A,B,C")
     return tuple(override.sweep_string_iterator())
+
+
+@functools.cache
+def values_of_word(word: str) -> tuple[str, ...]:
+    """Return the values in one word, read once: the experiments repeat each other's. Raises `HydraException`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return sweep_values(OverridesParser.create().parse_override(word))

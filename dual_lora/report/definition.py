@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from dual_lora.config import legal_values
-from dual_lora.config.choices import Loader, sweep_values
+from dual_lora.config.choices import Loader, values_of_word
 from dual_lora.records.schema import GROUPS
 
 _STRICT = ConfigDict(extra="forbid")
@@ -243,7 +242,7 @@ def _known(message: str, word: str, legal: Iterable[str]) -> None:
 def _choices(path: Path, key: str, value: Any) -> tuple[str, ...]:
     """Return the values of one sweep setting as Hydra's own grammar reads them."""
     try:
-        return sweep_values(OverridesParser.create().parse_override(f"{key}={value}"))
+        return values_of_word(f"{key}={value}")
     except HydraException as error:
         raise DefinitionError(f"{path}: hydra.sweeper.params.{key}={value!r}: {error}") from None
 

@@ -237,6 +237,7 @@ def trained_logits(cell: Cell) -> torch.Tensor:
     return _kept(cell, torch.float32)[2]
 
 
+@functools.cache
 def exceptions() -> dict[str, dict[str, str]]:
     """Return, per method, the exceptions its YAML states: promise, or promise@family, and the reason."""
     return {name: dict(method_config(name).contract) for name in METHODS}

@@ -77,11 +77,16 @@ ASSERTS_START_AT_BASE = {"test_disable_adapter", "test_unload_adapter"}
 FOLDER = Path(tempfile.mkdtemp(prefix="peft_suite_"))
 
 
-def saved(name: str, make: Callable[[], PreTrainedModel]) -> str:
-    torch.manual_seed(0)
-    folder = FOLDER / f"tiny-random-{name}"
-    make().save_pretrained(folder)
-    return str(folder)
+def folder_of(name: str) -> str:
+    return str(FOLDER / f"tiny-random-{name}")
+
+
+@pytest.fixture(scope="module")
+def saved_models() -> None:
+    for models in MODELS.values():
+        for name, make in models.items():
+            torch.manual_seed(0)
+            make().save_pretrained(folder_of(name))
 
 
 def taken_over(suite: str) -> type:
@@ -89,7 +94,7 @@ def taken_over(suite: str) -> type:
     name, task = CLASSES[suite]
     original = getattr(upstream(f"test_{suite}"), name)
     case = {"task_type": task, "target_modules": None, "r_magnitude": 4, "r_direction": 4, "alpha": 1}
-    models = [saved(*model) for model in MODELS[suite].items()]
+    models = [folder_of(name) for name in MODELS[suite]]
     tests = {}
     for test, function in vars(original).items():
         if test.startswith("test_") and parameters(function) >= {MODEL, CASES} and "prompt_learning" not in test:
@@ -101,21 +106,25 @@ def taken_over(suite: str) -> type:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("saved_models")
 class TestDecoders(taken_over("decoder_models")):  # type: ignore[misc]
     pass
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("saved_models")
 class TestEncoderDecoders(taken_over("encoder_decoder_models")):  # type: ignore[misc]
     pass
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("saved_models")
 class TestFeatureExtractors(taken_over("feature_extraction_models")):  # type: ignore[misc]
     pass
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("saved_models")
 class TestClassifiers(taken_over("seq_classifier")):  # type: ignore[misc]
     pass
 
