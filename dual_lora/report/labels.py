@@ -20,7 +20,9 @@ def of_row(configs: Path, experiment: Experiment, part: str, row: Row) -> str:
     """Return a row's model or method, a method with what the sweep varies, named as the experiment does."""
     name = plain(configs, experiment, part, row)
     names = experiment.block.labels
-    settings = [names.get(value, f"{key}={value}") for key, value in varied(experiment, row.choices).items()]
+    settings = [
+        names.get(value, f"{of_setting(key)} = {value}") for key, value in varied(experiment, row.choices).items()
+    ]
     return f"{name} ({', '.join(settings)})" if part == "method" and settings else name
 
 

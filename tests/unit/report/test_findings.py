@@ -192,4 +192,4 @@ def test_several_rows_of_our_method_are_told_apart_in_the_headline(tmp_path):
                 records.append(made)
     part = found(workspace(tmp_path, *records, text=text)).part("headline")
     rows = [line.split(" | ") for line in part.splitlines() if "results/tables" in line]
-    assert [row[2] for row in rows] == ["LORA (method.r=2)", "LORA (at four)"]
+    assert [row[2] for row in rows] == ["LORA (r = 2)", "LORA (at four)"]

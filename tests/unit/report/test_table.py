@@ -214,9 +214,9 @@ def test_of_candidates_only_the_one_that_was_run_is_shown(build, tmp_path):
 
 def test_a_swept_value_is_called_what_the_experiment_calls_it(build):
     text = EXPERIMENT.replace("none,lora,dual_lora", "lora\n      method.r: 2,32")
-    assert [line.method for line in build(text=text).blocks[0].lines][-1] == "lora (method.r=32)"
+    assert [line.method for line in build(text=text).blocks[0].lines][-1] == "lora (r = 32)"
     (block,) = build(text=f'{text}  labels: {{"32": weights of r = 32}}\n').blocks
     assert [line.method for line in block.lines if line.source is None] == [
-        "lora (method.r=2)",
+        "lora (r = 2)",
         "lora (weights of r = 32)",
     ]
