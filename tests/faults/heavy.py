@@ -38,7 +38,7 @@ import dual_lora.tasks.glue
 import dual_lora.training.callbacks
 import dual_lora.training.trainer
 from dual_lora import methods, models
-from tests import compiled_once
+from tests import computed_once
 
 torch.set_num_threads(1)
 gc.collect()
