@@ -9,29 +9,24 @@ table; its `blocks` are names of experiment files (its own among them, in the or
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from hydra.errors import HydraException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dual_lora.config import legal_values
-from dual_lora.config.choices import Loader, values_of_word
+from dual_lora.config.choices import values_of_word
 from dual_lora.records.schema import GROUPS
+from dual_lora.report.experiment_files import DefinitionError, known, stated
 
 _STRICT = ConfigDict(extra="forbid")
 REQUIRED_CHOICES = ("model", "task", "method", "protocol", "profile", "seed")
 CostColumn = Literal["train_seconds", "eval_seconds", "tokens_per_second", "peak_memory", "trainable_parameters"]
-
-
-class DefinitionError(ValueError):
-    """An experiment file that cannot be used; the message names the file, the setting and the legal values."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -185,12 +180,7 @@ class Experiment:
 
 def read(path: Path) -> Experiment:
     """Return the experiment in a file. Raises `DefinitionError`."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-        params = values["hydra"]["sweeper"]["params"]
-        table = dict(values["table"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DefinitionError(f"{path}: needs hydra.sweeper.params and table ({error})") from None
+    params, table = stated(path)
     sweep = {key: _choices(path, key, value) for key, value in params.items()}
     missing = [key for key in REQUIRED_CHOICES if key not in sweep]
     if missing:
@@ -214,13 +204,13 @@ def read_all(folder: Path) -> dict[str, Experiment]:
     experiments = {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
     for name, experiment in experiments.items():
         for other in (*experiment.block.blocks, *experiment.block.trials):
-            _known(f"{folder / name}.yaml: block {other!r} does not exist", other, experiments)
+            known(f"{folder / name}.yaml: block {other!r} does not exist", other, experiments)
     return experiments
 
 
 def named(experiments: Mapping[str, Experiment], name: str) -> Experiment:
     """Return the experiment of that name. Raises `DefinitionError`."""
-    _known(f"experiment {name!r} does not exist", name, experiments)
+    known(f"experiment {name!r} does not exist", name, experiments)
     return experiments[name]
 
 
@@ -231,12 +221,6 @@ def tables(experiments: Mapping[str, Experiment]) -> dict[str, list[Experiment]]
         for name, experiment in experiments.items()
         if experiment.block.title
     }
-
-
-def _known(message: str, word: str, legal: Iterable[str]) -> None:
-    """Raise `DefinitionError`, with the legal words, for one that is none of them."""
-    if word not in legal:
-        raise DefinitionError(f"{message}{legal_values(word, legal)}")
 
 
 def _choices(path: Path, key: str, value: Any) -> tuple[str, ...]:
@@ -270,11 +254,11 @@ def _check(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block) -> No
         if not column.average and column.task is None and len(sweep["task"]) > 1:
             raise DefinitionError(f"{path}: column {column.label!r} needs a task: {', '.join(sweep['task'])}")
         if column.task is not None:
-            _known(f"{path}: column {column.label!r}: task {column.task!r}", column.task, sweep["task"])
+            known(f"{path}: column {column.label!r}: task {column.task!r}", column.task, sweep["task"])
     if block.reference is not None:
-        _known(f"{path}: table.reference={block.reference!r}", block.reference, sweep["method"])
+        known(f"{path}: table.reference={block.reference!r}", block.reference, sweep["method"])
     for method in block.candidates:
-        _known(f"{path}: table.candidates: {method!r}", method, sweep["method"])
+        known(f"{path}: table.candidates: {method!r}", method, sweep["method"])
     if block.candidates and not block.trials:
         raise DefinitionError(f"{path}: table.candidates needs table.trials, by which the best one is chosen")
     _check_endpoint(path, sweep, block, labels)
@@ -291,7 +275,7 @@ def _check_trend(
         raise DefinitionError(f"{path}: table.trend: over must be a setting of the sweep, column one of {labels}")
     against = trend.against if trend.of == "best rate" else block.reference
     if against is not None:
-        _known(f"{path}: table.trend: against={against!r}", against, sweep["method"])
+        known(f"{path}: table.trend: against={against!r}", against, sweep["method"])
     if trend.of == "difference" and against is None:
         raise DefinitionError(f"{path}: table.trend: a difference is from table.reference; name that method")
 
@@ -310,10 +294,10 @@ def _check_endpoint(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Blo
     column, margin = block.endpoint.column, block.endpoint.margin
     if block.endpoint.named.tzinfo is None:
         raise DefinitionError(f"{path}: table.endpoint.named={block.endpoint.named}: add the time zone, as in +00:00")
-    _known(f"{path}: table.endpoint.column={column!r}", column, labels)
+    known(f"{path}: table.endpoint.column={column!r}", column, labels)
     if margin is not None and margin <= 0:
         raise DefinitionError(f"{path}: table.endpoint.margin={margin}: a positive number in the column's unit")
     for method in block.endpoint.blocked or ():
-        _known(f"{path}: table.endpoint.blocked: {method!r}", method, sweep["method"])
+        known(f"{path}: table.endpoint.blocked: {method!r}", method, sweep["method"])
     if block.endpoint.blocked is not None and block.reference not in block.endpoint.blocked:
         raise DefinitionError(f"{path}: table.endpoint.blocked lacks the reference {block.reference!r}")

@@ -25,9 +25,15 @@ SPACE = Workspace(ROOT)  # reads the records once, when a test asks for them
 by_name = pytest.mark.parametrize("name", EXPERIMENTS)
 
 
+def swept_by_hydra(name: str) -> dict[str, object]:
+    values = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())
+    whole = [swept_by_hydra(other) for other in values.get("defaults", []) if other != "_self_"]
+    return {key: value for params in [*whole, values["hydra"]["sweeper"]["params"]] for key, value in params.items()}
+
+
 @by_name
 def test_the_cells_of_the_table_are_the_cells_that_hydra_runs(name):
-    params = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    params = swept_by_hydra(name)
     overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     swept = {tuple(sorted(job)) for job in batch}

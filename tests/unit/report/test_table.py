@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 
 import pytest
@@ -164,6 +165,51 @@ def test_a_run_without_the_mnli_start_is_marked_and_does_not_fill_the_published_
 def test_a_definition_that_cannot_be_used_names_the_setting(build, change, message):
     with pytest.raises(definition.DefinitionError, match=message):
         build(text=EXPERIMENT.replace(*change))
+
+
+PART = """
+defaults: [rates, _self_]
+hydra: {sweeper: {params: {method: full, recipe.learning_rate: "1,2"}}}
+table: {block: A part, labels: {full: Full}}
+"""
+
+
+def test_a_part_of_an_experiment_has_the_sweep_and_the_columns_that_it_does_not_state(tmp_path):
+    lines = [line for line in EXPERIMENT.splitlines() if "reference:" not in line and "endpoint:" not in line]
+    text = "\n".join([*lines, "  labels: {smollm2: Small}", "  blocks: [rates, rates_full]"])
+    (tmp_path / "rates.yaml").write_text(text)
+    (tmp_path / "rates_full.yaml").write_text(PART)
+    experiments = definition.read_all(tmp_path)
+    whole, part = experiments["rates"], experiments["rates_full"]
+    assert part.sweep == whole.sweep | {"method": ("full",), "recipe.learning_rate": ("1", "2")}
+    shown = {"title": None, "blocks": (), "block": "A part", "labels": {"smollm2": "Small", "full": "Full"}}
+    assert part.block == dataclasses.replace(whole.block, **shown)
+    assert definition.tables(experiments) == {"rates": [whole, part]}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ("[ratse, _self_]", "rates_full.yaml: defaults: experiment 'ratse' does not exist; did you mean 'rates'"),
+        ("[rates_full, _self_]", "experiment 'rates_full' does not exist"),
+        ("[_self_, rates]", r"a part has \[EXPERIMENT, _self_\]"),
+        ("rates", r"rates_full.yaml: defaults=rates: a part has \[EXPERIMENT, _self_\]"),
+        ("[other, _self_]", r"other.yaml: defaults=\['rates', '_self_'\]: .*, its experiment has none"),
+    ],
+)
+def test_a_part_of_no_experiment_is_refused(tmp_path, defaults, message):
+    (tmp_path / "rates.yaml").write_text(EXPERIMENT)
+    (tmp_path / "other.yaml").write_text(PART)
+    (tmp_path / "rates_full.yaml").write_text(PART.replace("[rates, _self_]", defaults))
+    with pytest.raises(definition.DefinitionError, match=message):
+        definition.read(tmp_path / "rates_full.yaml")
+
+
+def test_labels_of_a_part_that_are_none_are_refused(tmp_path):
+    (tmp_path / "rates.yaml").write_text(f"{EXPERIMENT}  labels: {{smollm2: Small}}\n")
+    (tmp_path / "rates_full.yaml").write_text(PART.replace("{full: Full}", "3"))
+    with pytest.raises(definition.DefinitionError, match="table: labels: Input should be a valid dictionary"):
+        definition.read(tmp_path / "rates_full.yaml")
 
 
 def test_an_ambiguous_column_is_refused(build):
