@@ -72,12 +72,9 @@ def help_text() -> str:
 
 @functools.cache
 def _tell_hydra() -> None:
-    from hydra.core.config_store import ConfigStore
-
     from dual_lora.config import config_source
 
-    config_source.register()
-    ConfigStore.instance().store(name="settings", node=_every_setting())
+    config_source.register(_every_setting())
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""How Hydra finds what ships: a config source of the folder `configs/`, whose recipes it makes from tables.
+"""How Hydra finds what ships: a config source of the folder `configs/`, of recipes made from tables, and of `settings`.
+
+Not Hydra's `ConfigStore`, which it copies with all that is in it for each composition.
 
 A recipe is made when Hydra asks for it, so that a composition reads the one or two tables that it needs. A file is read
 once in a process: a sweep asks for the same files in each of its runs.
@@ -22,6 +24,7 @@ from dual_lora.config import recipes
 from dual_lora.config.choices import CONFIGS
 
 _GROUP = "recipe/"
+_settings = OmegaConf.create()  # the config `settings`, which no file holds
 
 
 class ShippedSource(ConfigSource):
@@ -37,7 +40,7 @@ class ShippedSource(ConfigSource):
     def is_config(self, config_path: str) -> bool:
         if config_path.startswith(_GROUP):
             return self._recipe(config_path) is not None
-        return self._file(config_path).is_file()
+        return config_path.removesuffix(".yaml") == "settings" or self._file(config_path).is_file()
 
     def is_group(self, config_path: str) -> bool:
         return False  # Hydra lists the folder itself; no recipe is chosen by a person: model, task and method choose it
@@ -52,6 +55,8 @@ class ShippedSource(ConfigSource):
             assert recipe is not None
             config: Any = OmegaConf.create(recipe.node())
             header = {"package": "_global_"}
+        elif config_path.removesuffix(".yaml") == "settings":
+            config, header = copy.deepcopy(_settings), {"package": None}
         else:
             read, header = _read(self._file(config_path))
             config = copy.deepcopy(read)  # Hydra takes its nodes into what it composes
@@ -77,7 +82,8 @@ class ShippedSearchPath(SearchPathPlugin):
         search_path.prepend("dual_lora", "shipped://")
 
 
-def register() -> None:
-    """Tell Hydra of the source; more than once does no harm."""
+def register(settings: dict[str, Any]) -> None:
+    """Tell Hydra of the source, and the source of the config `settings`; more than once does no harm."""
+    _settings.update(settings)
     for plugin in (ShippedSource, ShippedSearchPath):
         Plugins.instance().register(plugin)
