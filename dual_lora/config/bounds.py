@@ -15,14 +15,15 @@ from pydantic.fields import FieldInfo
 
 MAX_SEED = 2**32 - 1  # numpy's
 MOST = 2**31 - 1  # more is no count of anything here, and overflows somewhere below
+LARGEST = 3e38  # steps are computed in float32
 Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
 Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
 Exponent = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, strict=True)]  # of a length; 4096³⁰⁰ overflows
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False, strict=True)]
 Epochs = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
-AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+AboveZero = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, strict=True)]  # neither none nor all

@@ -38,11 +38,11 @@ COUNTS = {
     "model.dimensions.max_positions seed protocol.validation_seed",
 }
 REALS: dict[str, tuple[list[float], list[float]]] = {
-    "recipe.learning_rate": ([1e-9, 1e18], [0, -1e-3]),
+    "recipe.learning_rate": ([1e-9, 1e18], [0, -1e-3, 1e39]),
     "recipe.head_learning_rate": ([1e-9, 1.0], [0, -1e-3]),
     "recipe.epochs": ([0.01, 3, 1000], [0, -1, 1e7]),
     "recipe.warmup_ratio": ([0, 0.06, 1], [-0.1, 1.1]),
-    "recipe.weight_decay": ([0, 0.1, 2], [-0.1]),
+    "recipe.weight_decay": ([0, 0.1, 2], [-0.1, 1e39]),
     "recipe.max_grad_norm": ([0, 0.1, 5], [-1]),
     "recipe.adam_epsilon": ([1e-8], [0, -1e-8]),
     "protocol.decoding.length_penalty": ([-1, 0, 0.8, 10], [-11, 1e300]),
