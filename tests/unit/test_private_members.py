@@ -22,6 +22,7 @@ CALLED = {
     "_foreach_norm": "torch: one launch for all norms, in float64",
     "_DropoutNd": "torch: the base of all its dropouts",
     "_is_in_bad_fork": "torch: no public way to ask whether a fork inherited the driver",
+    "_backward_hooks": "torch: no public way to ask whether a tensor has hooks",
     "_forward_hooks": "torch: no public way to ask whether a module has hooks",
     "_forward_pre_hooks": "torch: as above",
     "_modules": "torch: as an attribute each factor takes ten times as long, 0.6 µs, in each call of a layer",
