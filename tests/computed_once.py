@@ -10,8 +10,13 @@ import functools
 import importlib.metadata
 
 import jinja2
+import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
-importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
-ModelCard.from_template(ModelCardData())  # here, so that forks of this process have it too
+
+@functools.cache
+def keep() -> None:
+    """Keep both for the life of this process and of its forks."""
+    for owner, name in ((jinja2.Environment, "compile"), (importlib.metadata, "metadata")):
+        pytest.MonkeyPatch().setattr(owner, name, functools.cache(getattr(owner, name)))
+    ModelCard.from_template(ModelCardData())  # compiled here, so that forks have it

@@ -6,10 +6,11 @@ import gc
 
 import pytest
 
-from tests import computed_once  # noqa: F401
+from tests import computed_once
 
 # What they assert is shown with its values, as in a test's own file.
 pytest.register_assert_rewrite("tests.same_answer", "tests.split_llama")
+computed_once.keep()
 
 
 @pytest.fixture(autouse=True)

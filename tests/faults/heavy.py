@@ -41,5 +41,6 @@ from dual_lora import methods, models
 from tests import computed_once
 
 torch.set_num_threads(1)
+computed_once.keep()
 gc.collect()
 gc.freeze()  # every child would otherwise walk through all of these modules whenever it collects garbage
