@@ -52,12 +52,16 @@ class StaticDecoding:
         self.replays = 0
 
     def cache(self, prompt: DynamicCache, config: Any, positions: int) -> StaticCache | None:
-        """Return keys and values of `prompt` with room for so many positions; None where a window slides over them."""
+        """Return keys and values of `prompt` with room for so many positions; None where a window slides over them.
+
+        A layer of `prompt` is dropped once it is copied: two whole caches would be the most that an evaluation takes.
+        """
         cache = _Cache(config=config, max_cache_len=-(-positions // _MULTIPLE) * _MULTIPLE)
         if any(type(layer) is not StaticLayer for layer in cache.layers):
             return None
         for place, layer in enumerate(prompt.layers):
             cache.update(layer.keys, layer.values, place)
+            layer.keys = layer.values = None
         return cache
 
     @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from dual_lora.config import DecodingConfig
 from dual_lora.evaluation.generation import generate
@@ -53,6 +55,21 @@ def test_replies_are_those_of_a_growing_cache(build: Callable[[Any], Any], decod
     assert generate(model, tokenizer, PROMPTS, decoding, batch_size=5, static=graphed) == expected
     assert graphed.replays > 2 * len(PROMPTS) // 5
     assert "forward" not in vars(model)
+
+
+@torch.no_grad()
+def test_a_layer_of_the_prompt_is_dropped_before_the_next_is_copied() -> None:
+    model = build_llama(build_tokenizer())
+    prompt = DynamicCache(config=model.config)
+    model(input_ids=torch.ones(2, 5, dtype=torch.long), past_key_values=prompt)
+    held = [(layer.keys, layer.values) for layer in prompt.layers]
+    kept = [weakref.ref(tensor) for pair in held for tensor in pair]
+    copies = [keys.clone() for keys, _ in held]
+    del held
+    fixed = StaticDecoding(None).cache(prompt, model.config, 8)
+    assert fixed is not None
+    assert [tensor() for tensor in kept] == [None] * len(kept)
+    assert all(torch.equal(layer.keys[:, :, :5], keys) for layer, keys in zip(fixed.layers, copies, strict=True))
 
 
 @pytest.mark.parametrize("build", [build_llama, build_gpt2])
