@@ -83,7 +83,7 @@ def _seconds(run: Resolved, card: Card) -> float | str:
     lengths = planned_lengths(run.config, run.task)
     if lengths.known == "limit":
         return f"the texts of task={run.task.name} were not measured with the tokenizer of {run.config.model.name}"
-    if plan.peak(run, lengths, card).bytes > card.room():
+    if plan.peak(plan.peaks(run, lengths, card)).bytes > card.room():
         advice = plan.advice(run, lengths, card)
         label, size = run.config.model.label or run.config.model.name, card.memory / GIB
         return f"{label} does not fit one {card.name} of {size:.0f} GiB: {advice}"

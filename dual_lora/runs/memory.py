@@ -135,7 +135,8 @@ def generation(run: Setup, batch: Batch, beams: int, new_tokens: int) -> dict[st
     step = max(logits, sequences * (_unkept(run, 1) + whole * _repeated(run)))
     moments = [
         (prompts // beams, batch.tokens * _unkept(run, batch.length)),
-        (prompts + replies, 0),  # copied to where there is room for the replies
+        # Copied, a layer at a time, to where there is room for the replies.
+        (max(prompts + replies // d.num_layers, replies + prompts // d.num_layers), 0),
         (replies, step),
     ]
     cache, rest = max(moments, key=sum)

@@ -1,6 +1,6 @@
 """Which phase of a run takes most memory of a device: training, validation or scoring, and on which batches.
 
-found = peak(resolved, lengths, card)
+found = peak(peaks(resolved, lengths, card))
 found.phase, found.batch, found.bytes
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from dual_lora import models
 from dual_lora.config import evaluation_batches
@@ -19,6 +20,7 @@ from dual_lora.runs.resolve import Resolved, adapted_layers
 from dual_lora.tasks.lengths import Lengths
 from dual_lora.tasks.padding import rounded_count, rounded_length
 
+TRAINING = "training"
 _KEPT_SHARE = 6  # W₀ + ΔW stay if they are at most a sixth of what is free (`tuner/kept_weights.py`)
 
 
@@ -35,17 +37,21 @@ class Peak:
         return sum(self.parts.values())
 
 
-def peak(resolved: Resolved, lengths: Lengths, card: Card) -> Peak:
-    """Return the phase of a run that takes most memory of a device."""
+def peak(found: Iterable[Peak]) -> Peak:
+    """Return the phase that takes most memory."""
+    return max(found, key=lambda phase: phase.bytes)
+
+
+def peaks(resolved: Resolved, lengths: Lengths, card: Card) -> list[Peak]:
+    """Return what each phase of a run takes of a device's memory, on each of the batches that may take most."""
     config, run = resolved.config, setup(resolved, card)
     phases = evaluations(resolved, run, lengths)
     if config.method.trains != "nothing":
         graphs = planned_obstacle(config.launch, config.method) is None
         for tokens, learned, first in longest_batches(resolved, lengths):
             batch = _batch(resolved.batches.per_device, rounded_length(tokens), learned, resolved)
-            phases.append(Peak("training", batch, memory.training(run, batch, graphs=graphs, first=first)))
-    split = [dataclasses.replace(phase, parts=_split(phase.parts, resolved)) for phase in phases]
-    return max(split, key=lambda phase: phase.bytes)
+            phases.append(Peak(TRAINING, batch, memory.training(run, batch, graphs=graphs, first=first)))
+    return [dataclasses.replace(phase, parts=_split(phase.parts, resolved)) for phase in phases]
 
 
 def setup(resolved: Resolved, card: Card) -> Setup:

@@ -12,7 +12,7 @@ from dual_lora.config.schedule import planned_obstacle
 from dual_lora.runs.cards import GIB, Card, planned_card
 from dual_lora.runs.disk_space import space
 from dual_lora.runs.hours import accuracy, gpu_hours
-from dual_lora.runs.phases import Peak, peak, setup
+from dual_lora.runs.phases import TRAINING, Peak, peak, peaks, setup
 from dual_lora.runs.resolve import Resolved, adapted_layers, budget_note
 from dual_lora.tasks.lengths import Lengths, Longest, longest, planned_lengths
 from dual_lora.tasks.sizes import Fetched, to_fetch
@@ -24,11 +24,13 @@ def plan(resolved: Resolved, card: Card | None = None) -> dict[str, Any]:
     card = planned_card(config.plan)[0] if card is None else card
     total = models.count_parameters(config.model, resolved.task.head)
     lengths = text_lengths(resolved)
+    phases = peaks(resolved, lengths, card)
     return {
         "parameters": total,
         "trainable": _trainable(resolved, total),
         "lengths": lengths,
-        "peak": peak(resolved, lengths, card),
+        "peak": peak(phases),
+        "training": [phase for phase in phases if phase.phase == TRAINING],
         "space": space(resolved, setup(resolved, card)),
         "gpu_hours": gpu_hours(resolved, lengths, card),
     }
@@ -81,16 +83,20 @@ def advice(resolved: Resolved, lengths: Lengths, card: Card) -> str:
         changed = dataclasses.replace(resolved.config, launch=launch)
         rows = settings.get("per_device_batch", resolved.batches.per_device)
         batches = dataclasses.replace(resolved.batches, per_device=rows)
-        return peak(dataclasses.replace(resolved, config=changed, batches=batches), lengths, card).bytes <= card.room()
+        found = peak(peaks(dataclasses.replace(resolved, config=changed, batches=batches), lengths, card))
+        return found.bytes <= card.room()
 
     rows = resolved.batches.per_device
     smaller = [size for size in range(rows - 1, 0, -1) if rows % size == 0]
-    for size in smaller:
-        if fits(per_device_batch=size):
-            return f"launch.per_device_batch={size}"
-    for size in [rows, *smaller]:
-        if fits(per_device_batch=size, gradient_checkpointing=True):
-            return f"launch.gradient_checkpointing=true launch.per_device_batch={size}"
+    in_training: list[dict[str, Any]] = [{}, *({"per_device_batch": size} for size in smaller)]
+    in_training += [{"gradient_checkpointing": True, "per_device_batch": size} for size in (rows, *smaller)]
+    evaluated = [phase.batch.rows for phase in peaks(resolved, lengths, card) if phase.phase != TRAINING]
+    halved = [max(evaluated, default=0) >> times for times in range(1, max(evaluated, default=0).bit_length())]
+    for in_evaluation in ({}, *({"eval_batch": size} for size in halved)):
+        for settings in in_training:
+            settings = settings | in_evaluation
+            if settings and fits(**settings):
+                return " ".join(f"launch.{name}={str(value).lower()}" for name, value in settings.items())
     return "launch=fsdp with more GPUs (docs/launching.md)"
 
 
@@ -108,7 +114,7 @@ def describe(resolved: Resolved) -> str:
         f"  parameters  {facts['parameters']:,}, trainable {facts['trainable']:,} ({share:.3f} %) without a head",
         f"  steps       {resolved.steps:,} of batch {batches.global_batch} = {batches.world_size} device(s) × "
         f"{batches.per_device} × {batches.accumulation} accumulated, {resolved.train_examples:,} examples",
-        *_memory_lines(resolved, facts["peak"], facts["lengths"], card, here),
+        *_memory_lines(resolved, facts, card, here),
         f"  time        about {facts['gpu_hours']:.2f} GPU-hours on {card.name} ({accuracy([config.model.name])})",
         f"  disk        {_size(facts['space'].checkpoints)} of checkpoints, {_size(facts['space'].stays)} stay",
     ]
@@ -137,6 +143,9 @@ def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
     for title, same in groups.items():
         facts = plan(same[0], card)
         found, each = facts["peak"], facts["gpu_hours"]
+        memory = f"{found.bytes / GIB:.1f} GiB"
+        if facts["training"] and found.phase != TRAINING:
+            memory = f"{peak(facts['training']).bytes / GIB:.1f} GiB in training, {memory} in {found.phase}"
         count = len({run.run_id for run in same}) if same[0].identity else len(same)
         hours, stays = hours + count * each, stays + count * facts["space"].stays
         largest = max(largest, facts["space"].checkpoints)
@@ -144,7 +153,7 @@ def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
         data[f"{same[0].config.task.name} {same[0].config.protocol.name}"] = to_fetch(same[0].config)
         fits = "" if found.bytes <= card.room() else f", does not fit: {advice(same[0], facts['lengths'], card)}"
         lines.append(
-            f"{title}: {count} run(s) of {same[0].steps:,} steps, {found.bytes / GIB:.1f} GiB{fits}, "
+            f"{title}: {count} run(s) of {same[0].steps:,} steps, {memory}{fits}, "
             f"{count} × {each:.2f} = {count * each:.2f} GPU-hours"
         )
     fetched = _to_fetch(weights.values(), data.values())
@@ -187,13 +196,13 @@ def _size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
-def _memory_lines(resolved: Resolved, found: Peak, lengths: Lengths, card: Card, here: bool) -> list[str]:
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in found.parts.items() if size >= 0.05 * GIB)
+def _memory_lines(resolved: Resolved, facts: dict[str, Any], card: Card, here: bool) -> list[str]:
+    found: Peak = facts["peak"]
+    lengths: Lengths = facts["lengths"]
     known = {"characters": ", lengths guessed from characters", "limit": ", the length limit"}.get(lengths.known, "")
-    lines = [
-        f"  memory      {found.bytes / GIB:.1f} GiB a device in {found.phase} ({parts}), on "
-        f"{found.batch.rows} × {found.batch.length} tokens{known}"
-    ]
+    lines = [f"  memory      {_taken(found)}{known}"]
+    if facts["training"] and found.phase != TRAINING:
+        lines.append(f"              {_taken(peak(facts['training']))}")
     where = "this machine's card" if here else "no card here, so for the one of the benchmarks"
     where = "as asked" if isinstance(resolved.config.plan, str) else where
     if found.bytes <= card.room():
@@ -202,3 +211,11 @@ def _memory_lines(resolved: Resolved, found: Peak, lengths: Lengths, card: Card,
         change = advice(resolved, lengths, card)
         lines.append(f"  card        does not fit {card.name}, {card.memory / GIB:.0f} GiB ({where}); try {change}")
     return lines
+
+
+def _taken(found: Peak) -> str:
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in found.parts.items() if size >= 0.05 * GIB)
+    return (
+        f"{found.bytes / GIB:.1f} GiB a device in {found.phase} ({parts}), on "
+        f"{found.batch.rows} × {found.batch.length} tokens"
+    )

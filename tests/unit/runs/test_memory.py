@@ -31,9 +31,9 @@ from dual_lora.report import records
 from dual_lora.runs import memory
 from dual_lora.runs.cards import CARDS, GIB
 from dual_lora.runs.kept_tensors import Setup, kept_per_token
-from dual_lora.runs.phases import Peak, longest_batches, peak
+from dual_lora.runs.phases import Peak, longest_batches, peak, peaks
 from dual_lora.runs.phases import setup as planned_setup
-from dual_lora.runs.plan import describe, plan
+from dual_lora.runs.plan import describe, describe_sweep, plan
 from dual_lora.runs.resolve import Resolved, as_published, resolve
 from dual_lora.tasks.base import Head
 from dual_lora.tasks.lengths import Lengths, Longest, planned_lengths
@@ -122,7 +122,7 @@ def graphed(record: Record) -> bool:
 def planned(record: Record) -> Peak:
     run, card = resolved(record), CARDS["h200"]
     lengths = lengths_of(record, run)
-    found = peak(run, lengths, card)
+    found = peak(peaks(run, lengths, card))
     if graphed(record):
         return found
     d, setup = run.config.model.dimensions, dataclasses.replace(planned_setup(run, card), keeps_weights=False)
@@ -285,6 +285,26 @@ def test_advice_is_the_smallest_change_that_fits():
     assert told(planned_llama("method=dora", f"{found[1]}={found[2]}"), "l40s").startswith("fits")
     assert told(planned_llama("method=dora", f"{found[1]}={2 * int(found[2])}"), "l40s").startswith("does not")
     assert "launch=fsdp" in told(planned_llama("method=full"), "h100")
+
+
+def test_an_evaluation_that_does_not_fit_gets_a_smaller_one_and_training_is_told_by_method():
+    words = ["profile.test_items=null", "launch.per_device_batch=4"]
+    run = planned_llama("method=lora", *words)
+    assert re.search(r"GiB a device in generation .*\n +[\d.]+ GiB a device in training", describe(run)), describe(run)
+    found = re.search(r"does not fit NVIDIA L40S.*; try (launch.eval_batch=\d+)$", told(run, "l40s"))
+    assert found is not None, told(run, "l40s")
+    assert told(planned_llama("method=lora", found[1], *words), "l40s").startswith("fits")
+    size = int(found[1].partition("=")[2])
+    assert told(planned_llama("method=lora", f"launch.eval_batch={2 * size}", *words), "l40s").startswith("does not")
+    line, _ = describe_sweep([run], ["lora"]).splitlines()
+    assert re.search(r"([\d.]+) GiB in training, ([\d.]+) GiB in generation", line), line
+
+
+def test_a_cache_is_copied_a_layer_at_a_time():
+    """LLaMA-7B, 32 prompts of 704 tokens by four beams, 32 new tokens: one cache and a layer, 512 KiB a token."""
+    found = memory.generation(setup("llama", "lora"), memory.Batch(32, 704), 4, 32)
+    token = 2 * 2 * 4096 * 32
+    assert found["keys and values"] == 128 * token * (704 + 32) + 128 * token * 704 // 32
 
 
 def test_what_several_gpus_share_is_counted_once():
