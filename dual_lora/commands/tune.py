@@ -11,7 +11,8 @@ any method is at an end of its grid, nothing is chosen and the grids of all meth
     python run.py tune EXPERIMENT                        # trials that a file of experiments/ states, by the same rules
     python run.py tune EXPERIMENT --then nlg_smollm2     # the study's commands with what was chosen, for a shell
 
-With `--then` only methods that the study runs are looked at: no other one makes their grids grow.
+With `--then` only methods that the study runs are looked at: no other one makes their grids grow. Studies that confirm
+the best of the same candidates are looked at together, so that they confirm the same one.
 
 Only scores of the split `validation` after the last step are looked at, never a test score: a language model's plain
 loss per answer token (not the smoothed one that it trains on), a classifier's score on the held-out tenth. Records of
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     held, refused = records.read_all(options.records)
     terminal.name_refused(refused)
     try:
-        choices = tuning.choose(tuned_study.of_study(trials, then) if then else trials, held)
+        choices = tuning.choose(tuned_study.of_study(trials, then, known.values()) if then else trials, held)
     except tuning.Unfinished as found:
         print(f"{found}; run", file=sys.stderr)
         print("\n".join(found.commands))

@@ -11,14 +11,18 @@ from dual_lora.report.definition import Experiment
 from dual_lora.report.tuning import GROUPS, Choice, TuningError
 
 
-def of_study(experiments: Iterable[Experiment], study: Experiment) -> list[Experiment]:
+def of_study(experiments: Iterable[Experiment], study: Experiment, known: Iterable[Experiment]) -> list[Experiment]:
     """Return the trials of the methods that `study` runs, as experiments of those methods alone.
 
-    Raises `TuningError` if no trial is of such a method.
+    known: all experiments. Those with the study's candidates confirm the same winner against other methods, whose
+    trials are looked at too: else their grids would grow apart. Raises `TuningError` if no trial is of such a method.
     """
+    candidates = study.block.candidates
+    together = [study, *(one for one in known if candidates and one.block.candidates == candidates)]
+    run = {method for one in together for method in one.sweep["method"]}
     found = []
     for experiment in experiments:
-        methods = tuple(name for name in experiment.sweep["method"] if name in study.sweep["method"])
+        methods = tuple(name for name in experiment.sweep["method"] if name in run)
         if methods:
             found.append(dataclasses.replace(experiment, sweep={**experiment.sweep, "method": methods}))
     if not found:

@@ -140,7 +140,7 @@ def test_committed_runs_have_what_their_trials_chose(name):
     reported = selection.select(study, held)
     if not reported:
         pytest.skip("no run of it is committed")
-    trials = tuned_study.of_study([EXPERIMENTS[name] for name in study.block.trials], study)
+    trials = tuned_study.of_study([EXPERIMENTS[name] for name in study.block.trials], study, EXPERIMENTS.values())
     choices = tuned_study.winners(tuning.choose(trials, held), study.block.candidates)
     for record in reported:
         fitting = [

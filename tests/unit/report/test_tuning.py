@@ -212,10 +212,10 @@ def test_a_method_that_a_study_does_not_run_grows_no_grid_of_its() -> None:
     with pytest.raises(Unfinished, match="0 below, 1 above"):
         choose([trials("lora,dora")], records)
     own = study(model="smollm2", task="e2e", method="lora,dual_lora")
-    [made] = choose(of_study([trials("lora,dora"), trials("dora")], own), records)
+    [made] = choose(of_study([trials("lora,dora"), trials("dora")], own, [own]), records)
     assert (made.method, made.chosen.settings[RATE]) == ("lora", "2e-3")
     with pytest.raises(TuningError, match="study runs no method of the trials; its methods: lora,dual_lora"):
-        of_study([trials("dora")], own)
+        of_study([trials("dora")], own, [own])
 
 
 def test_of_a_studys_candidates_the_one_with_the_best_trial_is_run() -> None:
@@ -236,3 +236,28 @@ def test_of_a_studys_candidates_the_one_with_the_best_trial_is_run() -> None:
     ]
     higher = [replace(one, metric="accuracy") for one in made]
     assert [one.method for one in winners(higher, forms)] == ["lora", "dual_lora_no_relu"]
+
+
+def test_studies_of_the_same_candidates_run_the_same_one() -> None:
+    """Where the grids grow for a method that only one of them runs, the other looks at the new rates too."""
+    rates = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+    losses = {"dual_lora_no_relu": (3.0, 1.0, 3.0, 3.0, 3.0), "dual_lora_no_sign": (3.0, 1.5, 2.0, 0.5, 3.0)}
+    losses |= {"dual_lora": (3.0, 1.0, 3.0, 3.0, 3.0), "lora": (4.0, 3.0, 2.0, 2.5, 3.0)}  # LoRA's grid has to grow
+    records = [
+        trial(method, rate, seed, value)
+        for method, values in losses.items()
+        for rate, value in zip(rates, values, strict=True)
+        for seed in (100, 101)
+    ]
+    forms = ("dual_lora_no_relu", "dual_lora_no_sign")
+
+    def confirmed(name: str, method: str) -> Experiment:
+        made = study(model="smollm2", task="e2e", method=",".join([method, *forms]), seed="20,21")
+        return replace(made, name=name, block=replace(made.block, candidates=forms))
+
+    studies = [confirmed("against_lora", "lora"), confirmed("against_dual_lora", "dual_lora")]
+    tried = [trials(",".join(losses))]
+    for one in studies:
+        choices = choose(of_study(tried, one, studies), records)
+        assert {made.method for made in winners(choices, forms)} == {"lora", "dual_lora", "dual_lora_no_sign"}
+        assert any("method=dual_lora_no_sign" in line for line in commands(choices, one))
