@@ -110,8 +110,6 @@ def _training(resolved: Resolved, lengths: Lengths, speed: float, weights: int) 
     trained = resolved.steps * batches.accumulation * step + (12 * _RECORDING if graphs else 0.0)
     every = plan_validation(config, resolved.steps, resolved.steps_per_epoch)
     items = lengths.validation
-    if config.profile.validation_examples is not None:
-        items = min(items, config.profile.validation_examples)
     rows = evaluation_batches.validated_in_training(config.launch, batches.per_device)
     forward = 0.4 * _step(resolved, min(rows, items) * length, speed, weights, graphs)
     validated = resolved.steps // max(every, 1) * math.ceil(items / (rows * batches.world_size)) * forward
@@ -135,7 +133,7 @@ def _step(resolved: Resolved, tokens: float, speed: float, weights: int, graphs:
 
 def _evaluation(resolved: Resolved, lengths: Lengths, speed: float, weights: int) -> float:
     config, layers = resolved.config, resolved.config.model.dimensions.num_layers
-    items = lengths.test if config.profile.test_items is None else min(lengths.test, config.profile.test_items)
+    items = lengths.test
     if not items:
         return 0.0
     forward = 2 * weights / (_FORWARD * 1e12 * speed)  # s a token

@@ -123,7 +123,7 @@ def evaluations(resolved: Resolved, run: Setup, lengths: Lengths) -> list[Peak]:
         return [Peak("evaluation", batch, memory.validation_in_training(run, batch, graphs=graphs))]
     found = []
     if config.profile.validation_examples != 0:
-        items = config.profile.validation_examples or lengths.validation or 1
+        items = lengths.validation or 1
         length = rounded_length(max(exact.validation if exact else lengths.longest(items), 1))
         most = evaluation_batches.validation_tokens(parameters=parameters)
         rows = min(max(1, most // length), items)
@@ -135,7 +135,7 @@ def evaluations(resolved: Resolved, run: Setup, lengths: Lengths) -> list[Peak]:
             batch = _batch(rows, length, lengths.learned[1], resolved)
             parts = memory.validation_in_training(run, batch, graphs=graphs)
             found.append(Peak("validation in training", batch, parts))
-    items = lengths.test if config.profile.test_items is None else config.profile.test_items
+    items = lengths.test
     if not items:
         return found
     decoding, launch = config.protocol.decoding, config.launch

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ class Lengths:
     quantiles: Sequence[float]
     learned: tuple[float, float]  # tokens with a loss: on average, and in long texts
     prompt: tuple[float, int]  # of a test item: on average, and the longest
-    validation: int  # items
-    test: int
+    validation: int  # items of the run's part of the split
+    test: int  # items that are scored
     candidates: float  # that are ranked for a test item
     known: str = "measured"  # or by "characters", or the "limit" alone
     exact: Longest | None = None  # if data and tokenizer are here
@@ -87,6 +87,26 @@ class Lengths:
 
 def planned_lengths(config: RunConfig, task: Task) -> Lengths:
     """Return what is known of a run's texts. Local data that was not measured is read, and its tokens are guessed."""
+    found = _of_task(config, task)
+    validation, test, profile = _part(found.validation, config), found.test, config.profile
+    if profile.validation_examples is not None:
+        validation = min(validation, profile.validation_examples)
+    if profile.test_items is not None:  # of each subset
+        test = min(test, profile.test_items * len(config.task.subsets))
+    return replace(found, validation=validation, test=test)
+
+
+def _part(validation: int, config: RunConfig) -> int:
+    """Return how many validation items the run's part has, of a split with so many where there are no parts."""
+    protocol = config.protocol
+    if protocol.validation_part == "all":
+        return validation
+    if protocol.validation_part == "select":
+        return protocol.selection_examples or validation
+    return protocol.report_examples or validation - (protocol.selection_examples or 0)
+
+
+def _of_task(config: RunConfig, task: Task) -> Lengths:
     found = None if config.data.source == "sample" else _measured(config)
     limit = max_length(config.protocol, config.recipe.max_length_tokens)
     if found is None and config.data.source == "hub":

@@ -75,3 +75,22 @@ def test_the_longest_texts_are_those_that_training_has(limit):
     found = longest(config, task, tokenizer.backend_tokenizer, 16)
     assert [found.train, found.second] == sorted([len(row["input_ids"]) for row in rows], reverse=True)[:2]
     assert found.rows == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "validation", "test"),
+    [
+        ("task=commonsense", 512, 22_419),
+        ("task=commonsense protocol.validation_part=select profile=trial", 512, 0),
+        ("task=commonsense protocol.validation_part=report profile.test_items=1000", 4096, 8000),
+        ("task=commonsense task.subsets=[boolq,piqa] profile.test_items=10 profile.validation_examples=9", 9, 20),
+        ("task=e2e", 4672, 630),
+        ("task=e2e protocol.validation_part=select", 1024, 630),
+        ("task=e2e protocol.validation_part=report", 3648, 630),
+    ],
+)
+def test_a_plan_counts_the_items_of_the_part_that_a_run_has_and_of_each_subset(words, validation, test):
+    [config] = compose(["model=smollm2", "method=lora", "protocol=strict", *words.split()])
+    run = resolve(config, planned=True)
+    found = planned_lengths(config, run.task)
+    assert (found.validation, found.test) == (validation, test)
