@@ -90,13 +90,16 @@ class Trend:
     best rate: of each method the learning rate with the lowest value of the column, as a power of `over` (numbers), or
     with `against` its ratio to that method's best rate at each value of `over`. difference: between methods and the
     block's reference, for each doubling of `over`: then that, not the single rows, is the block's endpoint.
+    reference: of the reference itself, at the second of two values of `over` minus the first; `revises` says in words
+    which result stands on the first.
     """
 
-    of: Literal["best rate", "difference"]
+    of: Literal["best rate", "difference", "reference"]
     column: str
     over: str  # a setting of the sweep
     against: str | None = None
     margin: float | None = None  # of a difference, for each doubling: changes up to it count as none
+    revises: str | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -276,8 +279,10 @@ def _check_trend(
     against = trend.against if trend.of == "best rate" else block.reference
     if against is not None:
         known(f"{path}: table.trend: against={against!r}", against, sweep["method"])
-    if trend.of == "difference" and against is None:
-        raise DefinitionError(f"{path}: table.trend: a difference is from table.reference; name that method")
+    if trend.of != "best rate" and against is None:
+        raise DefinitionError(f"{path}: table.trend: a {trend.of} is that of table.reference; name that method")
+    if trend.of == "reference" and (len(sweep[trend.over]) != 2 or not trend.revises):
+        raise DefinitionError(f"{path}: table.trend: of=reference needs two values of {trend.over}, and revises")
 
 
 def _check_endpoint(path: Path, sweep: Mapping[str, tuple[str, ...]], block: Block, labels: list[str]) -> None:

@@ -81,7 +81,7 @@ class Builder:
         doubts = [] if self.archived is None else notes.not_kept(records, self.archived)
         below = replace(
             views[-1],
-            findings=(*self._findings(block), *trend.sentences(block, self._label)),
+            findings=(*self._findings(block), *trend.sentences(block, self._label, self._comparisons)),
             changes=tuple(trend.changes(block, self._label)),
             notes=(*notes.notes(block, self._label, self._source, self._alone, shown), *doubts),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),

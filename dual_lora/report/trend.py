@@ -1,4 +1,5 @@
 """How a result moves with a swept setting: the best learning rate with σ, a difference between methods with the rank.
+Or whether the reference was better at another value of it, so that another difference is to be quoted.
 
 A best rate is where the parabola has its minimum that goes, over log₂ rate, through the best rate of the grid and its
 two neighbours; at an end of the grid it is that rate, and the sentence says so. Its interval is a bootstrap over the
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from dual_lora.report import endpoint, item_noise, labels, measured, stats
 from dual_lora.report.definition import Column, Experiment, Trend
-from dual_lora.report.layout import Change, Verdict
+from dual_lora.report.layout import Change, Comparison, Verdict
 from dual_lora.report.measured import MeasuredBlock, Row
 from dual_lora.report.selection import RATE
 
@@ -26,18 +28,57 @@ _Optima = dict[
 ]  # value of `over` -> log₂ best rate, of each draw, whether at an end
 
 
-def sentences(block: MeasuredBlock, label: _Label) -> list[str]:
-    """Return what a block's trend says, a sentence per method; none where records are missing."""
+def sentences(
+    block: MeasuredBlock, label: _Label, comparisons: Mapping[endpoint.Key, Comparison] = MappingProxyType({})
+) -> list[str]:
+    """Return what a block's trend says, a sentence per method; none where records are missing.
+
+    comparisons: what the block's endpoint says of its rows.
+    """
     trend = block.experiment.block.trend
     if trend is None:
         return []
     column = block.experiment.block.column(trend.column)
+    if trend.of == "reference":
+        return _of_reference(block, trend, column, label, comparisons)
     if trend.of == "difference":
         asked = block.experiment.block.reference
         row = next(row for row in block.rows if row.choices["method"] == asked)
         reference = label(block.experiment, "method", row).partition(" (")[0]
         return [_sentence(change, column, reference) for change in changes(block, label)]
     return _best_rates(block, trend, column, label)
+
+
+def _of_reference(
+    block: MeasuredBlock, trend: Trend, column: Column, label: _Label, comparisons: Mapping[endpoint.Key, Comparison]
+) -> list[str]:
+    """Say how the reference does at the second value, by a paired t test of its own, and what then is to be quoted."""
+    asked, experiment = block.experiment.block, block.experiment
+    first, second = (
+        next(row for row in block.rows if row.choices["method"] == asked.reference and row.choices[trend.over] == value)
+        for value in experiment.sweep[trend.over]
+    )
+    pairs = measured.pairs_of(column, second.columns[column.label], first.columns[column.label])
+    found = stats.estimate(pairs) if pairs is not None else None
+    if found is None or found.n < len(experiment.seeds) or (p := found.p_value()) is None:
+        return []
+    names = {key: label(experiment, "method", row) for key, row in (("first", first), ("second", second))}
+    decimals = column.decimals + 1
+    text = f"{column.label}, {names['second']} minus {names['first']}: {endpoint.with_interval(found, decimals)}, "
+    text += f"{endpoint.pairs(found)}, {endpoint.p_value('p', p)} (of this test alone): "
+    if p >= endpoint.LEVEL:
+        return [f"{text}no difference is shown. {trend.revises} stands."]
+    if (found.mean > 0) != (column.better == "higher"):
+        return [f"{text}worse. {trend.revises} stands."]
+    quoted = [
+        f"{label(experiment, 'method', row)} minus {names['second']}, "
+        f"{endpoint.with_interval(comparison.difference, decimals)}, {endpoint.words(comparison, asked.endpoint)}"
+        for row in block.rows
+        if asked.endpoint is not None
+        and row.choices[trend.over] == second.choices[trend.over]
+        and (comparison := comparisons.get(endpoint.key(experiment, row))) is not None
+    ]
+    return [f"{text}better. {trend.revises} is smaller than told; to be quoted is {'; '.join(quoted)}."]
 
 
 def optimum(log_rates: np.ndarray, losses: np.ndarray) -> np.ndarray:

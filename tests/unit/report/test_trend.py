@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from scipy import stats
 
 from dual_lora.records.per_item import packed
 from dual_lora.records.schema import Record, parse
-from dual_lora.report import definition, measured, trend
+from dual_lora.report import definition, endpoint, measured, trend
 from dual_lora.report.definition import Block, Column, DefinitionError, Endpoint, Experiment, Trend
 from tests.unit.records.test_record_names import name_of
 from tests.unit.report import report_builder
@@ -46,7 +47,8 @@ def said(records: list[Record], wanted: Trend, over: str, values: str, **block: 
         sweep |= {"recipe.learning_rate": tuple(map(str, RATES))}
     experiment = Experiment("made", sweep, Block(block="b", columns=(LOSS,), trend=wanted, **block))
     found = measured.block(experiment, records)
-    return trend.sentences(found, lambda experiment, part, row: NAMES[row.choices[part]])
+    told = endpoint.compare([found])
+    return trend.sentences(found, lambda experiment, part, row: NAMES[row.choices[part]], told)
 
 
 def numbers(text: str) -> list[float]:
@@ -153,11 +155,68 @@ def test_a_difference_is_told_for_each_doubling_as_in_a_fit_of_method_rank_and_t
     assert text.endswith("; no change with size within ± 0.001.")
 
 
+@pytest.mark.parametrize(("shift", "verdict"), [(-0.01, "better"), (0.01, "worse"), (0.0, "no difference is shown")])
+def test_where_the_reference_is_better_at_the_other_rate_the_difference_there_is_to_be_quoted(
+    shift: float, verdict: str
+) -> None:
+    generator = np.random.default_rng(3)
+    losses = {
+        (method, rate): 1.2
+        + shift * (rate == 8e-3)
+        - 0.005 * (method == "dual_lora")
+        + 0.002 * generator.normal(size=8)
+        for method in ("lora", "dual_lora")
+        for rate in (4e-3, 8e-3)
+    }
+    records = [
+        record(method, seed, float(loss), rate=rate)
+        for (method, rate), values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    lower = replace(LOSS, better="lower")
+    sweep = {"model": ("smollm2",), "task": ("e2e",), "method": ("lora", "dual_lora"), "protocol": ("strict",)}
+    sweep |= {"profile": ("study",), "recipe.learning_rate": ("4e-3", "8e-3"), "seed": tuple(map(str, range(8)))}
+    block = Block(
+        block="b", columns=(lower,), reference="lora", endpoint=Endpoint("loss", report_builder.BEGUN, margin=0.004),
+        trend=Trend("reference", "loss", "recipe.learning_rate", revises="E1's lead"),
+    )  # fmt: skip
+
+    def told(records: list[Record]) -> list[str]:
+        found = measured.block(Experiment("made", sweep, block), records)
+        name = "{} (at {})"
+        return trend.sentences(
+            found,
+            lambda experiment, part, row: name.format(NAMES[row.choices[part]], row.choices["recipe.learning_rate"]),
+            endpoint.compare([found]),
+        )
+
+    [text] = told(records)
+    first, second = losses["lora", 4e-3], losses["lora", 8e-3]
+    test = stats.ttest_rel(second, first)
+    interval = test.confidence_interval()
+    start, _, rest = text.partition(" (of this test alone): ")
+    assert start.startswith("loss, LoRA (at 8e-3) minus LoRA (at 4e-3): ")
+    assert numbers(start)[:3] == pytest.approx([float(np.mean(second - first)), interval.low, interval.high], abs=6e-6)
+    assert ("p < 0.001" in start) == (test.pvalue < 0.001)
+    if verdict != "better":
+        assert rest == f"{verdict}. E1's lead stands."
+    else:
+        ours = losses["dual_lora", 8e-3] - second
+        low, high = stats.ttest_1samp(ours, 0).confidence_interval()
+        assert rest.startswith(
+            "better. E1's lead is smaller than told; to be quoted is Dual LoRA (at 8e-3) minus LoRA (at 8e-3), "
+        )
+        assert numbers(rest)[:3] == pytest.approx([ours.mean(), low, high], abs=6e-6)
+        assert rest.endswith(", better.")
+    assert told([one for one in records if one.seed != 7]) == [], "nothing before all seeds are there"
+
+
 def test_a_trend_of_what_is_not_swept_is_refused(tmp_path: Path) -> None:
     text = report_builder.EXPERIMENT
     for given, message in (
         ("{of: difference, column: BoolQ, over: method.r}", "over must be a setting of the sweep"),
         ("{of: best rate, column: BoolQ, over: seed, against: dora}", "against='dora'"),
+        ("{of: reference, column: BoolQ, over: seed, revises: it}", "needs two values of seed"),
     ):
         (tmp_path / "made.yaml").write_text(f"{text}  trend: {given}\n")
         with pytest.raises(DefinitionError, match=message):
