@@ -62,23 +62,23 @@ def _of_reference(
     found = stats.estimate(pairs) if pairs is not None else None
     if found is None or found.n < len(experiment.seeds) or (p := found.p_value()) is None:
         return []
-    names = {key: label(experiment, "method", row) for key, row in (("first", first), ("second", second))}
     decimals = column.decimals + 1
-    text = f"{column.label}, {names['second']} minus {names['first']}: {endpoint.with_interval(found, decimals)}, "
+    before, after = (label(experiment, "method", row) for row in (first, second))
+    text = f"{column.label}, {after} minus {before}: {endpoint.with_interval(found, decimals)}, "
     text += f"{endpoint.pairs(found)}, {endpoint.p_value('p', p)} (of this test alone): "
-    if p >= endpoint.LEVEL:
-        return [f"{text}no difference is shown. {trend.revises} stands."]
-    if (found.mean > 0) != (column.better == "higher"):
-        return [f"{text}worse. {trend.revises} stands."]
-    quoted = [
-        f"{label(experiment, 'method', row)} minus {names['second']}, "
-        f"{endpoint.with_interval(comparison.difference, decimals)}, {endpoint.words(comparison, asked.endpoint)}"
-        for row in block.rows
-        if asked.endpoint is not None
-        and row.choices[trend.over] == second.choices[trend.over]
-        and (comparison := comparisons.get(endpoint.key(experiment, row))) is not None
-    ]
-    return [f"{text}better. {trend.revises} is smaller than told; to be quoted is {'; '.join(quoted)}."]
+    told, quoted = [], []
+    for row in block.rows:
+        comparison = comparisons.get(endpoint.key(experiment, row))
+        across = measured.difference(column, row.columns[column.label], first.columns[column.label])
+        if row.choices[trend.over] == second.choices[trend.over] and comparison and across and asked.endpoint:
+            ours, here = label(experiment, "method", row), endpoint.with_interval(comparison.difference, decimals)
+            told.append(f"{ours} minus {before} is {endpoint.with_interval(across, decimals)} on these seeds")
+            quoted.append(f"{ours} minus {after}, {here}, {endpoint.words(comparison, asked.endpoint)}")
+    if p < endpoint.LEVEL and (found.mean > 0) == (column.better == "higher"):
+        told.append(f"to be quoted is {'; '.join(quoted)}")
+        return [f"{text}better. {trend.revises} is smaller than told: {'; '.join(told)}."]
+    verdict = "worse" if p < endpoint.LEVEL else "no difference is shown"
+    return [f"{text}{verdict}. That rate takes nothing from {trend.revises}: {'; '.join(told)}."]
 
 
 def optimum(log_rates: np.ndarray, losses: np.ndarray) -> np.ndarray:
