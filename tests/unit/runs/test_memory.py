@@ -67,7 +67,12 @@ def resolved(record: Record) -> Resolved:
         config,
         model=dataclasses.replace(config.model, dtype=identity["dtype"], dropout=identity["model"].get("dropout")),
         method=dataclasses.replace(config.method, settings=identity["method"]["settings"]),
-        task=dataclasses.replace(config.task, target=identity["task"]["target"]),
+        task=dataclasses.replace(
+            config.task, target=identity["task"]["target"], scorings=tuple(identity["task"].get("scorings", ()))
+        ),
+        protocol=dataclasses.replace(
+            config.protocol, validation_part=identity["protocol"].get("validation_part", "all")
+        ),
         recipe=dataclasses.replace(
             config.recipe, global_batch=execution["global_batch"], epochs=identity["recipe"]["epochs"]
         ),
@@ -110,6 +115,8 @@ def shown(record: Record) -> str:
     profile, examples = record.name("profile"), record.identity["profile"]["train_examples"]
     if (record.name("task"), examples) == ("e2e", 16_000):
         return "study of 16000"
+    if record.name("task") == "commonsense" and "validation_part" in record.identity["protocol"]:
+        return "study in parts"  # more examples are held out, so others are drawn
     own = record.name("model") == "small_llama" or examples == 8000
     return "study" if profile == "trial" and not own else profile
 
