@@ -20,8 +20,8 @@ from dual_lora.report.layout import MARKS, TableView
 from dual_lora.report.workspace import Workspace
 
 CURVE_DIGITS = 4
-CURVE_POINTS = (60, 40, 20, 10)  # at most, of a curve of a run: the first with which
-ALL_POINTS = 75_000  # are enough for this curve of every run, so that the page stays small
+CURVE_POINTS = (60, 40, 30, 20, 10)  # at most, of a curve of a run: the first with which
+ALL_POINTS = 60_000  # are enough for this curve of every run, so that the page stays small
 COSTS = tuple(field.name for field in dataclasses.fields(Cost))
 
 
@@ -77,7 +77,7 @@ def _labels(views: Mapping[str, TableView]) -> dict[str, str]:
 def _run(
     record: Record, pool: Pool, experiments: Iterable[Experiment], alone: frozenset[str], most: int
 ) -> dict[str, Any]:
-    identity, told = record.identity, record.origin
+    identity, told, made = record.identity, record.origin, provenance.maker(record)
     headline = record.scores.headline
     found = {
         "status": record.status,
@@ -96,13 +96,14 @@ def _run(
         if headline
         else None,
         "scores": [_measurement(measurement, pool) for measurement in record.scores.measurements],
-        "notes": plain(record.scores.notes),
-        "samples": [plain([sample.input, sample.reply, sample.reference]) for sample in record.scores.samples],
+        "notes": [pool.place(plain(note)) for note in record.scores.notes],
+        "samples": [[pool.place(plain([one.input, one.reference])), plain(one.reply)] for one in record.scores.samples],
         "curves": {name: _curve(points, pool, most) for name, points in _plain_curves(record).items() if points},
         "cost": _cost(record),
         "execution": pool.place(plain(record.execution)),
         "alone": record.run_id in alone,
-        "origin": pool.place(plain(provenance.maker(record))),
+        "origin": pool.place(plain({name: text for name, text in made.items() if name != "typed"})),
+        "typed": plain(made.get("typed", "")),
         "times": [plain(str(told.get(name) or "")) for name in ("started", "finished")],
         "again": plain(provenance.command(record, experiments)),
     }

@@ -54,6 +54,7 @@ function runView(id) {
         h("h2", {}, "Where from"),
         facts([
           ...Object.entries(told),
+          ["typed", run.typed],
           ["began", (run.times || [])[0]],
           ["ended", (run.times || [])[1]],
           ["recipe", run.recipe],
@@ -86,16 +87,17 @@ function runView(id) {
           h(
             "ul",
             {},
-            run.notes.map((note) => h("li", {}, note)),
+            run.notes.map((place) => h("li", {}, pool[place])),
           ),
         ]
       : null,
     run.samples
       ? [
           h("h2", {}, "Samples"),
-          run.samples.map(([input, reply, reference]) =>
-            sampleView({ input, reference, replies: [[run.method, reply]] }),
-          ),
+          run.samples.map(([place, reply]) => {
+            const [input, reference] = pool[place];
+            return sampleView({ input, reference, replies: [[run.method, reply]] });
+          }),
         ]
       : null,
     h("h2", {}, "Settings"),

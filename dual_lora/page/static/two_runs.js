@@ -126,8 +126,8 @@ function compareView(a, b) {
           h("h2", {}, "Samples"),
           samples.map(([left, right]) =>
             sampleView({
-              input: left[0],
-              reference: left[2],
+              input: pool[left[0]][0],
+              reference: pool[left[0]][1],
               replies: [
                 ["A", left[1]],
                 ["B", right[1]],

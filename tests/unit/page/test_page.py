@@ -46,7 +46,7 @@ def test_no_text_of_a_record_becomes_markup(tmp_path):
 def test_texts_are_whole_and_turn_nothing(tmp_path):
     held = values(document(workspace(tmp_path, *study())))
     runs = held["runs"].values()
-    assert [run["notes"] for run in runs if "notes" in run] == [[HOSTILE]]
+    assert [[held["pool"][place] for place in run["notes"]] for run in runs if "notes" in run] == [[HOSTILE]]
     assert {run["model"] for run in runs} == {"Small [U+202E]<b>model</b>"}
 
 
