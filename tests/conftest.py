@@ -6,11 +6,12 @@ import gc
 
 import pytest
 
-from tests import computed_once
+from tests import computed_once, fork_server
 
 # What they assert is shown with its values, as in a test's own file.
 pytest.register_assert_rewrite("tests.same_answer", "tests.split_llama")
 computed_once.keep()
+fork_server.load_all()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ tests, and one is in tests/faults/test_groups.py.
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,6 @@ from dual_lora import shipped
 
 def fork_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on in this test, let torchrun's agent fork the processes of a group."""
-    multiprocessing.set_forkserver_preload(["tests.faults.heavy"])
     start = api.elastic_launch
 
     def elastic_launch(config: api.LaunchConfig, program: str) -> Callable[..., Any]:

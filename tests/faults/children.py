@@ -22,9 +22,6 @@ from dual_lora.config import RunConfig
 from tests.small_cells import WRITING, config
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["tests.faults.children", "dual_lora.runs.lifecycle", "dual_lora.launch.local", "tests.faults.heavy"]
-)
 
 
 class Child:

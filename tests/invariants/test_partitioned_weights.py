@@ -52,7 +52,6 @@ def test_weights_are_partitioned_in_their_own_dtype(dtype, checkpoint, tmp_path)
     Buffers are not partitioned and have the dtype and the values they have without DeepSpeed: rotary frequencies did
     not.
     """
-    multiprocessing.set_forkserver_preload(["tests.faults.heavy"])
     given = checkpoint, dtype, tmp_path / "dtypes.json"
     process = multiprocessing.get_context("forkserver").Process(target=write_dtypes, args=given)
     process.start()
