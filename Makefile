@@ -8,6 +8,8 @@ PYTEST := $(BIN)/python -m pytest
 # Test processes, about 2 GB of memory each: one thread each, and no retries against a hub that tests never need.
 WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# glibc gives the memory of a large tensor back at once, and the next one gets it page by page: a third of a first step.
+TEST_ENV += MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
 
 # Container images set it. With it every process would compile all it imports anew, torch too: 20 s instead of 7.
 unexport PYTHONDONTWRITEBYTECODE

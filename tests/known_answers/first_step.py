@@ -6,12 +6,14 @@ four (256 rows show nothing that four do not, and take 64 times as long), and dr
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import importlib.util
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches
 from dual_lora.evaluation import build_pipeline
 from dual_lora.tasks import splits
+from dual_lora.tasks.base import Head
 from dual_lora.training.trainer import Data, train
 from tests import compositions
 from tests.known_answers import bases
@@ -79,11 +82,27 @@ _LATER = {
 
 def what_matters(config: RunConfig) -> str:
     """Return all settings that can change step 1. Recipes that agree in them share one computation."""
+    return json.dumps(_that_matter(config), sort_keys=True)
+
+
+def model_and_rows(config: RunConfig, head: Head) -> tuple[str, str]:
+    """Return what decides which model is trained, and what decides on which rows and loss.
+
+    Whatever adapts a model is told the method, the model and the kind of its head; no rows, no recipe. Whatever makes
+    rows and losses is not told the method. Each half of a recipe is in a step that some recipe takes.
+    """
+    values = _that_matter(config)
+    model = {name: values[name] for name in ("method", "model", "kernel")} | {"head": head.kind}
+    del values["method"]
+    return json.dumps(model, sort_keys=True), json.dumps(values, sort_keys=True)
+
+
+def _that_matter(config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     for group, names in _LATER.items():
         for name in names:
             del values[group][name]
-    return json.dumps(values, sort_keys=True)
+    return values
 
 
 @functools.cache
@@ -115,6 +134,23 @@ def adapted(config: RunConfig, task: Any) -> tuple[nn.Module, nn.Module, Any]:
             if parameter.requires_grad and "default" in name and "modules_to_save" not in name and not parameter.any():
                 parameter.normal_(0.0, 0.05, generator=generator)
     return model, loaded.model, loaded.tokenizer
+
+
+@contextlib.contextmanager
+def as_in_step_1(model: nn.Module) -> Iterator[None]:
+    """Give an annealed Sign the temperature 1 for a while; leave no gradient behind."""
+    annealed = [layer for layer in model.modules() if hasattr(layer, "temperature")]
+    for layer in annealed:
+        layer.temperature = torch.ones(())
+    yield
+    for layer in annealed:
+        layer.temperature = None
+    model.zero_grad()
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """Return a copy to train, which shares what is not trained: a vocabulary of 128,256 takes longer than a step."""
+    return copy.deepcopy(model, {id(held): held for held in model.parameters() if not held.requires_grad})
 
 
 class _Gradients(TrainerCallback):

@@ -12,7 +12,6 @@ zero), what is left has the rounding of the terms.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator
@@ -69,13 +68,19 @@ class Bench:
     def _base(self, config: RunConfig) -> bases.Base:
         return bases.make(config.model, self._folder)
 
-    def problems(self, config: RunConfig) -> list[str]:
-        """Return what is wrong with the first step of a run; computed once for all runs that are alike."""
+    def problems(self, config: RunConfig, *, alone: bool = False) -> list[str]:
+        """Return what is wrong with the first step of a run.
+
+        Computed once for all runs that are alike; unless `alone`, also for runs whose halves others have.
+        """
         config = self._with_a_telling_batch(self._with_the_cut_off_that_acts(self.small(config)))
-        key = first_step.what_matters(config)
-        if key not in self._found:
-            self._found[key] = self._compare(config)
-        return self._found[key]
+        whole = (first_step.what_matters(config),)
+        keys = whole if alone else first_step.model_and_rows(config, first_step.task_of(config).head)
+        if not self._found.keys() >= {*keys}:
+            problems = self._compare(config)
+            for key in (*keys, *whole):
+                self._found.setdefault(key, [f"{config.recipe.name}: {problem}" for problem in problems])
+        return list(dict.fromkeys(problem for key in keys for problem in self._found[key]))
 
     def _with_the_cut_off_that_acts(self, config: RunConfig) -> RunConfig:
         """A cut-off that cuts no row is the same as any other that cuts none."""
@@ -107,13 +112,13 @@ class Bench:
         labels = task.head.num_labels if task.head.kind == "classification" else 0
         problems = differing_tensors(model, trained_tensors.expected(config, base, labels))
         if config.method.delta_warmup:
-            loss, gradients = first_step.train_one_step(own_copy(model), tokenizer, config, task, len(batch))
+            loss, gradients = first_step.train_one_step(first_step.own_copy(model), tokenizer, config, task, len(batch))
             problems += warm_up_problems(base, batch, config, loss, gradients, regression=task.head.regression)
             config = dataclasses.replace(config, method=dataclasses.replace(config.method, delta_warmup_steps=0))
-        with as_in_step_1(model):
+        with first_step.as_in_step_1(model):
             own = oracle.step(model, batch, config.recipe.label_smoothing, regression=task.head.regression)
         for name, rows, trained in (
-            ("one batch", len(batch), own_copy(model)),
+            ("one batch", len(batch), first_step.own_copy(model)),
             ("two micro-batches", len(batch) // 2, model),
         ):
             found = first_step.train_one_step(trained, tokenizer, config, task, rows)
@@ -128,23 +133,6 @@ def tells(batch: list[oracle.Row], *, padded: bool = True) -> bool:
     if labels == {None}:
         return first != second or not padded
     return len(labels) > 1 and (len({row.length for row in batch}) > 1 or not padded)
-
-
-@contextlib.contextmanager
-def as_in_step_1(model: nn.Module) -> Iterator[None]:
-    """Give an annealed Sign the temperature 1 for a while; leave no gradient behind."""
-    annealed = [layer for layer in model.modules() if hasattr(layer, "temperature")]
-    for layer in annealed:
-        layer.temperature = torch.ones(())
-    yield
-    for layer in annealed:
-        layer.temperature = None
-    model.zero_grad()
-
-
-def own_copy(model: nn.Module) -> nn.Module:
-    """Return a copy to train, which shares what is not trained: a vocabulary of 128,256 takes longer than a step."""
-    return copy.deepcopy(model, {id(held): held for held in model.parameters() if not held.requires_grad})
 
 
 def halves(batch: list[oracle.Row]) -> tuple[list[oracle.Row], list[oracle.Row]]:
@@ -218,6 +206,13 @@ def test_first_step_of_a_recipe(recipe: str, bench: Bench) -> None:
     assert config.recipe.name == recipe
     assert compositions.is_committed(compositions.of_recipe(recipe), [config]), "see tests/compositions.py"
     problems = bench.problems(config)
+    assert not problems, report(recipe, problems)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", first_step.RECIPES)
+def test_first_step_of_each_recipe_alone(recipe: str, bench: Bench) -> None:
+    problems = bench.problems(first_step.composed(recipe), alone=True)
     assert not problems, report(recipe, problems)
 
 
