@@ -76,7 +76,7 @@ def kept_per_batch(run: Setup) -> int:
     """Return the bytes that autograd keeps whatever the batch: copies of weights in the products' dtype."""
     sizes = sum(i * o for _, i, o in run.layers)
     rank = run.method.settings.get("r", 0)
-    found = run.e * sizes if run.keeps_weights else 0
+    found = _formed(run) * sizes
     if run.adapter in ("HiraConfig", "LoHaConfig"):
         found += run.e * sizes  # the update itself, or W₀ times it
     if run.adapter == "AdaLoraConfig" and run.e == 4:
@@ -96,6 +96,18 @@ def kept_per_batch(run: Setup) -> int:
     if run.adapter in _CASTS_INPUT:
         return found + 2 * trained_parameters(run)
     return found
+
+
+def _formed(run: Setup) -> int:
+    """Return the bytes kept of each weight that Dual LoRA forms: W₀ + ΔW, and more where plain PyTorch forms it."""
+    settings = run.method.settings
+    closed, rows = bool(settings.get("zero_start")), bool(settings.get("normalised"))
+    annealed = settings.get("direction_activation") == "annealed_sign"
+    if run.adapter != "DualLoraConfig" or not (closed or rows or annealed):
+        return run.e if run.keeps_weights else 0
+    found = run.e + 2 * 4  # U and V
+    found += 0 if annealed else 4  # D C, of which V is the sign
+    return found + closed + 4 * rows  # where B A is open; U V before its rows are divided
 
 
 def _vocabulary(run: Setup) -> int:

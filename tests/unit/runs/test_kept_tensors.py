@@ -33,7 +33,9 @@ CASES = [
     *((family, name) for family in ("gpt2", "roberta", "deberta") for name in ("lora", "dora", "dual_lora", "full")),
     ("roberta", "vera"),
     ("roberta", "bitfit"),
+    *(("llama", f"dual_lora_{name}") for name in ("zero_start", "annealed_sign", "normalised")),
 ]
+FORMED = tuple(name for _, name in CASES if name.startswith("dual_lora_"))
 
 # Without autocast.
 WIDE = [("llama", "lora", False), ("gpt2", "dual_lora", False), ("roberta", "full", False)]
@@ -91,6 +93,9 @@ def kept(config: RunConfig, rows: int, narrow: bool) -> int:
     head = HEADS.get(config.model.family, Head("classification", num_labels=2))
     base = models.load(config.model, head, dtype=held, seed=0).model
     model = methods.apply(base, config.method, model_config=config.model, head=head, seed=0).train()
+    for layer in model.modules():
+        if config.method.settings.get("direction_activation") == "annealed_sign" and hasattr(layer, "temperature"):
+            layer.temperature = torch.tensor(0.5)  # as in a training step
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -141,5 +146,5 @@ def test_counts_are_autograds(family, method, narrow, monkeypatch):
     )
     # RandLoRA keeps the products with one of its bases in addition, for a layer that is wider than high.
     assert token == pytest.approx(kept_per_token(run, LENGTH), rel=0.02 if method == "randlora" else 1e-9)
-    if method in ("vera", "hira", "loha", "randlora"):  # where it is large
+    if method in ("vera", "hira", "loha", "randlora", *FORMED):  # where it is large
         assert one - token * ROWS * LENGTH == pytest.approx(kept_per_batch(run), rel=0.02)
