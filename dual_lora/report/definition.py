@@ -90,8 +90,8 @@ class Trend:
     best rate: of each method the learning rate with the lowest value of the column, as a power of `over` (numbers), or
     with `against` its ratio to that method's best rate at each value of `over`. difference: between methods and the
     block's reference, for each doubling of `over`: then that, not the single rows, is the block's endpoint.
-    reference: of the reference itself, at the second of two values of `over` minus the first; `revises` says in words
-    which result stands on the first.
+    reference: of the reference itself, at the second of two values of `over` minus the first; if it is better there,
+    the result of another experiment, which had it at the first, is smaller than that experiment says.
     """
 
     of: Literal["best rate", "difference", "reference"]
@@ -99,7 +99,8 @@ class Trend:
     over: str  # a setting of the sweep
     against: str | None = None
     margin: float | None = None  # of a difference, for each doubling: changes up to it count as none
-    revises: str | None = None
+    revises: str | None = None  # the other experiment
+    result: str = ""  # its result in words
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -206,7 +207,8 @@ def read_all(folder: Path) -> dict[str, Experiment]:
     """Return every experiment of a folder by name. Raises `DefinitionError`, also for a block that does not exist."""
     experiments = {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
     for name, experiment in experiments.items():
-        for other in (*experiment.block.blocks, *experiment.block.trials):
+        revised = experiment.block.trend.revises if experiment.block.trend else None
+        for other in (*experiment.block.blocks, *experiment.block.trials, *([revised] if revised else [])):
             known(f"{folder / name}.yaml: block {other!r} does not exist", other, experiments)
     return experiments
 

@@ -13,6 +13,7 @@ Parts of README.md and docs/*.md that `run.py tables` writes and `--check` holds
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,7 +105,7 @@ class Findings:
             found += [str(tested.difference.n), _p(tested.p), _p(tested.sign_flip)]
             found += [_p(tested.p_equal) for _ in margin]
             found += ["" if tested.detectable is None else f"{tested.detectable:.{cell.decimals + 1}f}" for _ in spread]
-            said = f"**{endpoint.words(tested, named)}**"
+            said = f"**{endpoint.words(tested, named)}**{self._smaller(block, line)}"
             rows.append([*map(escape.markdown, [line.method, *found]), said])
         named_columns = ["method", *map(escape.markdown, headings), "the endpoint says"]
         yield grid(f"l{'r' * len(headings)}l", named_columns, rows)
@@ -119,6 +120,13 @@ class Findings:
             )
         yield from map(escape.markdown, block.findings[len(compared) :])  # beyond the endpoint's
         yield self._took(view, block, experiment)
+
+    def _smaller(self, block: BlockView, line: Line) -> str:
+        """Say of our method's row which table makes its result smaller than it says; nothing where none does."""
+        if line.choices["method"] != OURS:
+            return ""
+        views = [view for view in self.views.values() if any(b.makes_smaller == block.experiment for b in view.blocks)]
+        return "".join(f"; smaller in {self._link(view, escape.markdown(view.title))}" for view in views)
 
     def _took(self, view: TableView, block: BlockView, experiment: Experiment) -> str:
         records = _records([block])
@@ -140,7 +148,7 @@ class Findings:
         said: list[str] = []
         without: list[str] = []
         waiting: list[str] = []
-        for view in sorted(self.views.values(), key=lambda view: view.title):
+        for view in sorted(self.views.values(), key=lambda view: _in_order(view.title)):
             measured = any(_compared(block, named) for block, _, named in self._endpoints(view))
             for block, _, named in self._endpoints(view):
                 heading = escape.markdown(f"{view.title}: {block.heading.partition(' [')[0]}")
@@ -155,10 +163,12 @@ class Findings:
                     if self.experiments[block.experiment].block.decides_by_trend:
                         rows += [_changed(self._link(view, heading), reference, one, block) for one in block.changes]
                         continue
-                    rows += [
-                        [self._link(view, heading), column, _at(reference, one, ours), *_tested(one, named)]
-                        for one in ours
-                    ]
+                    for one in ours:
+                        difference, pairs, verdict = _tested(one, named)
+                        verdict += self._smaller(block, one[0])
+                        rows.append(
+                            [self._link(view, heading), column, _at(reference, one, ours), difference, pairs, verdict]
+                        )
                     if not ours:
                         verdicts = _verdicts(compared, named)
                         said.append(f"- {self._link(view, heading)}: {column} against {reference}: {verdicts}.")
@@ -205,6 +215,11 @@ class Findings:
                 ]
             )
         yield grid("lrrll", ["table", "runs", "GPU minutes", "on", "again with"], rows)
+
+
+def _in_order(title: str) -> list[tuple[int, str]]:
+    """Return what sorts titles with numbers by these: E2 before E10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", title)]
 
 
 def _compared(block: BlockView, named: Endpoint) -> list[Compared]:

@@ -145,6 +145,7 @@ class BlockView:
     reference: str | None = None  # label of the method the others are compared with
     findings: tuple[str, ...] = ()  # what the endpoint says, a sentence per method
     changes: tuple[Change, ...] = ()  # where these, not the rows, are what the endpoint decides by
+    makes_smaller: str | None = None  # the experiment whose result is smaller than it says, by this block
     notes: tuple[str, ...] = ()
     samples: tuple[Samples, ...] = ()
     commands: tuple[str, ...] = ()

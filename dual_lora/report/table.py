@@ -83,6 +83,9 @@ class Builder:
             views[-1],
             findings=(*self._findings(block), *trend.sentences(block, self._label, self._comparisons)),
             changes=tuple(trend.changes(block, self._label)),
+            makes_smaller=experiment.block.trend.revises
+            if experiment.block.trend and trend.is_smaller(block)
+            else None,
             notes=(*notes.notes(block, self._label, self._source, self._alone, shown), *doubts),
             samples=tuple(self._samples(block)) if experiment.block.samples else (),
             commands=tuple(selection.to_do(experiment, missing)),

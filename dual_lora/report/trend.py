@@ -49,18 +49,39 @@ def sentences(
     return _best_rates(block, trend, column, label)
 
 
-def _of_reference(
-    block: MeasuredBlock, trend: Trend, column: Column, label: _Label, comparisons: Mapping[endpoint.Key, Comparison]
-) -> list[str]:
-    """Say how the reference does at the second value, by a paired t test of its own, and what then is to be quoted."""
+def is_smaller(block: MeasuredBlock) -> bool:
+    """Whether what a block's trend `revises` is smaller than told: the reference is better at the other value."""
+    trend = block.experiment.block.trend
+    if trend is None or trend.of != "reference":
+        return False
+    column = block.experiment.block.column(trend.column)
+    found = _reference_at_both(block, trend, column)[2]
+    p = found.p_value() if found is not None else None
+    return found is not None and p is not None and p < endpoint.LEVEL and _improves(found, column)
+
+
+def _improves(found: stats.Estimate, column: Column) -> bool:
+    return (found.mean > 0) == (column.better == "higher")
+
+
+def _reference_at_both(block: MeasuredBlock, trend: Trend, column: Column) -> tuple[Row, Row, stats.Estimate | None]:
+    """Return the reference's rows at the two values, and the second minus the first once all seeds are there."""
     asked, experiment = block.experiment.block, block.experiment
     first, second = (
         next(row for row in block.rows if row.choices["method"] == asked.reference and row.choices[trend.over] == value)
         for value in experiment.sweep[trend.over]
     )
-    pairs = measured.pairs_of(column, second.columns[column.label], first.columns[column.label])
-    found = stats.estimate(pairs) if pairs is not None else None
-    if found is None or found.n < len(experiment.seeds) or (p := found.p_value()) is None:
+    found = measured.difference(column, second.columns[column.label], first.columns[column.label])
+    return first, second, found if found is not None and found.n == len(experiment.seeds) else None
+
+
+def _of_reference(
+    block: MeasuredBlock, trend: Trend, column: Column, label: _Label, comparisons: Mapping[endpoint.Key, Comparison]
+) -> list[str]:
+    """Say how the reference does at the second value, by a paired t test of its own, and what then is to be quoted."""
+    asked, experiment = block.experiment.block, block.experiment
+    first, second, found = _reference_at_both(block, trend, column)
+    if found is None or (p := found.p_value()) is None:
         return []
     decimals = column.decimals + 1
     before, after = (label(experiment, "method", row) for row in (first, second))
@@ -74,11 +95,11 @@ def _of_reference(
             ours, here = label(experiment, "method", row), endpoint.with_interval(comparison.difference, decimals)
             told.append(f"{ours} minus {before} is {endpoint.with_interval(across, decimals)} on these seeds")
             quoted.append(f"{ours} minus {after}, {here}, {endpoint.words(comparison, asked.endpoint)}")
-    if p < endpoint.LEVEL and (found.mean > 0) == (column.better == "higher"):
+    if is_smaller(block):
         told.append(f"to be quoted is {'; '.join(quoted)}")
-        return [f"{text}better. {trend.revises} is smaller than told: {'; '.join(told)}."]
+        return [f"{text}better. {trend.result} is smaller than told: {'; '.join(told)}."]
     verdict = "worse" if p < endpoint.LEVEL else "no difference is shown"
-    return [f"{text}{verdict}. That rate takes nothing from {trend.revises}: {'; '.join(told)}."]
+    return [f"{text}{verdict}. That rate takes nothing from {trend.result}: {'; '.join(told)}."]
 
 
 def optimum(log_rates: np.ndarray, losses: np.ndarray) -> np.ndarray:

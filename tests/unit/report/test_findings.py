@@ -193,3 +193,21 @@ def test_several_rows_of_our_method_are_told_apart_in_the_headline(tmp_path):
     part = found(workspace(tmp_path, *records, text=text)).part("headline")
     rows = [line.split(" | ") for line in part.splitlines() if "results/tables" in line]
     assert [row[2] for row in rows] == ["LORA (r = 2)", "LORA (at four)"]
+
+
+def test_a_result_that_a_later_table_makes_smaller_says_so_wherever_it_is_told(tmp_path):
+    records = [*seeds_of("lora", LORA), *seeds_of("dual_lora", BETTER)]
+    before = found(workspace(tmp_path, *records))
+    [view] = before.views.values()
+    later = replace(view, name="later", title="Later", blocks=(replace(view.blocks[0], makes_smaller="table_x"),))
+    after = Findings({**before.views, "later": later}, before.experiments)
+    numbered = {title: replace(view, name=title, title=title) for title in ("Study E10", "Study E2")}
+    headline = Findings(numbered, before.experiments).part("headline")
+    assert headline.index("Study E2") < headline.index("Study E10")
+    for part in ("table_x", "headline"):
+        rows = [
+            [line for line in one.part(part).splitlines() if line.endswith(" |") and "**better**" in line]
+            for one in (before, after)
+        ]
+        assert rows[0][0].endswith("| **better** |")
+        assert all(line.endswith("| **better**; smaller in [Later](results/tables/later.md) |") for line in rows[1])

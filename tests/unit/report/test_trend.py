@@ -178,7 +178,7 @@ def test_where_the_reference_is_better_at_the_other_rate_the_difference_there_is
     sweep |= {"profile": ("study",), "recipe.learning_rate": ("4e-3", "8e-3"), "seed": tuple(map(str, range(8)))}
     block = Block(
         block="b", columns=(lower,), reference="lora", endpoint=Endpoint("loss", report_builder.BEGUN, margin=0.004),
-        trend=Trend("reference", "loss", "recipe.learning_rate", revises="E1's lead"),
+        trend=Trend("reference", "loss", "recipe.learning_rate", revises="made", result="E1's lead"),
     )  # fmt: skip
 
     def told(records: list[Record]) -> list[str]:
@@ -191,6 +191,7 @@ def test_where_the_reference_is_better_at_the_other_rate_the_difference_there_is
         )
 
     [text] = told(records)
+    assert trend.is_smaller(measured.block(Experiment("made", sweep, block), records)) == (verdict == "better")
     first, second = losses["lora", 4e-3], losses["lora", 8e-3]
     test = stats.ttest_rel(second, first)
     interval = test.confidence_interval()
