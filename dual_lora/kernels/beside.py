@@ -89,7 +89,8 @@ def branched() -> Iterator[Branch | None]:
     """While a CUDA graph is recorded, compute what is not needed at once beside the rest, inside, and all by the end.
 
     Until then nothing may read factor gradients, so parameters must have no `grad` when it begins. Each of `addresses`
-    must be that of a `grad` at the end, not of what a sum or a copy was made from.
+    must be that of a `grad` at the end, not of what a sum or a copy was made from. The backward pass must run in this
+    thread (`torch.autograd.set_multithreading_enabled`): others do not know of the branch.
     """
     if not (ACTIVE and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
         yield None

@@ -246,7 +246,9 @@ def test_a_recording_with_branches_has_the_digits_of_one_stream(
         for factor in factors:
             factor.grad = None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream), beside.branched() as branch:
+        # A branch is known to this thread only: backward passes must not have one of their own, as in a recording.
+        alone = torch.autograd.set_multithreading_enabled(False)
+        with torch.cuda.graph(graph, stream=stream), alone, beside.branched() as branch:
             y = compute()
         assert branch is not None
         found = [y, *(factor.grad for factor in factors)]
