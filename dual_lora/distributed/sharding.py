@@ -1,4 +1,4 @@
-"""Weights split over the processes of a run by torch's `fully_shard`: each block is whole only while it computes.
+"""Weights split over the processes of a run by torch's `fully_shard`: blocks are whole only while they compute.
 
     shard(model, "cuda")                 # the base: every process keeps its rows of each weight
     with whole_while_adapted():
@@ -33,13 +33,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dual_lora.config import ConfigError
 from dual_lora.distributed.ordered_reduce import ordered_all_reduce, ordered_reduce_scatter, squared_norm
 
+# A unit's hooks take the host about a millisecond a step, and the faster process waits at each for the slower one, with
+# a kernel that takes multiprocessors. Two blocks halve both, and one more block is whole at a time.
+BLOCKS_OF_A_UNIT = 2
+
 
 def shard(model: PreTrainedModel, device: str) -> None:
     """Split the weights of a loaded model over the processes, in place, along the rows of each tensor.
 
-    Blocks, embeddings, the output layer and what else the stack of blocks has are one unit each: gathered for a forward
-    or backward pass, freed after it. A task head is trained, and embeddings that are tied to the output layer are
-    read by two units: both stay whole in every process.
+    Two blocks, embeddings, the output layer and what else the stack of blocks has are one unit each: gathered for a
+    forward or backward pass, freed after it. A task head is trained, and embeddings that are tied to the output layer
+    are read by two units: both stay whole in every process.
 
     device: "cuda" or "cpu", where the model computes. Parameters on the meta device stay there: `models.shards` fills
     them. Raises `ConfigError` for quantized weights, whose rows cannot be cut apart.
@@ -53,8 +57,9 @@ def shard(model: PreTrainedModel, device: str) -> None:
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     stack, embeddings, output = model.base_model, model.get_input_embeddings(), model.get_output_embeddings()
     tied = output is not None and output.weight is embeddings.weight
-    for block in _blocks(model):
-        fully_shard(block, mesh=mesh)
+    blocks = _blocks(model)
+    for first in range(0, len(blocks), BLOCKS_OF_A_UNIT):
+        fully_shard(blocks[first : first + BLOCKS_OF_A_UNIT], mesh=mesh)
     if not tied:
         # Its backward pass reads no weight.
         fully_shard(embeddings, mesh=mesh).set_unshard_in_backward(False)
@@ -63,12 +68,13 @@ def shard(model: PreTrainedModel, device: str) -> None:
             fully_shard(output, mesh=mesh, reshard_after_forward=False)
     fully_shard(stack, mesh=mesh, ignored_params={embeddings.weight} if tied else set())
     for unit in units(model):
-        # Whoever saves a checkpoint frees them too, and that may be one process alone.
-        unit.register_forward_hook(_free_if_no_backward_pass_follows)
+        if unit not in blocks:  # torch frees those itself, when the last of a unit has run
+            # Whoever saves a checkpoint frees them too, and that may be one process alone.
+            unit.register_forward_hook(_free_if_no_backward_pass_follows)
     # NCCL's allocator belongs to its communicator, which the first collective makes.
     dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=mesh.get_group())
     gather_into(model, "group")
-    for block in _blocks(model):
+    for block in blocks:
         for module in block.modules():
             module.whole_while_its_block_computes = True  # read by `tuner.base_weight`
 
@@ -78,7 +84,10 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def units(model: nn.Module) -> list[FSDPModule]:
-    """Return the parts of a sharded model that are gathered one at a time; none for another model."""
+    """Return the parts of a sharded model that are gathered one at a time, by each of their modules; else none.
+
+    What is set for one of a unit's blocks is set for the unit.
+    """
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
