@@ -3,13 +3,14 @@
 Not Hydra's `ConfigStore`, which it copies with all that is in it for each composition.
 
 A recipe is made when Hydra asks for it, so that a composition reads the one or two tables that it needs. A file is read
-once in a process: a sweep asks for the same files in each of its runs.
+once in a process: a sweep asks for the same files in each of its runs. It is kept pickled: Hydra takes
+the nodes that it gets into what it composes, and to read a pickle takes a quarter of the time of a deep copy.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from dual_lora.config import recipes
 from dual_lora.config.choices import CONFIGS
 
 _GROUP = "recipe/"
-_settings = OmegaConf.create()  # the config `settings`, which no file holds
+_made: dict[str, bytes] = {}  # the config `settings`, which no file holds, pickled
 
 
 class ShippedSource(ConfigSource):
@@ -56,10 +57,10 @@ class ShippedSource(ConfigSource):
             config: Any = OmegaConf.create(recipe.node())
             header = {"package": "_global_"}
         elif config_path.removesuffix(".yaml") == "settings":
-            config, header = copy.deepcopy(_settings), {"package": None}
+            config, header = pickle.loads(_made["settings"]), {"package": None}
         else:
             read, header = _read(self._file(config_path))
-            config = copy.deepcopy(read)  # Hydra takes its nodes into what it composes
+            config = pickle.loads(read)
         return ConfigResult(self.provider, self.full_path(), config, dict(header))
 
     def _recipe(self, config_path: str) -> recipes.Recipe | None:
@@ -70,9 +71,9 @@ class ShippedSource(ConfigSource):
 
 
 @functools.cache
-def _read(path: Path) -> tuple[DictConfig | ListConfig, dict[str, str | None]]:
-    """Return a file's config and the words of its header, such as its package."""
-    return OmegaConf.load(path), ConfigSource._get_header_dict(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> tuple[bytes, dict[str, str | None]]:
+    """Return a file's config, pickled, and the words of its header, such as its package."""
+    return pickle.dumps(OmegaConf.load(path)), ConfigSource._get_header_dict(path.read_text(encoding="utf-8"))
 
 
 class ShippedSearchPath(SearchPathPlugin):
@@ -84,6 +85,6 @@ class ShippedSearchPath(SearchPathPlugin):
 
 def register(settings: dict[str, Any]) -> None:
     """Tell Hydra of the source, and the source of the config `settings`; more than once does no harm."""
-    _settings.update(settings)
+    _made["settings"] = pickle.dumps(OmegaConf.create(settings))
     for plugin in (ShippedSource, ShippedSearchPath):
         Plugins.instance().register(plugin)
