@@ -6,8 +6,7 @@
 The model has LLaMA-7B's shape and random bf16 weights; a step is 16 x 256 random tokens a GPU, bf16 autocast, clipping
 and fused AdamW, with the functions that the Trainer calls (`distributed.sharding`, `distributed.ordered_reduce`).
 One GPU is timed on all of them at once, so that all share one power supply. Efficiency is its median step over the
-group's. "fsdp, torch's memory" gathers into torch's own allocator instead of NCCL's. "in turn" is one process that
-takes the micro-batches of all: its losses are those that a group must have.
+group's. "in turn" is one process that takes the micro-batches of all: its losses are those that a group must have.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from dual_lora.config import ConfigError
 from dual_lora.distributed import ordered_reduce, processes, sharding
 
 METHODS = ("lora", "dora", "dual_lora")
-KINDS = ("one GPU", "DDP", "fsdp", "fsdp, torch's memory")
+KINDS = ("one GPU", "DDP", "fsdp")
 IN_TURN = "in turn"
 PARTS = ("steps", "checkpointing")
 SIZES: dict[str, dict[str, Any]] = {
@@ -48,10 +47,8 @@ def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any],
     """Train some steps in this process of the group; return times, memory and the losses, means over the processes."""
     cuda, rank, world = device != "cpu", dist.get_rank(), dist.get_world_size()
     base = make_model(size["model"], device)
-    if kind.startswith("fsdp"):
+    if kind == "fsdp":
         sharding.shard(base, torch.device(device).type)
-        if "torch's" in kind:
-            sharding.gather_into(base, "torch")
     torch.manual_seed(1)
     with sharding.whole_while_adapted():
         model = get_peft_model(base, adapter_config(method, 0.0)).train()
@@ -79,7 +76,7 @@ def time_case(kind: str, method: str, checkpointing: bool, size: dict[str, Any],
             loss = cross_entropy(logits.float().flatten(0, 1), data[turn][:, 1:].flatten())
             (loss / len(turns)).backward()
             parts.append(loss.detach())
-        if kind.startswith("fsdp"):
+        if kind == "fsdp":
             sharding.average_gradients(trained)
             sharding.clip_together(trained, 1.0)
         else:
