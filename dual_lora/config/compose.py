@@ -83,24 +83,24 @@ def _initialized() -> Iterator[None]:
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    full, bare = _own_settings()
-    own = functools.partial(ConfigStore.instance().store, group="hydra", name="config", provider="hydra")
-    own(node=bare)
+    own = ConfigStore.instance().repo["hydra"]
+    full = own["config.yaml"]
+    own["config.yaml"] = dataclasses.replace(full, node=_own_settings())
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             yield
     finally:
-        own(node=full)
+        own["config.yaml"] = full
 
 
 @functools.cache
-def _own_settings() -> tuple[Any, Any]:
-    """Return what Hydra registers as `hydra/config`, and the same without the groups that it would read."""
+def _own_settings() -> Any:
+    """Return what Hydra registers as `hydra/config`, without the groups that it would read."""
     from hydra.conf import HydraConf
     from omegaconf import OmegaConf
 
-    loggers: list[Any] = [{"job_logging": "none"}, {"hydra_logging": "none"}]  # configs/config.yaml overrides them
-    return OmegaConf.structured(HydraConf()), OmegaConf.structured(HydraConf(defaults=loggers))
+    # configs/config.yaml overrides them
+    return OmegaConf.structured(HydraConf(defaults=[{"job_logging": "none"}, {"hydra_logging": "none"}]))
 
 
 def _every_setting() -> dict[str, Any]:
