@@ -189,7 +189,7 @@ def fake_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type
     names = [file.name for file in checkpoint.iterdir()]
     handler = type("Handler", (FakeHub,), {"folder": checkpoint, "files": names, "fetched": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # asks each 10 ms whether to end
     use_endpoint(monkeypatch, server.server_port)
     yield handler
     server.shutdown()
