@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from dual_lora import models, tasks
-from dual_lora.config import RunConfig
+from dual_lora.config import RunConfig, evaluation_batches
 from dual_lora.config.compose import compose
 from dual_lora.config.schedule import plan_batches, plan_steps
 from dual_lora.records.schema import Record
@@ -63,6 +63,11 @@ def resolved(record: Record) -> Resolved:
         eval_batch = (
             128 if record.name("model") == "minilm" else 64 if config.model.family in ("gpt2", "llama") else 256
         )
+    launch = dataclasses.replace(config.launch, eval_batch=None)
+    if eval_batch == evaluation_batches.candidates(
+        launch, parameters=models.count_parameters(config.model, tasks.load(config).head)
+    ):
+        eval_batch = None  # nobody asked for it: validation in training has another then
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dtype=identity["dtype"], dropout=identity["model"].get("dropout")),
