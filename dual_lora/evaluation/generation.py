@@ -12,6 +12,7 @@
 
 A reply does not depend on its batch: padding is masked and positions count from the first real token. In float32 the
 text is the same for every batch size (tested); in bfloat16 the order of sums differs and can change a close choice.
+With the same batches replies are the same whenever they are computed, with graphs and without.
 Beams share the prompt: it is computed once and its cache is repeated.
 """
 
@@ -34,7 +35,7 @@ from transformers import (
 )
 
 from dual_lora.config import DecodingConfig
-from dual_lora.evaluation.passes import evaluating
+from dual_lora.evaluation.passes import evaluating, ordered_attention
 from dual_lora.evaluation.static_decoding import StaticDecoding
 from dual_lora.models.head import unwrapped
 from dual_lora.tasks.encoding import all_prompt_ids
@@ -87,7 +88,8 @@ def generate(
     check_fits(model, rows, decoding.max_new_tokens)
     # Longest first: memory runs out at once or never, and the time left is overestimated rather than underestimated.
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    with evaluating(model), nullcontext() if static is None else static.stream(next(model.parameters()).device):
+    stream = nullcontext() if static is None else static.stream(next(model.parameters()).device)
+    with evaluating(model), ordered_attention(), stream:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = [rows[index] for index in indices]

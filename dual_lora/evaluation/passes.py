@@ -17,11 +17,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dual_lora.config.evaluation_batches import LOGITS_AT_ONCE
 from dual_lora.distributed import processes
 from dual_lora.training.graphs import Function, GraphedCalls
 from dual_lora.training.recorders import CudaRecorder, Recorder, on_own_stream
+
+# Not cuDNN's attention: of one query its results differ from call to call (cuDNN 9.19, torch 2.11, one H200).
+_ORDERED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Passes:
@@ -65,6 +69,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def ordered_attention() -> AbstractContextManager[None]:
+    """Attend inside by kernels that add in a fixed order."""
+    return sdpa_kernel(_ORDERED)
 
 
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

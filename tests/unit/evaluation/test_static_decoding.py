@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from dual_lora.config import DecodingConfig
 from dual_lora.evaluation.generation import generate
@@ -125,3 +125,26 @@ def test_graphs_on_a_gpu_reply_as_their_steps_do(build: Callable[[Any], Any], de
     assert replays > 2 * len(PROMPTS) // 5
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         assert replies("auto")[0] == replies("off")[0]
+
+
+@pytest.mark.gpu
+def test_logits_on_a_gpu_are_the_same_bits_whenever_they_are_computed() -> None:
+    """With LLaMA-7B's heads: cuDNN's attention of one query differed from call to call."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 1024, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).to("cuda", torch.bfloat16)
+    prompts = [PROMPTS[place % len(PROMPTS)] * (1 + place % 9) for place in range(128)]
+    kept: list[Tensor] = []
+    model.lm_head.register_forward_hook(lambda module, args, out: kept.append(out.clone()))
+
+    def replies(graphs: str) -> list[str]:
+        static = decoding_for(model, graphs)
+        return generate(model, tokenizer, prompts, DecodingConfig(max_new_tokens=12), batch_size=128, static=static)
+
+    texts, logits = replies("off"), list(kept)
+    for _ in range(4):
+        kept.clear()
+        assert replies("off") == texts
+        assert all(torch.equal(one, other) for one, other in zip(kept, logits, strict=True))
+    assert replies("auto") == texts
