@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Off until this form has run on a GPU: the one that was timed there was written otherwise. Its test turns it on.
-ACTIVE = False
 # Calls of `Branch.run` whose memory may not be used again yet. Each has at most 0.2 GB with LLaMA-7B's layers.
 UNDER_WAY = 2
 
@@ -92,7 +90,7 @@ def branched() -> Iterator[Branch | None]:
     must be that of a `grad` at the end, not of what a sum or a copy was made from. The backward pass must run in this
     thread (`torch.autograd.set_multithreading_enabled`): others do not know of the branch.
     """
-    if not (ACTIVE and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+    if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
         yield None
         return
     branch = Branch(torch.cuda.current_device())

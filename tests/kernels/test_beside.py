@@ -215,10 +215,7 @@ def test_what_was_formed_is_waited_for_even_where_it_is_dropped(log: list[str], 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_recording_with_branches_has_the_digits_of_one_stream(
-    cuda: str, dropout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(beside, "ACTIVE", True)
+def test_a_recording_with_branches_has_the_digits_of_one_stream(cuda: str, dropout: float) -> None:
     cases = [
         make_case((448,), 1024, 1024, (16, 16), dtype=torch.bfloat16, device=cuda, seed=s, bias=False) for s in range(6)
     ]
