@@ -52,7 +52,20 @@ def passes_section(found: Mapping[str, Any]) -> str:
         replayed = f"{row['replays']} of {row['replays'] + row['eager']}" if "eager" in row else str(row["replays"])
         rows.append([*what, f"{row['seconds']:.1f}", replayed, f"{row['reserved_GiB']:.1f}"])
     headings = ["passes", "items", "batch", "graphs", "s", "replayed", "memory, GiB"]
-    return f"{_made(found)}\n\n{grid('lrrlrrr', headings, rows)}"
+    table = f"{_made(found)}\n\n{grid('lrrlrrr', headings, rows)}"
+    return f"{table}\n\n{_attention(found['attention'])}" if "attention" in found else table
+
+
+def _attention(found: Mapping[str, Any]) -> str:
+    """Return the time of attention by two kernels, and how many calls gave other bits than the first."""
+    rows = []
+    for row in found["rows"]:
+        ours, other = row["efficient"], row["cudnn"]
+        apart = f"{other['apart']:.4f}" if "apart" in other else "–"
+        differ = [f"{one['calls_that_differ']} of {found['of']}" for one in (other, ours)]
+        rows.append([row["case"], f"{other['us']:.0f}", differ[0], apart, f"{ours['us']:.0f}", differ[1]])
+    headings = ["attention", "cuDNN, µs", "differ", "by up to", "memory-efficient, µs", "differ"]
+    return f"{found['note']}\n\n{grid('lrrrrr', headings, rows)}"
 
 
 def _made(found: Mapping[str, Any]) -> str:

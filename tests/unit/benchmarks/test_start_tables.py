@@ -23,6 +23,14 @@ def test_runs_and_passes_say_what_ran_with_graphs() -> None:
     assert found.endswith("\n| cloze | 8,000 | 512 | off | 3.0 | 0 of 9 | 4.0 |")
 
 
+def test_attention_says_which_kernel_gave_other_bits() -> None:
+    kernels = {"cudnn": {"us": 127.4, "calls_that_differ": 19, "apart": 0.0009765625}, "efficient": {"us": 260.5}}
+    kernels["efficient"]["calls_that_differ"] = 0
+    found = {**MADE, "rows": [], "attention": {"note": "n", "of": 30, "rows": [{"case": "decode", **kernels}]}}
+    expected = "| decode | 127 | 19 of 30 | 0.0010 | 260 | 0 of 30 |"
+    assert start_tables.passes_section(found).splitlines()[-1] == expected
+
+
 @pytest.mark.parametrize(
     "section", [start_tables.start_section, start_tables.runs_section, start_tables.passes_section]
 )
