@@ -47,6 +47,7 @@ FAMILIES = tuple(TARGETS)
 # Other numbers of a method that is here: nothing that runs is their own.
 OTHER_NUMBERS = (
     *("dual_lora_split_1_3", "dual_lora_split_3_1", "dual_lora_std_0_08", "dual_lora_std_0_16"),
+    "dual_lora_plus",
     *("lora_gaussian", "lora_half_rank"),
 )
 METHODS = tuple(sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - set(OTHER_NUMBERS)))
