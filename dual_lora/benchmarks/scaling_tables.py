@@ -11,7 +11,6 @@ GROUPS = {
     "whole": "one GPU, batch at once",
     "ddp": "DDP",
     "fsdp": "fsdp",
-    "zero0": "ZeRO-0",
     "zero2": "ZeRO-2",
     "zero3": "ZeRO-3",
     "again": "fsdp, against a first run of it",
@@ -54,9 +53,37 @@ def fsdp_section(data: dict[str, Any]) -> str:
         f"PyTorch {found['torch']}, transformers {found['transformers']}. LLaMA-7B's dimensions, "
         f"{size['batch']} × {size['length']} tokens a process (`python run.py bench fsdp`):"
     )
-    tried = [f"{what} {ms:.0f} ms" for what, ms in data.get("tried_lora_ms", {}).items()]
-    also = [f"LoRA's step with other ways to gather: {'; '.join(tried)}."] if tried else []
-    return "\n\n".join([title, where, grid("llrrrl", headings, rows), *also])
+    return "\n\n".join([title, where, grid("llrrrl", headings, rows), *_tried(data), *_drawn(data)])
+
+
+def _tried(data: dict[str, Any]) -> list[str]:
+    """Say what else was timed in the same loop."""
+    said = []
+    if ways := data.get("tried_lora_ms"):
+        listed = "; ".join(f"{what} {ms:.0f} ms" for what, ms in ways.items())
+        said.append(f"LoRA's step with one block at a time and other ways to gather: {listed}.")
+    if pairs := data.get("tried_two_blocks_ms"):
+        listed = "; ".join(f"{what} {as_it_is:.0f} and {aside:.0f} ms" for what, (as_it_is, aside) in pairs.items())
+        said.append(f"Two blocks at a time, as it is, and copied out on a second stream: {listed}.")
+    if groups := data.get("zero2_lora_ms"):
+        one = groups["one GPU"]
+        listed = "; ".join(f"{what} {ms:.0f} ms ({one / ms:.3f})" for what, ms in groups.items())
+        said.append(f"ZeRO-2, LoRA, in the same loop: {listed}.")
+    return said
+
+
+def _drawn(data: dict[str, Any]) -> list[str]:
+    """Say what a model gave that no GPU holds, if it was measured."""
+    if "large" not in data:
+        return []
+    large, found = data["large"], []
+    for row in large["rows"]:
+        tokens = f"{row['batch']} × {large['size']['length']} tokens"
+        found.append(f"{row['tokens_per_second']:,.0f} tokens/s and {row['peak_GiB']:.1f} GiB with {tokens}")
+    return [
+        f"LLaMA-3-70B's dimensions (80 layers, random weights drawn where they are kept) on {large['gpus']} × "
+        f"{large['environment']['card']}, Dual LoRA with its dropout, checkpointing: {'; '.join(found)} a process."
+    ]
 
 
 def _machine(parts: dict[str, Any]) -> str:
@@ -104,7 +131,7 @@ def _verdict(part: dict[str, Any]) -> list[str]:
 
 
 def _large(part: dict[str, Any]) -> str:
-    losses, adapter, group = part["loss"], part["adapter"], GROUPS[part.get("group", "zero3")]
+    losses, adapter, group = part["loss"], part["adapter"], GROUPS[part["group"]]
     return (
         f"{part['layers']} layers of LLaMA-3-70B's dimensions ({part['parameters'] / 1e9:.1f} billion parameters, "
         f"{2 * part['parameters'] / 1e9:.0f} GB, random weights), Dual LoRA under {group} with gradient checkpointing: "

@@ -182,9 +182,15 @@ def test_fsdp_benchmark_times_a_group_and_finds_the_losses_of_one_process(tmp_pa
         assert row["efficiency"] == rows["one GPU", False]["median_ms"] / row["median_ms"]
         assert row["first_other_loss"] is None
         assert row["losses"] == rows["in turn", False]["losses"] != rows["one GPU", False]["losses"]
+        assert rows[kind, True]["first_other_loss"] is None, "checkpointing changes no loss"
     again = smoke("fsdp", tmp_path, "--methods", "lora", "--parts", "checkpointing", file="fsdp")
     assert [row for row in again["rows"] if row["method"] == "dual_lora"] == found["rows"], "rows not timed are kept"
     assert {row["checkpointing"] for row in again["rows"] if row["method"] == "lora"} == {True}
+    large = smoke("fsdp", tmp_path, "--parts", "large", file="fsdp")
+    assert large["rows"] == again["rows"]
+    for row in large["large"]["rows"]:
+        assert_timed(row)
+        assert row["losses"][-1] < row["losses"][0], "weights drawn in shards are trained"
 
 
 def test_fsdp_summary_names_the_first_loss_that_differs():
