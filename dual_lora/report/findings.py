@@ -254,7 +254,7 @@ def _verdicts(compared: Sequence[Compared], named: Endpoint) -> str:
     said = sorted(compared, key=lambda one: endpoint.words(one[2], named))
     groups = itertools.groupby(said, key=lambda one: endpoint.words(one[2], named))
     return "; ".join(
-        f"**{word}**: {', '.join(escape.markdown(line.method) for line, _, _ in rows)}" for word, rows in groups
+        f"**{word}**: {' / '.join(escape.markdown(line.method) for line, _, _ in rows)}" for word, rows in groups
     )
 
 
