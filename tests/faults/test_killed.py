@@ -80,7 +80,7 @@ def test_killed_at_a_random_time(undisturbed, tmp_path):
             lambda: [*(tmp_path / "results").rglob("checkpoint-*"), *(tmp_path / "results" / "records").glob("*.json")],
             "a checkpoint or a record",
         )
-        delay = draw.uniform(0, 1.5)
+        delay = draw.uniform(0, 0.7)  # what a run takes
         print(f"FAULT_SEED={SEED}: kill {number} after {delay:.3f} s")
         time.sleep(delay)
         child.kill()

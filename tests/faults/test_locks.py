@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -116,21 +117,24 @@ def test_unreadable_lock_is_taken_over(text, tmp_path):
         pass
 
 
-def _compete(folder: Path, start: object, won: object) -> None:
-    start.wait()  # type: ignore[attr-defined]
+CROWD = 6
+
+
+def _compete(folder: Path, start: Any, won: Any, refused: Any) -> None:
+    start.wait()
     try:
         with RunLock(folder):
-            won.put(os.getpid())  # type: ignore[attr-defined]
-            time.sleep(1.5)
+            won.put(os.getpid())
+            all(refused.acquire(timeout=10) for _ in range(CROWD - 1))
     except RunIsBusy:
-        pass
+        refused.release()
 
 
 def test_one_of_many_takes_a_stale_lock(tmp_path):
     context = multiprocessing.get_context("fork")
     leave_lock(tmp_path, pid=dead_process())
-    start, won = context.Event(), context.Queue()
-    crowd = [context.Process(target=_compete, args=(tmp_path, start, won)) for _ in range(6)]
+    start, won, refused = context.Event(), context.Queue(), context.Semaphore(0)
+    crowd = [context.Process(target=_compete, args=(tmp_path, start, won, refused)) for _ in range(CROWD)]
     for process in crowd:
         process.start()
     start.set()
