@@ -120,6 +120,9 @@ function waitingSection() {
   );
 }
 
+// What tells rows of one method apart, as " (at 8e-3)".
+const setting = (verdict) => verdict.method.match(/ \(.*$/)?.[0] ?? "";
+
 // The answer in a sentence, and the comparisons behind it.
 function answerView() {
   const { short, text, show } = data.headline;
@@ -140,7 +143,7 @@ function answerView() {
                 badge(verdict.answer),
                 ": ",
                 h("a", { href: `#table/${verdict.table}` }, `${tableOf[verdict.table].title}, ${verdict.model}`),
-                `: ${verdict.endpoint} ${inUnit(verdict)} against ${verdict.reference} (${verdict.better} is better), ${plural(verdict.diff[3], "pair")} of runs`,
+                `: ${verdict.endpoint} ${inUnit(verdict)} against ${verdict.reference}${setting(verdict)} (${verdict.better} is better), ${plural(verdict.diff[3], "pair")} of runs`,
               ),
             ),
         )

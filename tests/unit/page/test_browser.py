@@ -89,6 +89,15 @@ def test_the_overview_says_the_verdict_with_its_interval_and_the_refused_file(pa
     assert "BoolQ +4.17 points [+3.74, +4.60] against LORA (higher is better), 6 pairs of runs" in answer
 
 
+def test_the_answer_tells_rows_of_one_method_apart(visit, space, tmp_path):
+    text, ours = document(space), '"method":"DUAL_LORA","name"'  # of a verdict
+    assert ours in text
+    path = tmp_path / "report.html"
+    path.write_text(text.replace(ours, ours.replace("LORA", "LORA (at 8e-3)")), encoding="utf-8")
+    answer = visit(path.as_uri()).locator(".answer").inner_text()
+    assert "against LORA (at 8e-3) (higher is better)" in answer
+
+
 def test_a_table_sorts_by_a_column_both_ways(page):
     go(page, "table/table_x")
     assert column(page, "method")[0] == "NONEg" or column(page, "method")[0].startswith(("Prefix", "NONE"))
