@@ -64,12 +64,17 @@ def select_kernel(
     adapter's input; `active_adapters`: adapters added up in this forward pass.
     Raises ValueError for an unknown name or an explicit request that cannot be met.
     """
-    return _select(requested, torch.device(device).type, weight_is_plain, float(dropout), active_adapters)
+    return _uncached(_select)(requested, torch.device(device).type, weight_is_plain, float(dropout), active_adapters)
 
 
 def resolve_kernel(requested: str, device: torch.device) -> str:
     """The kernel a single call runs: ``fused``, ``generic`` or ``reference``. Raises as `select_kernel`."""
-    return _resolve(requested, device.type, device.index if device.type == "cuda" else None)
+    return _uncached(_resolve)(requested, device.type, device.index if device.type == "cuda" else None)
+
+
+def _uncached(function: Any) -> Any:
+    # The compiler looks through a cache, and warns of each that it meets.
+    return function.__wrapped__ if torch.compiler.is_compiling() else function
 
 
 @lru_cache(maxsize=256)
@@ -77,7 +82,7 @@ def _select(requested: str, device_type: str, plain: bool, dropout: float, activ
     obstacle = _one_gemm_obstacle(plain, dropout, active)
     if requested == "fused" and obstacle:
         raise ValueError(f"kernel='fused' needs one GEMM with W0 + dW, but {obstacle}; use kernel='auto' or 'generic'")
-    kernel = _resolve(requested, device_type, None)
+    kernel = _uncached(_resolve)(requested, device_type, None)
     reason = "requested"
     if requested == "auto":
         reason = f"auto on {device_type}" + (f": {obstacle}" if obstacle else "")
