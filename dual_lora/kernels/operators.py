@@ -17,7 +17,7 @@ from dual_lora.kernels.spec import Factors, Update, update_spec
 def apply_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, update: Update, base: Tensor | None) -> Tensor:
     """`dual_lora.kernels.linear.apply_update` by the operator."""
     factors, start, scaling, spec = update[:4]
-    # As products: where autograd's tracing is behind the compiler, it leaves a number open only as a factor of a tensor.
+    # As products: tracing by autograd, a part of compiling, leaves a number open only as a factor of a tensor.
     one = torch.ones((), dtype=torch.float64, device="cpu")
     numbers = [one * value for value in (scaling, update.loss_scale)]
     options = (spec.ste, spec.magnitude_activation, spec.direction_activation, spec.transposed, spec.kernel)

@@ -81,7 +81,7 @@ def test_compiled_layer_has_no_graph_break_and_follows_the_warm_up() -> None:
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
         compiles.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)  # as far as any backend goes: autograd's tracing is what may want a constant
+        return lookup_backend("aot_eager")(graph, inputs)  # traces by autograd, as inductor does
 
     compiled = torch.compile(layer, backend=backend, fullgraph=True)
     for warmup in (0.1, 0.2, 0.3, 0.4, 0.5):
