@@ -181,8 +181,8 @@ class _Execution:
 
 @dataclass(frozen=True, config=_TYPED)
 class _Origin:
-    commit: str = ""
-    dirty: bool = False
+    commit: str | None = None  # neither is known without git: an installed package, an unpacked archive
+    dirty: bool | None = None
     command: str = ""
     started: str = ""
     finished: str = ""

@@ -130,7 +130,8 @@ class Findings:
 
     def _took(self, view: TableView, block: BlockView, experiment: Experiment) -> str:
         records = _records([block])
-        commits = sorted({str(record.origin.get("commit"))[:7] for record in records})
+        known = {str(record.origin["commit"])[:7] for record in records if record.origin.get("commit")}
+        commits = sorted(known) or ["not known"]
         text = f"{self._link(view, 'Scores')}: {block.runs_done} of {block.runs_all} runs, {_minutes(records)}"
         text += f", commit {', '.join(commits)}" if len(commits) < 5 else f", {len(commits)} commits"
         trials = dict.fromkeys(self._table_of(name) for name in experiment.block.trials)

@@ -31,7 +31,7 @@ def _run(record: dict[str, Any]) -> str:
         "recipe": f"{recipe['name']}: learning rate {recipe['learning_rate']}, batch {recipe['global_batch']}",
         "seed": identity["seed"],
         "score": f"{headline['metric']} {headline['value']} (checkpoint {headline['checkpoint']})",
-        "made by": f"`{origin['command']}`, commit {origin['commit']}",
+        "made by": f"`{origin['command']}`, commit {origin['commit'] or 'not known'}",
     }
     return "\n".join(
         ["## The run", "", "| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in facts.items())]

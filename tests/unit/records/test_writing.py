@@ -13,11 +13,12 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dual_lora import records
+from dual_lora import records, shipped
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.launch import local
 from dual_lora.records import redaction
+from dual_lora.report.records import read_all
 from dual_lora.runs import lifecycle
 from dual_lora.runs.identity import identity
 from dual_lora.runs.resolve import resolve
@@ -105,6 +106,19 @@ def test_a_record_with_a_learning_rate_curve_reads_as_one_without(tmp_path: Path
     derived = records.learning_rates(made)
     assert [step for step, _ in derived] == [step for step, _ in made["curves"]["train_loss"]]
     assert [point for point in derived if point[0] in dict(kept)] == kept
+
+
+def test_a_record_made_without_git_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package and an unpacked archive have no commit."""
+    monkeypatch.setattr(shipped, "IN_CHECKOUT", False)
+    identity = record("lora")["identity"]
+    identity["run_id"] = records.run_id(identity)
+    path = records.record_path(tmp_path, identity["run_id"])
+    made = records.write(path, records.build(status="failed", identity=identity))
+    assert (made["origin"]["commit"], made["origin"]["dirty"]) == (None, None)
+    held, refused = read_all(path.parent)
+    assert [one.run_id for one in held] == [identity["run_id"]]
+    assert refused == []
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
