@@ -10,6 +10,7 @@ any method is at an end of its grid, nothing is chosen and the grids of all meth
 
     python run.py tune EXPERIMENT                        # trials that a file of experiments/ states, by the same rules
     python run.py tune EXPERIMENT --then nlg_smollm2     # the study's commands with what was chosen, for a shell
+    python run.py tune ... results=FOLDER                # trials are read from there, and run there
 
 With `--then` only methods that the study runs are looked at: no other one makes their grids grow. Studies that confirm
 the best of the same candidates are looked at together, so that they confirm the same one.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def options(parser: Parser) -> None:
         help="experiments, or model= task= method=",
     )
     parser.add_argument("--then", metavar="EXPERIMENT", help="print the commands of this study with what was chosen")
-    parser.add_argument("--records", type=Path, default=shipped.home() / "results" / "records")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="another results folder")
     parser.add_argument("--experiments", type=Path, default=shipped.folder("experiments"))
 
 
@@ -57,16 +59,18 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{' '.join(options.trials)}: give names of experiments, or settings of a new model's trials")
     trials = trials or _new_trials(words)
     then = definition.named(known, options.then) if options.then else None
-    held, refused = records.read_all(options.records)
+    held, refused = records.read_all((options.results or shipped.home() / "results") / "records")
     terminal.name_refused(refused)
+    there = "" if options.results is None else f" {shlex.quote(f'results={options.results}')}"
     try:
         choices = tuning.choose(tuned_study.of_study(trials, then, known.values()) if then else trials, held)
     except tuning.Unfinished as found:
         print(f"{found}; run", file=sys.stderr)
-        print("\n".join(found.commands))
-        print(cost_of(found.commands), file=sys.stderr)
+        lacking = [f"{command}{there}" for command in found.commands]
+        print("\n".join(lacking))
+        print(cost_of(lacking), file=sys.stderr)
         return 1
-    study = tuned_study.commands(choices, then) if then else []
+    study = [f"{command}{there}" for command in tuned_study.commands(choices, then)] if then else []
     terminal.console(stderr=options.then is not None).print(_table(choices))
     if study:
         print("\n".join(study))

@@ -39,6 +39,7 @@ SETTINGS = {
     "model.path=FOLDER": "load the weights from a local folder",
     "plan=true": "print run id, steps, memory, GPU-hours and disk, and stop; plan=h100 and others: for that card",
     "retry=true": "repeat a run that failed",
+    "results=FOLDER": "where runs and records go, instead of results; the other commands take it too",
     "tracking=wandb": "log to Weights & Biases; offline unless a key is set",
     "tracking=tensorboard": "log the training for TensorBoard, in the run's folder",
     "kernel=auto": "auto | fused | generic | reference",
@@ -280,10 +281,15 @@ def _explain(error: BaseException) -> str:
         if group == "protocol":
             family, _, wrong = wrong.rpartition("/")
             legal = [path.stem for path in sorted((CONFIGS / "protocol" / family).glob("*.yaml"))]
-            return f"protocol={wrong} does not exist for task={family}{legal_values(wrong, legal)}"
+            task = f" for task={family}" if family else ""
+            return f"protocol={wrong} does not exist{task}{legal_values(wrong, legal)}"
         legal = options(group)
-        return f"unknown {group} {wrong!r}{legal_values(wrong, legal)}"
+        own = f" (one of your own: docs/own_{group}.md)" if group in ("method", "task") else ""
+        return f"unknown {group} {wrong!r}{legal_values(wrong, legal)}{own}"
     text = str(error)
+    several = re.match(r"Ambiguous value for argument '(.*)'", text)
+    if several:
+        return f"{several[1]}: several values are a sweep; give -m, or KEY=[A,B] for one value that is a list"
     absent = re.search(r"Environment variable '(\w+)' not found", text)
     if absent:
         hint = f"; export {absent[1]}=VALUE"

@@ -89,13 +89,14 @@ def test_the_rate_with_the_lowest_validation_loss_is_chosen_and_the_study_gets_i
     )
     study = EXPERIMENT.format(method="none,lora", rates="1", profile="study", seeds="0,1")
     (experiments / "study.yaml").write_text(study.replace("      recipe.learning_rate: 1\n", ""))
-    options = ["--records", str(tmp_path / "records"), "--experiments", str(experiments)]
+    options = [f"results={tmp_path}", "--experiments", str(experiments)]
     capsys.readouterr()  # what libraries said while the trials ran
     assert main(["tune", "trials", "--then", "study", *options]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines() == [
-        "python run.py -m experiment=study method=lora task=e2e recipe.learning_rate=0.03 recipe.trials=3",
-        "python run.py -m experiment=study method=none",
+        "python run.py -m experiment=study method=lora task=e2e recipe.learning_rate=0.03 recipe.trials=3 "
+        f"results={tmp_path}",
+        f"python run.py -m experiment=study method=none results={tmp_path}",
     ]
     assert "without label smoothing" in " ".join(said.err.replace("│", " ").split())
     path = next((tmp_path / "records").glob("*.json"))
@@ -108,6 +109,7 @@ def test_the_rate_with_the_lowest_validation_loss_is_chosen_and_the_study_gets_i
     said = capsys.readouterr()
     assert "1 trials have no record" in said.err
     assert said.out.startswith("python run.py -m experiment=trials model=tiny_llama task=e2e method=lora ")
+    assert said.out.endswith(f" results={tmp_path}\n")  # where the trials are looked for: else no end of asking
 
 
 def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path: Path, capsys: Any) -> None:
