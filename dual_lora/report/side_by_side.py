@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dual_lora.config import legal_values
+from dual_lora.config import nearest
 from dual_lora.records.schema import Record
 from dual_lora.report import provenance
 from dual_lora.report.screen import UNBOUNDED
@@ -23,7 +23,8 @@ def find(name: str, records: Sequence[Record]) -> Record:
         return (exact or fitting)[0]
     if fitting:
         raise ValueError(f"run {name!r}: {len(fitting)} records begin so: {', '.join(r.run_id for r in fitting[:5])}")
-    raise ValueError(f"no record of run {name!r}{legal_values(name, [record.run_id for record in records])}")
+    close = nearest(name, [record.run_id for record in records])
+    raise ValueError(f"no record of run {name!r} among {len(records):,}{close or '; run.py status lists them'}")
 
 
 def tables(one: Record, other: Record) -> list[FittedTable]:
@@ -35,12 +36,16 @@ def tables(one: Record, other: Record) -> list[FittedTable]:
     costs = (vars(one.cost), vars(other.cost))
     took = [[name, *(_text(cost, name) for cost in costs)] for name in costs[0] if any(cost[name] for cost in costs)]
     made = [provenance.maker(run) for run in (one, other)]
-    took += [[name, *(told.get(name, "") for told in made)] for name in ("commit", "card", "versions")]
+    took += [[name, *(told.get(name, "") for told in made)] for name in ("commit", "card")]
+    versions = [run.origin.get("versions") or {} for run in (one, other)]
+    packages = provenance.different(*versions)
+    took += [[name, *(held.get(name, "") for held in versions)] for name in packages]
+    equal = len(versions[0].keys() | versions[1].keys()) - len(packages)
     scores = _scores(one, other)
     return [
         FittedTable(["setting", *heads], settings, f"settings that differ ({alike} do not)"),
         FittedTable(["where", "metric", *heads, "difference"], scores, "scores", 2),
-        FittedTable(["", *heads], took, "cost and origin"),
+        FittedTable(["", *heads], took, f"cost and origin ({equal} versions do not differ)"),
     ]
 
 
@@ -74,5 +79,5 @@ def _text(values: Mapping[str, Any], name: str) -> str:
     """Return a value as text, of a hash its beginning."""
     if values.get(name) is None:
         return "none" if name in values else ""
-    text = str(values[name])
+    text = f"{values[name]:.6g}" if isinstance(values[name], float) else str(values[name])
     return f"{text[:12]}…" if _HASH.fullmatch(text) else text

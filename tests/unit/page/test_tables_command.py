@@ -58,6 +58,6 @@ def test_a_number_is_explained_in_the_terminal(home, capsys):
 
 def test_two_runs_are_compared_in_the_terminal(home, capsys):
     one, other = (path.stem for path in sorted(home.records.glob("*.json"))[:2])
-    assert main(["compare", one, other[:10], "--home", str(home.root)]) == 0
+    assert main(["compare", one, other[:10], f"results={home.records.parent}"]) == 0
     assert "seed" in capsys.readouterr().out
-    assert main(["compare", one, "nothing", "--home", str(home.root)]) == 2
+    assert main(["compare", one, "nothing", f"results={home.records.parent}"]) == 2

@@ -66,7 +66,7 @@ def test_tables_are_what_they_were(home: Path) -> None:
 def test_every_command_reads_them(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _, made = held(home)
     one, other = made[0]["identity"]["run_id"], made[1]["identity"]["run_id"]
-    assert main(["compare", one, other, "--home", str(home)]) == 0
+    assert main(["compare", one, other, f"results={home / 'results'}"]) == 0
     assert main(["status", "sweep", "--home", str(home)]) == 1
     assert "18 runs: 12 missing, 6 done" in capsys.readouterr().out
     assert main(["export", f"results={home / 'results'}", f"out={tmp_path / 'csv'}"]) == 0

@@ -17,6 +17,16 @@ def test_only_what_differs_is_listed_and_scores_have_a_difference():
     assert ["card", "1 × NVIDIA H100", "1 × NVIDIA H100"] in cost.rows
 
 
+def test_of_package_versions_those_that_differ_are_listed():
+    """All in a cell were too wide for two runs next to each other."""
+    made = [record("lora"), record("dual_lora")]
+    for values, torch in zip(made, ("2.12.0", "2.13.0"), strict=True):
+        values["origin"]["versions"] = {"python": "3.12.3", "torch": torch}
+    cost = side_by_side.tables(*map(parse, made))[2]
+    assert cost.title == "cost and origin (1 versions do not differ)"
+    assert cost.rows[-1] == ["torch", "2.12.0", "2.13.0"]
+
+
 def test_a_run_is_found_by_the_beginning_of_its_id():
     records = [parse(record("lora", seed)) for seed in range(40)]
     wanted = records[7]
@@ -24,5 +34,8 @@ def test_a_run_is_found_by_the_beginning_of_its_id():
     assert side_by_side.find(wanted.run_id[:12], records) is wanted
     with pytest.raises(ValueError, match="records begin so"):
         side_by_side.find("", records)
-    with pytest.raises(ValueError, match="no record of run 'zz'"):
+    with pytest.raises(ValueError, match="no record of run 'zz' among 40; run.py status lists them$"):
         side_by_side.find("zz", records)
+    mistyped = f"{wanted.run_id[:-1]}x"
+    with pytest.raises(ValueError, match=f"among 40; did you mean '{wanted.run_id}'\\?$"):
+        side_by_side.find(mistyped, records)
