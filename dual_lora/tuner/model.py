@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +20,7 @@ from dual_lora.tuner.layer import DualLoraLinear
 from dual_lora.tuner.mixed_batch import adapter_of_each_row
 from dual_lora.tuner.quantized import quantization_backend
 from dual_lora.tuner.registration import ReplaceModuleWithoutWeight, register
+from dual_lora.tuner.training_watch import TrainingWatch
 
 # The modules of the commonsense and DoRA recipes; families that they do not name keep PEFT's LoRA default.
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -28,9 +28,6 @@ TARGET_MODULES = {
     **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2"), ATTENTION_AND_MLP),
 }
-
-
-LONG_TRAINING = 200  # calls in training mode after which a warm-up, if there is one, has been set
 
 
 class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
@@ -42,37 +39,13 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = DualLoraLinear
     target_module_mapping = TARGET_MODULES
-    _training_calls = 0
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model; warn once where a training lacks what follows fp16's loss scale, or runs the warm-up."""
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._training_calls += 1
-            if self._training_calls == 1 or self._training_calls == LONG_TRAINING:
-                self._warn_of_a_missing_callback()
-        return super().forward(*args, **kwargs)
-
-    def _warn_of_a_missing_callback(self) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add the adapter as PEFT does, and watch its training: see `TrainingWatch`."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = self.dual_lora_layers()
-        device = layers[0].weight.device.type if layers else "meta"
-        if device == "meta":
-            return
-        fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        if fp16 and all(layer.loss_scale == 1 for layer in layers):
-            warnings.warn(
-                "Dual LoRA clips a gradient, and fp16 training multiplies it: give the Trainer "
-                "callbacks=[DeltaWarmupCallback()], or call dual_lora.set_loss_scale(model, scaler.get_scale()) before "
-                "each backward pass. bf16 needs neither.",
-                stacklevel=3,
-            )
-        starts_at_base = all(config.starts_at_base for config in self.peft_config.values())
-        if self._training_calls > 1 and not starts_at_base and not any(layer.warmup_was_set for layer in layers):
-            warnings.warn(
-                f"{self._training_calls} training calls without a warm-up: the random start of Dual LoRA has disturbed "
-                "the model from the first step on. Give the Trainer callbacks=[DeltaWarmupCallback()], or call "
-                "dual_lora.set_delta_warmup(model, factor); a factor of 1 says that no warm-up is wanted.",
-                stacklevel=3,
-            )
+        if layers:
+            TrainingWatch.of(layers[0]).configs[adapter_name] = self.peft_config[adapter_name]
 
     def _create_and_replace(
         self,

@@ -7,6 +7,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
+from dual_lora.tuner.training_watch import TrainingWatch
 from tests.unit.tuner.tiny_adapted_model import make_base, make_config, train_a_little
 
 ROWS = torch.arange(2, 32).view(3, 10)
@@ -40,7 +41,8 @@ def test_each_row_has_its_own_adapter(model, names):
     for row, wanted in zip(mixed, expected, strict=True):
         torch.testing.assert_close(row, wanted, rtol=1e-4, atol=1e-5)
     assert torch.equal(answer(model, "second"), answer(model, "second")), "nothing is left behind"
-    assert not any(layer._forward_pre_hooks for layer in model.modules())
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    assert all(isinstance(hook, TrainingWatch) for hook in hooks)
 
 
 @pytest.mark.parametrize("beams", [1, 2])

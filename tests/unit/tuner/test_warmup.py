@@ -9,10 +9,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from dual_lora import DeltaWarmupCallback, DualLoraLinear, set_delta_warmup, set_loss_scale
+from dual_lora import DeltaWarmupCallback, DualLoraConfig, DualLoraLinear, set_delta_warmup, set_loss_scale
 from dual_lora.diagnostics.products import ClipWatch
-from dual_lora.tuner import model as tuner_model
-from dual_lora.tuner import warmup
+from dual_lora.tuner import training_watch, warmup
 from dual_lora.tuner.warmup import default_warmup_steps, follows_recorded, scaling_in_memory, warmup_factor
 from tests.unit.tuner.tiny_adapted_model import TOKENS, logits, make_base, make_config
 
@@ -113,25 +112,42 @@ def train(model: torch.nn.Module, calls: int) -> list[str]:
     return [str(warning.message) for warning in caught if "Dual LoRA" in str(warning.message)]
 
 
-def test_a_long_training_without_a_warm_up_warns_once(monkeypatch):
-    monkeypatch.setattr(tuner_model, "LONG_TRAINING", 3)
-    model = get_peft_model(make_base("llama"), make_config("llama")).train()
+def add_to(base: torch.nn.Module, config: DualLoraConfig) -> torch.nn.Module:
+    base.add_adapter(config)
+    return base
+
+
+# Without a task_type PEFT does not call the tuner, and transformers' add_adapter keeps no tuner.
+WAYS = {
+    "task type": lambda **given: get_peft_model(make_base("llama"), make_config("llama", **given)),
+    "no task type": lambda **given: get_peft_model(make_base("llama"), make_config("llama", task_type=None, **given)),
+    "add_adapter": lambda **given: add_to(make_base("llama"), make_config("llama", **given)),
+}
+
+
+@pytest.mark.parametrize("adapted", WAYS.values(), ids=WAYS)
+def test_a_long_training_without_a_warm_up_warns_once(adapted, monkeypatch):
+    monkeypatch.setattr(training_watch, "LONG_TRAINING", 3)
+    model = adapted()
     assert not train(model.eval(), 3)
     assert not train(model.train(), 2)
     [warning] = train(model, 5)
     assert "DeltaWarmupCallback()" in warning
-    warmed = get_peft_model(make_base("llama"), make_config("llama")).train()
+    warmed = adapted().train()
     set_delta_warmup(warmed, 1.0)
     assert not train(warmed, 5)
-    assert not train(get_peft_model(make_base("llama"), make_config("llama", subtract_start=True)).train(), 5)
+    assert not train(adapted(subtract_start=True).train(), 5)
+    frozen = adapted().train().requires_grad_(False)
+    assert not train(frozen, 5), "what is not trained needs no warm-up"
 
 
-def test_fp16_without_a_word_about_the_loss_scale_warns_once():
-    model = get_peft_model(make_base("llama"), make_config("llama")).train()
+@pytest.mark.parametrize("adapted", WAYS.values(), ids=WAYS)
+def test_fp16_without_a_word_about_the_loss_scale_warns_once(adapted):
+    model = adapted().train()
     with torch.autocast("cpu", dtype=torch.float16):
         [warning] = train(model, 3)
     assert "set_loss_scale" in warning
-    told = get_peft_model(make_base("llama"), make_config("llama")).train()
+    told = adapted().train()
     set_loss_scale(told, 1024.0)
     with torch.autocast("cpu", dtype=torch.float16):
         assert not train(told, 3)
