@@ -36,7 +36,7 @@ def tables(one: Record, other: Record) -> list[FittedTable]:
     costs = (vars(one.cost), vars(other.cost))
     took = [[name, *(_text(cost, name) for cost in costs)] for name in costs[0] if any(cost[name] for cost in costs)]
     made = [provenance.maker(run) for run in (one, other)]
-    took += [[name, *(told.get(name, "") for told in made)] for name in ("commit", "card")]
+    took += [[name, *(_text(told, name) for told in made)] for name in ("commit", "card")]
     versions = [run.origin.get("versions") or {} for run in (one, other)]
     packages = provenance.different(*versions)
     took += [[name, *(held.get(name, "") for held in versions)] for name in packages]
@@ -77,7 +77,10 @@ def _scores(one: Record, other: Record) -> list[list[str]]:
 
 def _text(values: Mapping[str, Any], name: str) -> str:
     """Return a value as text, of a hash its beginning."""
-    if values.get(name) is None:
+    value = values.get(name)
+    if value is None:
         return "none" if name in values else ""
-    text = f"{values[name]:.6g}" if isinstance(values[name], float) else str(values[name])
-    return f"{text[:12]}…" if _HASH.fullmatch(text) else text
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return _HASH.sub(lambda found: f"{found[0][:12]}…", text)

@@ -21,10 +21,11 @@ def test_of_package_versions_those_that_differ_are_listed():
     """All in a cell were too wide for two runs next to each other."""
     made = [record("lora"), record("dual_lora")]
     for values, torch in zip(made, ("2.12.0", "2.13.0"), strict=True):
-        values["origin"]["versions"] = {"python": "3.12.3", "torch": torch}
+        values["origin"] |= {"versions": {"python": "3.12.3", "torch": torch}, "commit": "ab" * 20, "dirty": True}
     cost = side_by_side.tables(*map(parse, made))[2]
     assert cost.title == "cost and origin (1 versions do not differ)"
     assert cost.rows[-1] == ["torch", "2.12.0", "2.13.0"]
+    assert ["commit", *["abababababab… with uncommitted changes"] * 2] in cost.rows
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id():
