@@ -22,8 +22,10 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a UTF-8 file, stripped. Raises `ValueError` naming the file for a missing or damaged one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
     lines = [line.strip() for line in text.split("\n")]
     return lines[:-1] if lines and not lines[-1] else lines
 

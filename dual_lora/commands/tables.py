@@ -49,10 +49,12 @@ def options(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Return 0, or 1 (--check: something is stale). Raises `ValueError` for a file that cannot be used."""
     space, console = Workspace(options.home), terminal.console()
+    if options.records is not None and not options.records.is_dir():
+        raise ValueError(f"--records {options.records}: no such folder")
+    if options.explain is not None:
+        return _explain(space, options.records or space.records, *options.explain)
     if options.records is not None:
         return _other_records(space, options, console)
-    if options.explain is not None:
-        return _explain(space, *options.explain)
     views = space.views(space.committed_records(), options.only)
     refused = terminal.name_refused(space.refused(committed=options.check))
     files = space.committed_files(views, with_documents=not options.only)
@@ -73,10 +75,11 @@ def run(options: argparse.Namespace) -> int:
     return refused
 
 
-def _explain(space: Workspace, table: str, row: str, column: str) -> int:
-    views = space.views(space.all_records(), [table], space.predictions)
+def _explain(space: Workspace, folder: Path, table: str, row: str, column: str) -> int:
+    held, refused = records.read_all(folder)
+    views = space.views(held, [table], folder.parent / "predictions")
     print("\n".join(explain.explain(views[table], space.experiments(), row, column, space.hours)))
-    return terminal.name_refused(space.refused(committed=False))
+    return terminal.name_refused(refused)
 
 
 def _page(space: Workspace, views: Mapping[str, TableView]) -> str:
@@ -101,8 +104,6 @@ def _check(diffs: list[str]) -> int:
 
 
 def _other_records(space: Workspace, options: argparse.Namespace, console: Console) -> int:
-    if not options.records.is_dir():
-        raise ValueError(f"--records {options.records}: no such folder")
     found, refused = records.read_all(options.records)
     code = terminal.name_refused(refused)
     views = space.views(found, options.only, options.records.parent / "predictions")

@@ -50,6 +50,16 @@ def test_records_of_another_folder_make_a_local_page(home, tmp_path):
     assert [run["method"] for run in values(home.local_page.read_text())["runs"].values()] == ["DUAL_LORA"]
 
 
+def test_a_number_of_another_folder_is_explained_and_nothing_is_written(home, tmp_path, capsys):
+    other = workspace(tmp_path / "other", record("lora", 1, {"boolq": 0.75})).records
+    number = ["--explain", "table_x", "lora", "BoolQ"]
+    assert main(["tables", *number, "--records", str(other), "--home", str(home.root)]) == 0
+    assert "commonsense, seed 1: 75.000" in capsys.readouterr().out
+    assert not home.local_page.exists()
+    assert not home.local_tables.exists()
+    assert main(["tables", *number, "--records", str(tmp_path / "none"), "--home", str(home.root)]) == 2
+
+
 def test_a_number_is_explained_in_the_terminal(home, capsys):
     assert main(["tables", "--explain", "table_x", "lora", "BoolQ", "--home", str(home.root)]) == 0
     assert "commonsense, seed 1: 60.000" in capsys.readouterr().out
