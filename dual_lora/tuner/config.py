@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ from dual_lora.tuner.registration import peft_type, saves_biases
 
 BIASES = ("none", "all", "dual_lora_only")
 RELATIVE = "relative:"
+# What LoraConfig has and this has under another name; with all three a LoRA's parameters and scale.
+OF_LORA = {
+    "r": "r_magnitude = r_direction = r/2",
+    "lora_alpha": "alpha = lora_alpha/2",
+    "lora_dropout": "dropout",
+    "init_lora_weights": "init_std",
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _help(text: str) -> dict[str, str]:
@@ -30,6 +42,7 @@ class DualLoraConfig(PeftConfig):
     whether a public source states it or whether it is a guess. r₁ = r₂ = r/2 has the parameters of LoRA at rank r.
 
     Raises:
+        TypeError: on a field that it has not; the message names those it has, and the one of a LoraConfig's field.
         ValueError: on a value outside the legal ones; the message names the value, the legal ones and the fix.
     """
 
@@ -118,6 +131,17 @@ class DualLoraConfig(PeftConfig):
         metadata=_help(f"How to compute, one of {KERNELS}. Not part of the method: it is not saved with the adapter."),
     )
 
+    def __new__(cls, *_: Any, **given: Any) -> DualLoraConfig:
+        legal = [one.name for one in fields(cls) if one.init]
+        unknown = [name for name in given if name not in legal]
+        if unknown:
+            hints = "".join(f"; LoRA's {name} is {OF_LORA[name]}" for name in unknown if name in OF_LORA)
+            raise TypeError(  # PEFT looks for these words where it reads the file of a later version
+                f"{cls.__name__}.__init__() got an unexpected keyword argument {unknown[0]!r}{hints}; its fields are "
+                f"{', '.join(legal)}."
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type()
@@ -125,8 +149,31 @@ class DualLoraConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as PEFT's own configs do
         if isinstance(self.exclude_modules, (list, tuple)):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        self._check_kinds()
         self._check_numbers()
         self._check_choices()
+
+    def _check_kinds(self) -> None:
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} must be a dictionary by layers' names, such as {{'q_proj': 4}}."
+                )
+        self.rank_pattern = {
+            key: list(rank) if isinstance(rank, tuple) else rank for key, rank in self.rank_pattern.items()
+        }
+        for name in ("subtract_start", "zero_start", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} must be True or False (the size of the start is init_std)."
+                )
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value, one_too = getattr(self, name), name != "modules_to_save"
+            if not (value is None or isinstance(value, (list, tuple, set)) or (one_too and isinstance(value, str))):
+                raise ValueError(
+                    f"{name} = {value!r} must be a list of names, such as ['classifier']"
+                    + (", or a regular expression." if one_too else ".")
+                )
 
     def _check_numbers(self) -> None:
         ranks = {"r_magnitude": self.r_magnitude, "r_direction": self.r_direction}
@@ -146,15 +193,15 @@ class DualLoraConfig(PeftConfig):
             **{f"alpha_pattern[{key!r}]": value for key, value in self.alpha_pattern.items()},
         }
         for name, alpha in alphas.items():
-            if isinstance(alpha, (str, bool)) or not alpha > 0:
+            if not _is_number(alpha) or not 0 < alpha < float("inf"):
                 raise ValueError(f"{name} = {alpha!r} must be a number above 0 (with rank 16 the usual value is 32).")
         if self.target_parameters:
             raise ValueError(
                 f"target_parameters = {self.target_parameters!r}: Dual LoRA adapts linear layers, not bare parameters "
                 "such as the experts of a mixture; name layers in target_modules (attention, shared experts)."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout!r} must be in [0, 1); 0 turns it off.")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout!r} must be a number in [0, 1); 0 turns it off.")
         self._check_start()
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
@@ -168,7 +215,7 @@ class DualLoraConfig(PeftConfig):
 
     def _check_start(self) -> None:
         normalised: Any = self.normalised
-        if isinstance(normalised, (str, bool)) or not 0 <= normalised < float("inf"):
+        if not _is_number(normalised) or not 0 <= normalised < float("inf"):
             raise ValueError(f"normalised = {normalised!r} must be a number of at least 0; 0 turns it off.")
         zero = {"zero_start": self.zero_start, "normalised": normalised > 0, "subtract_start": self.subtract_start}
         given = [name for name, is_given in zero.items() if is_given]
@@ -194,7 +241,7 @@ class DualLoraConfig(PeftConfig):
         """Return x of `init_std='relative:x'`, or None where `init_std` is a plain σ."""
         value: Any = self.init_std
         fix = f"give a σ above 0 such as 0.02, or '{RELATIVE}x' with x above 0 such as '{RELATIVE}0.07'"
-        if isinstance(value, str) and not value.startswith(RELATIVE):
+        if isinstance(value, bool) or (isinstance(value, str) and not value.startswith(RELATIVE)):
             raise ValueError(f"init_std = {value!r} cannot be read: {fix}.")
         try:
             number = float(value.removeprefix(RELATIVE)) if isinstance(value, str) else float(value)
@@ -226,7 +273,7 @@ class DualLoraConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and into README.md how such an adapter is loaded."""
         super().save_pretrained(save_directory, **kwargs)
-        say_how_to_load(Path(save_directory))
+        say_how_to_load(Path(save_directory), self.task_type)
 
     def spec(self, transposed: bool = False) -> UpdateSpec:
         """Return the options of the kernels. Raises `ValueError` for unknown ones, or a kernel that lacks them."""

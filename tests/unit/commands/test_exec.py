@@ -38,5 +38,5 @@ def test_the_card_says_how_to_load_and_keeps_what_is_there(adapter):
     assert "import dual_lora" in text
     assert text.index("import dual_lora") < text.index("# Model Card")
     card.write_text(text + "\nMy own words.\n")
-    say_how_to_load(adapter)
+    say_how_to_load(adapter, None)
     assert card.read_text() == text + "\nMy own words.\n"

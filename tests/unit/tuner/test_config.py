@@ -25,6 +25,16 @@ from dual_lora import DualLoraConfig
         ({"alpha_pattern": {"q": -1}}, ["alpha_pattern['q'] = -1", "above 0"]),
         ({"target_parameters": ["experts.down_proj"]}, ["experts.down_proj", "not bare parameters", "target_modules"]),
         ({"alpha": "32"}, ["alpha = '32'", "number"]),
+        ({"alpha": None}, ["alpha = None", "number"]),
+        ({"alpha": float("inf")}, ["alpha = inf", "number"]),
+        ({"rank_pattern": None}, ["rank_pattern = None", "{'q_proj': 4}"]),
+        ({"alpha_pattern": 8}, ["alpha_pattern = 8", "dictionary"]),
+        ({"init_weights": "gaussian"}, ["init_weights = 'gaussian'", "True or False", "init_std"]),
+        ({"subtract_start": "yes"}, ["subtract_start = 'yes'", "True or False"]),
+        ({"modules_to_save": "classifier"}, ["modules_to_save = 'classifier'", "['classifier']"]),
+        ({"target_modules": 5}, ["target_modules = 5", "list of names", "regular expression"]),
+        ({"dropout": "0.1"}, ["dropout = '0.1'", "number in [0, 1)"]),
+        ({"init_std": True}, ["init_std = True", "0.02"]),
         ({"dropout": 1.0}, ["dropout = 1.0", "[0, 1)"]),
         ({"ste": "xnor"}, ["ste='xnor'", "clipped_gradient", "identity", "hard_tanh"]),
         ({"magnitude_activation": "gelu"}, ["magnitude_activation='gelu'", "relu", "identity"]),
@@ -49,9 +59,26 @@ def test_a_wrong_setting_raises_and_the_message_helps(settings, words):
         assert word in str(error.value)
 
 
-def test_an_unknown_setting_raises():
-    with pytest.raises(TypeError, match="r_magnitud"):
+def test_an_unknown_setting_raises_and_the_message_has_the_known_ones():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'r_magnitud'; its fields are .*r_magnitude"):
         DualLoraConfig(r_magnitud=4)
+
+
+def test_the_names_of_a_lora_are_translated_to_its_parameters_and_scale():
+    with pytest.raises(TypeError) as error:
+        DualLoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, init_lora_weights="gaussian")
+    for word in ("r_magnitude = r_direction = r/2", "alpha = lora_alpha/2", "lora_dropout is dropout", "is init_std"):
+        assert word in str(error.value)
+    assert DualLoraConfig(r_magnitude=4, r_direction=4, alpha=8).initial_scaling == 16 / 8  # LoRA's lora_alpha / r
+
+
+def test_a_field_of_a_later_version_is_left_out_with_a_warning(tmp_path):
+    DualLoraConfig(r_magnitude=3, rank_pattern={"q": (2, 3)}).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "of_tomorrow": 1}))
+    with pytest.warns(UserWarning, match="of_tomorrow"):
+        loaded = PeftConfig.from_pretrained(tmp_path)
+    assert (loaded.r_magnitude, loaded.rank_pattern) == (3, {"q": [2, 3]})
 
 
 def test_the_saved_file_holds_the_method_and_not_how_it_was_computed(tmp_path):

@@ -8,7 +8,13 @@ import peft
 import pytest
 import torch
 from packaging.version import Version
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModel,
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    PeftModel,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
@@ -72,19 +78,20 @@ def test_the_saved_file_holds_the_factors_and_nothing_else(tmp_path):
     assert {key.split("_proj.")[1] for key in saved} == {f"{name}.weight" for name in FACTORS}
 
 
-def test_auto_classes_load_base_and_adapter(tmp_path):
-    for name, auto_class in [
-        ("llama", AutoPeftModelForCausalLM),
-        ("gpt2", AutoPeftModelForCausalLM),
-        ("roberta", AutoPeftModelForSequenceClassification),
+def test_the_auto_class_of_the_card_loads_base_and_adapter(tmp_path):
+    for name, auto_class, given in [
+        ("llama", AutoPeftModelForCausalLM, {}),
+        ("gpt2", AutoPeftModel, {"task_type": None}),
+        ("roberta", AutoPeftModelForSequenceClassification, {}),
     ]:
         folder = tmp_path / name
         make_base(name).save_pretrained(folder / "base")
         base = MODELS[name]().from_pretrained(folder / "base")
-        model = get_peft_model(base, make_config(name)).train()
+        model = get_peft_model(base, make_config(name, **given)).train()
         train_a_little(model)
         expected = logits(model.eval())
         model.save_pretrained(folder / "adapter")
+        assert f"model = {auto_class.__name__}.from_pretrained(" in (folder / "adapter" / "README.md").read_text()
         settings = {"num_labels": 3} if name == "roberta" else {}
         assert torch.equal(logits(auto_class.from_pretrained(folder / "adapter", **settings).eval()), expected)
 
