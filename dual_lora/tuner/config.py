@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
@@ -17,6 +18,7 @@ from dual_lora.tuner.registration import peft_type, saves_biases
 
 BIASES = ("none", "all", "dual_lora_only")
 RELATIVE = "relative:"
+_Class = TypeVar("_Class")
 # What LoraConfig has and this has under another name; with all three a LoRA's parameters and scale.
 OF_LORA = {
     "r": "r_magnitude = r_direction = r/2",
@@ -34,6 +36,27 @@ def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
+def _says_its_fields(cls: type[_Class]) -> type[_Class]:
+    """Let the error for an unknown field say which ones there are. The signature stays: PEFT and the suite read it."""
+    made = cls.__init__
+
+    @wraps(made)
+    def __init__(self: Any, *values: Any, **given: Any) -> None:
+        legal = [one.name for one in fields(self) if one.init]
+        unknown = [name for name in given if name not in legal]
+        if unknown:
+            hints = "".join(f"; LoRA's {name} is {OF_LORA[name]}" for name in unknown if name in OF_LORA)
+            raise TypeError(  # PEFT looks for these words where it reads the file of a later version
+                f"{cls.__name__}.__init__() got an unexpected keyword argument {unknown[0]!r}{hints}; its fields are "
+                f"{', '.join(legal)}."
+            )
+        made(self, *values, **given)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+@_says_its_fields
 @dataclass
 class DualLoraConfig(PeftConfig):
     """Settings of Dual LoRA: W = W₀ + w · α/√(r₁·r₂) · ReLU(B A) ⊙ Sign(D C), with Sign(0) = −1.
@@ -130,17 +153,6 @@ class DualLoraConfig(PeftConfig):
         default="auto",
         metadata=_help(f"How to compute, one of {KERNELS}. Not part of the method: it is not saved with the adapter."),
     )
-
-    def __new__(cls, *_: Any, **given: Any) -> DualLoraConfig:
-        legal = [one.name for one in fields(cls) if one.init]
-        unknown = [name for name in given if name not in legal]
-        if unknown:
-            hints = "".join(f"; LoRA's {name} is {OF_LORA[name]}" for name in unknown if name in OF_LORA)
-            raise TypeError(  # PEFT looks for these words where it reads the file of a later version
-                f"{cls.__name__}.__init__() got an unexpected keyword argument {unknown[0]!r}{hints}; its fields are "
-                f"{', '.join(legal)}."
-            )
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -62,6 +63,9 @@ def test_a_wrong_setting_raises_and_the_message_helps(settings, words):
 def test_an_unknown_setting_raises_and_the_message_has_the_known_ones():
     with pytest.raises(TypeError, match="unexpected keyword argument 'r_magnitud'; its fields are .*r_magnitude"):
         DualLoraConfig(r_magnitud=4)
+    assert list(inspect.signature(DualLoraConfig).parameters)[-1] == "kernel", (
+        "a subclass and PEFT read the fields there"
+    )
 
 
 def test_the_names_of_a_lora_are_translated_to_its_parameters_and_scale():
