@@ -10,13 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
+from dual_lora import DeltaWarmupCallback, DualLoraLinear
 from dual_lora.commands import COMMANDS
 from dual_lora.commands.bench import parser_of
 from dual_lora.commands.parser import Parser
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
 from tests import ROOT, committed
+from tests.unit.tuner.tiny_adapted_model import TOKENS, make_base
 
 README = (ROOT / "README.md").read_text()
 BOUNDED = [
@@ -84,6 +87,24 @@ def test_a_command_of_the_readme_runs(command: str, tmp_path: Path, monkeypatch:
     metrics = ["task.metrics=[BLEU]"] if "e2e" in command or "nlg" in command else []
     words = [*written, "model=tiny_llama", "seed=0", *sampled, *BOUNDED, *metrics, f"results={tmp_path}"]
     assert launch(compose(words)) == 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/methods/dual_lora.md", "docs/upstream/dual_lora.md"])
+def test_the_example_for_own_code_trains(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is printed, where `base`, `args` and `data` are a user's."""
+    monkeypatch.chdir(tmp_path)
+    [example] = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    texts = [{"input_ids": row, "labels": row} for row in TOKENS]
+    args = TrainingArguments("out", max_steps=2, use_cpu=True, report_to=[], save_strategy="no", learning_rate=1e-2)
+    names = {"base": make_base("llama"), "args": args, "data": texts}
+    exec(example, names)
+    if "trainer.train()" not in example:
+        names["trainer"].train()
+    assert names["trainer"].state.global_step == 2
+    [callback] = [one for one in names["trainer"].callback_handler.callbacks if isinstance(one, DeltaWarmupCallback)]
+    assert callback.resolved_warmup_steps == 1
+    layers = [module for module in names["base"].modules() if isinstance(module, DualLoraLinear)]
+    assert ("merge_and_unload" in example) == (not layers)
 
 
 def test_the_readme_says_how_python_is_the_suites() -> None:
