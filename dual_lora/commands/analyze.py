@@ -54,7 +54,8 @@ def load(options: argparse.Namespace) -> Any:
     adapter = options.source / "adapter" if run_config.is_file() else options.source
     if not (adapter / "adapter_config.json").is_file():
         raise ConfigError(
-            f"{options.source}: neither a run folder of an adapter method nor a folder with adapter_config.json"
+            f"{options.source}: neither a run folder of an adapter method nor a folder with adapter_config.json "
+            "(a run's is results/runs/RUN_ID, as long as its weights are there: clean --remove --weights removes them)"
         )
     if not run_config.is_file():
         return load_adapted(adapter, options.base, options.device)[0]

@@ -247,4 +247,6 @@ def test_a_saved_adapter_is_analyzed_from_its_files(tmp_path, capsys):
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):
     assert main(["analyze", str(tmp_path)]) == 2
-    assert "neither a run folder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "neither a run folder" in said
+    assert "results/runs/RUN_ID, as long as its weights are there" in said
