@@ -64,10 +64,11 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         backend = quantization_backend(base, self.model)
         if not isinstance(base, (nn.Linear, Conv1D)) and getattr(backend, "layer_type", None) != "linear":
+            embedding = " trainable_token_indices trains some tokens, modules_to_save the whole embedding."
             raise ValueError(
-                f"Target module {current_key} is a {type(base).__name__}, which is not supported. Dual LoRA adapts "
-                "torch.nn.Linear, its quantized forms that PEFT knows, and transformers.pytorch_utils.Conv1D: narrow "
-                "target_modules or use exclude_modules."
+                f"Target module {current_key} is of the class {type(base).__name__}, which is not supported. Dual LoRA "
+                "adapts torch.nn.Linear, its quantized forms that PEFT knows, and transformers.pytorch_utils.Conv1D: "
+                "narrow target_modules or use exclude_modules." + (embedding if isinstance(base, nn.Embedding) else "")
             )
         if isinstance(parent, nn.MultiheadAttention):
             raise ValueError(
