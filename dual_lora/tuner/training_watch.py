@@ -37,7 +37,7 @@ class TrainingWatch:
         if torch.compiler.is_compiling() or not (layer.training and torch.is_grad_enabled()):
             return
         trained = [name for name in layer.active_adapters if self._is_trained(layer, name)]
-        device = layer.weight.device.type
+        device = next(layer.parameters()).device.type
         if not trained or device == "meta":
             return
         self.calls += 1
@@ -54,7 +54,8 @@ class TrainingWatch:
 
     def _is_trained(self, layer: DualLoraLinear, name: str) -> bool:
         factors = layer.dual_lowrank_magnitude_A
-        return name in self.configs and name in factors and factors[name].weight.requires_grad
+        # By `parameters()`: under ZeRO-3 an attribute that is read during a forward pass is gathered and freed again.
+        return name in self.configs and name in factors and any(p.requires_grad for p in factors[name].parameters())
 
 
 def _warn_of_fp16(layer: DualLoraLinear, device: str) -> None:
