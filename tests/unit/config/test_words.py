@@ -68,7 +68,7 @@ def test_an_experiment_may_name_a_folder_with_a_blank(monkeypatch: pytest.Monkey
 
 
 def test_what_is_wrong_is_still_refused() -> None:
-    with pytest.raises(ConfigError, match="Ambiguous value for argument 'recipe.epochs=1,2'"):
+    with pytest.raises(ConfigError, match="recipe.epochs=1,2: several values are a sweep; give -m"):
         compose([*BASE, "recipe.epochs=1,2"])
     with pytest.raises(ConfigError, match=r"task.metrics=\[a: no list \[a,b\]"):
         compose([*BASE, "task.metrics=[a"])
