@@ -193,11 +193,15 @@ class Group:
             # Without a network a machine may be unable to resolve its own name, which these two use to connect.
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        known = set(os.environ)
         try:
             program, *words = shipped.command()
             elastic_launch(config, program)(*words, "--worker", str(self.file))
         except BaseException as error:
             self._errors.append(error)
+        finally:  # the agent leaves settings, which the next command in this process would take for another tool's
+            for name in set(os.environ) - known:
+                del os.environ[name]
 
     def first_failure(self) -> dict[str, Any] | None:
         """Return {rank, status, message, trace} of the process that failed first, or None if no cause is known."""

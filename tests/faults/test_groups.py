@@ -58,6 +58,7 @@ def test_killed_process_takes_the_group_down_and_the_run_continues(tmp_path, mon
     fork_groups(monkeypatch)
     assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 0
     assert only_record(tmp_path / "results")["execution"]["resumed_from"] == [2]
+    assert not [name for name in os.environ if name.startswith("TORCHELASTIC")], "the agent's own settings"
 
 
 @pytest.mark.slow
