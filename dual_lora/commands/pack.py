@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     experiments = [space.experiment(name) for name in options.experiments]
     held, refused = records.read_all(folder)
     code = terminal.name_refused(refused)
-    for experiment in experiments:
+    for experiment in (selection.with_extension(one, held) for one in experiments):
         path = folder / f"{experiment.name}.jsonl"
         moved = pack(path, [record.run_id for record in held if selection.in_sweep(record, experiment)])
         print(f"{path}: {moved} records moved into it")

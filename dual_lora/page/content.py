@@ -33,7 +33,7 @@ def gather(
     named = [text.replace(f"{space.root}/", "") for text in refused]  # no folder of this machine
     drawn = [figure for view in views.values() for figure in figures.figures(view, experiments)]
     pool = Pool()
-    alone, asked = neighbours.alone(held), selection.asked_by(experiments.values())
+    alone, asked = neighbours.alone(held), selection.asked_by(experiments.values(), held)
     verdicts = [entry for view in views.values() for entry in overview.verdicts(view, experiments)]
     points = next((count for count in CURVE_POINTS if count * len(held) <= ALL_POINTS), CURVE_POINTS[-1])
     runs = {record.run_id: _run(record, pool, asked[record.names], alone, points) for record in held}

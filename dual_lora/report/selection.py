@@ -133,10 +133,15 @@ def by_names(records: Iterable[Record]) -> Mapping[tuple[str, ...], list[Record]
     return held
 
 
-def asked_by(experiments: Iterable[Experiment]) -> Mapping[tuple[str, ...], list[Experiment]]:
-    """Return by the same names the experiments that have runs so called, in their order; none for other names."""
+def asked_by(
+    experiments: Iterable[Experiment], records: Sequence[Record]
+) -> Mapping[tuple[str, ...], list[Experiment]]:
+    """Return by the same names the experiments that have runs so called, in their order; none for other names.
+
+    Trials of learning rates have the rates that the records extend them by: their table shows these too.
+    """
     found: dict[tuple[str, ...], list[Experiment]] = defaultdict(list)
-    for experiment in experiments:
+    for experiment in (with_extension(one, records) for one in experiments):
         for name in experiment.names:
             found[name].append(experiment)
     return found

@@ -199,15 +199,15 @@ def save(files: Mapping[Path, str]) -> list[Path]:
     return changed
 
 
-def in_no_table(held: Iterable[Record], tables: Mapping[str, Sequence[Experiment]]) -> list[Record]:
+def in_no_table(held: Sequence[Record], tables: Mapping[str, Sequence[Experiment]]) -> list[Record]:
     """Return the records that no block of any table selects."""
-    asked = selection.asked_by(experiment for blocks in tables.values() for experiment in blocks)
+    asked = selection.asked_by((experiment for blocks in tables.values() for experiment in blocks), held)
     return [record for record in held if not _is_in(record, asked[record.names])]
 
 
-def has_any(blocks: Sequence[Experiment], held: Iterable[Record]) -> bool:
+def has_any(blocks: Sequence[Experiment], held: Sequence[Record]) -> bool:
     """Whether a table with these blocks selects one of the records."""
-    asked = selection.asked_by(blocks)
+    asked = selection.asked_by(blocks, held)
     return any(_is_in(record, asked[record.names]) for record in held)
 
 

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dual_lora.config import MNLI_STARTED
 from dual_lora.config.compose import compose, options
 from dual_lora.records.schema import parse
-from dual_lora.report import definition, published, selection, tuned_study, tuning
+from dual_lora.report import definition, published, selection, tuned_study, tuning, workspace
 from dual_lora.report.workspace import Workspace
 from dual_lora.runs.identity import identity
 from tests import ROOT
@@ -151,6 +151,11 @@ def test_committed_runs_have_what_their_trials_chose(name):
         ]
         assert len(fitting) == 1, record.run_id
         assert record.identity["recipe"]["learning_rate"] == float(fitting[0][tuning.RATE]), record.run_id
+
+
+def test_every_committed_record_is_in_a_table():
+    tables = definition.tables(EXPERIMENTS)
+    assert [record.run_id for record in workspace.in_no_table(SPACE.committed_records(), tables)] == []
 
 
 def test_no_run_of_the_study_is_in_another_block_that_it_would_break(monkeypatch):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dual_lora.commands import main
 from dual_lora.report import drawing, inside, tidy
 from dual_lora.report.figures import DESCENT, STEP, UPDATE, Figure, figures
 from tests.unit.page.page_builder import DIAGNOSTICS, document, values, workspace
@@ -150,6 +151,19 @@ def test_a_grid_that_was_extended_is_shown_with_its_new_rates(tmp_path):
     lines = [(line.choices["method"], line.choices["recipe.learning_rate"]) for line in block.lines]
     assert ("lora", "5e-05") in lines
     assert [rate for method, rate in lines if method == "dora"] == ["0.0001", "0.0002", "0.0004"]
+
+
+def test_a_trial_at_a_rate_that_a_grid_was_extended_by_belongs_to_its_experiment(tmp_path, capsys):
+    """Where the table shows it: nothing says that it is in no table, and it goes into the file of its experiment."""
+    text = RATES.format(method="lora", title="title: Rates").replace("seed: 0,1", "seed: 100,101")
+    trials = [record("lora", seed, learning_rate=rate) for rate in (1e-4, 8e-4) for seed in (100, 101)]
+    space = workspace(tmp_path, *trials, text=text)
+    extended = values(document(space))["runs"][trials[-1]["identity"]["run_id"]]
+    assert extended["again"] == "python run.py -m experiment=table_x recipe.learning_rate=0.0008 seed=101"
+    assert main(["tables", "--home", str(tmp_path), "--records", str(space.records)]) == 0
+    assert "in no table" not in capsys.readouterr().out
+    assert main(["pack", "table_x", "--home", str(tmp_path)]) == 0
+    assert [path.name for path in space.records.iterdir()] == ["table_x.jsonl"]
 
 
 def test_a_figure_is_drawn_again_only_for_other_points(tmp_path):
