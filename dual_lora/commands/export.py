@@ -4,7 +4,8 @@
     python run.py export run=RUN_ID out=FOLDER  # a checkpoint: to share it, or to start another run from it
     python run.py model=small_gpt2 model.path=FOLDER task=webnlg method=lora
 
-The tables have one value a row; scores are as records hold them (fractions, unless unbounded).
+The tables have one value a row; scores are as records hold them (fractions, unless unbounded). `experiments` of a run
+names the files in experiments/ that it is a run of.
 
 The weights are those of full fine-tuning, or the base with the adapter's update merged in. A GPT-2 whose attention was
 split gets its fused layers back. A classification head is written too, but the run that starts from it initializes a
@@ -17,10 +18,12 @@ import argparse
 import json
 from pathlib import Path
 
+from dual_lora import shipped
 from dual_lora.commands.merge import new_folder
 from dual_lora.commands.parser import Parser, one_of
 from dual_lora.config import ConfigError
 from dual_lora.report import records, terminal, tidy
+from dual_lora.report.workspace import Workspace
 
 CHECKPOINTS = ("last", "best_loss", "best_dev", "best_heldout")
 
@@ -48,7 +51,8 @@ def _records(options: argparse.Namespace) -> int:
     if options.checkpoint:
         raise ConfigError("checkpoint= is of one run: give run=RUN_ID too")
     held, refused = records.read_all(options.results / "records")
-    for path in tidy.write(held, options.out):
+    experiments = Workspace(shipped.home()).experiments()
+    for path in tidy.write(held, experiments.values(), options.out):
         print(path)
     return terminal.name_refused(refused)
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from dual_lora.records.schema import Record
-from dual_lora.report import escape, neighbours, provenance
+from dual_lora.report import escape, neighbours, provenance, selection
+from dual_lora.report.definition import Experiment
 
 _NAMED = ("model", "task", "method", "protocol", "profile")
 
 
-def tables(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
+def tables(records: Sequence[Record], experiments: Iterable[Experiment]) -> dict[str, list[dict[str, Any]]]:
     """Return table name -> its rows. Scores are as records hold them: fractions, unless unbounded."""
-    alone = neighbours.alone(records)
+    alone, asked = neighbours.alone(records), selection.asked_by(experiments, records)
     return {
-        "runs": [_run(record, record.run_id in alone) for record in records],
+        "runs": [_run(record, asked[record.names], record.run_id in alone) for record in records],
         "measurements": [row for record in records for row in _measurements(record)],
         "curves": [
             {"run_id": record.run_id, "curve": name, "step": step, "value": value}
@@ -30,7 +31,7 @@ def tables(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def write(records: Sequence[Record], folder: Path) -> list[Path]:
+def write(records: Sequence[Record], experiments: Iterable[Experiment], folder: Path) -> list[Path]:
     """Write the tables into a new folder and return their files. Raises `FileExistsError` if it exists."""
     import pyarrow
     import pyarrow.csv
@@ -38,7 +39,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True)
     written = []
-    for name, rows in tables(records).items():
+    for name, rows in tables(records, experiments).items():
         names = list(dict.fromkeys(key for row in rows for key in row))
         table = pyarrow.table({key: _column([row.get(key) for row in rows]) for key in names})
         pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
@@ -48,12 +49,14 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     return written
 
 
-def _run(record: Record, alone: bool) -> dict[str, Any]:
+def _run(record: Record, experiments: Iterable[Experiment], alone: bool) -> dict[str, Any]:
     headline, told = record.scores.headline, record.origin
+    shown = [] if selection.is_local_play(record) else experiments
     return {
         "run_id": record.run_id,
         "status": record.status,
         "message": record.message,
+        "experiments": ", ".join(one.name for one in shown if selection.in_sweep(record, one)),
         "seed": None if record.untrained else record.seed,
         **({f"headline_{key}": value for key, value in vars(headline).items()} if headline else {}),
         **{f"cost.{key}": value for key, value in vars(record.cost).items() if key != "peak_memory_bytes"},

@@ -263,7 +263,7 @@ def test_what_diagnostics_saw_is_shown_by_step_and_by_layer(tmp_path):
     assert inside.mean(seen, "magnitude_step") is None
     (of_page,) = values(document(space))["inside"]
     assert of_page["panels"][0]["lines"] == {"DUAL_LORA": [[1, 0.5, 0.5, 0.5], [10, 0.52, 0.52, 0.52]]}
-    rows = tidy.tables(space.all_records())["diagnostics"]
+    rows = tidy.tables(space.all_records(), [])["diagnostics"]
     assert len(rows) == 2 * 2 * (1 + 4 + 3 * 2)  # runs × layers × (a norm, four at the end, three series of two steps)
     flips = [(row["step"], row["value"]) for row in rows if row["measure"] == "flipped_share" and row["layer"] == "b"]
     assert flips[:2] == [(1, 0.1), (10, 0.02)]
