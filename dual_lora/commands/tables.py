@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def options(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 with a diff if a file is stale")
     parser.add_argument("--only", action="append", default=[], metavar="TABLE", help="one table (may be repeated)")
     parser.add_argument(
-        "--explain", nargs=3, metavar=("TABLE", "ROW", "COLUMN"), help="show where one number comes from; write nothing"
+        "--explain",
+        nargs=3,
+        metavar=("TABLE", "ROW", "COLUMN"),
+        help="show where one number of a table, or of one of its experiments, comes from; write nothing",
     )
     parser.add_argument("--records", type=Path, metavar="FOLDER", help="use the records of another folder")
     parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
@@ -77,8 +81,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _explain(space: Workspace, folder: Path, table: str, row: str, column: str) -> int:
     held, refused = records.read_all(folder)
-    views = space.views(held, [table], folder.parent / "predictions")
-    print("\n".join(explain.explain(views[table], space.experiments(), row, column, space.hours)))
+    whole = space.table_of(table)
+    view = space.views(held, [whole], folder.parent / "predictions")[whole]
+    if whole != table:
+        view = replace(view, name=table, blocks=tuple(block for block in view.blocks if block.experiment == table))
+    print("\n".join(explain.explain(view, space.experiments(), row, column, space.hours)))
     return terminal.name_refused(refused)
 
 

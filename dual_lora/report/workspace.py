@@ -93,9 +93,21 @@ class Workspace:
         """Return table name -> its blocks, of all tables or those named. Raises `DefinitionError`."""
         tables = definition.tables(self.experiments())
         for name in only:
-            if name not in tables:
-                raise definition.DefinitionError(f"table {name!r} does not exist{legal_values(name, tables)}")
+            if self.table_of(name) != name:
+                raise definition.DefinitionError(f"{name!r} is a block of table {self.table_of(name)!r}: name that")
         return {name: blocks for name, blocks in tables.items() if not only or name in only}
+
+    def table_of(self, name: str) -> str:
+        """Return the table of that name, or the first that shows the experiment of that name as a block.
+
+        Raises `DefinitionError`.
+        """
+        tables = definition.tables(self.experiments())
+        showing = (table for table, blocks in tables.items() if name in (block.name for block in blocks))
+        found = name if name in tables else next(showing, None)
+        if found is None:
+            raise definition.DefinitionError(f"table {name!r} does not exist{legal_values(name, tables)}")
+        return found
 
     def all_records(self) -> list[Record]:
         """Return every record on this machine that can be used."""

@@ -6,7 +6,7 @@ import pytest
 
 from dual_lora.commands import main
 from tests.unit.page.page_builder import values, workspace
-from tests.unit.report.report_builder import record
+from tests.unit.report.report_builder import EXPERIMENT, record
 
 
 @pytest.fixture
@@ -64,6 +64,27 @@ def test_a_number_is_explained_in_the_terminal(home, capsys):
     assert main(["tables", "--explain", "table_x", "lora", "BoolQ", "--home", str(home.root)]) == 0
     assert "commonsense, seed 1: 60.000" in capsys.readouterr().out
     assert main(["tables", "--explain", "table_x", "lora", "Bool", "--home", str(home.root)]) == 2
+
+
+def test_a_number_of_one_block_of_a_table_is_explained_by_the_name_of_its_experiment(tmp_path, capsys):
+    """The name is what a command or a record of the block says; the table is another file's."""
+    part = EXPERIMENT.replace("  title: A table\n", "").replace("A block", "Other seeds").replace("0,1,2,3,4,5", "7")
+    space = workspace(tmp_path, record("lora"), record("lora", 7, {"boolq": 0.75}))
+    definitions = tmp_path / "experiments"
+    (definitions / "part_x.yaml").write_text(part)
+    (definitions / "table_x.yaml").write_text(EXPERIMENT.replace("  block:", "  blocks: [table_x, part_x]\n  block:"))
+    home = ["--home", str(space.root)]
+    assert main(["tables", *home]) == 0
+    assert "Other seeds" in (space.tables / "table_x.md").read_text()
+    capsys.readouterr()
+    assert main(["tables", "--explain", "part_x", "lora", "BoolQ", *home]) == 0
+    shown = capsys.readouterr().out
+    assert "commonsense, seed 7: 75.000" in shown
+    assert "seed 0" not in shown, "the other block"
+    assert main(["tables", "--explain", "part_x", "lora", "Bool", *home]) == 2
+    assert "'Bool' is not in table part_x" in capsys.readouterr().err
+    assert main(["tables", "--only", "part_x", *home]) == 2
+    assert "'part_x' is a block of table 'table_x': name that" in capsys.readouterr().err
 
 
 def test_two_runs_are_compared_in_the_terminal(home, capsys):
