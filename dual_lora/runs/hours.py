@@ -94,6 +94,11 @@ def gpu_hours(resolved: Resolved, lengths: Lengths, card: Card) -> float:
     return cost * share(resolved, launch.parallel if launch.name == "local" else 1)
 
 
+def rounded(hours: float) -> float:
+    """Return hours to three digits, as a plan prints them and adds them up."""
+    return float(f"{hours:.3g}")
+
+
 def share(resolved: Resolved, runs: float) -> float:
     """Return what a run costs of its time alone if so many share its card."""
     larger = models.count_parameters(resolved.config.model, resolved.task.head) > _LARGER

@@ -11,7 +11,7 @@ from dual_lora import methods, models
 from dual_lora.config.schedule import planned_obstacle
 from dual_lora.runs.cards import GIB, Card, planned_card
 from dual_lora.runs.disk_space import space
-from dual_lora.runs.hours import accuracy, gpu_hours
+from dual_lora.runs.hours import accuracy, gpu_hours, rounded
 from dual_lora.runs.phases import TRAINING, Peak, peak, peaks, setup
 from dual_lora.runs.resolve import Resolved, adapted_layers, budget_note
 from dual_lora.tasks.lengths import Lengths, Longest, longest, planned_lengths
@@ -105,7 +105,7 @@ def describe(resolved: Resolved) -> str:
     config, batches = resolved.config, resolved.batches
     card, here = planned_card(config.plan)
     facts = plan(resolved, card)
-    share = 100 * facts["trainable"] / facts["parameters"]
+    share, hours = 100 * facts["trainable"] / facts["parameters"], rounded(facts["gpu_hours"])
     lines = [
         f"run {resolved.run_id}: model={config.model.name} task={config.task.name} method={config.method.name} "
         f"protocol={config.protocol.name} profile={config.profile.name} seed={config.seed}",
@@ -115,7 +115,7 @@ def describe(resolved: Resolved) -> str:
         f"  steps       {resolved.steps:,} of batch {batches.global_batch} = {batches.world_size} device(s) × "
         f"{batches.per_device} × {batches.accumulation} accumulated, {resolved.train_examples:,} examples",
         *_memory_lines(resolved, facts, card, here),
-        f"  time        about {facts['gpu_hours']:.2f} GPU-hours on {card.name} ({accuracy([config.model.name])})",
+        f"  time        about {hours:g} GPU-hours on {card.name} ({accuracy([config.model.name])})",
         f"  disk        {_size(facts['space'].checkpoints)} of checkpoints, {_size(facts['space'].stays)} stay",
     ]
     fetched = _to_fetch([facts["space"].weights], [to_fetch(config)])
@@ -142,7 +142,7 @@ def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
     weights, data = dict[str, int](), dict[str, Fetched]()
     for title, same in groups.items():
         facts = plan(same[0], card)
-        found, each = facts["peak"], facts["gpu_hours"]
+        found, each = facts["peak"], rounded(facts["gpu_hours"])
         memory = f"{found.bytes / GIB:.1f} GiB"
         if facts["training"] and found.phase != TRAINING:
             memory = f"{peak(facts['training']).bytes / GIB:.1f} GiB in training, {memory} in {found.phase}"
@@ -154,11 +154,11 @@ def describe_sweep(runs: Sequence[Resolved], titles: Sequence[str]) -> str:
         fits = "" if found.bytes <= card.room() else f", does not fit: {advice(same[0], facts['lengths'], card)}"
         lines.append(
             f"{title}: {count} run(s) of {same[0].steps:,} steps, {memory}{fits}, "
-            f"{count} × {each:.2f} = {count * each:.2f} GPU-hours"
+            f"{count} × {each:g} = {count * each:g} GPU-hours"
         )
     fetched = _to_fetch(weights.values(), data.values())
     lines.append(
-        f"together: {len(runs)} runs, about {hours:.1f} GPU-hours on {card.name}"
+        f"together: {len(runs)} runs, about {rounded(hours):g} GPU-hours on {card.name}"
         + ("" if here else " (not the card of this machine)")
         + f" ({accuracy(weights)}); disk {_size(largest)} for the checkpoints "
         f"of a run, {_size(stays)} stay" + (f"; download {fetched}" if fetched else "")

@@ -13,7 +13,7 @@ def cost_of(commands: Sequence[str]) -> str:
     """Return the GPU-hours of sweeps (`python run.py -m ...`) together, in a line for a person."""
     from dual_lora.runs import plan
     from dual_lora.runs.cards import planned_card
-    from dual_lora.runs.hours import accuracy
+    from dual_lora.runs.hours import accuracy, rounded
     from dual_lora.runs.resolve import resolve
 
     runs = []
@@ -26,4 +26,4 @@ def cost_of(commands: Sequence[str]) -> str:
     except (ConfigError, DataError) as error:
         return f"GPU-hours are not known: {error}"
     told = accuracy(run.config.model.name for run in runs)
-    return f"{len(runs)} runs, about {hours:.1f} GPU-hours on {planned_card(True)[0].name} ({told})"
+    return f"{len(runs)} runs, about {rounded(hours):g} GPU-hours on {planned_card(True)[0].name} ({told})"

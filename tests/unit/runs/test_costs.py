@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from decimal import Decimal
 
 import pytest
 
@@ -114,6 +116,23 @@ def test_runs_that_differ_in_the_seed_only_share_a_line(capsys):
     assert "3 run(s) of" in lines[0]
     assert lines[2].startswith("together: 6 runs, about ")
     assert "NVIDIA H100 80GB HBM3 (not the card of this machine)" in lines[2]
+
+
+@pytest.mark.parametrize("hours", [0.00667, 0.014449, 2.4161, 123.456])
+def test_what_a_plan_of_a_sweep_multiplies_and_adds_up_agrees(hours, monkeypatch, capsys):
+    """As printed: 3 × 0.01 = 0.02 is what a factor of two digits next to an exact product gives."""
+    monkeypatch.setattr("dual_lora.runs.plan.gpu_hours", lambda *given: hours)
+    describe(compose(["-m", "model=smollm2", "task=e2e", "method=lora,dora", "seed=0,1,2", "data.source=sample"]))
+    *lines, total = capsys.readouterr().out.splitlines()
+    found = [re.search(r"(\d+) × (\S+) = (\S+) GPU-hours", line) for line in lines]
+    printed = [tuple(map(Decimal, one.groups())) for one in found if one is not None]
+    assert len(printed) == 2
+    for count, each, product in printed:
+        assert count * each == product
+        assert each == pytest.approx(Decimal(hours), rel=Decimal("0.005"))
+    shown = re.search(r"about (\S+) GPU-hours", total)
+    assert shown is not None
+    assert Decimal(shown[1]) == pytest.approx(sum(product for *_, product in printed), rel=Decimal("0.005"))
 
 
 def test_the_cost_of_printed_commands_is_that_of_their_runs():
