@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -56,6 +57,11 @@ def run(options: argparse.Namespace) -> int:
     held, refused = records.read_all(results / "records")
     terminal.name_refused(refused)
     if options.experiment is None:
+        if options.missing or options.hours:
+            raise ValueError(
+                "--missing and --hours are of an experiment: name it, one of experiments/ without .yaml; the command "
+                "that began another sweep runs the rest of it"
+            )
         return _show_all(every_run(held, results / "runs"), results)
     experiment = space.experiment(options.experiment)
     runs = progress(experiment, held, results / "runs")
@@ -64,13 +70,21 @@ def run(options: argparse.Namespace) -> int:
     failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running")]
     commands += selection.to_do(experiment, failed, retry=True)
     commands = [" ".join([command, *words]) for command in commands]
-    if options.missing:
+    if options.missing and commands:
         print("\n".join(commands))
+    elif options.missing:
+        print(_nothing_to_start(runs), file=sys.stderr)  # a script reads the commands
     else:
         _show(experiment, runs, commands, one_line_each=options.runs)
         if options.hours and commands:
             print(f"\nThe rest takes: {cost_of(commands)}")
     return 0 if all(run.state == "done" for run in runs) else 1
+
+
+def _nothing_to_start(runs: list[Progress]) -> str:
+    total = Counter(run.state for run in runs)
+    rest = f", {total['running']} running" if total["running"] else ""
+    return f"nothing is missing: {total['done']} of {len(runs)} runs are done{rest}"
 
 
 def watch(

@@ -259,6 +259,28 @@ def test_status_of_a_folder_lists_every_run_of_whatever_sweep(checkout, tmp_path
     assert command("status", checkout, "--results", str(tmp_path / "none")) == 2
 
 
+def test_a_script_that_asks_what_is_missing_gets_commands_alone(tmp_path, capsys):
+    rows = [record(method, seed) for method in ("none", "lora", "dual_lora") for seed in range(6)]
+    space = workspace(tmp_path, *rows)
+    assert command("status", tmp_path, "table_x", "--missing") == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "nothing is missing: 18 of 18 runs are done\n")
+    (space.records / f"{rows[-1]['identity']['run_id']}.json").unlink()
+    assert command("status", tmp_path, "table_x", "--missing") == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("python run.py -m experiment=table_x method=dual_lora seed=5\n", "")
+    begun = space.root / "results" / "runs" / "begun"
+    begun.mkdir(parents=True)
+    (begun / "config.json").write_text(json.dumps(rows[-1]["identity"]))
+    (begun / "lock.json").write_text("{}")
+    assert command("status", tmp_path, "table_x", "--missing") == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "nothing is missing: 17 of 18 runs are done, 1 running\n")
+    assert command("status", tmp_path, "--missing") == 2
+    shown = capsys.readouterr()
+    assert (shown.out, "name it, one of experiments/" in shown.err) == ("", True)
+
+
 def test_records_of_a_sweep_of_ones_own_are_compared(checkout, tmp_path, capsys):
     rows = [record("lora", seed, profile="quick", learning_rate=rate) for rate in (1e-3, 2e-3) for seed in (0, 1)]
     folder = write(tmp_path / "elsewhere" / "records", *rows)
