@@ -2,11 +2,14 @@
 
 folder("configs")     also experiments and results/published
 home()                what `results/`, README.md and docs/ are relative to: the checkout, or the current folder
-command()             how this suite is started, as words; PROGRAM: as a user types it, command_line(...): with words
+command()             how this suite is started, as words
+command_line(...)     these words as files have them that are committed, after PROGRAM
+typed(line)           the same for the screen: as this user started the suite (program()); named(text): a help text
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -38,13 +41,28 @@ def command_line(*words: str) -> str:
     return f"{PROGRAM} {shlex.join(words)}"
 
 
-def here() -> str:
-    """Return how a user of this machine starts the suite: PROGRAM, or with the environment that is not activated."""
-    found = shutil.which("python")
-    if not IN_CHECKOUT or (found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()):
-        return PROGRAM
-    python = Path(sys.executable)
-    return f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} run.py"
+def program() -> str:
+    """Return how the user started the suite, as a shell takes it again where they stand."""
+    started, python = Path(sys.argv[0]), shlex.quote(sys.orig_argv[0])
+    if started.name == "dual-lora":
+        return started.name if shutil.which(started.name) == sys.argv[0] else shlex.quote(sys.argv[0])
+    if started == PACKAGE / "__main__.py":
+        return f"{python} -m dual_lora"
+    script = _CHECKOUT / "run.py"
+    if started.name == script.name and started.resolve() == script:
+        return f"{python} {shlex.quote(sys.argv[0])}"
+    return PROGRAM if not IN_CHECKOUT or Path.cwd() == _CHECKOUT else f"python {shlex.quote(str(script))}"
+
+
+def typed(line: str) -> str:
+    """Return a command line that begins with PROGRAM for the screen of this user."""
+    return program() + line.removeprefix(PROGRAM)
+
+
+def named(text: str) -> str:
+    """Return a help text, which says `python run.py`, with what this user says instead."""
+    name = program()
+    return re.sub(r"\b(?:python )?run\.py\b", lambda _: name, text)
 
 
 def import_root() -> Path:

@@ -279,7 +279,7 @@ def run(options: argparse.Namespace) -> None:
             if not options.check:
                 path.write_text(new, encoding="utf-8")
     if options.check and stale:
-        raise ConfigError(f"out of date: {', '.join(stale)}; run {shipped.PROGRAM} bench report")
+        raise ConfigError(f"out of date: {', '.join(stale)}; run {shipped.program()} bench report")
     if not options.check:
         drawing.draw(growth_figure(data), FIGURE)
         print(f"updated: {', '.join(stale) or 'nothing'}; figure {FIGURE}")

@@ -39,7 +39,7 @@ _TEXT = f"{__doc__}\n" + "\n".join(f"  {name:<16} {meaning}" for name, meaning i
 def main(words: list[str]) -> int:
     """Run the named benchmark. Raises `ConfigError` for arguments that cannot be used."""
     if not words or words[0] in ("-h", "--help"):
-        print(_TEXT)
+        print(shipped.named(_TEXT))
         return 0
     options = parser_of(name := words[0]).parse(words[1:])
     if name in ("kernels", "tiles") and options.smoke:

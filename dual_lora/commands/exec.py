@@ -1,8 +1,8 @@
 """Run another program that can load Dual LoRA adapters then: it starts with the method known to PEFT.
 
-    dual-lora exec lm_eval --model hf --model_args pretrained=BASE,peft=ADAPTER --tasks hellaswag
-    dual-lora exec python_module --its-own options
-    dual-lora exec script.py
+    python run.py exec lm_eval --model hf --model_args pretrained=BASE,peft=ADAPTER --tasks hellaswag
+    python run.py exec python_module --its-own options
+    python run.py exec script.py
 
 The program is a console script that a package has installed, a module, or a file that ends in .py. It runs in this
 process, with its own arguments.
@@ -17,13 +17,14 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from dual_lora import shipped
 from dual_lora.config import ConfigError
 
 
 def main(words: list[str]) -> int:
     """Run the program and return its exit code. Raises `ConfigError` if there is no such program."""
     if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
+        print(shipped.named(__doc__))
         return 0 if words else 2
     program = words[0]
     scripts = list(entry_points(group="console_scripts", name=program))

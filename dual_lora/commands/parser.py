@@ -18,8 +18,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, text: str | None) -> None:
         super().__init__(
-            prog=f"{shipped.PROGRAM} {command}",
-            description=text,
+            prog=f"{shipped.program()} {command}",
+            description=shipped.named(text or ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
 
         return work_group(words[1])
     if not words or {"-h", "--help"} & set(words):
-        print(f"{help_text()}\n\nCommands ({shipped.PROGRAM} COMMAND --help):\n")
+        print(f"{help_text()}\n\nCommands ({shipped.program()} COMMAND --help):\n")
         print("\n".join(f"  {name:<24} {meaning}" for name, meaning in COMMANDS.items()))
         return 0
     if "=" not in words[0] and not words[0].startswith(("-", "~")):

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     commands += selection.to_do(experiment, failed, retry=True)
     commands = [" ".join([command, *words]) for command in commands]
     if options.missing and commands:
-        print("\n".join(commands))
+        print(*map(shipped.typed, commands), sep="\n")
     elif options.missing:
         print(_nothing_to_start(runs), file=sys.stderr)  # a script reads the commands
     else:
@@ -145,4 +145,4 @@ def _show(experiment: Experiment, runs: list[Progress], commands: list[str], *, 
     total = Counter(run.state for run in runs)
     print(f"{len(runs)} runs: " + ", ".join(f"{count} {state}" for state, count in total.items()))
     if commands:
-        print("\nThe rest:\n" + "\n".join(f"    {command}" for command in commands))
+        print("\nThe rest:\n" + "\n".join(f"    {shipped.typed(command)}" for command in commands))

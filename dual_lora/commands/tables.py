@@ -106,7 +106,7 @@ def _check(diffs: list[str]) -> int:
     for diff in diffs:
         print(diff, end="")
     if diffs:
-        print(f"\n{len(diffs)} files differ from what the committed records give: run {shipped.PROGRAM} tables")
+        print(f"\n{len(diffs)} files differ from what the committed records give: run {shipped.program()} tables")
     return 1 if diffs else 0
 
 

@@ -67,13 +67,13 @@ def run(options: argparse.Namespace) -> int:
     except tuning.Unfinished as found:
         print(f"{found}; run", file=sys.stderr)
         lacking = [f"{command}{there}" for command in found.commands]
-        print("\n".join(lacking))
+        print(*map(shipped.typed, lacking), sep="\n")
         print(cost_of(lacking), file=sys.stderr)
         return 1
     study = [f"{command}{there}" for command in tuned_study.commands(choices, then)] if then else []
     terminal.console(stderr=options.then is not None).print(_table(choices))
     if study:
-        print("\n".join(study))
+        print(*map(shipped.typed, study), sep="\n")
         print(cost_of(study), file=sys.stderr)
     return 0
 

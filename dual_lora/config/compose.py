@@ -52,12 +52,13 @@ SETTINGS = {
 
 def help_text() -> str:
     """Return what `python run.py --help` prints."""
+    program = shipped.program()
     lines = [
         "Do one run of the Dual LoRA comparison: a model, a task, a method.",
         "",
-        f"  {shipped.PROGRAM} model=llama2 task=commonsense method=dual_lora",
-        f"  {shipped.PROGRAM} profile=demo",
-        f"  {shipped.PROGRAM} -m method=lora,dora,dual_lora seed=0,1,2 model=smollm2 task=e2e profile=quick \\",
+        f"  {program} model=llama2 task=commonsense method=dual_lora",
+        f"  {program} profile=demo",
+        f"  {program} -m method=lora,dora,dual_lora seed=0,1,2 model=smollm2 task=e2e profile=quick \\",
         "      data.source=local data.dir=FOLDER",
         "",
         "Choices (GROUP=VALUE):",
@@ -295,7 +296,7 @@ def _explain(error: BaseException) -> str:
         hint = f"; export {absent[1]}=VALUE"
         if absent[1] == "DUAL_LORA_DATA":
             hint = (
-                f": the folder of data. `{shipped.PROGRAM} data out=data` makes it and says what to export; or give "
+                f": the folder of data. `{shipped.program()} data out=data` makes it and says what to export; or give "
                 "data.source=hub data.dir=null (docs/data.md)"
             )
         return f"a setting needs the environment variable {absent[1]}, which is unset{hint}"

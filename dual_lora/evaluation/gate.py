@@ -153,7 +153,7 @@ def _check_weights(loss: float, model: Any) -> None:
             f"the model's loss on plain prompts is {loss:.2f} nats a token; random weights give "
             f"{math.log(model.config.vocab_size):.2f}, a pretrained model stays below {limit:.2f}. The base weights "
             "are not loaded, or only some of them: fetch the checkpoint again. Weights that are random on purpose have "
-            f"a file {RANDOM_MARK} in their folder (run.py random-checkpoint writes it)"
+            f"a file {RANDOM_MARK} in their folder (the command random-checkpoint writes it)"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def _table(samples: list[tuple[str, str, str]], label: str) -> Any:
 
 def _next_command(config: RunConfig) -> str:
     if config.profile.name == "demo":
-        return f"{shipped.here()} -m profile=demo method=lora,dora,dual_lora"
+        return shipped.typed(shipped.command_line("-m", "profile=demo", "method=lora,dora,dual_lora"))
     if config.results == "results":
-        return f"{shipped.here()} tables"
-    return f"{shipped.here()} tables --records {shlex.quote(str(Path(config.results) / 'records'))}"
+        return shipped.typed(shipped.command_line("tables"))
+    return shipped.typed(shipped.command_line("tables", "--records", str(Path(config.results) / "records")))

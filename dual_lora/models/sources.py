@@ -38,7 +38,7 @@ def check_available(model: ModelConfig) -> None:
     elif model.dimensions.vocab_size != VOCAB_SIZE:
         raise ModelError(
             f"model={model.name} has random weights and its family's own vocabulary; run "
-            f"`{shipped.PROGRAM} random-checkpoint model={model.name} tokenizers=FOLDER out=CHECKPOINT`, then give "
+            f"`{shipped.program()} random-checkpoint model={model.name} tokenizers=FOLDER out=CHECKPOINT`, then give "
             "model.path=CHECKPOINT"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from dual_lora import shipped
 from dual_lora.config import legal_values
 from dual_lora.page import grids
 from dual_lora.records.schema import Record
@@ -75,12 +76,12 @@ def _cell(
     again = row["cells"][place].get("todo") or row["todo"]
     if again:
         yield "    fill it with:" if cell.value is None else "    runs of this row that are missing:"
-        yield from (f"        {command}" for command in again)
+        yield from (f"        {shipped.typed(command)}" for command in again)
         if cell.waiting is not None:
             yield f"        {hours.sentence(cell.waiting, [line.choices['model']])}"
     if row["again"]:
         yield "    repeat with:"
-        yield from (f"        {command}" for command in row["again"])
+        yield from (f"        {shipped.typed(command)}" for command in row["again"])
 
 
 def _number(cell: Cell) -> str:

@@ -104,7 +104,7 @@ def read(folder: Path, experiments: Mapping[str, Experiment]) -> GpuHours:
             experiments,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}); make it again: {COMMAND}") from None
+        raise ValueError(f"{path} cannot be read ({error!r}); make it again: {shipped.typed(COMMAND)}") from None
 
 
 def stale(hours: GpuHours, configs: Path) -> list[str]:
@@ -113,7 +113,7 @@ def stale(hours: GpuHours, configs: Path) -> list[str]:
     changed = sorted(name for name in now.keys() | hours.made_of.keys() if now.get(name) != hours.made_of.get(name))
     if not changed or not hours.made_of:
         return []
-    return [f"results/benchmarks/{FILE} is older than {', '.join(changed)}: run {COMMAND}\n"]
+    return [f"results/benchmarks/{FILE} is older than {', '.join(changed)}: run {shipped.typed(COMMAND)}\n"]
 
 
 def digests(experiments: Mapping[str, Experiment], configs: Path) -> dict[str, str]:

@@ -74,8 +74,9 @@ def command(record: Record, experiments: Iterable[Experiment]) -> str:
         if run is not None:
             chosen = f" recipe.learning_rate={record.identity['recipe']['learning_rate']}"
             return selection.commands(experiment, [run])[0] + (chosen if experiment.block.trials else "")
-    typed = str(record.origin.get("command") or "").split()
-    return " ".join([shipped.PROGRAM, *typed[2:]]) if len(typed) > 2 else ""
+    typed = str(record.origin.get("command") or "")
+    words = typed.removeprefix("python run.py").removeprefix("dual-lora").strip()
+    return f"{shipped.PROGRAM} {words}" if words else ""
 
 
 def maker(record: Record) -> dict[str, str]:

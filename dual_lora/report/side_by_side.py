@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dual_lora import shipped
 from dual_lora.config import nearest
 from dual_lora.records.schema import Record
 from dual_lora.report import provenance
@@ -24,7 +25,8 @@ def find(name: str, records: Sequence[Record]) -> Record:
     if fitting:
         raise ValueError(f"run {name!r}: {len(fitting)} records begin so: {', '.join(r.run_id for r in fitting[:5])}")
     close = nearest(name, [record.run_id for record in records])
-    raise ValueError(f"no record of run {name!r} among {len(records):,}{close or '; run.py status lists them'}")
+    close = close or f"; {shipped.program()} status lists them"
+    raise ValueError(f"no record of run {name!r} among {len(records):,}{close}")
 
 
 def tables(one: Record, other: Record) -> list[FittedTable]:

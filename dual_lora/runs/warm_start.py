@@ -155,7 +155,7 @@ def command(config: RunConfig) -> str:
     for part in ("model", "method", "protocol", "profile", "launch", "seed", "results"):
         own, its = _settings(part, wanted[part]), _settings(part, base[part])
         words += [f"{name}={_word(value)}" for name, value in own.items() if value != its.get(name)]
-    return shipped.command_line(*words)
+    return shipped.typed(shipped.command_line(*words))
 
 
 def _settings(part: str, held: Any) -> dict[str, Any]:

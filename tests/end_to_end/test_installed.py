@@ -86,7 +86,7 @@ def test_the_source_distribution_builds_the_same(built: Path) -> None:
 
 def test_an_installed_package_runs_in_an_empty_folder(installed: Run, tmp_path: Path) -> None:
     shown = installed(tmp_path, "--help")
-    assert "dual-lora COMMAND --help" in shown.stdout
+    assert f"{sys.executable} -m dual_lora COMMAND --help" in shown.stdout, "as it was started"
     assert "commonsense_smollm2" in shown.stdout, "experiments are choices"
     planned = installed(tmp_path, "model=llama2", "task=commonsense", "method=dual_lora", "plan=true")
     assert planned.returncode == 0, planned.stderr

@@ -2,39 +2,75 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from dual_lora import shipped
+from dual_lora.commands import main
+from tests import ROOT
+
+STARTED = [  # the interpreter and the script as typed, what a shell found it to be, what has to be typed again
+    ("python", "run.py", "python run.py"),
+    (".venv/bin/python", "run.py", ".venv/bin/python run.py"),
+    ("python3", str(ROOT / "run.py"), f"python3 {ROOT}/run.py"),
+    ("python", str(ROOT / "dual_lora" / "__main__.py"), "python -m dual_lora"),
+    ("/my env/bin/python", "/elsewhere/dual-lora", "/elsewhere/dual-lora"),
+]
 
 
-def environment(folder: Path) -> Path:
-    (folder / ".venv" / "bin").mkdir(parents=True)
-    python = folder / ".venv" / "bin" / "python"
-    python.symlink_to(sys.executable)
-    return python
+@pytest.mark.parametrize(("python", "script", "again"), STARTED)
+def test_a_printed_command_begins_as_the_users_did(
+    python: str, script: str, again: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", [python, script])
+    monkeypatch.setattr(sys, "argv", [script])
+    assert shipped.typed(shipped.command_line("tables", "--records", "a b")) == f"{again} tables --records 'a b'"
+    with pytest.raises(SystemExit):
+        main(["tables", "--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: {again} tables" in " ".join(shown.split())
+    assert f"    {again} tables --check" in shown
+    assert f"which `{again} bench gpu-hours` plans once" in " ".join(shown.split())
+    assert main(["--help"]) == main(["bench", "--help"]) == main(["exec", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"  {again} profile=demo" in shown
+    assert f"{again} bench NAME" in shown
+    assert f"{again} exec script.py" in shown
+    assert again == "python run.py" or " python run.py" not in shown
 
 
-def test_the_next_command_names_the_environment_that_is_not_activated(tmp_path: Path, monkeypatch) -> None:
-    python = environment(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.chdir(tmp_path)
+def test_the_command_of_an_environment_that_is_activated_is_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "dual-lora"
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert shipped.here() == ".venv/bin/python run.py"
-    monkeypatch.setenv("PATH", "")
-    assert shipped.here() == ".venv/bin/python run.py"
-    monkeypatch.chdir("/")
-    assert shipped.here() == f"{python} run.py".removeprefix("/")
-    monkeypatch.setenv("PATH", str(python.parent))
-    assert shipped.here() == "python run.py"
+    assert shipped.program() == str(script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shipped.program() == "dual-lora"
 
 
-def test_an_installed_copy_is_named_as_it_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_program_names_the_suite_as_it_works_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(ROOT)
+    assert shipped.program() == "python run.py"
+    monkeypatch.chdir(tmp_path)
+    assert shipped.program() == f"python {ROOT}/run.py"
     monkeypatch.setattr(shipped, "IN_CHECKOUT", False)
     monkeypatch.setattr(shipped, "PROGRAM", "dual-lora")
-    assert shipped.here() == "dual-lora"
+    assert shipped.program() == "dual-lora"
+
+
+@pytest.mark.parametrize("words", [["run.py"], ["-m", "dual_lora"]], ids=["script", "module"])
+def test_the_words_of_a_real_process_are_those_of_its_shell(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, *words, "score", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert f"usage: {sys.executable} {' '.join(words)} score" in " ".join(done.stdout.split())
 
 
 def test_a_command_line_is_quoted_for_a_shell() -> None:

@@ -35,7 +35,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id():
     assert side_by_side.find(wanted.run_id[:12], records) is wanted
     with pytest.raises(ValueError, match="records begin so"):
         side_by_side.find("", records)
-    with pytest.raises(ValueError, match="no record of run 'zz' among 40; run.py status lists them$"):
+    with pytest.raises(ValueError, match="no record of run 'zz' among 40; python run.py status lists them$"):
         side_by_side.find("zz", records)
     mistyped = f"{wanted.run_id[:-1]}x"
     with pytest.raises(ValueError, match=f"among 40; did you mean '{wanted.run_id}'\\?$"):
