@@ -22,7 +22,7 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.config.choices import CONFIGS, options, sweep_values
-from dual_lora.config.words import for_hydra, with_peft_fields
+from dual_lora.config.words import for_hydra, of_no_method, with_peft_fields
 
 GROUPS = {
     "model": "the checkpoint",
@@ -305,6 +305,8 @@ def _explain(error: BaseException) -> str:
     if key is not None and hasattr(parent, "keys"):
         legal = sorted(str(name) for name in parent)
         full = getattr(cause, "full_key", None) or key
+        if full == f"method.{key}":
+            return f"unknown setting {full!r}{of_no_method(str(key), legal, parent.get('config_class'))}"
         return f"unknown setting {full!r}{legal_values(key, legal)}"
     if "Could not find" in text and "group" in text.lower():
         return f"{text.splitlines()[0]} Groups: {', '.join(GROUPS)}"

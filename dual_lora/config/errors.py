@@ -18,10 +18,15 @@ class DataError(ValueError):
     """Data that cannot be used; the message names file, line or item, field and the fix."""
 
 
+def closest(word: object, legal: Iterable[str]) -> str | None:
+    """Return the closest legal word; None if all are far."""
+    return next(iter(difflib.get_close_matches(str(word), list(legal), n=1, cutoff=0.5)), None)
+
+
 def nearest(word: object, legal: Iterable[str]) -> str:
     """Return "; did you mean 'X'?" for the closest legal word, or an empty string."""
-    close = difflib.get_close_matches(str(word), list(legal), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(word, legal)
+    return "" if close is None else f"; did you mean {close!r}?"
 
 
 def legal_values(word: object, legal: Iterable[str]) -> str:

@@ -7,14 +7,25 @@ name a second time, within the quotes of the shell.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from typing import Any
 
 from dual_lora.config.choices import method_values
-from dual_lora.config.errors import ConfigError
+from dual_lora.config.errors import ConfigError, closest, legal_values
 from dual_lora.config.schema import MethodConfig
 
+# Fields of a PEFT config that come from the model and the task, so a method may not set them.
+SET_BY_THE_SUITE = (
+    "task_type",
+    "peft_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "auto_mapping",
+)
 PATHS = ("data.dir", "model.path", "results", "init_from")  # settings whose whole value is a name on this machine
 _QUOTES = ("'", '"')
 
@@ -98,9 +109,30 @@ def _is_peft_field(word: str, methods: Sequence[str]) -> bool:
     return bool(without) and all(name in _peft_fields(values.get("config_class")) for values in without)
 
 
+def of_no_method(word: str, suite: Iterable[str], config_class: str | None) -> str:
+    """Return the end of an error about a method's setting that is none: the nearest name and all legal ones.
+
+    suite: the settings that the suite has for a method; those of its PEFT config are legal too.
+    """
+    own = _peft_fields(config_class) - set(SET_BY_THE_SUITE)
+    of_lora: Mapping[str, str] = getattr(_peft_class(config_class), "of_lora", {})
+    legal = sorted({*suite, *own})
+    meant = closest(word, [*legal, *of_lora, *(["rank"] if "r" in own else [])])
+    if meant is not None and meant in of_lora:
+        return f"; LoRA's {meant} is {of_lora[meant]} here. Legal: {', '.join(legal)}"
+    return legal_values("r" if meant == "rank" else word, legal)
+
+
 @cache
 def _peft_fields(path: str | None) -> frozenset[str]:
+    found = _peft_class(path)
+    return frozenset() if found is None else frozenset(field.name for field in fields(found))
+
+
+def _peft_class(path: str | None) -> Any:
+    """Return the class of that name; None if there is none, which is refused where the method is checked."""
     module, _, name = (path or "").rpartition(".")
-    if not module:
-        return frozenset()
-    return frozenset(field.name for field in fields(getattr(importlib.import_module(module), name)))
+    try:
+        return getattr(importlib.import_module(module), name) if module else None
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return None

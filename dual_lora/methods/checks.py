@@ -10,20 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dual_lora.config import ConfigError, MethodConfig, legal_values
+from dual_lora.config.words import SET_BY_THE_SUITE, of_no_method
 from dual_lora.methods.counts import LayerShape, adapter_parameters, rank_names
 from dual_lora.tasks.base import Head
 
 GALORE_INSTALL = "pip install 'dual-lora[galore]'   (or: pip install galore-torch bitsandbytes)"
-# Set by `apply` from the model and the task, so a method may not set them.
-_OURS = (
-    "task_type",
-    "peft_type",
-    "inference_mode",
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-    "auto_mapping",
-)
 # VeRA scales frozen random projections, and more of them than a layer has directions is meant (arXiv 2310.11454: 1024).
 _RANK_OF_NO_LAYER = ("peft.VeraConfig",)
 _NUMBERS = (int, float)
@@ -135,11 +126,12 @@ def config_class(method: MethodConfig) -> type:
 
 def _check_adapter(method: MethodConfig) -> None:
     cls = config_class(method)
-    legal = sorted(field.name for field in dataclasses.fields(cls) if field.name not in _OURS)
+    legal = sorted(field.name for field in dataclasses.fields(cls) if field.name not in SET_BY_THE_SUITE)
     for name in method.settings:
         if name not in legal:
             raise ConfigError(
-                f"method={method.name} ({method.config_class}) has no setting {name!r}{legal_values(name, legal)}"
+                f"method={method.name} ({method.config_class}) has no setting {name!r}"
+                f"{of_no_method(name, (), method.config_class)}"
             )
     _check_values(method, cls)
     ranks = {name for name in method.settings if name in _RANKS or name.startswith("r_")}

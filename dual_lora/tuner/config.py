@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
@@ -22,6 +23,7 @@ _Class = TypeVar("_Class")
 # What LoraConfig has and this has under another name; with all three a LoRA's parameters and scale.
 OF_LORA = {
     "r": "r_magnitude = r_direction = r/2",
+    "rank": "r_magnitude = r_direction = rank/2",
     "lora_alpha": "alpha = lora_alpha/2",
     "lora_dropout": "dropout",
     "init_lora_weights": "init_std",
@@ -68,6 +70,8 @@ class DualLoraConfig(PeftConfig):
         TypeError: on a field that it has not; the message names those it has, and the one of a LoraConfig's field.
         ValueError: on a value outside the legal ones; the message names the value, the legal ones and the fix.
     """
+
+    of_lora: ClassVar[Mapping[str, str]] = OF_LORA  # for an error that names a setting before there is an object
 
     r_magnitude: int = field(default=16, metadata=_help("Rank r₁ of the magnitude group A (r₁×in), B (out×r₁)."))
     r_direction: int = field(default=16, metadata=_help("Rank r₂ of the direction group C (r₂×in), D (out×r₂)."))
