@@ -7,7 +7,8 @@ A step is one of `dual_lora.training.trainer` on random tokens, bf16 weights wit
 dimensions: 16 x 112 tokens are the paper's batch on commonsense, and dropout 0.05 on the adapter's input is what its
 recipes have. Both ways train one after the other, in this process.
 Times are medians from step to step, least and most, of GPU events; no step waits for another. Memory is the most that
-the allocator handed out, and kept. `busy_ms` is the sum of the kernels of a graphed step, in all and by kind.
+the allocator handed out, and kept. `busy_ms` is how long at least one kernel ran in a graphed step, and by kind the sum
+over its kernels, those of a second stream too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from transformers import TrainerCallback
 
 from dual_lora.benchmarks import timing
@@ -68,12 +70,17 @@ class Steps(TrainerCallback):
         found = timing.between(self._ends[UNCOUNTED : self._after], self._cuda)
         return {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found)}
 
-    def busy_ms(self) -> dict[str, float] | None:
-        """Return the GPU's time in a profiled step, the sum over its kernels by kind; None where none was profiled."""
+    def busy_ms(self) -> tuple[float, dict[str, float]] | None:
+        """Return how long a kernel ran in a profiled step, and the sum over its kernels by kind; None: not profiled."""
         if self._profile is None:
             return None
-        events = self._profile.key_averages()
-        return timing.by_kind({event.key: event.self_device_time_total / PROFILED / 1e3 for event in events})
+        events = self._profile.events()
+        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        busy = timing.covered((event.time_range.start, event.time_range.end) for event in events)
+        sums: dict[str, float] = {}
+        for event in events:
+            sums[event.name] = sums.get(event.name, 0.0) + event.time_range.elapsed_us() / PROFILED / 1e3
+        return busy / PROFILED / 1e3, timing.by_kind(sums)
 
 
 def measure(method: str, size: dict[str, Any], device: str) -> dict[str, Any]:
@@ -104,7 +111,7 @@ def measure(method: str, size: dict[str, Any], device: str) -> dict[str, Any]:
             found[way]["reserved_GiB"] = torch.cuda.max_memory_reserved() / 2**30
         busy = steps.busy_ms()
         if busy is not None:
-            found |= {"busy_ms": sum(busy.values()), "busy_ms_by_kind": busy}
+            found |= {"busy_ms": busy[0], "busy_ms_by_kind": busy[1]}
     return found
 
 

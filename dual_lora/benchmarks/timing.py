@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -10,7 +11,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,15 @@ def by_kind(milliseconds: Mapping[str, float]) -> dict[str, float]:
         kind = next((kind for part, kind in KINDS.items() if part in name.lower()), "other")
         totals[kind] = totals.get(kind, 0.0) + time_
     return totals
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return how long at least one of the spans (begin, end) was under way; kernels of two streams overlap."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def start_method() -> str:
