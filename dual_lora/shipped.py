@@ -1,7 +1,8 @@
 """Where the suite's own files are: next to the package in a checkout, inside it in an installed copy.
 
 folder("configs")     also experiments and results/published
-home()                what `results/`, README.md and docs/ are relative to: the checkout, or the current folder
+checkout()            what README.md, docs/ and results/benchmarks are relative to
+home(), results()     what holds `results/`, and that folder: of runs, and of the commands that read them
 command()             how this suite is started, as words
 command_line(...)     these words as files have them that are committed, after PROGRAM
 typed(line)           the same for the screen: as this user started the suite (program()); named(text): a help text
@@ -26,9 +27,28 @@ def folder(name: str) -> Path:
     return (_CHECKOUT if IN_CHECKOUT else PACKAGE / "suite") / name
 
 
-def home() -> Path:
-    """Return the folder that holds `results/`."""
+def checkout() -> Path:
+    """Return the checkout; where the package is installed, the current folder."""
     return _CHECKOUT if IN_CHECKOUT else Path.cwd()
+
+
+def home() -> Path:
+    """Return the folder that holds `results/`: the checkout, wherever its command is given.
+
+    It is the current folder if records are in its `results/`: runs of older versions are where they were started.
+    """
+    here = Path.cwd()
+    return here if (here / "results" / "records").is_dir() else checkout()
+
+
+def results() -> Path:
+    """Return where runs and records are, unless `results=FOLDER` is given; relative if in the current folder."""
+    return Path("results") if home() == Path.cwd() else home() / "results"
+
+
+def word_for(folder: str | Path) -> list[str]:
+    """Return what a command needs to use this results folder: `results=FOLDER`, or nothing where it would anyway."""
+    return [] if Path(folder).resolve() == results().resolve() else [f"results={folder}"]
 
 
 def command() -> list[str]:

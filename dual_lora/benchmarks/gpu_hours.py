@@ -32,7 +32,7 @@ from dual_lora.tasks.lengths import planned_lengths
 def run(options: argparse.Namespace) -> None:
     """Write the file. Raises `ConfigError`, `DataError` where an experiment cannot be planned on this machine."""
     card = CARDS[options.card]
-    experiments = Workspace(shipped.home()).experiments()
+    experiments = Workspace(shipped.checkout()).experiments()
     made_of = gpu_hours.digests(experiments, shipped.folder("configs"))
     before = gpu_hours.read(options.output, experiments)
     kept = not options.all and before.card == card.name and before.made_of.get("configs") == made_of["configs"]

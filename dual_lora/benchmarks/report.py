@@ -22,7 +22,7 @@ from dual_lora.report import documents, drawing
 from dual_lora.report.figures import Figure, Panel, Point
 from dual_lora.report.grid import grid
 
-ROOT = shipped.home()
+ROOT = shipped.checkout()
 RESULTS = ROOT / "results" / "benchmarks"
 FIGURE = ROOT / "results" / "figures" / "kernels_growth.svg"
 LABELS = {

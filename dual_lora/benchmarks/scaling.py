@@ -91,7 +91,7 @@ class Bench:
         self.output, self.every, self.only = args.output, every, args.only or ["*"]
         self.gpus, self.smoke, self.batch = args.gpus, args.smoke, 8 if args.smoke else 32
         self.layers = 2 if args.smoke else args.layers or min(80, LAYERS_OF_A_CARD * args.gpus)
-        self.scratch = args.scratch or shipped.home() / "results" / "local" / "scaling"
+        self.scratch = args.scratch or shipped.checkout() / "results" / "local" / "scaling"
         self.weights, self.table = args.weights or self.scratch, args.output / "scaling.jsonl"
         self.written: set[Path] = set()
         self.writing = threading.Lock()

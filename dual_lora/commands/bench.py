@@ -60,7 +60,7 @@ def parser_of(name: str) -> Parser:
     elif name != "gpu-hours":
         parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU: does it run?")
     if name not in ("report", "evaluation"):
-        folder = shipped.home() / "results" / "benchmarks"
+        folder = shipped.checkout() / "results" / "benchmarks"
         parser.add_argument("--output", type=Path, default=folder, help="folder of the result file")
     for option in ("methods", "parts"):
         if legal := _constant(module, option.upper()):

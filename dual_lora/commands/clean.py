@@ -22,7 +22,7 @@ _MIB = 2**20
 
 
 def options(parser: Parser) -> None:
-    parser.add_argument("--results", type=Path, metavar="FOLDER", default=shipped.home() / "results")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", default=shipped.results())
     parser.add_argument("--remove", action="store_true", help="remove; without it nothing is changed")
     parser.add_argument("--weights", action="store_true", help="all trained weights too")
 

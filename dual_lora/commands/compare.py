@@ -16,7 +16,7 @@ from dual_lora.report import records, side_by_side, terminal
 
 def options(parser: Parser) -> None:
     parser.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or its first digits")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", default=shipped.home() / "results")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", default=shipped.results())
 
 
 def run(options: argparse.Namespace) -> int:

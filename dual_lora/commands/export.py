@@ -34,7 +34,7 @@ def options(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", type=one_of(*CHECKPOINTS), help=f"{', '.join(CHECKPOINTS)}; default: the record's headline's"
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where records and runs are")
+    parser.add_argument("--results", type=Path, default=shipped.results(), help="where records and runs are")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ that is done or scored again later has a file of its own again, which holds unti
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from dual_lora import shipped
@@ -36,5 +37,5 @@ def run(options: argparse.Namespace) -> int:
         path = folder / f"{experiment.name}.jsonl"
         moved = pack(path, [record.run_id for record in held if selection.in_sweep(record, experiment)])
         print(f"{path}: {moved} records moved into it")
-    print(f"to commit that: git add -A {folder}")
+    print(f"to commit that: git -C {shlex.quote(str(folder))} add -A .")
     return code

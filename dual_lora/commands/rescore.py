@@ -32,7 +32,7 @@ def options(parser: Parser) -> None:
     parser.add_argument("--all", action="store_true", help="every finished run whose predictions are here")
     parser.add_argument("--data-dir", help="the folder of local data, if it is not the one used in the run")
     parser.add_argument("--metrics", nargs="+", default=[], help="default: all of the task's")
-    parser.add_argument("--results", type=Path, default=shipped.home() / "results")
+    parser.add_argument("--results", type=Path, default=shipped.results())
 
 
 def run(options: argparse.Namespace) -> int:

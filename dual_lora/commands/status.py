@@ -65,11 +65,12 @@ def run(options: argparse.Namespace) -> int:
         return _show_all(every_run(held, results / "runs"), results)
     experiment = space.experiment(options.experiment)
     runs = progress(experiment, held, results / "runs")
-    words = [] if options.results is None or experiment.block.trials else [shlex.quote(f"results={results}")]
+    words = [] if experiment.block.trials else map(shlex.quote, shipped.word_for(results))
     commands = selection.to_do(experiment, [run.choices for run in runs if run.state in OPEN])
     failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running")]
     commands += selection.to_do(experiment, failed, retry=True)
-    commands = [" ".join([command, *words]) for command in commands]
+    there = "".join(f" {word}" for word in words)
+    commands = [f"{command}{there}" for command in commands]
     if options.missing and commands:
         print(*map(shipped.typed, commands), sep="\n")
     elif options.missing:

@@ -70,13 +70,17 @@ def run(options: argparse.Namespace) -> int:
     for name, view in views.items():
         done = f"{sum(b.runs_done for b in view.blocks)} of {sum(b.runs_all for b in view.blocks)} runs"
         state = "written" if space.tables / f"{name}.md" in changed else "unchanged"
-        print(f"results/tables/{name}.md .tex .csv: {done}, {state}")
+        print(f"{_from_here(space.tables / name)}.md .tex .csv: {done}, {state}")
     if browsed is not None:
         state = "written" if workspace.save({space.page: browsed}) else "unchanged"
-        print(f"results/report.html: {space.page.stat().st_size / 1e6:.1f} MB, {state}")
+        print(f"{_from_here(space.page)}: {space.page.stat().st_size / 1e6:.1f} MB, {state}")
     space.draw(views)
     _local(space, options.only, console)
     return refused
+
+
+def _from_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _explain(space: Workspace, folder: Path, table: str, row: str, column: str) -> int:

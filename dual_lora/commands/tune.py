@@ -59,9 +59,10 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{' '.join(options.trials)}: give names of experiments, or settings of a new model's trials")
     trials = trials or _new_trials(words)
     then = definition.named(known, options.then) if options.then else None
-    held, refused = records.read_all((options.results or shipped.home() / "results") / "records")
+    results = options.results or shipped.results()
+    held, refused = records.read_all(results / "records")
     terminal.name_refused(refused)
-    there = "" if options.results is None else f" {shlex.quote(f'results={options.results}')}"
+    there = "".join(f" {shlex.quote(word)}" for word in shipped.word_for(results))
     try:
         choices = tuning.choose(tuned_study.of_study(trials, then, known.values()) if then else trials, held)
     except tuning.Unfinished as found:

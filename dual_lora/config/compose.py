@@ -39,7 +39,7 @@ SETTINGS = {
     "model.path=FOLDER": "load the weights from a local folder",
     "plan=true": "print run id, steps, memory, GPU-hours and disk, and stop; plan=h100 and others: for that card",
     "retry=true": "repeat a run that failed",
-    "results=FOLDER": "where runs and records go, instead of results; the other commands take it too",
+    "results=FOLDER": "where runs and records go (below: without it); the other commands take it too",
     "tracking=wandb": "log to Weights & Biases; offline unless a key is set",
     "tracking=tensorboard": "log the training for TensorBoard, in the run's folder",
     "kernel=auto": "auto | fused | generic | reference",

@@ -21,6 +21,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from dual_lora import shipped
 from dual_lora.config import recipes
 from dual_lora.config.choices import CONFIGS
 
@@ -61,6 +62,8 @@ class ShippedSource(ConfigSource):
         else:
             read, header = _read(self._file(config_path))
             config = pickle.loads(read)
+            if config_path.removesuffix(".yaml") == "config":
+                config.results = str(shipped.results())
         return ConfigResult(self.provider, self.full_path(), config, dict(header))
 
     def _recipe(self, config_path: str) -> recipes.Recipe | None:

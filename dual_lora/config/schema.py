@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from dual_lora import shipped
 from dual_lora.config.bounds import (
     AboveZero,
     BelowOne,
@@ -187,7 +188,7 @@ class RunConfig:
     diagnostics: Literal["off", "on"] = "off"
     init_from: str = "none"
     init_head: Literal["new", "dense"] = "new"  # dense: the head's dense layer is init_from's too
-    results: str = "results"
+    results: str = dataclasses.field(default_factory=lambda: str(shipped.results()))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> RunConfig:

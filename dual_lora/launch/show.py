@@ -73,8 +73,8 @@ def _table(samples: list[tuple[str, str, str]], label: str) -> Any:
 
 
 def _next_command(config: RunConfig) -> str:
+    elsewhere = shipped.word_for(config.results)
+    words = ["tables", *(["--records", str(Path(config.results) / "records")] if elsewhere else [])]
     if config.profile.name == "demo":
-        return shipped.typed(shipped.command_line("-m", "profile=demo", "method=lora,dora,dual_lora"))
-    if config.results == "results":
-        return shipped.typed(shipped.command_line("tables"))
-    return shipped.typed(shipped.command_line("tables", "--records", str(Path(config.results) / "records")))
+        words = ["-m", "profile=demo", "method=lora,dora,dual_lora", *elsewhere]
+    return shipped.typed(shipped.command_line(*words))

@@ -126,7 +126,7 @@ def _git(*arguments: str) -> str | None:
         return None
     command = ["git", *arguments]
     try:
-        done = subprocess.run(command, cwd=shipped.home(), capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, cwd=shipped.checkout(), capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -268,7 +268,10 @@ def test_a_script_that_asks_what_is_missing_gets_commands_alone(tmp_path, capsys
     (space.records / f"{rows[-1]['identity']['run_id']}.json").unlink()
     assert command("status", tmp_path, "table_x", "--missing") == 1
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("python run.py -m experiment=table_x method=dual_lora seed=5\n", "")
+    assert (shown.out, shown.err) == (
+        f"python run.py -m experiment=table_x method=dual_lora seed=5 results={tmp_path}/results\n",
+        "",
+    )
     begun = space.root / "results" / "runs" / "begun"
     begun.mkdir(parents=True)
     (begun / "config.json").write_text(json.dumps(rows[-1]["identity"]))
