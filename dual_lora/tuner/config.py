@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import wraps
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
@@ -19,7 +19,6 @@ from dual_lora.tuner.registration import peft_type, saves_biases
 
 BIASES = ("none", "all", "dual_lora_only")
 RELATIVE = "relative:"
-_Class = TypeVar("_Class")
 # What LoraConfig has and this has under another name; with all three a LoRA's parameters and scale.
 OF_LORA = {
     "r": "r_magnitude = r_direction = r/2",
@@ -38,29 +37,23 @@ def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
-def _says_its_fields(cls: type[_Class]) -> type[_Class]:
-    """Let the error for an unknown field say which ones there are. The signature stays: PEFT and the suite read it."""
-    made = cls.__init__
+class _SaysItsFields:
+    """Answers an unknown field with those that there are, before the `__init__` that a dataclass is given."""
 
-    @wraps(made)
-    def __init__(self: Any, *values: Any, **given: Any) -> None:
-        legal = [one.name for one in fields(self) if one.init]
+    def __new__(cls, *values: Any, **given: Any) -> Self:
+        legal = signature(cls).parameters if given else {}
         unknown = [name for name in given if name not in legal]
-        if unknown:
+        if unknown and not any(one.kind is Parameter.VAR_KEYWORD for one in legal.values()):
             hints = "".join(f"; LoRA's {name} is {OF_LORA[name]}" for name in unknown if name in OF_LORA)
             raise TypeError(  # PEFT looks for these words where it reads the file of a later version
                 f"{cls.__name__}.__init__() got an unexpected keyword argument {unknown[0]!r}{hints}; its fields are "
                 f"{', '.join(legal)}."
             )
-        made(self, *values, **given)
-
-    cls.__init__ = __init__  # type: ignore[method-assign]
-    return cls
+        return super().__new__(cls)
 
 
-@_says_its_fields
 @dataclass
-class DualLoraConfig(PeftConfig):
+class DualLoraConfig(_SaysItsFields, PeftConfig):
     """Settings of Dual LoRA: W = W₀ + w · α/√(r₁·r₂) · ReLU(B A) ⊙ Sign(D C), with Sign(0) = −1.
 
     Every field except `kernel` can change a result. Defaults follow `docs/methods/dual_lora.md`, which says for each

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import json
+import pickle
 
 import pytest
 import torch
@@ -66,6 +69,34 @@ def test_an_unknown_setting_raises_and_the_message_has_the_known_ones():
     assert list(inspect.signature(DualLoraConfig).parameters)[-1] == "kernel", (
         "a subclass and PEFT read the fields there"
     )
+
+
+@dataclasses.dataclass
+class WithAField(DualLoraConfig):
+    more: int = 1
+
+
+class WithItsOwnInit(DualLoraConfig):
+    def __init__(self, **given) -> None:
+        super().__init__(r_magnitude=given.pop("rank"), **given)
+
+
+@pytest.mark.parametrize("config", [DualLoraConfig, WithAField])
+def test_a_config_derived_from_it_names_its_fields_too(config):
+    with pytest.raises(TypeError, match="argument 'r'; LoRA's r is .*; its fields are .*, kernel") as refused:
+        config(r=8)
+    assert str(refused.value).endswith(", kernel, more." if config is WithAField else ", kernel.")
+    made = config("CAUSAL_LM", r_magnitude=3, target_modules=["q"])
+    assert made.task_type == "CAUSAL_LM"
+    assert vars(pickle.loads(pickle.dumps(made))) == vars(copy.deepcopy(made)) == vars(made)
+    assert vars(dataclasses.replace(made, alpha=5.0)) == vars(made) | {"alpha": 5.0}
+    fields = [field.name for field in dataclasses.fields(config)]
+    assert list(inspect.signature(config).parameters) == fields
+    assert list(inspect.signature(config.__init__).parameters) == ["self", *fields]  # PEFT's form
+
+
+def test_a_config_with_an_init_of_its_own_is_left_to_it():
+    assert WithItsOwnInit(rank=3, alpha=8).r_magnitude == 3
 
 
 def test_the_names_of_a_lora_are_translated_to_its_parameters_and_scale():
