@@ -96,7 +96,9 @@ def _explain(space: Workspace, folder: Path, table: str, row: str, column: str) 
 def _page(space: Workspace, views: Mapping[str, TableView]) -> str:
     """Return the page of what belongs to the repository; a demo's run, or one on sample data, never does."""
     held = [record for record in space.committed_records() if not selection.is_local_play(record)]
-    return page.document(space, views, held, space.refused(committed=True))
+    made = page.document(space, views, held, space.refused(committed=True))
+    there = space.page.read_text(encoding="utf-8") if space.page.exists() else ""
+    return there if page.same(there, made) else made
 
 
 def _stale_page(space: Workspace, text: str | None) -> list[str]:

@@ -4,6 +4,6 @@
 Nothing here imports torch.
 """
 
-from dual_lora.page.html import document
+from dual_lora.page.html import document, same
 
-__all__ = ["document"]
+__all__ = ["document", "same"]

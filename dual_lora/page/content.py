@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dual_lora import shipped
@@ -28,15 +28,21 @@ COSTS = tuple(field.name for field in dataclasses.fields(Cost))
 def gather(
     space: Workspace, views: Mapping[str, TableView], held: Sequence[Record], refused: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the page's values. The same records and files give the same values."""
+    """Return the page's values. The same records and files give the same values.
+
+    Runs are by the first experiment that has them, each with a pool of its own: a new sweep changes nothing of another.
+    """
     experiments = space.experiments()
     named = [text.replace(f"{space.root}/", "") for text in refused]  # no folder of this machine
     drawn = [figure for view in views.values() for figure in figures.figures(view, experiments)]
-    pool = Pool()
     alone, asked = neighbours.alone(held), selection.asked_by(experiments.values(), held)
     verdicts = [entry for view in views.values() for entry in overview.verdicts(view, experiments)]
     points = next((count for count in CURVE_POINTS if count * len(held) <= ALL_POINTS), CURVE_POINTS[-1])
-    runs = {record.run_id: _run(record, pool, asked[record.names], alone, points) for record in held}
+    sweeps: dict[str, _Sweep] = defaultdict(_Sweep)
+    for record in sorted(held, key=lambda record: record.run_id):
+        first = next((one for one in asked[record.names] if selection.run_of(record, one) is not None), None)
+        sweep = sweeps[first.name if first else ""]
+        sweep.runs[record.run_id] = _run(record, sweep.pool, first, alone, points)
     return {
         "made": {"program": shipped.PROGRAM, "records": len(held), "refused": plain(named), "points": points},
         "question": overview.QUESTION,
@@ -54,9 +60,16 @@ def gather(
         "hours": _hours(space.hours, experiments),
         "speed": plots.speed(space.root / "results" / "benchmarks"),
         "costs": COSTS,
-        "runs": dict(sorted(runs.items())),
-        "pool": pool.held,
+        "sweeps": {name: {"runs": sweep.runs, "pool": sweep.pool.held} for name, sweep in sorted(sweeps.items())},
     }
+
+
+@dataclasses.dataclass
+class _Sweep:
+    """The runs of an experiment, and what several of them say."""
+
+    runs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    pool: Pool = dataclasses.field(default_factory=Pool)
 
 
 def _hours(hours: GpuHours, experiments: Mapping[str, Experiment]) -> dict[str, Any]:
@@ -74,9 +87,7 @@ def _labels(views: Mapping[str, TableView]) -> dict[str, str]:
     return {method: counts.most_common(1)[0][0] for method, counts in sorted(counted.items())}
 
 
-def _run(
-    record: Record, pool: Pool, experiments: Iterable[Experiment], alone: frozenset[str], most: int
-) -> dict[str, Any]:
+def _run(record: Record, pool: Pool, experiment: Experiment | None, alone: frozenset[str], most: int) -> dict[str, Any]:
     identity, told, made = record.identity, record.origin, provenance.maker(record)
     headline = record.scores.headline
     found = {
@@ -105,7 +116,7 @@ def _run(
         "origin": pool.place(plain({name: text for name, text in made.items() if name != "typed"})),
         "typed": plain(made.get("typed", "")),
         "times": [plain(str(told.get(name) or "")) for name in ("started", "finished")],
-        "again": plain(provenance.command(record, experiments)),
+        "again": plain(provenance.command(record, [experiment] if experiment else [])),
     }
     return without_blanks(found)
 

@@ -182,13 +182,13 @@ function curvePlot(caption, groups, name, { smaller } = {}) {
     bands = [];
   for (const [method, ids] of groups) {
     const bySteps = d3.group(
-      ids.filter((id) => data.runs[id] && data.runs[id].curves && data.runs[id].curves[name]),
-      (id) => data.runs[id].curves[name][0],
+      ids.map((id) => data.runs[id]?.curves?.[name]).filter(Boolean),
+      ([steps]) => String(steps),
     );
     for (const [place, own] of bySteps) {
-      pool[place].forEach((step, k) => {
+      own[0][0].forEach((step, k) => {
         const values = own
-          .map((id) => data.runs[id].curves[name][1][k])
+          .map(([, values]) => values[k])
           .filter((value) => value !== null && value !== undefined);
         if (!values.length) return;
         lines.push({ method, group: `${method} ${place}`, step, value: d3.mean(values), runs: values.length });

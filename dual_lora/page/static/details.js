@@ -64,7 +64,7 @@ function cellHours({ takes: whole }, row, cell) {
 }
 
 // The name of a run's task as the sweep has it.
-const taskOf = (run) => pool[run.settings[1]]["task.name"];
+const taskOf = (run) => run.settings[1]["task.name"];
 
 function publishedCell(table, row, column, cell) {
   return [
@@ -273,14 +273,14 @@ function whereFrom(runs) {
     return counts.map(([text, count]) => (counts.length > 1 ? `${text} (${plural(count, "run")})` : text)).join("; ");
   };
   const off = new Map(runs.flatMap(([, run]) => Object.entries(run.off || {})));
-  const sources = Object.assign({}, ...runs.map(([, run]) => pool[run.sources] || {}));
+  const sources = Object.assign({}, ...runs.map(([, run]) => run.sources || {}));
   const guesses = Object.entries(sources).filter(([, source]) => /^guess/i.test(source));
   return [
     h("h3", {}, "Where from"),
     facts([
-      ["commit", counted((run) => pool[run.origin].commit)],
-      ["card", counted((run) => pool[run.origin].card)],
-      ["versions", counted((run) => pool[run.origin].versions)],
+      ["commit", counted((run) => run.origin.commit)],
+      ["card", counted((run) => run.origin.card)],
+      ["versions", counted((run) => run.origin.versions)],
       ["recipe", counted((run) => run.recipe)],
       ["protocol, profile", counted((run) => `${run.protocol}, ${run.profile}`)],
       ["learning rates tried", counted((run) => String(run.trials))],

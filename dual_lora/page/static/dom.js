@@ -1,10 +1,4 @@
 // Elements, numbers as text, and words for settings. All text goes into the page as text nodes: nothing is parsed.
-const data = JSON.parse(document.getElementById("values").textContent);
-const pool = data.pool;
-for (const run of Object.values(data.runs)) {
-  const costs = data.costs.map((name, place) => [name, run.cost[place]]);
-  run.cost = Object.fromEntries(costs.filter(([, value]) => value !== null));
-}
 const tableOf = Object.fromEntries(data.tables.map((table) => [table.name, table]));
 const MINUS = "−";
 

@@ -3,11 +3,11 @@ function runView(id) {
   const run = data.runs[id];
   if (!run) return [h("h1", {}, "No such run"), h("p", {}, `No record here has the name ${id}.`)];
   const held = settingsOf(run),
-    sources = pool[run.sources] || {},
+    sources = run.sources || {},
     off = run.off || {};
   const sourceOf = (name) => sources[name.replace(/^recipe\./, "")] || sources[name.replace(".settings.", ".")];
-  const told = pool[run.origin],
-    ran = pool[run.execution];
+  const told = run.origin,
+    ran = run.execution;
   const peers = Object.entries(data.runs).filter(
     ([other, peer]) =>
       other !== id &&
@@ -87,17 +87,16 @@ function runView(id) {
           h(
             "ul",
             {},
-            run.notes.map((place) => h("li", {}, pool[place])),
+            run.notes.map((note) => h("li", {}, note)),
           ),
         ]
       : null,
     run.samples
       ? [
           h("h2", {}, "Samples"),
-          run.samples.map(([place, reply]) => {
-            const [input, reference] = pool[place];
-            return sampleView({ input, reference, replies: [[run.method, reply]] });
-          }),
+          run.samples.map(([[input, reference], reply]) =>
+            sampleView({ input, reference, replies: [[run.method, reply]] }),
+          ),
         ]
       : null,
     h("h2", {}, "Settings"),
@@ -109,7 +108,7 @@ function runView(id) {
         : "All settings are those of today's recipe, or it names none.",
     ),
     run.settings
-      .map((place) => Object.entries(pool[place]))
+      .map((part) => Object.entries(part))
       .filter((part) => part.length)
       .map((part) => settingsPart(part, sourceOf, off)),
     peers.length
@@ -207,7 +206,7 @@ function scoreTable(ids) {
     (data.runs[id].scores || []).forEach((row) =>
       Object.entries(row[4]).forEach(([name, value]) => {
         const key = scoreKey(row, name);
-        if (!entries.has(key)) entries.set(key, { where: pool[row[0]], name, sides: [] });
+        if (!entries.has(key)) entries.set(key, { where: row[0], name, sides: [] });
         entries.get(key).sides[side] = {
           value,
           items: row[1],

@@ -273,9 +273,9 @@ function unknownSection() {
   );
   const runs = Object.values(data.runs);
   const guessing = runs.filter((run) =>
-    Object.values(pool[run.sources] || {}).some((source) => /^guess/i.test(source)),
+    Object.values(run.sources || {}).some((source) => /^guess/i.test(source)),
   ).length;
-  const dirty = runs.filter((run) => (pool[run.origin].commit || "").includes("uncommitted")).length;
+  const dirty = runs.filter((run) => (run.origin.commit || "").includes("uncommitted")).length;
   const failed = runs.filter((run) => run.status !== "finished").length;
   const waiting = data.verdicts.filter((verdict) => verdict.answer === "not run").length;
   const second = data.tables.flatMap((table) =>

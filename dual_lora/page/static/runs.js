@@ -167,6 +167,6 @@ const named = (id) => {
   return `${run.method}, ${run.task}${run.seed === undefined ? "" : `, seed ${run.seed}`} (${id.slice(0, 6)})`;
 };
 const settingsOf = (run) =>
-  Object.assign({}, ...run.settings.map((place) => pool[place]), run.seed === undefined ? {} : { seed: run.seed });
-const rate = (run) => run.settings.map((place) => pool[place]["recipe.learning_rate"]).find((held) => held !== undefined);
-const scoreKey = ([where], name) => `${pool[where].slice(0, 4).join(" · ")} · ${name}`;
+  Object.assign({}, ...run.settings, run.seed === undefined ? {} : { seed: run.seed });
+const rate = (run) => run.settings.map((part) => part["recipe.learning_rate"]).find((held) => held !== undefined);
+const scoreKey = ([where], name) => `${where.slice(0, 4).join(" · ")} · ${name}`;

@@ -19,7 +19,7 @@ function compareView(a, b) {
         ]);
   const curves = Object.keys(data.runs[a].curves || {}).filter((name) => (data.runs[b].curves || {})[name]);
   const samples = (data.runs[a].samples || [])
-    .map((sample) => [sample, (data.runs[b].samples || []).find((theirs) => theirs[0] === sample[0])])
+    .map((sample) => [sample, (data.runs[b].samples || []).find((theirs) => same(theirs[0], sample[0]))])
     .filter(([, theirs]) => theirs);
   const costs = [...new Set([...Object.keys(data.runs[a].cost), ...Object.keys(data.runs[b].cost)])];
   const sideTable = (label, rows) =>
@@ -117,8 +117,8 @@ function compareView(a, b) {
       ...costs.map((name) => [costOf(name)[0], ...[a, b].map((id) => costText(data.runs[id], name))]),
       ...["commit", "card", "versions"].map((name) => [
         name,
-        pool[data.runs[a].origin][name] || "",
-        pool[data.runs[b].origin][name] || "",
+        data.runs[a].origin[name] || "",
+        data.runs[b].origin[name] || "",
       ]),
     ]),
     samples.length
@@ -126,8 +126,8 @@ function compareView(a, b) {
           h("h2", {}, "Samples"),
           samples.map(([left, right]) =>
             sampleView({
-              input: pool[left[0]][0],
-              reference: pool[left[0]][1],
+              input: left[0][0],
+              reference: left[0][1],
               replies: [
                 ["A", left[1]],
                 ["B", right[1]],

@@ -38,8 +38,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         tab.on("console", lambda one: problems.append(one.text) if one.type in ("error", "warning") else None)
         tab.on("pageerror", lambda error: problems.append(str(error)))
         tab.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
-        tab.goto(address)
         tabs.append(tab)
+        tab.goto(address)
+        tab.wait_for_selector("main[data-view]", state="attached")  # its runs are unpacked
         return tab
 
     yield opened

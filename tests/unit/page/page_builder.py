@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,10 +59,17 @@ def document(space: Workspace) -> str:
 
 
 def values(text: str) -> dict[str, Any]:
-    """Return what a page holds, read as a browser reads it."""
+    """Return what a page holds, read as a browser reads it, all runs together and each note in its place."""
     found = re.search(r'<script type="application/json" id="values">(.*?)</script>', text, re.DOTALL)
     assert found is not None
-    return json.loads(found[1])
+    held = json.loads(found[1])
+    sweeps = [json.loads(zlib.decompress(base64.b64decode(packed))) for packed in held["sweeps"].values()]
+    held["runs"] = {
+        name: run | {"notes": [sweep["pool"][place] for place in run.get("notes", [])]}
+        for sweep in sweeps
+        for name, run in sweep["runs"].items()
+    }
+    return held
 
 
 def study() -> list[dict[str, Any]]:
@@ -76,6 +85,7 @@ def study() -> list[dict[str, Any]]:
         values["identity"]["model"]["label"] = "Small \u202e<b>model</b>"
         values["curves"] = {"train_loss": [[step, 3.0 / step + place / 50] for step in range(1, 200)]}
         values["origin"]["command"] = "python run.py model=smollm2"
+        values["execution"]["threads"] = 7
     made[-1]["curves"]["diagnostics"] = DIAGNOSTICS
     return made
 

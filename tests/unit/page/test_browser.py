@@ -181,6 +181,15 @@ def test_texts_of_records_are_shown_as_they_are(page, space):
     assert "Small [U+202E]<b>model</b>" in text
 
 
+def test_a_run_shows_what_it_shares_with_its_sweep(page, space):
+    assert "6 of 13 runs with settings that have no public source" in page.locator("main").inner_text()
+    go(page, f"run/{runs(space, 'lora')[0]}")
+    told = page.locator("main").text_content()
+    shared = ["threads7", "commitc0ffee", "boolqtestlastgenerateaccuracy60.0", "settings.r32"]
+    for text in (*shared, f"Notes{HOSTILE}", f"input {HOSTILE}", "train loss"):
+        assert text in told
+
+
 def test_the_keyboard_is_enough(page):
     def tab_to(selector: str, most: int = 80) -> None:
         for _ in range(most):
@@ -274,3 +283,11 @@ def test_axe_finds_nothing_in_what_a_click_opens(page):
         page.get_by_role("button", name=name).first.click()
         assert axe.Axe().run(page).violations_count == 0, name
         page.keyboard.press("Escape")
+
+
+def test_a_browser_that_cannot_unpack_the_runs_says_so(browser, file):
+    tab = browser.new_page()
+    tab.add_init_script("delete window.DecompressionStream")
+    tab.goto(file)
+    assert tab.locator("main").inner_text().startswith("This page needs a browser of 2023 or later.")
+    tab.close()

@@ -7,18 +7,20 @@ import csv
 import hashlib
 import io
 import re
+import zlib
 from html.parser import HTMLParser
 
 import pytest
 
 from dual_lora.page import content, overview
-from dual_lora.page.html import STATIC
+from dual_lora.page.html import STATIC, same, unpacked
 from dual_lora.page.values import Pool
 from dual_lora.report import formats
 from dual_lora.report.figures import thinned
+from dual_lora.report.workspace import Workspace
 from tests import ROOT
 from tests.unit.page.page_builder import HOSTILE, document, of_method, study, values, workspace
-from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of
+from tests.unit.report.report_builder import EXPERIMENT, record, seeds_of, write
 
 
 class Elements(HTMLParser):
@@ -46,7 +48,7 @@ def test_no_text_of_a_record_becomes_markup(tmp_path):
 def test_texts_are_whole_and_turn_nothing(tmp_path):
     held = values(document(workspace(tmp_path, *study())))
     runs = held["runs"].values()
-    assert [[held["pool"][place] for place in run["notes"]] for run in runs if "notes" in run] == [[HOSTILE]]
+    assert [run["notes"] for run in runs if run["notes"]] == [[HOSTILE]]
     assert {run["model"] for run in runs} == {"Small [U+202E]<b>model</b>"}
 
 
@@ -62,11 +64,11 @@ def test_only_the_scripts_in_the_page_may_run(tmp_path):
 
 
 def test_the_same_records_give_the_same_page_in_any_order(tmp_path):
-    one = document(workspace(tmp_path / "a", *study()))
+    one = unpacked(document(workspace(tmp_path / "a", *study())))
     again = study()
     for values_, first in zip(again, study(), strict=True):
         values_["origin"] = first["origin"]
-    two = document(workspace(tmp_path / "b", *reversed(again)))
+    two = unpacked(document(workspace(tmp_path / "b", *reversed(again))))
     times = re.compile(r'"times":\[[^]]*\]')
     assert times.sub("", one) == times.sub("", two)
 
@@ -284,6 +286,33 @@ def test_many_runs_have_fewer_points_of_each_curve(tmp_path, monkeypatch):
         held = values(document(space))
         assert held["made"]["points"] == points
         assert [len(run["curves"]["train_loss"][1]) for run in held["runs"].values()] == [points] * 3
+
+
+def test_a_page_that_another_zlib_packed_is_the_same_and_one_with_another_number_is_not(tmp_path):
+    text = document(workspace(tmp_path, *study()))
+    (packed,) = set(re.findall(r'^"table_x":"([^"]*)"', text, re.MULTILINE))
+    plain = zlib.decompress(base64.b64decode(packed))
+
+    def holding(runs: bytes, level: int) -> str:
+        return text.replace(packed, base64.b64encode(zlib.compress(runs, level)).decode())
+
+    assert '"status":"finished"' not in text
+    assert '"status":"finished"' in unpacked(text)
+    assert holding(plain, 1) != text
+    assert same(holding(plain, 1), text)
+    assert not same(holding(plain.replace(b"finished", b"diverged", 1), 9), text)
+    assert not same(text.replace(packed, packed[:-8]), text)
+    assert not same(text.replace("MARK", "mark").replace("Tables", "tables"), text)
+
+
+def test_a_new_sweep_leaves_the_packed_runs_of_others_as_they_are(tmp_path):
+    packed = re.compile(r'^"(\w*)":"(e[^" ]*)"', re.MULTILINE)
+    space = workspace(tmp_path, *seeds_of("lora", [0.6, 0.61]), record("dora", 7))
+    before = dict(packed.findall(document(space)))
+    write(space.records, record("dora", 8))
+    after = dict(packed.findall(document(Workspace(tmp_path))))
+    assert list(before) == list(after) == ["", "table_x"]  # of no experiment, and of one
+    assert [name for name in before if before[name] != after[name]] == [""]
 
 
 def test_the_committed_page_is_small():
