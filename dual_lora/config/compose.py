@@ -22,7 +22,7 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.config.choices import CONFIGS, options, sweep_values
-from dual_lora.config.words import for_hydra, of_no_method, with_peft_fields
+from dual_lora.config.words import for_hydra, of_no_method, with_added_keys
 
 GROUPS = {
     "model": "the checkpoint",
@@ -141,7 +141,7 @@ def compose(arguments: list[str]) -> list[RunConfig]:
     import hydra
     from omegaconf import DictConfig
 
-    arguments = with_peft_fields(for_hydra(arguments))
+    arguments = with_added_keys(for_hydra(arguments))
     _tell_hydra()
     for word in arguments:
         group, _, values = word.partition("=")

@@ -88,14 +88,20 @@ def _text(value: str) -> str:
     return QuotedString(value, Quote.single).with_quotes()
 
 
-def with_peft_fields(words: Sequence[str]) -> list[str]:
-    """Let `method.FIELD=VALUE` add a field of the method's PEFT config that its YAML does not state.
+def with_added_keys(words: Sequence[str]) -> list[str]:
+    """Let words add keys that no YAML has: a field of the method's PEFT config, an option of sbatch.
 
     PEFT is imported only for a field that no YAML has; one that no class has is left for Hydra to refuse.
     """
     named = [word.partition("=")[2] for word in words if word.startswith("method=")]
     methods = named[-1].split(",") if named else ["dual_lora"]
-    return [f"++{word}" if _is_peft_field(word, methods) else word for word in words]
+    return [f"++{word}" if _is_sbatch_option(word) or _is_peft_field(word, methods) else word for word in words]
+
+
+def _is_sbatch_option(word: str) -> bool:
+    """Whether a word is `launch.sbatch={exclude: node7}` or `launch.sbatch.exclude=node7`."""
+    key = word.partition("=")[0]
+    return key == "launch.sbatch" or key.startswith("launch.sbatch.")
 
 
 def _is_peft_field(word: str, methods: Sequence[str]) -> bool:

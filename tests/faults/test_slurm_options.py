@@ -8,8 +8,9 @@ import shlex
 import pytest
 
 from dual_lora.config import ConfigError
+from dual_lora.config.compose import compose
 from dual_lora.launch.slurm import check_options, script
-from tests.small_cells import config
+from tests.small_cells import WRITING, config
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,22 @@ def test_options_that_are_not_the_users_are_refused(key, cell):
 def test_option_values_stay_on_one_line(value, cell):
     with pytest.raises(ConfigError, match="on one line"):
         check_options(with_launch(cell, sbatch={"comment": value}))
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["launch.sbatch={exclude: node7, mail-type: END}"], {"exclude": "node7", "mail-type": "END"}),
+        (
+            ["launch.sbatch.exclude=node[1-3]", "launch.sbatch.exclusive=true"],
+            {"exclude": "node[1-3]", "exclusive": True},
+        ),
+    ],
+)
+def test_options_are_given_on_the_command_line(words, given):
+    """No YAML has their keys, and Hydra refused every one: "unknown setting launch.sbatch.exclude. Legal: "."""
+    for command in ([*WRITING, "launch=slurm", *words], ["-m", *WRITING, "launch=slurm", "seed=0,1", *words]):
+        assert {repr(cell.launch.sbatch) for cell in compose(command)} == {repr(given)}
 
 
 def test_set_up_lines_and_containers_stay_on_one_line(cell):
