@@ -43,6 +43,8 @@ _RESERVED = frozenset(
     + ("nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "uid")
     + ("wrap",)
 )
+# What a cluster may not have, as sbatch calls it.
+_REFUSABLE = ("partition", "account", "qos", "constraint", "nodes", "gpus_per_node", "cpus_per_task", "mem", "time")
 
 
 def launch(configs: list[RunConfig]) -> int:
@@ -184,8 +186,17 @@ def _submit(items: list[Resolved], launch: LaunchConfig) -> None:
             "one-node SLURM at home"
         ) from None
     executor.update_parameters(**parameters(launch))
-    with executor.batch():
-        jobs = [executor.submit(SlurmCell(str(write_config(item).resolve()))) for item in items]
+    try:
+        with executor.batch():
+            jobs = [executor.submit(SlurmCell(str(write_config(item).resolve()))) for item in items]
+    except submitit.core.utils.FailedJobError as error:
+        said = " ".join(line.removeprefix("sbatch: error: ").strip() for line in str(error).splitlines())
+        asked = {**parameters(launch), **launch.sbatch}
+        words = " ".join(f"{name}={asked[name]}" for name in (*_REFUSABLE, *launch.sbatch) if name in asked)
+        raise ConfigError(
+            f"SLURM refused a job that asks for {words}: {said} (`sinfo` shows what this cluster has; plan=true prints "
+            "the job's script)"
+        ) from None
     for item, job in zip(items, jobs, strict=True):
         records.write_json(item.folder / "slurm.json", {"job": job.job_id})
         logger.info("job %s: %s", job.job_id, title(item.config))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 
 import pytest
 
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
+from dual_lora.launch import launch
 from dual_lora.launch.slurm import check_options, script
 from tests.small_cells import WRITING, config
 
@@ -123,3 +125,20 @@ def test_script_asks_for_what_was_configured(cell):
 
 def test_cells_without_gpus_ask_for_none(cell):
     assert "--gpus" not in script(with_launch(cell, device="cpu"), 1)
+
+
+def test_what_slurm_refuses_is_said_in_a_sentence(tmp_path, monkeypatch):
+    """A misspelt partition ended in submitit's traceback of sixty lines."""
+    said = "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed"
+    for name, does in (("srun", ""), ("squeue", ""), ("sbatch", f"echo '{said}' >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    words = ("launch=slurm", "launch.partition=gpu", "launch.memory_gb=64")
+    with pytest.raises(ConfigError) as refused:
+        launch([config(tmp_path / "results", *words)])
+    message = str(refused.value)
+    assert message.startswith(
+        "SLURM refused a job that asks for partition=gpu nodes=1 cpus_per_task=8 mem=64GB time=1440"
+    )
+    assert ": invalid partition specified: gpu Batch job submission failed (`sinfo` " in message
