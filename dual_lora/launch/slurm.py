@@ -15,6 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dual_lora import records, shipped
 from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.launch.local import write_config
+from dual_lora.launch.slurm_options import EARLY_SECONDS, check_options
 from dual_lora.launch.titles import title
 from dual_lora.records import redaction
 
@@ -34,15 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_REQUEUES = 1000
-_WORD = re.compile(r"[\w.,:+@%=/-]+", re.ASCII)
-_CONSTRAINT = re.compile(r"[\w.,:+@%=/&|*()\[\]!-]+", re.ASCII)
-_OPTION = re.compile(r"[a-z][a-z0-9-]*")
-# Options that this module sets itself, or that would run or write something other than the run.
-_RESERVED = frozenset(
-    ("array", "batch", "bcast", "chdir", "error", "export", "export-file", "get-user-env", "gid", "input", "job-name")
-    + ("nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "uid")
-    + ("wrap",)
-)
+_FRUITLESS = 2  # starts in a row; more would be a thousand times the same
+_KEPT = ("checkpoints/*/manifest.json", "trained.json", "predictions/*")
 # What a cluster may not have, as sbatch calls it.
 _REFUSABLE = ("partition", "account", "qos", "constraint", "nodes", "gpus_per_node", "cpus_per_task", "mem", "time")
 
@@ -91,38 +86,6 @@ def _by_settings(asking: list[T], settings: Callable[[T], LaunchConfig]) -> list
     for one in asking:
         groups.setdefault(repr(settings(one)), []).append(one)  # `launch.sbatch` is a dict, which is no key
     return list(groups.values())
-
-
-def check_options(config: RunConfig) -> None:
-    """Refuse a value that could escape its line of the job script, or its folder. Raises `ConfigError`."""
-    launch = config.launch
-    for name, legal in (("partition", _WORD), ("account", _WORD), ("qos", _WORD), ("constraint", _CONSTRAINT)):
-        value = getattr(launch, name)
-        if value is not None and not legal.fullmatch(value):
-            raise ConfigError(f"launch.{name}={value!r}: legal are letters, digits and {legal.pattern[3:-2]}")
-    for key, value in launch.sbatch.items():
-        if not _OPTION.fullmatch(key) or key in _RESERVED:
-            raise ConfigError(
-                f"launch.sbatch: option {key!r} is not allowed; legal are sbatch's long options without their leading "
-                f"dashes, except {', '.join(sorted(_RESERVED))}"
-            )
-        if value is False or not (isinstance(value, (str, int, float)) and str(value).isprintable()):
-            raise ConfigError(f"launch.sbatch.{key}={value!r}: a number, true, or a text on one line")
-    for name, text in [("setup", line) for line in launch.setup] + [("container", launch.container or " ")]:
-        if not text.isprintable():
-            raise ConfigError(f"launch.{name}={text!r}: one line each, without control characters")
-    if launch.container is not None:
-        try:
-            shlex.split(launch.container)
-        except ValueError as error:
-            raise ConfigError(f"launch.container={launch.container!r} is not a valid command ({error})") from None
-    if not config.results.isprintable() or "%" in config.results:
-        raise ConfigError(f"results={config.results!r}: SLURM cannot use a folder with % or control characters")
-    if launch.time_limit_minutes < 1 or launch.signal_seconds >= launch.time_limit_minutes * 60:
-        raise ConfigError(
-            f"launch.time_limit_minutes={launch.time_limit_minutes}, launch.signal_seconds={launch.signal_seconds}: "
-            "the signal must come after the start and before the limit"
-        )
 
 
 def parameters(launch: LaunchConfig) -> dict[str, Any]:
@@ -225,11 +188,16 @@ class SlurmCell:
     """What a job calls: the parent of one run's processes on this node.
 
     The name stays: submitit's pickles of queued and requeued jobs hold it.
+
+    fruitless: how many starts before this one, in a row, used up their time and kept nothing.
     """
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    fruitless = 0  # of a job that an older version queued
+
+    def __init__(self, file: str, fruitless: int = 0) -> None:
+        self.file, self.fruitless = file, fruitless
         self._group: Group | None = None
+        self._item: Resolved | None = None
 
     def __call__(self) -> str:
         from dual_lora.launch.group import Group, Rendezvous, settle
@@ -242,6 +210,7 @@ class SlurmCell:
         if known is not None:
             return str(known["status"])
         nodes = item.config.launch.nodes
+        self._item, self._had, self._began = item, _kept(item), time.monotonic()
         self._group = Group(Path(self.file), item.config.launch, _meeting() if nodes > 1 else Rendezvous())
         self._group.run(handle_signals=False)  # submitit has set its handlers, and calls `checkpoint`
         if int(os.environ.get("SLURM_NODEID", "0")) > 0:
@@ -251,13 +220,41 @@ class SlurmCell:
             raise RuntimeError(f"{status}: {item.record_path}")
         return status
 
-    def checkpoint(self) -> DelayedSubmission:
-        """Called before the time limit: let the processes save and end; submitit then requeues the job."""
+    def checkpoint(self) -> DelayedSubmission | None:
+        """Called before the time limit: let the processes save and end; submitit then requeues the job, unless None."""
         from submitit.helpers import DelayedSubmission
 
         if self._group is not None:
             self._group.stop("the time limit of the job")
-        return DelayedSubmission(SlurmCell(self.file))
+        fruitless = 0
+        if self._item is not None and _kept(self._item) == self._had:
+            fruitless = self.fruitless + self._used_its_time(self._item.config.launch)
+        if self._item is None or fruitless < _FRUITLESS:
+            return DelayedSubmission(SlurmCell(self.file, fruitless))
+        self._give_up(self._item, fruitless)
+        return None
+
+    def _used_its_time(self, launch: LaunchConfig) -> bool:
+        """Whether this is the time limit; a job that is preempted gets the same signal, at any time."""
+        given = launch.time_limit_minutes * 60 - launch.signal_seconds - EARLY_SECONDS
+        return time.monotonic() - self._began > 0.8 * given
+
+    def _give_up(self, item: Resolved, fruitless: int) -> None:
+        from dual_lora.runs import lifecycle
+
+        limit = item.config.launch.time_limit_minutes
+        message = (
+            f"not queued again: {fruitless} jobs in a row reached launch.time_limit_minutes={limit} with nothing to "
+            "continue from; the same command with more minutes continues"
+        )
+        logger.error("timed_out: %s", message)
+        lifecycle.write_failure(item, "timed_out", message, "")
+
+
+def _kept(item: Resolved) -> dict[str, int]:
+    """Return the files that a later start continues from, with their sizes."""
+    found = [path for kept in _KEPT for path in item.folder.glob(kept)]
+    return {path.relative_to(item.folder).as_posix(): path.stat().st_size for path in found}
 
 
 def _meeting() -> Rendezvous:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
-from dual_lora.launch import launch
-from dual_lora.launch.slurm import check_options, script
-from tests.small_cells import WRITING, config
+from dual_lora.launch import group, launch, prepare, slurm
+from dual_lora.launch.local import write_config
+from dual_lora.launch.slurm import SlurmCell, script
+from dual_lora.launch.slurm_options import check_options
+from tests.small_cells import WRITING, config, only_record
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +76,12 @@ def test_folders_that_slurm_would_read_otherwise_are_refused(results, cell):
         check_options(dataclasses.replace(cell, results=results))
 
 
-def test_signal_has_to_come_before_the_limit(cell):
+@pytest.mark.parametrize("minutes", [5, 6])
+def test_signal_has_to_come_before_the_limit(minutes, cell):
+    """SLURM sends it up to a minute early: a job of six minutes was told to end as it began, again and again."""
     with pytest.raises(ConfigError, match="before the limit"):
-        check_options(with_launch(cell, time_limit_minutes=5, signal_seconds=300))
+        check_options(with_launch(cell, time_limit_minutes=minutes, signal_seconds=300))
+    check_options(with_launch(cell, time_limit_minutes=minutes + 2, signal_seconds=300))
 
 
 def test_odd_but_legal_values_are_quoted(cell, tmp_path):
@@ -142,3 +149,43 @@ def test_what_slurm_refuses_is_said_in_a_sentence(tmp_path, monkeypatch):
         "SLURM refused a job that asks for partition=gpu nodes=1 cpus_per_task=8 mem=64GB time=1440"
     )
     assert ": invalid partition specified: gpu Batch job submission failed (`sinfo` " in message
+
+
+def test_a_job_whose_time_is_too_short_is_not_queued_for_ever(tmp_path, monkeypatch):
+    """It was queued a thousand times, and each start trained what the one before it had lost."""
+    cell = config(tmp_path, "launch=slurm", "launch.time_limit_minutes=10", "launch.save_every_steps=1")
+    [item] = prepare([cell])
+    seconds, saves = [0.0], [True]
+
+    def trains(self, handle_signals):
+        seconds[0] += 60.0 if self.file.name == "preempted" else 240.0
+        if saves[0]:
+            folder = item.folder / "checkpoints" / f"checkpoint-{seconds[0]:.0f}"
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text("{}")
+
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(group.Group, "run", trains)
+    monkeypatch.setattr(group, "settle", lambda *_: "finished")
+    start = SlurmCell(str(write_config(item)))
+
+    def next_start(start):
+        start()
+        queued = start.checkpoint()
+        return queued and queued.function
+
+    start = next_start(start)
+    assert start.fruitless == 0
+    saves[0] = False
+    start = next_start(start)
+    assert start.fruitless == 1
+    saves[0] = True
+    assert next_start(start).fruitless == 0, "it went on"
+    saves[0] = False
+    assert next_start(start) is None
+    record = only_record(tmp_path)
+    assert record["status"] == "timed_out", "the same command continues it"
+    assert "2 jobs in a row reached launch.time_limit_minutes=10 with nothing to continue from" in record["message"]
+    start.file = str(Path(start.file).with_name("preempted"))
+    Path(start.file).write_text(json.dumps(cell.to_dict()))
+    assert next_start(start).fruitless == 1, "a job that is preempted is queued again as often as that happens"
