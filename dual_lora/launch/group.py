@@ -208,12 +208,12 @@ class Group:
         folder = self.file.with_suffix(f".{FAILURES}")
         found = [records.read_json(path, _failure) for path in folder.glob("rank-*.json")]
         said = [entry for entry in found if entry is not None] + self._unresponsive
-        said += [] if self._ended else self._silent_deaths({entry["rank"] for entry in said})
+        said += [] if self._ended else self.silent_deaths({entry["rank"] for entry in said})
         # A process notices within milliseconds that another has died, often before the agent: that is not the cause.
-        return min(said, key=lambda entry: (bool(_FOLLOWS.search(entry["message"])), entry["time"]), default=None)
+        return min(said, key=lambda entry: (follows(entry), entry["time"]), default=None)
 
-    def _silent_deaths(self, spoke: set[int]) -> list[dict[str, Any]]:
-        """Processes that a signal ended or that could not be started. Those that end in Python leave an error."""
+    def silent_deaths(self, spoke: set[int]) -> list[dict[str, Any]]:
+        """Return this node's processes that a signal ended or that could not be started; `spoke`: left an error."""
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         found: list[dict[str, Any]] = []
@@ -240,6 +240,11 @@ class Group:
 def _failure(values: Any) -> dict[str, Any]:
     kinds = {"rank": int, "time": float, "status": str, "message": str, "trace": str}
     return {name: kind(values[name]) for name, kind in kinds.items()}
+
+
+def follows(failure: dict[str, Any]) -> bool:
+    """Whether a process failed because another had."""
+    return bool(_FOLLOWS.search(failure["message"]))
 
 
 def death(rank: int, number: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from dual_lora.config import ConfigError, LaunchConfig, RunConfig
 from dual_lora.launch.local import write_config
 from dual_lora.launch.slurm_options import EARLY_SECONDS, check_options
 from dual_lora.launch.titles import title
+from dual_lora.launch.worker import FAILURES
 from dual_lora.records import redaction
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_REQUEUES = 1000
 _FRUITLESS = 2  # starts in a row; more would be a thousand times the same
+_HEAR_SECONDS = 20.0  # a shared file system shows a new file some seconds late
 _KEPT = ("checkpoints/*/manifest.json", "trained.json", "predictions/*")
 # What a cluster may not have, as sbatch calls it.
 _REFUSABLE = ("partition", "account", "qos", "constraint", "nodes", "gpus_per_node", "cpus_per_task", "mem", "time")
@@ -212,9 +215,14 @@ class SlurmCell:
         nodes = item.config.launch.nodes
         self._item, self._had, self._began = item, _kept(item), time.monotonic()
         self._group = Group(Path(self.file), item.config.launch, _meeting() if nodes > 1 else Rendezvous())
+        if _node() == 0:  # a requeued job has the file of its first start
+            shutil.rmtree(self._group.file.with_suffix(f".{FAILURES}"), ignore_errors=True)
         self._group.run(handle_signals=False)  # submitit has set its handlers, and calls `checkpoint`
-        if int(os.environ.get("SLURM_NODEID", "0")) > 0:
+        if _node() > 0:
+            _tell_first_node(self._group)
             return "the first node keeps the record"
+        if nodes > 1:
+            _hear_other_nodes(self._group)
         status = settle(item, self._group)
         if status != "finished":
             raise RuntimeError(f"{status}: {item.record_path}")
@@ -255,6 +263,28 @@ def _kept(item: Resolved) -> dict[str, int]:
     """Return the files that a later start continues from, with their sizes."""
     found = [path for kept in _KEPT for path in item.folder.glob(kept)]
     return {path.relative_to(item.folder).as_posix(): path.stat().st_size for path in found}
+
+
+def _node() -> int:
+    return int(os.environ.get("SLURM_NODEID", "0"))
+
+
+def _tell_first_node(group: Group) -> None:
+    """Leave for it which processes of this node a signal ended: there the others only see a connection that broke."""
+    folder = group.file.with_suffix(f".{FAILURES}")
+    for said in group.silent_deaths(spoke=set()):
+        place = folder / f"rank-{said['rank']}.json"
+        if said["rank"] is not None and not place.exists():
+            records.write_json(place, said)
+
+
+def _hear_other_nodes(group: Group) -> None:
+    """Wait, not long, while all that is known of a failure is that it followed another one."""
+    from dual_lora.launch.group import follows
+
+    end = time.monotonic() + _HEAR_SECONDS
+    while (failure := group.first_failure()) and follows(failure) and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 def _meeting() -> Rendezvous:
