@@ -63,7 +63,7 @@ class Group:
         self._stopped: dict[psutil.Process, float] = {}  # since when, as it was first seen
         self._unresponsive: list[dict[str, Any]] = []
         self._stacks: dict[int, str] = {}  # of processes that are silent, as of the last look
-        self._told, self._ended = 0.0, False  # when the first one was; whether that ended the group
+        self._told, self._ended = 0.0, False  # when the first one was; whether `_kill` ended the group
 
     def run(self, handle_signals: bool = True) -> None:
         """Start the group and wait for its end. `first_failure` then returns what went wrong."""
@@ -86,20 +86,22 @@ class Group:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:
-            self._kill()
+            self._kill(
+                f"stopped at once by a second signal ({signal.Signals(number).name}); the same command continues"
+            )
             return
         self.stopped_by = signal.Signals(number).name
         logger.error("%s: finishing the step and writing a checkpoint; a second signal stops at once", self.stopped_by)
         self._signal(signal.SIGTERM)
-        timer = threading.Timer(GRACE_SECONDS, self._kill)
+        late = f"not done {GRACE_SECONDS / 60:.0f} minutes after {self.stopped_by}; the same command continues"
+        timer = threading.Timer(GRACE_SECONDS, self._kill, [late])
         timer.daemon = True
         timer.start()
 
     def stop(self, why: str) -> None:
         """Ask the group to write a checkpoint and end, and wait until it has."""
         self.stopped_by = self.stopped_by or why
-        workers = self._signal(signal.SIGUSR2)
-        _, alive = psutil.wait_procs(workers, timeout=GRACE_SECONDS)
+        _, alive = psutil.wait_procs(self._signal(signal.SIGUSR2), timeout=GRACE_SECONDS)
         for process in alive:
             process.kill()
 
@@ -112,8 +114,12 @@ class Group:
                 continue
         return workers
 
-    def _kill(self) -> None:
-        self._signal(signal.SIGKILL)
+    def _kill(self, message: str, rank: int | None = None, trace: str = "") -> None:
+        """End all processes, and keep why for the record: none of them ended by itself."""
+        if self._signal(signal.SIGKILL):
+            said = {"rank": rank, "time": time.time(), "status": "interrupted", "message": message, "trace": trace}
+            self._unresponsive.append(said)
+            self._ended = True
 
     def workers(self) -> list[psutil.Process]:
         """Return the living processes of the group on this node."""
@@ -158,10 +164,7 @@ class Group:
             return
         rank, message = watchdog.blame(stacks)
         message += f", for {watchdog.SILENT_SECONDS / 60:.0f} minutes without a step; the same command continues"
-        said = {"rank": rank, "time": time.time(), "status": "interrupted", "message": message, "trace": stacks[rank]}
-        self._unresponsive.append(said)
-        self._ended = True
-        self._kill()
+        self._kill(message, rank, stacks[rank])
 
     def _agent(self) -> None:
         """Run torchrun's agent. In a thread it installs no signal handlers; they would allow a group only 30 s."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from dual_lora.config import ConfigError
 from dual_lora.distributed import watchdog
@@ -260,3 +261,24 @@ def test_cells_side_by_side_get_cards_of_their_own(visible, wanted, expected, mo
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [",".join(_cards(place, wanted)) for place in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_second_signal_is_told_as_one_and_not_as_a_lack_of_memory(signals, tmp_path, monkeypatch):
+    """Whoever pressed Ctrl-C twice read "rank 0 was ended by SIGKILL (the host may be out of memory: see dmesg)"."""
+    start = tmp_path / "start.json"
+    patient = "import signal, time; signal.signal(15, lambda *_: None); print(1, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", patient, str(start)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        here = group.Group(start, None)
+        if signals == 1:
+            monkeypatch.setattr(group, "GRACE_SECONDS", 0.1)
+        for _ in range(signals):
+            here._note(signal.SIGINT, None)
+        assert child.wait(60) == -signal.SIGKILL
+    here._errors.append(ChildFailedError("worker", {0: ProcessFailure(0, child.pid, -signal.SIGKILL, "none")}))
+    said = here.first_failure()
+    assert said["status"] == "interrupted"
+    expected = ["not done 0 minutes after SIGINT", "stopped at once by a second signal (SIGINT)"][signals - 1]
+    assert said["message"] == f"{expected}; the same command continues"
