@@ -3,7 +3,7 @@
     python run.py rescore RUN_ID...                  # all of the task's metrics, e.g. METEOR after installing Java
     python run.py rescore --all                      # every finished run whose predictions are here
     python run.py rescore RUN_ID --data-dir FOLDER   # where the run's local data is on this machine
-    python run.py rescore RUN_ID --metrics BLEU NIST # only these; a metric that the record has is never dropped
+    python run.py rescore RUN_ID --metrics BLEU NIST # those the record has, and more of the task's: none is dropped
     python run.py rescore RUN_ID --results FOLDER    # instead of results/
 
 The predictions are those in the run's folder, or what it wrote as results/predictions/RUN_ID.jsonl.gz has it, which is
@@ -26,12 +26,14 @@ from dual_lora.commands.parser import Parser
 from dual_lora.config import ConfigError, RunConfig
 from dual_lora.records.lock import RunLock
 
+METRICS = "names of the task's (as in task.metrics), all that the record has among them; default: all of the task's"
+
 
 def options(parser: Parser) -> None:
     parser.add_argument("run_ids", nargs="*", metavar="RUN_ID")
     parser.add_argument("--all", action="store_true", help="every finished run whose predictions are here")
     parser.add_argument("--data-dir", help="the folder of local data, if it is not the one used in the run")
-    parser.add_argument("--metrics", nargs="+", default=[], help="default: all of the task's")
+    parser.add_argument("--metrics", nargs="+", default=[], help=METRICS)
     parser.add_argument("--results", type=Path, default=shipped.results())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ def rescore(known: Mapping[str, Any], config: RunConfig, kept: Path) -> dict[str
         raise ConfigError(f"the record's status is {known['status']}: only a finished run can be scored again")
     if all(entry["split"] != "test" for entry in known["scores"]["measurements"]):
         raise ConfigError("the run scored no test item (profile.test_items=0): there are no predictions to score")
+    _check_of_predictions(known, config.task.metrics)
     task = tasks.load(config)
+    _check_none_left_out(known, config.task.metrics)
     if task.head.kind != "causal_lm":
         raise ConfigError(f"task={task.name}: only generated and ranked answers can be scored again")
     if task.fingerprint() != known["identity"]["data"]["fingerprint"]:
@@ -67,6 +69,29 @@ def rescore(known: Mapping[str, Any], config: RunConfig, kept: Path) -> dict[str
     scores |= {"per_item": rows} if rows else {}
     scores["notes"] = _notes(known["scores"]["notes"], task)
     return dict(json.loads(json.dumps({**known, "scores": scores, "origin": origin}, allow_nan=False)))
+
+
+def _names(known: Mapping[str, Any], split: str) -> set[str]:
+    return {name for entry in known["scores"]["measurements"] if entry["split"] == split for name in entry["metrics"]}
+
+
+def _check_of_predictions(known: Mapping[str, Any], asked: Sequence[str]) -> None:
+    given = _names(known, "test")
+    of_model = [name for name in asked if name in _names(known, "validation") - given]
+    if of_model:
+        raise ConfigError(
+            f"--metrics {' '.join(of_model)}: computed with the model while it was loaded, not from predictions; this "
+            f"run's predictions gave {', '.join(sorted(given))}"
+        )
+
+
+def _check_none_left_out(known: Mapping[str, Any], asked: Sequence[str]) -> None:
+    left_out = sorted(_names(known, "test") - set(asked))
+    if asked and left_out:
+        raise ConfigError(
+            f"--metrics {' '.join(asked)} would drop {', '.join(left_out)} from the record; name these too: --metrics "
+            f"{' '.join([*asked, *left_out])}; or leave --metrics out, for all of the task's"
+        )
 
 
 def _is_kept(entry: Mapping[str, Any], archived: Mapping[str, Any] | None) -> bool:
@@ -103,7 +128,7 @@ def _check_nothing_lost(again: list[dict[str, Any]], found: Mapping[tuple[str, s
     made = {name for entries in found.values() for entry in entries for name in entry["metrics"]}
     if held - made:
         raise ConfigError(
-            f"the record would lose {', '.join(sorted(held - made))}, which it has; score these again too (--metrics)"
+            f"scoring again does not give {', '.join(sorted(held - made))}, which the record has; it stays as it is"
         )
 
 

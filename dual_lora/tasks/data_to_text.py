@@ -223,7 +223,9 @@ def chosen_metrics(config: RunConfig, metrics: Sequence[str]) -> tuple[str, ...]
     chosen = config.task.metrics or tuple(metrics)
     for metric in chosen:
         if metric not in metrics:
-            raise ConfigError(f"task.metrics: unknown metric {metric!r}{legal_values(metric, metrics)}")
+            raise ConfigError(
+                f"task.metrics (rescore: --metrics): unknown metric {metric!r}{legal_values(metric, metrics)}"
+            )
     if "METEOR" in chosen and config.profile.test_items != 0 and not java.available():
         rest = ",".join(metric for metric in chosen if metric != "METEOR")
         raise ConfigError(

@@ -131,7 +131,14 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     for section in ("identity", "curves", "cost", "execution"):
         assert made[section] == record[section]
     assert main(["rescore", run_id, "--results", str(tmp_path), "--metrics", "NIST"]) == 1
-    assert "would lose BLEU, NIST_python" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "--metrics NIST would drop BLEU, NIST_python from the record; name these too" in refused
+    assert main(["rescore", run_id, "--results", str(tmp_path), *refused.split("too: ")[1].split(";")[0].split()]) == 0
+    assert main(["rescore", run_id, *again, "loss"]) == 1
+    assert "--metrics loss: computed with the model" in capsys.readouterr().err
+    assert main(["rescore", run_id, *again, "BLUE"]) == 1
+    assert "--metrics): unknown metric 'BLUE'; did you mean 'BLEU'?" in capsys.readouterr().err
+    made = json.loads((tmp_path / "records" / f"{run_id}.json").read_text())
     assert main(["rescore", "0123", "--results", str(tmp_path)]) == 1
     assert not (tmp_path / "runs" / "0123").exists()
 
