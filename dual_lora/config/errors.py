@@ -19,8 +19,10 @@ class DataError(ValueError):
 
 
 def closest(word: object, legal: Iterable[str]) -> str | None:
-    """Return the closest legal word; None if all are far."""
-    return next(iter(difflib.get_close_matches(str(word), list(legal), n=1, cutoff=0.5)), None)
+    """Return the closest legal word, in whatever case it is written; None if all are far."""
+    by_letters = {one.lower(): one for one in legal}
+    close = difflib.get_close_matches(str(word).lower(), list(by_letters), n=1, cutoff=0.5)
+    return by_letters[close[0]] if close else None
 
 
 def nearest(word: object, legal: Iterable[str]) -> str:

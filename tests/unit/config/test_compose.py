@@ -117,6 +117,8 @@ def test_an_experiment_is_a_sweep_and_the_command_line_narrows_it(monkeypatch: p
         (["protocol=restricted"], ["restricted", "paper", "strict"]),
         (["protocol=stict"], ["protocol=stict does not exist; did you mean 'strict'? Legal: paper,"]),
         (["seed=0,1"], ["seed=0,1: several values are a sweep; give -m"]),
+        (["method=DORA"], ["'DORA'; did you mean 'dora'?"]),
+        (["task=E2E"], ["'E2E'; did you mean 'e2e'?"]),
         (["method=mine"], ["unknown method 'mine'", "docs/own_method.md"]),
         (["mehtod=lora"], ["mehtod", "method"]),
         (["recipe.learning_rat=1"], ["learning_rat", "learning_rate"]),
