@@ -37,6 +37,7 @@ _NOTES: dict[Kind, str] = {
 _MARKED = "; filled: the best of its grid; ringed: that is an end of the grid"
 _WIDTH, _HEIGHT = 3.7, 3.1  # of a panel, inches
 _FEW = 12  # points of a line that get a marker each
+_FONT = re.compile(r'(<text style="[^"]*?) font-family: ([^;"]*);?')
 
 
 def draw(figure: Figure, path: Path) -> bool:
@@ -79,7 +80,7 @@ def draw(figure: Figure, path: Path) -> bool:
         canvas.savefig(drawn, format="svg", metadata={"Date": None, "Description": _mark(figure)})
         pyplot.close(canvas)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_numbered(drawn.getvalue()), encoding="utf-8")
+    path.write_text(_tidy(_numbered(drawn.getvalue())), encoding="utf-8")
     return True
 
 
@@ -185,3 +186,10 @@ def _numbered(svg: str) -> str:
     for number, name in enumerate(names, start=1):
         svg = svg.replace(name, f"clip{number}")
     return svg
+
+
+def _tidy(svg: str) -> str:
+    """Put a path on one line, and name the font once, for all texts: matplotlib has a line a point, a font a text."""
+    svg = re.sub(r'(<path(?: id="\w+")? d=")([^"]*)', lambda path: path[1] + " ".join(path[2].split()), svg)
+    families = dict.fromkeys(family for _, family in _FONT.findall(svg))
+    return _FONT.sub(r"\1", svg).replace("<svg ", f'<svg font-family="{", ".join(families)}" ', 1)

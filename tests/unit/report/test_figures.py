@@ -51,6 +51,8 @@ def drawn(figure: Figure, folder) -> str:
     text = (folder / "a.svg").read_text(encoding="utf-8")
     assert text == (folder / "b.svg").read_text(encoding="utf-8")
     assert "dc:date" not in text
+    assert not re.search(r' d="[^"]*\n', text)  # a path is a line
+    assert text.count("font-family") == 1
     return text
 
 
@@ -202,7 +204,7 @@ def test_differences_are_those_of_the_table_with_the_endpoint_first(tmp_path):
     ((point,),) = figure.panels[0].lines.values()
     assert (point.x, point.low, point.high, point.n) == pytest.approx((4.1667, 3.7382, 4.5951, 6), abs=1e-4)
     svg = drawn(figure, tmp_path)
-    bar = re.findall(r"M ([\d.]+) ([\d.]+) \nL ([\d.]+) \2 \n", svg)
+    bar = re.findall(r'"M ([\d.]+) ([\d.]+) L ([\d.]+) \2"', svg)
     mark = on_canvas(svg, "line0:DUAL_LORA")[0]
     left, _, right = (float(v) for v in min(bar, key=lambda one: abs(float(one[1]) - mark[1])))
     assert (mark[0] - left) / (right - left) == pytest.approx(0.5, abs=1e-3)
