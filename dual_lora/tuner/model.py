@@ -104,6 +104,9 @@ class DualLoraModel(ReplaceModuleWithoutWeight, BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: DualLoraConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
+        layers = [module for module in model.modules() if isinstance(module, DualLoraLinear)]
+        if layers:
+            TrainingWatch.of(layers[0]).loaded.add(adapter_name)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, with_current_names(state_dict))
 
     @contextmanager

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from dual_lora import DeltaWarmupCallback, DualLoraConfig, DualLoraLinear, set_delta_warmup, set_loss_scale
+from dual_lora import DeltaWarmupCallback, DualLoraLinear, set_delta_warmup
 from dual_lora.diagnostics.products import ClipWatch
-from dual_lora.tuner import training_watch, warmup
+from dual_lora.tuner import warmup
 from dual_lora.tuner.warmup import default_warmup_steps, follows_recorded, scaling_in_memory, warmup_factor
 from tests.unit.tuner.tiny_adapted_model import TOKENS, logits, make_base, make_config
 
@@ -102,52 +101,3 @@ def test_in_memory_all_layers_share_the_numbers_of_now(monkeypatch):
         watch.remove()
         assert follows()
     assert not any(layer.scaling_in_memory for layer in layers)
-
-
-def train(model: torch.nn.Module, calls: int) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(calls):
-            model(TOKENS)
-    return [str(warning.message) for warning in caught if "Dual LoRA" in str(warning.message)]
-
-
-def add_to(base: torch.nn.Module, config: DualLoraConfig) -> torch.nn.Module:
-    base.add_adapter(config)
-    return base
-
-
-# Without a task_type PEFT does not call the tuner, and transformers' add_adapter keeps no tuner.
-WAYS = {
-    "task type": lambda **given: get_peft_model(make_base("llama"), make_config("llama", **given)),
-    "no task type": lambda **given: get_peft_model(make_base("llama"), make_config("llama", task_type=None, **given)),
-    "add_adapter": lambda **given: add_to(make_base("llama"), make_config("llama", **given)),
-}
-
-
-@pytest.mark.parametrize("adapted", WAYS.values(), ids=WAYS)
-def test_a_long_training_without_a_warm_up_warns_once(adapted, monkeypatch):
-    monkeypatch.setattr(training_watch, "LONG_TRAINING", 3)
-    model = adapted()
-    assert not train(model.eval(), 3)
-    assert not train(model.train(), 2)
-    [warning] = train(model, 5)
-    assert "DeltaWarmupCallback()" in warning
-    warmed = adapted().train()
-    set_delta_warmup(warmed, 1.0)
-    assert not train(warmed, 5)
-    assert not train(adapted(subtract_start=True).train(), 5)
-    frozen = adapted().train().requires_grad_(False)
-    assert not train(frozen, 5), "what is not trained needs no warm-up"
-
-
-@pytest.mark.parametrize("adapted", WAYS.values(), ids=WAYS)
-def test_fp16_without_a_word_about_the_loss_scale_warns_once(adapted):
-    model = adapted().train()
-    with torch.autocast("cpu", dtype=torch.float16):
-        [warning] = train(model, 3)
-    assert "set_loss_scale" in warning
-    told = adapted().train()
-    set_loss_scale(told, 1024.0)
-    with torch.autocast("cpu", dtype=torch.float16):
-        assert not train(told, 3)
