@@ -36,44 +36,29 @@ class Recorder:
 
 
 class CudaRecorder(Recorder):
-    """Records on the current stream, which must not be the default one."""
+    """Records on the current stream, which must not be the default one; see `torch.cuda.graph`."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.MemPool()
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Raises what `function` raises, if it cannot be recorded: the random numbers are then as they were."""
-        try:
-            graph, output = self._captured(function)
-        except torch.OutOfMemoryError:  # what the allocator keeps for others cannot be given back while it records
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            graph, output = self._captured(function)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return output
-
-        return replay
-
-    def _captured(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Return what `torch.cuda.graph` records, without its wait: the GPU works on what it was given before."""
         device = torch.cuda.current_device()
         generator = torch.cuda.default_generators[device]
         before = generator.clone_state()
         graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
+        outputs: list[Tensor] = []
         errors: list[Exception] = []
         try:
             # Another thread, as one that pins memory, may use CUDA meanwhile.
-            graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
-            try:
-                with _waiting_refused(), torch.autograd.set_multithreading_enabled(False):
-                    output = function()
-            except Exception as error:
-                errors.append(error)
-                raise
-            finally:
-                graph.capture_end()
+            with torch.cuda.graph(graph, pool=self._pool.id, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    with _waiting_refused(), torch.autograd.set_multithreading_enabled(False):
+                        outputs.append(function())
+                except Exception as error:
+                    errors.append(error)
+                    raise
         except Exception as error:
             if errors and error is not errors[0]:  # the recording's end has failed as well, and with it the clean-up
                 torch._C._cuda_endAllocateToPool(device, self._pool.id)
@@ -81,7 +66,12 @@ class CudaRecorder(Recorder):
                 _unended.append(graph)
             generator.graphsafe_set_state(before)  # a broken recording leaves it waiting for its end
             raise (errors or [error])[0] from None
-        return graph, output
+
+        def replay() -> Tensor:
+            graph.replay()
+            return outputs[0]
+
+        return replay
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Return a copy in other memory if the result is a tensor."""
