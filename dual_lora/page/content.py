@@ -53,6 +53,7 @@ def gather(
         "headline": overview.headline(verdicts),
         "verdicts": verdicts,
         "coverage": overview.coverage(views, experiments),
+        "unknown": overview.unknown(held),
         "tables": [grids.table(view, experiments, alone) for view in views.values()],
         "swept": [plots.swept(figure) for figure in drawn if figure.kind == "rates" and figure.panels],
         "inside": [plots.inside(figure) for figure in drawn if figure.kind == "inside" and figure.panels],

@@ -8,7 +8,8 @@ from typing import Any
 
 from dual_lora.page.grids import estimate, unit, waiting
 from dual_lora.page.values import number, plain
-from dual_lora.report import endpoint, selection, stats
+from dual_lora.records.schema import Record
+from dual_lora.report import endpoint, provenance, selection, stats
 from dual_lora.report.definition import Experiment
 from dual_lora.report.layout import BlockView, Cell, Change, Line, TableView, Waiting
 
@@ -147,6 +148,16 @@ def coverage(views: Mapping[str, TableView], experiments: Mapping[str, Experimen
                 }
             )
     return found
+
+
+def unknown(held: Sequence[Record]) -> dict[str, int]:
+    """Return how many runs have settings without a public source, code that no commit has, or did not finish."""
+    sources = [[str(source).lower() for source in (one.origin.get("recipe_sources") or {}).values()] for one in held]
+    return {
+        "guessed": sum(any(source.startswith("guess") for source in own) for own in sources),
+        "dirty": sum("uncommitted" in provenance.maker(record).get("commit", "") for record in held),
+        "failed": sum(record.status != "finished" for record in held),
+    }
 
 
 def _verdict(cell: Cell, todo: list[str]) -> dict[str, Any] | None:

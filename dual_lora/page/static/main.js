@@ -114,6 +114,12 @@ document
     `Made by ${data.made.program} tables from ${plural(data.made.records, "record")}. `,
     "This file needs no network. Plots: Observable Plot 0.6.17 and D3 7.9.2 (ISC licence).",
   );
-addEventListener("hashchange", show);
 addEventListener("beforeprint", () => document.querySelectorAll(".rule").forEach((rule) => (rule.open = true)));
-show();
+
+// What needs no run is shown at once. Until they are unpacked nothing on it can be clicked: that may ask for one.
+main.inert = true;
+if (!/^#(figures|runs?|compare)\b/.test(location.hash)) show();
+await unpacking;
+main.inert = false;
+if (current !== location.hash) show();
+addEventListener("hashchange", show);

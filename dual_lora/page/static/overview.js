@@ -271,12 +271,7 @@ function unknownSection() {
     (part) => part.length,
     (verdict) => verdict.why,
   );
-  const runs = Object.values(data.runs);
-  const guessing = runs.filter((run) =>
-    Object.values(run.sources || {}).some((source) => /^guess/i.test(source)),
-  ).length;
-  const dirty = runs.filter((run) => (run.origin.commit || "").includes("uncommitted")).length;
-  const failed = runs.filter((run) => run.status !== "finished").length;
+  const { guessed, dirty, failed } = data.unknown;
   const waiting = data.verdicts.filter((verdict) => verdict.answer === "not run").length;
   const second = data.tables.flatMap((table) =>
     table.blocks.flatMap((block) => block.rows.filter((row) => (row.marks || "").includes("s") && row.source)),
@@ -291,11 +286,11 @@ function unknownSection() {
       waiting ? h("li", {}, `${plural(waiting, "comparison")} not run.`) : null,
       reasons.map(([why, count]) => h("li", {}, `${plural(count, "comparison")} not decidable: ${why}.`)),
       second ? h("li", {}, `${plural(second, "published row")} known second-hand only (mark s).`) : null,
-      guessing
+      guessed
         ? h(
             "li",
             {},
-            `${grouped(guessing)} of ${plural(runs.length, "run")} with settings that have no public source and were chosen here; each says which.`,
+            `${grouped(guessed)} of ${plural(data.made.records, "run")} with settings that have no public source and were chosen here; each says which.`,
           )
         : null,
       dirty ? h("li", {}, `${plural(dirty, "run")} from a working tree with uncommitted changes.`) : null,

@@ -6,11 +6,9 @@ if (!window.DecompressionStream) {
   throw new Error("no DecompressionStream");
 }
 const data = JSON.parse(document.getElementById("values").textContent);
-data.runs = Object.fromEntries(
-  (await Promise.all(Object.values(data.sweeps).map(unpacked)))
-    .flat()
-    .sort(([one], [other]) => (one < other ? -1 : 1)),
-);
+const unpacking = Promise.all(Object.values(data.sweeps).map(unpacked)).then((sweeps) => {
+  data.runs = Object.fromEntries(sweeps.flat().sort(([one], [other]) => (one < other ? -1 : 1)));
+});
 
 async function unpacked(base64) {
   const text = atob(base64),

@@ -40,7 +40,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         tab.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
         tabs.append(tab)
         tab.goto(address)
-        tab.wait_for_selector("main[data-view]", state="attached")  # its runs are unpacked
+        tab.wait_for_selector("main[data-view]:not([inert])", state="attached")  # its runs are unpacked
         return tab
 
     yield opened

@@ -291,3 +291,21 @@ def test_a_browser_that_cannot_unpack_the_runs_says_so(browser, file):
     tab.goto(file)
     assert tab.locator("main").inner_text().startswith("This page needs a browser of 2023 or later.")
     tab.close()
+
+
+def test_the_overview_is_there_before_the_runs_and_nothing_on_it_can_be_clicked_until_they_are(browser, file):
+    tab = browser.new_page()
+    tab.add_init_script("Response.prototype.json = () => new Promise(() => {})")
+    tab.goto(file)
+    assert tab.locator(".answer").inner_text().startswith("Better in 1 of 1 comparison")
+    assert tab.locator("main[inert]").count() == 1
+    tab.close()
+
+
+def test_views_of_runs_open_by_their_address(page, space):
+    for view in [view for view in views(space) if view.startswith(("figures", "runs", "run/", "compare/"))]:
+        go(page, view)
+        page.reload()
+        page.wait_for_selector("main[data-view]:not([inert])", state="attached")
+        assert page.locator("h1").count() == 1
+        assert page.locator("main").get_attribute("data-view") == view

@@ -149,6 +149,14 @@ def test_a_block_says_how_long_its_runs_kept_a_card_busy(tmp_path):
     assert held["tables"][0]["blocks"][0]["gpu_minutes"] == 6  # two runs of three minutes, one after the other
 
 
+def test_what_is_unknown_of_runs_is_counted(tmp_path):
+    made = [record("lora", 0), record("lora", 1, guessed=("epochs",)), record("lora", 2, status="diverged")]
+    made += [record("lora", 3, guessed=("alpha",))]
+    made[0]["origin"]["recipe_sources"] = {"epochs": "a paper that guesses"}
+    made[3]["origin"]["dirty"] = True
+    assert values(document(workspace(tmp_path, *made)))["unknown"] == {"guessed": 2, "dirty": 1, "failed": 1}
+
+
 def test_zero_is_a_number(tmp_path):
     cell = of_method(values(document(workspace(tmp_path, *seeds_of("lora", [0.0, 0.0, 0.0])))), "lora")["cells"][0]
     assert (cell["v"], cell["sd"], cell["low"]) == (0, 0, 0)
