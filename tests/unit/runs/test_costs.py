@@ -24,7 +24,8 @@ from dual_lora.runs.plan import sweep_hours
 from dual_lora.runs.resolve import resolve
 from dual_lora.runs.sweep_cost import cost_of
 from tests.small_cells import config
-from tests.unit.runs import test_memory
+from tests.unit.runs import test_memory_of_records as recorded
+from tests.unit.runs.test_memory import benchmark
 
 AT_A_TIME = {"8eb958e": 24}  # E2: eight commands of three; later records name their cards
 
@@ -49,19 +50,19 @@ def at_a_time(records: Sequence[Record]) -> Callable[[Record], int]:
 
 def test_the_stated_error_is_that_of_the_committed_records():
     known, models = {}, {}
-    measured = test_memory.measured()
+    measured = recorded.measured()
     several = at_a_time(measured)
     for record in measured:
         if record.status != "finished":
             continue
-        like = f"{test_memory.alike(record)} {several(record)}"
+        like = f"{recorded.alike(record)} {several(record)}"
         if like not in known:
-            run = test_memory.resolved(record)
+            run = recorded.resolved(record)
             curves = record.curves
             steps = max((int(step) for step, _ in curves.get("train_loss", [])), default=0)
             validated = curves.get("validation_loss") or [[steps or 1, 0.0]]
             run = dataclasses.replace(run, steps=steps, steps_per_epoch=int(validated[0][0]))
-            found = hours.estimate(run, test_memory.lengths_of(record, run), CARDS["h200"])
+            found = hours.estimate(run, recorded.lengths_of(record, run), CARDS["h200"])
             together = several(record) * hours.share(run, several(record))
             known[like] = (found["training"] + found["evaluation"]) * together
         real = (record.cost.train_seconds or 0.0) + (record.cost.eval_seconds or 0.0)
@@ -81,7 +82,7 @@ def half_and_nine_in_ten(errors: list[float]) -> tuple[float, float]:
 def test_a_step_of_llama_7b_takes_what_the_benchmark_measured(method):
     [cell] = compose(["model=llama", "task=commonsense", f"method={method}", "launch.per_device_batch=16"])
     run = resolve(cell, planned=True)
-    measured = test_memory.benchmark("graphs")["steps"]["LLaMA-7B, 16 x 112"][method]["graph"]["median_ms"] / 1e3
+    measured = benchmark("graphs")["steps"]["LLaMA-7B, 16 x 112"][method]["graph"]["median_ms"] / 1e3
     assert hours._step(run, 16 * 112, 1.0, 6_738_415_616, graphs=True) == pytest.approx(measured, rel=0.05)
 
 
