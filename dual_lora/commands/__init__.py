@@ -70,10 +70,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(name: str, module: Any, words: list[str]) -> int:
     from dual_lora.config import ConfigError
-    from dual_lora.config.environment import leave_out_other_tools
+    from dual_lora.config.environment import launcher_around, leave_out_other_tools
     from dual_lora.records import disk
 
     in_group = words[:1] == ["--worker"] and "TORCHELASTIC_RUN_ID" in os.environ
+    if name == "run" and not in_group and (launcher := launcher_around(os.environ)):
+        rank, processes = os.environ.get("RANK", "?"), os.environ["WORLD_SIZE"]
+        print(
+            f"error: {launcher} started this as process {rank} of {processes}; the suite starts its processes itself: "
+            "give the command alone, with launch=torchrun (or fsdp, deepspeed) "
+            f"launch.num_gpus={os.environ.get('LOCAL_WORLD_SIZE', processes)}",
+            file=sys.stderr,
+        )
+        return 2
     if foreign := leave_out_other_tools(os.environ, in_group=in_group):
         print(f"left out, as settings of other tools: {', '.join(foreign)}", file=sys.stderr)
     # A run or a benchmark works for hours: any other error there has to show its traceback.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from dual_lora.config.errors import ModelError
@@ -18,6 +18,7 @@ _ROUNDING = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 _READING = ("TRANSFORMERS_SDPA_FORCE_GQA", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 # Those by which MPI, PMI and SLURM say what process of how many this is.
 _OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "MPI_LOCALRANKID")
+_LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
 # Those of torchrun, which starts the groups of this suite; and of everything that starts groups the way it does.
 _TORCHRUN = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
@@ -39,6 +40,23 @@ def leave_out_other_tools(environment: MutableMapping[str, str], *, in_group: bo
     for name in found:
         del environment[name]
     return sorted(found)
+
+
+def launcher_around(environment: Mapping[str, str]) -> str | None:
+    """Return the program that started this process as one of several; variables alone may be left over in a shell."""
+    if "LOCAL_RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1":
+        return None
+    import psutil
+
+    try:
+        parent = psutil.Process().parent()
+        words = parent.cmdline()[:4] if parent else []
+    except psutil.Error:
+        return None
+    if any(word.startswith("torch.distributed.") for word in words):  # python -m torch.distributed.run
+        return "torchrun"
+    started = {Path(word).name.partition(".")[0] for word in words}
+    return next((name for name in _LAUNCHERS if name in started), None)
 
 
 def cache_folder() -> Path:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from dual_lora import models
+from dual_lora.commands import main
 from dual_lora.config import ModelError
 from dual_lora.config.environment import cache_folder, leave_out_other_tools
 from dual_lora.metrics import java
@@ -47,6 +50,28 @@ def test_a_process_of_a_group_keeps_what_its_parent_told_it():
     assert set(kept) == LEFT_OVER.keys() - torchrun
     leave_out_other_tools(alone := dict(given), in_group=False)
     assert alone.keys() == {"RANKING", "MY_ACCELERATE_X", "PATH"}
+
+
+@pytest.mark.parametrize(
+    ("around", "launcher"),
+    [
+        ("python /venv/bin/torchrun --nproc_per_node=2 run.py", "torchrun"),
+        ("python -m torch.distributed.run --nproc_per_node=2 run.py", "torchrun"),
+        ("python -u -m deepspeed.launcher.launch --world_info=x", "deepspeed"),
+        ("bash /home/ana/deepspeed_runs/start.sh", None),
+    ],
+)
+def test_one_of_several_that_torchrun_started_says_how_to_start_several(around, launcher, monkeypatch, capsys):
+    """Each was a command of its own and found the run taken by another. What is left over in a shell is let be."""
+    for name, value in LEFT_OVER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(psutil.Process, "parent", lambda self: SimpleNamespace(cmdline=around.split))
+    main(["no.such=1"])
+    said = capsys.readouterr().err
+    assert ("started this as process" in said) == bool(launcher)
+    if launcher:
+        assert f"error: {launcher} started this as process 1 of 2; the suite starts its processes itself: give" in said
+        assert "launch=torchrun (or fsdp, deepspeed) launch.num_gpus=2" in said
 
 
 @pytest.mark.skipif(not java.available(), reason="no Java")
