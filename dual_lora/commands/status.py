@@ -8,9 +8,10 @@
     python run.py status table_glue --hours          # and the GPU-hours of the rest
     python run.py status table_glue --watch          # while a sweep runs, every 5 seconds; Ctrl-C leaves
 
-A run is done if its record says finished, running while a process holds its lock, and stopped if it was begun and no
-process holds its lock (the same command continues it). Runs that a sweep has not begun are missing, also of a sweep
-without an experiment file: results/runs/*.sweep.json names them until all have a record (delete it to forget them).
+A run is done if its record says finished, running while a process holds its lock, queued while SLURM has a job for it,
+and stopped if it was begun and no process holds its lock (the same command continues it). Runs that a sweep has not
+begun are missing, also of a sweep without an experiment file: results/runs/*.sweep.json names them until all have a
+record (delete it to forget them).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.live import Live
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
+from dual_lora.records import slurm_queue
 from dual_lora.records.schema import Record
 from dual_lora.records.sweeps import announced
 from dual_lora.report import records, selection, terminal, watching
@@ -62,12 +64,12 @@ def run(options: argparse.Namespace) -> int:
                 "--missing and --hours are of an experiment: name it, one of experiments/ without .yaml; the command "
                 "that began another sweep runs the rest of it"
             )
-        return _show_all(every_run(held, results / "runs"), results)
+        return _show_all(every_run(held, results / "runs", _queued(held, results)), results)
     experiment = space.experiment(options.experiment)
-    runs = progress(experiment, held, results / "runs")
+    runs = progress(experiment, held, results / "runs", _queued(held, results))
     words = [] if experiment.block.trials else map(shlex.quote, shipped.word_for(results))
     commands = selection.to_do(experiment, [run.choices for run in runs if run.state in OPEN])
-    failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running")]
+    failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running", "queued")]
     commands += selection.to_do(experiment, failed, retry=True)
     there = "".join(f" {word}" for word in words)
     commands = [f"{command}{there}" for command in commands]
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _nothing_to_start(runs: list[Progress]) -> str:
     total = Counter(run.state for run in runs)
-    rest = f", {total['running']} running" if total["running"] else ""
+    rest = "".join(f", {total[state]} {state}" for state in ("running", "queued") if total[state])
     return f"nothing is missing: {total['done']} of {len(runs)} runs are done{rest}"
 
 
@@ -108,13 +110,21 @@ def watch(
 
 def _look(space: Workspace, experiment: str | None, results: Path) -> watching.View:
     held, _ = records.read_all(results / "records")
+    queued = _queued(held, results)
     if experiment is None:
         titles = {run_id: title for run_id, (title, _) in announced(results / "runs").items()}
-        chosen = watching.of_folder(every_run(held, results / "runs"), titles)
+        chosen = watching.of_folder(every_run(held, results / "runs", queued), titles)
     else:
         definition = space.experiment(experiment)
-        chosen = watching.of_experiment(progress(definition, held, results / "runs"), definition.sweep)
+        chosen = watching.of_experiment(progress(definition, held, results / "runs", queued), definition.sweep)
     return watching.look(chosen, held, results)
+
+
+def _queued(held: list[Record], results: Path) -> set[str]:
+    """Return the ids of runs that are not done and for which SLURM has a job."""
+    done = {record.run_id for record in held if record.status == "finished"}
+    folders = (path.parent for path in (results / "runs").glob("*/slurm.json") if path.parent.name not in done)
+    return {folder.name for folder in slurm_queue.queued(folders)}
 
 
 def _show_all(runs: list[tuple[Record, str]], results: Path) -> int:

@@ -83,9 +83,9 @@ def _run_here(prepared: list[Resolved]) -> int:
     return max(codes, default=0)
 
 
-def announce(prepared: list[Resolved]) -> Path | None:
-    """Name the runs of a sweep for `status`, and return the file that does; None for a single run."""
-    if len(prepared) < 2:
+def announce(prepared: list[Resolved], least: int = 2) -> Path | None:
+    """Name the runs of a sweep for `status`, and return the file that does; None for fewer than `least`."""
+    if len(prepared) < least:
         return None
     told = {item.run_id: (title(item.config), item.identity) for item in prepared}
     try:

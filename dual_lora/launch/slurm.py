@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from dual_lora.launch.local import write_config
 from dual_lora.launch.slurm_options import EARLY_SECONDS, check_options
 from dual_lora.launch.titles import title
 from dual_lora.launch.worker import FAILURES
-from dual_lora.records import redaction
+from dual_lora.records import redaction, slurm_queue
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -61,7 +59,7 @@ def launch(configs: list[RunConfig]) -> int:
             print(f"\n# {len(group)} job(s), {group[0].launch.parallel} at a time\n{text}")
         return 0
     prepared = prepare(configs)
-    announce(prepared)
+    announce(prepared, least=1)  # a single run waits too
     for items in _by_settings(_missing(prepared), lambda item: item.config.launch):
         _submit(items, items[0].config.launch)
     return 0
@@ -71,9 +69,10 @@ def _missing(prepared: list[Resolved]) -> list[Resolved]:
     from dual_lora.runs import lifecycle
 
     waiting = []
+    there = {item.run_id: lifecycle.existing(item) for item in prepared}
+    jobs = slurm_queue.queued(item.folder for item in prepared if there[item.run_id] is None)
     for item in prepared:
-        known = lifecycle.existing(item)
-        job = None if known else _queued(item)
+        known, job = there[item.run_id], jobs.get(item.folder)
         if known is not None:
             logger.info("%s before: %s", known["status"], title(item.config))
         elif job is not None:
@@ -164,27 +163,9 @@ def _submit(items: list[Resolved], launch: LaunchConfig) -> None:
             "the job's script)"
         ) from None
     for item, job in zip(items, jobs, strict=True):
-        records.write_json(item.folder / "slurm.json", {"job": job.job_id})
+        slurm_queue.keep(item.folder, job.job_id)
         logger.info("job %s: %s", job.job_id, title(item.config))
     logger.info("logs: %s; the same command submits what is still missing", folder)
-
-
-def _queued(item: Resolved) -> str | None:
-    """Return the job that is queued or running for this run."""
-    job = records.read_json(item.folder / "slurm.json", lambda values: str(values["job"]))
-    if job is None or not re.fullmatch(r"\d+(_\d+)?", job):
-        return None
-    try:
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--array", "--format=%T", "--jobs", job],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    # For a job that it no longer knows, squeue exits with an error: the job is over.
-    return job if asked.returncode == 0 and asked.stdout.strip() else None
 
 
 class SlurmCell:

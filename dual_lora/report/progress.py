@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,35 +15,38 @@ from dual_lora.report import selection
 from dual_lora.report.definition import Experiment
 
 OPEN = ("missing", "stopped", "interrupted", "timed_out")  # what the same command starts or continues
+_TAKEN = ("running", "queued")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A run of a sweep: done, running, missing, stopped, or the status of a record that is not finished."""
+    """A run of a sweep: done, running, queued, missing, stopped, or the status of a record that is not finished."""
 
     choices: Mapping[str, str]
     state: str
     run_id: str = ""
 
 
-def progress(experiment: Experiment, records: Sequence[Record], runs: Path) -> list[Progress]:
-    """Return the state of every run, in the order of the sweep."""
+def progress(
+    experiment: Experiment, records: Sequence[Record], runs: Path, queued: Collection[str] = ()
+) -> list[Progress]:
+    """Return the state of every run, in the order of the sweep. `queued`: ids of those for which a job waits."""
     known = [record for record in records if selection.in_sweep(record, experiment)]
-    begun = [(record, state) for record, state in _begun(runs) if selection.in_sweep(record, experiment)]
+    begun = [(record, state) for record, state in _begun(runs, queued) if selection.in_sweep(record, experiment)]
     return [_state(choices, known, begun) for choices in experiment.runs()]
 
 
-def every_run(records: Sequence[Record], runs: Path) -> list[tuple[Record, str]]:
+def every_run(records: Sequence[Record], runs: Path, queued: Collection[str] = ()) -> list[tuple[Record, str]]:
     """Return each run that has a record or a folder, or that a sweep will do, with its state.
 
-    The state is done, running, stopped, missing (of a sweep, not begun), or the status of a record.
+    The state is done, running, queued, stopped, missing (of a sweep, not begun), or the status of a record.
     """
-    begun = {record.run_id: (record, state) for record, state in _begun(runs)}
+    begun = {record.run_id: (record, state) for record, state in _begun(runs, queued)}
     found: dict[str, tuple[Record, str]] = {}
     for record in records:
         state = "done" if record.status == "finished" else record.status
-        running = begun.get(record.run_id, (record, ""))[1] == "running"
-        found[record.run_id] = (record, "running" if running and state != "done" else state)
+        now = begun.get(record.run_id, (record, ""))[1]
+        found[record.run_id] = (record, now if now in _TAKEN and state != "done" else state)
     found |= {name: held for name, held in begun.items() if name not in found}
     waiting = ((name, record) for name, (_, record) in announced(runs).items() if name not in found)
     return [*found.values(), *((record, "missing") for _, record in waiting)]
@@ -55,17 +58,21 @@ def _state(choices: Mapping[str, str], records: Sequence[Record], begun: Sequenc
     if finished is not None:
         return Progress(choices, "done", finished.run_id)
     runs = [(record, state) for record, state in begun if selection.belongs(record, choices)]
-    running = next((record for record, state in runs if state == "running"), None)
-    if running is not None:
-        return Progress(choices, "running", running.run_id)
+    taken = next(((record, state) for record, state in runs if state in _TAKEN), None)
+    if taken is not None:
+        return Progress(choices, taken[1], taken[0].run_id)
     if held:
         return Progress(choices, held[0].status, held[0].run_id)
     return Progress(choices, "stopped", runs[0][0].run_id) if runs else Progress(choices, "missing")
 
 
-def _begun(runs: Path) -> list[tuple[Record, str]]:
-    """Return the runs that have a folder, as records without scores, each with "running" or "stopped"."""
-    found = []
+def _begun(runs: Path, queued: Collection[str]) -> list[tuple[Record, str]]:
+    """Return the runs that were begun or wait, as records without scores, with "running", "queued" or "stopped"."""
+    found = [
+        (record, "queued")
+        for name, (_, record) in announced(runs).items()
+        if name in queued and not (runs / name / "config.json").exists()
+    ]
     for path in sorted(runs.glob("*/config.json")):
         try:
             identity = json.loads(path.read_text(encoding="utf-8"))
@@ -74,5 +81,5 @@ def _begun(runs: Path) -> list[tuple[Record, str]]:
         except (OSError, ValueError):
             continue  # a run that is being made or removed right now
         record = Record(status="interrupted", identity={**identity, "run_id": path.parent.name})
-        found.append((record, "running" if fresh else "stopped"))
+        found.append((record, "running" if fresh else "queued" if record.run_id in queued else "stopped"))
     return found

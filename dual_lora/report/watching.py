@@ -62,8 +62,8 @@ class View:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs, and nothing is left that the same command would start."""
-        return not self.states["running"] and not any(self.states[state] for state in OPEN)
+        """Whether nothing runs or waits in a queue, and nothing is left that the same command would start."""
+        return not any(self.states[state] for state in ("running", "queued", *OPEN))
 
     def shown(self, title: str) -> Group:
         """Return what a terminal shows."""

@@ -20,8 +20,9 @@ from dual_lora.config import ConfigError
 from dual_lora.diagnostics import read_report
 from dual_lora.evaluation.epoch_scores import EpochScores
 from dual_lora.evaluation.evaluator import _Kept, predictions_sha256
-from dual_lora.launch import group, prepare, slurm
+from dual_lora.launch import group, prepare
 from dual_lora.models import dequantize
+from dual_lora.records import slurm_queue
 from dual_lora.runs import finished_training, lifecycle, work
 from dual_lora.training import checkpoints
 from dual_lora.training.callbacks import Curves
@@ -257,7 +258,7 @@ def test_other_small_files_do_not_stop_a_run(how, tmp_path):
         damage(name, how)
     (folder / "rank-1.json").write_text(json.dumps(whole))
     assert read_report(tmp_path / "diagnostics.json") is None
-    assert slurm._queued(SimpleNamespace(folder=tmp_path)) is None
+    assert slurm_queue.queued([tmp_path]) == {}
     assert group.Group(start, None).first_failure() == whole
     (tmp_path / dequantize._MANIFEST).write_text('{"sha256": {}}')
     damage(tmp_path / dequantize._MANIFEST, how)

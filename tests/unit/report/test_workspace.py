@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from dual_lora.commands import main
+from dual_lora.commands import main, status
+from dual_lora.records import slurm_queue, sweeps
 from dual_lora.report import documents
+from dual_lora.report.workspace import Workspace
 from tests.fresh_interpreters import run_python
 from tests.unit.page.page_builder import workspace
 from tests.unit.report.report_builder import EXPERIMENT, record, write
@@ -282,6 +285,35 @@ def test_a_script_that_asks_what_is_missing_gets_commands_alone(tmp_path, capsys
     assert command("status", tmp_path, "--missing") == 2
     shown = capsys.readouterr()
     assert (shown.out, "name it, one of experiments/" in shown.err) == ("", True)
+
+
+def test_a_run_in_slurms_queue_is_not_said_to_be_missing(tmp_path, monkeypatch, capsys):
+    """What waited was, with the command that runs it."""
+    rows = [record(method, seed) for method in ("none", "lora") for seed in range(6)]
+    rows += [record("dual_lora", seed, status="timed_out" if seed == 5 else "finished") for seed in range(6)]
+    write(tmp_path / "all", *rows)  # names them
+    *done, waits, stopped, continues = rows
+    space = workspace(tmp_path, *done, continues)
+    told = {row["identity"]["run_id"]: ("", row["identity"]) for row in (waits, stopped, continues)}
+    sweeps.announce(tmp_path / "results", told)
+    for row, job in ((waits, "7_0"), (stopped, "7_1"), (continues, "8"), (done[0], "9")):
+        folder = space.root / "results" / "runs" / row["identity"]["run_id"]
+        folder.mkdir(parents=True)
+        slurm_queue.keep(folder, job)
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked; echo 7_0; echo 8; echo 9; echo 100\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert command("status", tmp_path, "table_x") == 1
+    shown = capsys.readouterr().out
+    assert "18 runs: 15 done, 2 queued, 1 missing" in shown
+    rest = shown.partition("The rest:")[2]
+    assert (rest.count("run.py"), "seed=4" in rest) == (1, True)
+    [asked] = (tmp_path / "asked").read_text().splitlines()
+    assert set(asked.rpartition(" ")[2].split(",")) == {"7_0", "7_1", "8"}, "of those that are done nothing is asked"
+    assert command("status", tmp_path) == 1
+    assert "2 queued" in capsys.readouterr().out
+    view = status._look(Workspace(tmp_path), "table_x", tmp_path / "results")
+    assert (view.states["queued"], view.over) == (2, False)
 
 
 def test_records_of_a_sweep_of_ones_own_are_compared(checkout, tmp_path, capsys):
