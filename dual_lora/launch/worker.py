@@ -45,6 +45,9 @@ def work(file: str) -> int:
         with uncollected():
             prepared = resolve(config)
         made = lifecycle.run(prepared)
+        if processes.world_size() > 1:
+            # All is written. The agent tells those to end that are slower to exit, and the record would name one.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except (ConfigError, DataError, RunIsBusy) as error:
         _leave_error(file, "refused", str(error), "")
         logger.error("error: %s", error)

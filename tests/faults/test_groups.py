@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from dual_lora.config import ConfigError
-from dual_lora.distributed import watchdog
-from dual_lora.launch import OLDEST_DEEPSPEED, check, group, launch
+from dual_lora.distributed import processes, watchdog
+from dual_lora.launch import OLDEST_DEEPSPEED, check, group, launch, prepare, worker
+from dual_lora.launch.local import write_config
+from dual_lora.runs import lifecycle
 from tests import ROOT
 from tests.faults.children import wait_for
 from tests.forked_groups import fork_groups
@@ -282,3 +285,22 @@ def test_a_second_signal_is_told_as_one_and_not_as_a_lack_of_memory(signals, tmp
     assert said["status"] == "interrupted"
     expected = ["not done 0 minutes after SIGINT", "stopped at once by a second signal (SIGINT)"][signals - 1]
     assert said["message"] == f"{expected}; the same command continues"
+
+
+def test_a_process_that_has_written_its_record_is_not_ended_by_the_agent(tmp_path, monkeypatch):
+    """The first one to exit made the agent end the slower ones: "rank 0 was ended by SIGTERM" replaced the step."""
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "join", lambda device: None)
+    monkeypatch.setattr(processes, "leave", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(watchdog, "watch", lambda folder, rank: None)
+    monkeypatch.setattr(lifecycle, "run", lambda item: {"status": "interrupted", "message": "after step 3 of 9"})
+    try:
+        [item] = prepare([config(tmp_path)])
+        assert worker.work(str(write_config(item))) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        gc.unfreeze()
+    assert ended == []
