@@ -52,7 +52,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
 
     from dual_lora import models, tasks
     from dual_lora.evaluation import build_pipeline, gate
-    from dual_lora.report import terminal
+    from dual_lora.report import escape, terminal
     from dual_lora.runs.resolve import resolve_device
     from dual_lora.tasks import splits
 
@@ -85,6 +85,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
     scored = sum({entry["scoring"]: entry["items"] for entry in measurements}.values())
     for entry in measurements:
         entry["checkpoint"] = "base" if adapter is None else "adapter"
+    notes = [*task.notes, *loaded.notes, *work.notes]
     result = {
         "model": config.model.name,
         "task": config.task.name,
@@ -95,7 +96,7 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
         "eval_seconds": seconds,
         "items_from_before": work.known,
         "items_per_second": (scored - work.known) / seconds if scored > work.known else None,
-        "notes": [*task.notes, *loaded.notes, *work.notes],
+        "notes": notes,
         "measurements": measurements,
     }
     out = options.out or folder / f"{name}.json"
@@ -104,6 +105,8 @@ def _evaluate(config: RunConfig, adapter: tuple[Path, str] | None, options: argp
     table = scores_table(measurements, f"{config.model.label}, {config.task.label}, protocol {config.protocol.name}")
     console = terminal.console()
     console.print(table)
+    for note in notes:
+        print(f"note: {escape.terminal(note)}")
     console.print(f"~ not distinguishable from guessing. {seconds:.0f} s; scores: {out}", soft_wrap=True)
     if work.known:
         console.print(

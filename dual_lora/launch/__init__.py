@@ -96,10 +96,16 @@ def announce(prepared: list[Resolved], least: int = 2) -> Path | None:
 
 
 def prepare(configs: list[RunConfig]) -> list[Resolved]:
-    """Check and name every run; equal ones become one. Raises `ConfigError`."""
+    """Check and name every run, and say once what is missing in its data; equal ones become one.
+
+    Raises `ConfigError`.
+    """
     prepared = list({item.run_id: item for item in _resolved(configs)}.values())
     for item in prepared:
         logger.info("run %s: %s", item.run_id, title(item.config))
+    for task, note in dict.fromkeys((item.task.name, note) for item in prepared for note in item.task.notes):
+        if not note.startswith("left out by task.metrics"):  # as was asked for
+            logger.warning("note on %s: %s", task, note)
     return prepared
 
 

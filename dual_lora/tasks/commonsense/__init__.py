@@ -111,7 +111,8 @@ class Commonsense(Task):
             for example in examples:
                 first.setdefault(_content(example), example)
             examples = list(first.values())
-            notes = [*notes, f"{len(loaded.examples) - len(examples)} repeated training examples left out"]
+            if repeated := len(loaded.examples) - len(examples):
+                notes = [*notes, f"{repeated} repeated training examples left out"]
         wanted = self._wanted_validation()
         size = min(wanted, max(1, len(examples) // 5))
         if size < wanted:

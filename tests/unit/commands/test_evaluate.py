@@ -61,6 +61,8 @@ def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_ma
     _, whole = evaluate(tmp_path, "model=tiny_llama", "task.scorings=[generate]")
     assert whole["items_from_before"] == 0
     assert whole["items_per_second"] == pytest.approx(32 / whole["eval_seconds"])
+    assert whole["notes"] == ["validation: 64 items instead of 512, a fifth of the 320 there are"]
+    assert f"note: {whole['notes'][0]}\n" in capsys.readouterr().out
     (kept,) = tmp_path.rglob("*.generate.jsonl")
     lines = kept.read_text().splitlines()
     first = json.loads(lines[0])

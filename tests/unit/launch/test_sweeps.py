@@ -10,7 +10,7 @@ import pytest
 
 from dual_lora.commands import main, status
 from dual_lora.config.compose import compose
-from dual_lora.launch import launch, local, titles
+from dual_lora.launch import launch, local, prepare, titles
 from dual_lora.report.workspace import Workspace
 from dual_lora.runs import lifecycle
 from dual_lora.runs.resolve import resolve
@@ -52,6 +52,28 @@ def test_a_serial_sweep_says_how_long_the_rest_takes(tmp_path: Path, caplog, cap
     assert "learning_rate=0.001" in shown
     assert shown.count("record: ") == 2
     assert not list((tmp_path / "runs").glob("*.sweep.json"))  # nothing is left to name
+
+
+def test_what_is_missing_in_the_data_of_a_sweep_is_said_once(tmp_path: Path, caplog) -> None:
+    """As the record has it: a development set that was cut is a score on other items."""
+    folder = tmp_path / "data" / "glue" / "RTE"
+    folder.mkdir(parents=True)
+    head = "index\tsentence1\tsentence2\tlabel\n"
+    lines = [
+        f"{number}\tIt rains {number}.\tIt is wet.\t{('not_', '')[number % 2]}entailment\n" for number in range(99)
+    ]
+    for name, rows in (("train", lines), ("dev", lines[:3])):
+        (folder / f"{name}.tsv").write_text(head + "".join(rows), encoding="utf-8")
+    words = ["-m", *SMALL, "method=lora", "seed=0,1", f"results={tmp_path}", "data.source=local"]
+    prepared = prepare(compose([*words, f"data.dir={tmp_path / 'data'}"]))
+    assert len(prepared) == 2
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "note on glue/rte: no MNLI start",
+        "note on glue/rte: rte train: 99 of 2490 published items",
+        "note on glue/rte: rte dev: 3 of 277 published items",
+    ]
+    assert [text.removeprefix("note on glue/rte: ") for text in said] == list(prepared[0].task.notes)
 
 
 def test_only_records_that_exist_are_listed(tmp_path: Path, monkeypatch, capsys) -> None:
