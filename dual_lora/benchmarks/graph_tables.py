@@ -8,6 +8,7 @@ from typing import Any
 from dual_lora.report.grid import grid
 
 NAMES = {"lora": "LoRA", "dora": "DoRA", "dual_lora": "Dual LoRA", "full": "full fine-tuning"}
+JOB = {**NAMES, "dual_lora": "Dual LoRA, dropout 0.05", "dual_lora_no_dropout": "Dual LoRA without dropout"}
 TARGET = 1.10  # of Dual LoRA's step over LoRA's
 PAPERS = "LLaMA-7B, 16 x 112, dropout 0.05"  # the batch, and what the recipes train with
 
@@ -54,14 +55,14 @@ def section(found: Mapping[str, Any]) -> str:
     parts = [f"{environment['card']}, {versions}. Made by {found['made_by']}"]
     parts += ["### Steps", _steps(found["steps"])]
     parts += _kinds(found["steps"])
-    if "before" in found:
-        parts += ["### Dual LoRA's steps before and after", _before(found["before"], found["steps"])]
+    if "job" in found:
+        parts += ["### Whole runs: commonsense on LLaMA-2-7B's shape", _job(found["job"])]
     if "beside" in found:
         parts += ["### Dual LoRA's own kernels beside the rest", _beside(found["beside"])]
+    if "runs" in found:
+        parts += ["### Other whole trainings", found["older"], _runs(found["runs"])]
     if "memory_of_many_shapes" in found:
         parts += ["### Memory of a training with many shapes", _memory(found["memory_of_many_shapes"])]
-    if "runs" in found:
-        parts += ["### Whole trainings", _runs(found["runs"])]
     if "bits" in found:
         parts += ["### The same bits", _bits(found["bits"])]
     return "\n\n".join(parts)
@@ -93,26 +94,36 @@ def _kinds(steps: Mapping[str, Any]) -> list[str]:
     rows = []
     for size, methods in steps.items():
         for method, row in methods.items():
-            ms = dict(row.get("busy_ms_by_kind", {}))
-            if ms:
-                own = sum(ms.pop(kind, 0.0) for kind in ("build", "reduce", "finish", "pack"))
-                parts = [ms.pop("GEMM"), own, ms.pop("dropout", 0.0), ms.pop("attention", 0.0)]
-                cells = [f"{part:.1f}" if part else "–" for part in [*parts, sum(ms.values())]]
-                rows.append([_size(size), NAMES[method], *cells])
+            for key, note in (("busy_ms_by_kind", ""), ("one_stream_busy_ms_by_kind", ", one stream")):
+                ms = dict(row.get(key, {}))
+                if ms:
+                    own = sum(ms.pop(kind, 0.0) for kind in ("build", "reduce", "finish", "pack"))
+                    parts = [ms.pop("GEMM"), own, ms.pop("dropout", 0.0), ms.pop("attention", 0.0)]
+                    cells = [f"{part:.1f}" if part else "–" for part in [*parts, sum(ms.values())]]
+                    rows.append([_size(size), NAMES[method] + note, *cells])
     return ["### What the GPU does in a step with graphs, ms", grid("llrrrrr", headings, rows)] if rows else []
 
 
-def _before(before: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
-    headings = ["size, tokens", "without graphs, ms", "with graphs, ms", "GPU busy, ms", "memory handed out, GiB"]
+def _job(job: Mapping[str, Any]) -> str:
+    headings = [
+        "method",
+        "tokens/s, before",
+        "now",
+        "ratio",
+        "a step, ms",
+        "GPU busy, ms",
+        "step / busy",
+        "a later step",
+    ]
     rows = []
-    for size, row in before["steps"].items():
-        now = row.get("now") or steps[size]["dual_lora"]
-        pairs = [(row[way]["median_ms"], now[way]["median_ms"]) for way in ("eager", "graph")]
-        pairs.append((row["busy_ms"], now["busy_ms"]))
-        cells = [f"{old:.1f} → {new:.1f}" for old, new in pairs]
-        memory = f"{row['graph']['peak_GiB']:.1f} → {now['graph']['peak_GiB']:.1f}"
-        rows.append([_size(size), *cells, memory])
-    return f"Before: {before['code']}, in the same call.\n\n{grid('lrrrr', headings, rows)}"
+    for method, ways in job["methods"].items():
+        now, before = ways["now"], ways.get("before")
+        rates = [f"{way['useful_tokens_s']:,.0f}" if way else "–" for way in (before, now)]
+        ratio = f"{now['useful_tokens_s'] / before['useful_tokens_s']:.2f}" if before else "–"
+        steps = " → ".join(f"{way['ms_a_step']:.0f}" for way in (before, now) if way)
+        busy = [f"{now['busy_ms']:.0f}", f"{now['ms_a_step'] / now['busy_ms']:.2f}"] if "busy_ms" in now else ["–", "–"]
+        rows.append([JOB[method], *rates, ratio, steps, *busy, f"{now['median_ms']:.0f}"])
+    return f"{job['note']}\n\n{grid('lrrrrrrr', headings, rows)}"
 
 
 def _beside(beside: Mapping[str, Any]) -> str:

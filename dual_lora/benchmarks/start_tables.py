@@ -39,7 +39,17 @@ def runs_section(found: Mapping[str, Any]) -> str:
     for row in found["rows"]:
         measured = [f"{row[name]:.1f}" for name in ("runs_per_minute", "train_seconds", "eval_seconds")]
         rows.append([row["parallel"], _SWITCH[row["graphs"]], *measured])
-    return f"{_made(found)}\n\n{grid('rlrrr', headings, rows)}"
+    table = f"{_made(found)}\n\n{grid('rlrrr', headings, rows)}"
+    return f"{table}\n\n{_against(found['against'])}" if "against" in found else table
+
+
+def _against(found: Mapping[str, Any]) -> str:
+    """Return what the same sweep took by the code before graphs."""
+    before, now = (
+        f"{way['seconds']:.0f} s for {way['finished']} runs ({60 * way['finished'] / way['seconds']:.1f} a minute)"
+        for way in (found["before"], found["now"])
+    )
+    return f"{found['note']} Before {before}, now {now}."
 
 
 def passes_section(found: Mapping[str, Any]) -> str:
