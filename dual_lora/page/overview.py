@@ -47,7 +47,8 @@ def headline(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Decided ones come first, of equals the one of more pairs.
     """
-    own = [entry for entry in found if entry["name"] == METHOD]
+    asked = [entry for entry in found if entry["name"] == METHOD]
+    own = [entry for entry in asked if not entry.get("checks")]
     counts = Counter(entry["answer"] for entry in own)
     better, worse, equal = (counts[name] for name in ("supported", "not supported", "equal within the margin"))
     older = ANSWERS["exploratory"][1]
@@ -56,19 +57,32 @@ def headline(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     older_ones = f" ({without} because their runs are older than the endpoint)" if without else ""
     short = f"Better in {better} of {ran} comparison{'' if ran == 1 else 's'}, worse in {worse}"
 
-    def weight(place: int) -> tuple[bool, bool, int]:
-        return found[place]["answer"] != "not decidable", found[place]["why"] != older, found[place]["diff"][3]
+    def weight(place: int) -> tuple[bool, bool, bool, int]:
+        entry = found[place]
+        return not entry.get("checks"), entry["answer"] != "not decidable", entry["why"] != older, entry["diff"][3]
 
     tested = [place for place, entry in enumerate(found) if entry["name"] == METHOD and entry.get("diff")]
     tested.sort(key=weight, reverse=True)
     meant = [place for place in tested if found[place]["why"] != older]
     return {
         "short": short if better + worse + equal else "Not shown so far",
-        "text": f"Of {len(own)} comparisons with {' or '.join(sorted({entry['reference'] for entry in own}))}, each on "
-        f"a model and task, {better} find Dual LoRA better, {worse} worse and {equal} equal within the margin; "
-        f"{counts['not decidable']} do not decide{older_ones}, and {counts['not run']} are not run.",
+        "text": f"Of {len(own)} comparisons with {' or '.join(sorted({entry['reference'] for entry in own}))}, one for "
+        f"each endpoint, {better} find Dual LoRA better, {worse} worse and {equal} equal within the margin; "
+        f"{counts['not decidable']} do not decide{older_ones}, and {counts['not run']} are not run."
+        + _not_counted([entry for entry in asked if entry.get("checks")]),
         "show": meant or tested[:_SHOWN],  # all that can decide, so that none is left out for what it says
     }
+
+
+def _not_counted(found: Sequence[Mapping[str, Any]]) -> str:
+    """Say which comparisons only make sure of another one."""
+    if not found:
+        return ""
+    whose, counts = sorted({entry["checks"] for entry in found}), Counter(entry["answer"] for entry in found)
+    return (
+        f" Not counted: {len(found)} that check {' or '.join(whose)} ({counts['supported']} better, "
+        f"{counts['not supported']} worse)."
+    )
 
 
 def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
@@ -82,6 +96,7 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
         column = block.columns.index(named.column)
         decides = experiment.block.column(named.column)
         changes = {change.method: change for change in block.changes}
+        checked = experiments[experiment.block.checks].block.title if experiment.block.checks else None
         told: set[str] = set()  # methods of which one entry stands for all rows
         for number_of_row, line in enumerate(block.lines):
             if line.source is not None or line.choices["method"] == experiment.block.reference:
@@ -118,6 +133,7 @@ def verdicts(view: TableView, experiments: Mapping[str, Experiment]) -> list[dic
                         "name": method,
                         "value": number(line.cells[column].value),
                         "against": number(_reference(block, experiment, line, column).value),
+                        **({"checks": plain(checked)} if checked else {}),
                         **entry,
                     }
                 )

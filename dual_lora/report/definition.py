@@ -132,6 +132,11 @@ class Block:
         """Whether the endpoint is how a difference changes with a swept setting."""
         return self.endpoint is not None and self.trend is not None and self.trend.of == "difference"
 
+    @property
+    def checks(self) -> str | None:
+        """The experiment whose result this block makes sure of, and so is no further one."""
+        return self.trend.revises if self.trend else None
+
     def column(self, label: str) -> Column:
         return next(column for column in self.columns if column.label == label)
 

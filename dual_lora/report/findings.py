@@ -128,6 +128,12 @@ class Findings:
         views = [view for view in self.views.values() if any(b.makes_smaller == block.experiment for b in view.blocks)]
         return "".join(f"; smaller in {self._link(view, escape.markdown(view.title))}" for view in views)
 
+    def _checks(self, block: BlockView) -> str:
+        """Say of which result a block makes sure, so that it is not taken for a further one."""
+        checked = self.experiments[block.experiment].block.checks
+        name = self._table_of(checked) if checked else None
+        return f"; a check of {self._link(self.views[name], escape.markdown(self.views[name].title))}" if name else ""
+
     def _took(self, view: TableView, block: BlockView, experiment: Experiment) -> str:
         records = _records([block])
         known = {str(record.origin["commit"])[:7] for record in records if record.origin.get("commit")}
@@ -166,7 +172,7 @@ class Findings:
                         continue
                     for one in ours:
                         difference, pairs, verdict = _tested(one, named)
-                        verdict += self._smaller(block, one[0])
+                        verdict += self._smaller(block, one[0]) + self._checks(block)
                         rows.append(
                             [self._link(view, heading), column, _at(reference, one, ours), difference, pairs, verdict]
                         )

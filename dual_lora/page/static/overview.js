@@ -143,7 +143,7 @@ function answerView() {
                 badge(verdict.answer),
                 ": ",
                 h("a", { href: `#table/${verdict.table}` }, `${tableOf[verdict.table].title}, ${verdict.model}`),
-                `: ${verdict.endpoint} ${inUnit(verdict)} against ${verdict.reference}${setting(verdict)} (${verdict.better} is better), ${plural(verdict.diff[3], "pair")} of runs`,
+                `: ${verdict.endpoint} ${inUnit(verdict)} against ${verdict.reference}${setting(verdict)} (${verdict.better} is better), ${plural(verdict.diff[3], "pair")} of runs${verdict.checks ? `; a check of ${verdict.checks}, not counted` : ""}`,
               ),
             ),
         )

@@ -195,6 +195,33 @@ def test_several_rows_of_our_method_are_told_apart_in_the_headline(tmp_path):
     assert [row[2] for row in rows] == ["LORA (r = 2)", "LORA (at four)"]
 
 
+def test_what_checks_a_result_is_said_to_and_is_not_counted_as_a_further_one(tmp_path):
+    """Both on the same seeds here: our method is better in three rows, of which two are of the check."""
+    rates = "lora,dual_lora\n      recipe.learning_rate: 1e-4,2e-4"
+    trend = "  trend: {of: reference, column: BoolQ, over: recipe.learning_rate, revises: table_x, result: the lead}\n"
+    check = EXPERIMENT.replace("none,lora,dual_lora", rates).replace("A table", "The check") + trend
+    records = [
+        made
+        for rate in (1e-4, 2e-4)
+        for method, scores in (("lora", LORA), ("dual_lora", BETTER))
+        for made in seeds_of(method, scores, learning_rate=rate)
+    ]
+    space = workspace(tmp_path, *records)
+    (tmp_path / "experiments" / "check.yaml").write_text(check)
+    rows = [line for line in found(space).part("headline").splitlines() if "**better**" in line]
+    assert [row.rpartition("**better**")[2] for row in rows] == [
+        " |",
+        *["; a check of [A table](results/tables/table_x.md) |"] * 2,
+    ]
+    shown = values(document(space))
+    answer = shown["headline"]
+    assert answer["short"] == "Better in 1 of 1 comparison, worse in 0"
+    assert answer["text"].startswith("Of 1 comparisons with LORA, one for each endpoint, 1 find Dual LoRA better")
+    assert answer["text"].endswith(" Not counted: 2 that check A table (2 better, 0 worse).")
+    listed = [shown["verdicts"][place] for place in answer["show"]]
+    assert [entry.get("checks") for entry in listed] == [None, "A table", "A table"], "nothing is left out"
+
+
 def test_a_result_that_a_later_table_makes_smaller_says_so_wherever_it_is_told(tmp_path):
     records = [*seeds_of("lora", LORA), *seeds_of("dual_lora", BETTER)]
     before = found(workspace(tmp_path, *records))
