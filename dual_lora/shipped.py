@@ -10,6 +10,7 @@ typed(line)           the same for the screen: as this user started the suite (p
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -35,10 +36,10 @@ def checkout() -> Path:
 def home() -> Path:
     """Return the folder that holds `results/`: the checkout, wherever its command is given.
 
-    It is the current folder if records are in its `results/`: runs of older versions are where they were started.
+    It is the current folder if its `results/` has records or evaluations: older versions left them where they started.
     """
     here = Path.cwd()
-    return here if (here / "results" / "records").is_dir() else checkout()
+    return here if any((here / "results" / made).is_dir() for made in ("records", "local")) else checkout()
 
 
 def results() -> Path:
@@ -76,7 +77,8 @@ def program() -> str:
 
 def typed(line: str) -> str:
     """Return a command line that begins with PROGRAM for the screen of this user."""
-    return program() + line.removeprefix(PROGRAM)
+    modules = os.environ.get("PYTHONPATH") if "hydra.searchpath=" in line else None  # of the user's own files
+    return f"{f'PYTHONPATH={shlex.quote(modules)} ' if modules else ''}{program()}{line.removeprefix(PROGRAM)}"
 
 
 def named(text: str) -> str:

@@ -136,6 +136,6 @@ def scores_table(measurements: list[dict[str, Any]], title: str) -> Any:
 
 def _name(config: RunConfig, dtype: str, adapter: tuple[Path, str] | None, data: dict[str, Any]) -> str:
     """Return a name for everything that decides the replies: the same command continues, another one starts over."""
-    settings = replace(config, launch=replace(config.launch, eval_batch=None), results="").to_dict()
+    settings = replace(config, launch=replace(config.launch, eval_batch=None), results="", searchpath=None).to_dict()
     content = [settings, dtype, None if adapter is None else adapter[1], data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from dual_lora import shipped
 from dual_lora.config import ConfigError, legal_values
+from dual_lora.config.words import SEARCHPATH
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,9 +30,20 @@ class Parser(argparse.ArgumentParser):
         """Let `options.settings` hold the run settings (KEY=VALUE) that are given."""
         self._takes_settings = True
 
+    def take_searchpath(self) -> None:
+        """Let `options.searchpath` hold what is given as `hydra.searchpath=`, for the commands that are printed."""
+        self.add_argument(
+            f"--{SEARCHPATH.rstrip('=')}",
+            dest="searchpath",
+            metavar="[file://FOLDER]",
+            help="where methods, tasks and recipes of your own are; printed commands have it too",
+        )
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the options. Raises `ConfigError` for a word that is none, or a value that cannot be used."""
-        options, rest = self.parse_known_args([self._as_option(word) for word in words])
+        # Options with their values last: argparse takes no word after one for a list that began before it.
+        given = sorted(map(self._as_option, words), key=lambda word: word.startswith("--") and "=" in word)
+        options, rest = self.parse_known_args(given)
         settings = [word for word in rest if self._takes_settings and "=" in word and not word.startswith("-")]
         for word in rest:
             if word not in settings:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dual_lora import shipped
 from dual_lora.commands import COMMANDS
 from dual_lora.config import ConfigError, legal_values
-from dual_lora.config.compose import compose, help_text
+from dual_lora.config.compose import compose
+from dual_lora.config.usage import help_text
 
 
 def main(words: list[str]) -> int:

@@ -6,6 +6,7 @@
     python run.py status table_glue --runs           # one line per run
     python run.py status table_glue --missing        # only the commands, for a script
     python run.py status table_glue --hours          # and the GPU-hours of the rest
+    python run.py status mine 'hydra.searchpath=[file://FOLDER]'    # of a method of your own: docs/own_method.md
     python run.py status table_glue --watch          # while a sweep runs, every 5 seconds; Ctrl-C leaves
 
 A run is done if its record says finished, running while a process holds its lock, queued while SLURM has a job for it,
@@ -17,7 +18,6 @@ record (delete it to forget them).
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from collections import Counter
@@ -28,10 +28,11 @@ from rich.live import Live
 
 from dual_lora import shipped
 from dual_lora.commands.parser import Parser
+from dual_lora.config import ConfigError
 from dual_lora.records import slurm_queue
 from dual_lora.records.schema import Record
 from dual_lora.records.sweeps import announced
-from dual_lora.report import records, selection, terminal, watching
+from dual_lora.report import own_files, records, selection, terminal, watching
 from dual_lora.report.definition import Experiment
 from dual_lora.report.progress import OPEN, Progress, every_run, progress
 from dual_lora.report.terminal import FittedTable
@@ -42,6 +43,7 @@ from dual_lora.runs.sweep_cost import cost_of
 def options(parser: Parser) -> None:
     parser.add_argument("experiment", nargs="?", help="a name in experiments/, without .yaml; without one: every run")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="a results folder; default: HOME/results")
+    parser.take_searchpath()
     parser.add_argument("--runs", action="store_true", help="one line per run")
     parser.add_argument("--missing", action="store_true", help="print only the commands that run what is not done")
     parser.add_argument("--hours", action="store_true", help="also estimate the GPU-hours of what is not done")
@@ -67,21 +69,32 @@ def run(options: argparse.Namespace) -> int:
         return _show_all(every_run(held, results / "runs", _queued(held, results)), results)
     experiment = space.experiment(options.experiment)
     runs = progress(experiment, held, results / "runs", _queued(held, results))
-    words = [] if experiment.block.trials else map(shlex.quote, shipped.word_for(results))
-    commands = selection.to_do(experiment, [run.choices for run in runs if run.state in OPEN])
-    failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running", "queued")]
-    commands += selection.to_do(experiment, failed, retry=True)
-    there = "".join(f" {word}" for word in words)
-    commands = [f"{command}{there}" for command in commands]
+    try:
+        commands, lacking = _to_do(experiment, runs, results, options.searchpath), ""
+    except ConfigError as error:
+        commands, lacking = [], str(error)
     if options.missing and commands:
         print(*map(shipped.typed, commands), sep="\n")
     elif options.missing:
-        print(_nothing_to_start(runs), file=sys.stderr)  # a script reads the commands
+        print(lacking or _nothing_to_start(runs), file=sys.stderr)  # a script reads the commands
     else:
         _show(experiment, runs, commands, one_line_each=options.runs)
+        if lacking:
+            print(f"\nNo commands for the rest: {lacking}")
         if options.hours and commands:
             print(f"\nThe rest takes: {cost_of(commands)}")
     return 0 if all(run.state == "done" for run in runs) else 1
+
+
+def _to_do(experiment: Experiment, runs: list[Progress], results: Path, searchpath: str | None) -> list[str]:
+    """Return the commands for what is not done. Raises `ConfigError` if they lack where files of one's own are."""
+    begun = [run.choices for run in runs if run.state in OPEN]
+    failed = [run.choices for run in runs if run.state not in (*OPEN, "done", "running", "queued")]
+    if not begun and not failed:
+        return []
+    more = [*shipped.word_for(results), *own_files.words([experiment], searchpath, results / "runs")]
+    again = selection.to_do(experiment, failed, retry=True, more=more)
+    return [*selection.to_do(experiment, begun, more=more), *again]
 
 
 def _nothing_to_start(runs: list[Progress]) -> str:

@@ -26,6 +26,7 @@ import argparse
 import itertools
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -34,7 +35,8 @@ from dual_lora import shipped
 from dual_lora.commands.parser import Parser
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose_one
-from dual_lora.report import definition, records, terminal, tuned_study, tuning
+from dual_lora.config.words import SEARCHPATH
+from dual_lora.report import definition, own_files, records, terminal, tuned_study, tuning
 from dual_lora.runs.sweep_cost import cost_of
 
 
@@ -47,6 +49,7 @@ def options(parser: Parser) -> None:
     )
     parser.add_argument("--then", metavar="EXPERIMENT", help="print the commands of this study with what was chosen")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="another results folder")
+    parser.take_searchpath()
     parser.add_argument("--experiments", type=Path, default=shipped.folder("experiments"))
 
 
@@ -57,38 +60,46 @@ def run(options: argparse.Namespace) -> int:
     trials = [definition.named(known, name) for name in options.trials if name not in words]
     if words and trials:
         raise ConfigError(f"{' '.join(options.trials)}: give names of experiments, or settings of a new model's trials")
-    trials = trials or _new_trials(words)
+    trials = trials or _new_trials(words, options.searchpath)
     then = definition.named(known, options.then) if options.then else None
     results = options.results or shipped.results()
     held, refused = records.read_all(results / "records")
     terminal.name_refused(refused)
-    there = "".join(f" {shlex.quote(word)}" for word in shipped.word_for(results))
     try:
         choices = tuning.choose(tuned_study.of_study(trials, then, known.values()) if then else trials, held)
     except tuning.Unfinished as found:
         print(f"{found}; run", file=sys.stderr)
-        lacking = [f"{command}{there}" for command in found.commands]
+        lacking = [f"{command}{_more(trials, options.searchpath, results)}" for command in found.commands]
         print(*map(shipped.typed, lacking), sep="\n")
         print(cost_of(lacking), file=sys.stderr)
         return 1
-    study = [f"{command}{there}" for command in tuned_study.commands(choices, then)] if then else []
+    study = tuned_study.commands(choices, then) if then else []
     terminal.console(stderr=options.then is not None).print(_table(choices))
-    if study:
+    if then and study:
+        more = _more([then], options.searchpath, results)
+        study = [f"{command}{more}" for command in study]
         print(*map(shipped.typed, study), sep="\n")
         print(cost_of(study), file=sys.stderr)
     return 0
 
 
-def _new_trials(words: list[str]) -> list[definition.Experiment]:
+def _more(experiments: Iterable[definition.Experiment], searchpath: str | None, results: Path) -> str:
+    """Return what each command needs besides: the results folder, and where own files are."""
+    words = [*shipped.word_for(results), *own_files.words(experiments, searchpath, results / "runs")]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def _new_trials(words: list[str], searchpath: str | None) -> list[definition.Experiment]:
     """Return the trials of a model, a task and some methods, each around the rate of its recipe."""
     given = dict(word.split("=", 1) for word in words)
     missing = [key for key in ("model", "task", "method") if key not in given]
     if missing:
         raise ConfigError(f"{' '.join(words)}: trials of a new model need {', '.join(f'{key}=' for key in missing)}")
     names = [given.pop(key).split(",") for key in ("model", "task", "method")]
+    own = [f"{SEARCHPATH}{searchpath}"] if searchpath else []
     middles = {}
     for model, task, method in itertools.product(*names):
-        cell = compose_one([f"model={model}", f"task={task}", f"method={method}"])
+        cell = compose_one([f"model={model}", f"task={task}", f"method={method}", *own])
         if cell.method.trains == "nothing":
             raise ConfigError(f"method={method} trains nothing: it has no rate")
         middles[model, task, method] = cell.recipe.learning_rate

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import re
 import sys
-import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,54 +21,8 @@ from typing import Any
 from dual_lora import shipped
 from dual_lora.config import ConfigError, RunConfig, legal_values
 from dual_lora.config.choices import CONFIGS, options, sweep_values
-from dual_lora.config.words import for_hydra, of_no_method, with_added_keys
-
-GROUPS = {
-    "model": "the checkpoint",
-    "task": "what is learned and measured",
-    "method": "how the weights are updated",
-    "protocol": "what makes numbers comparable (each task has its own file: configs/protocol/<task>/)",
-    "profile": "how much of the full run is done: only sizes differ",
-    "launch": "where processes start",
-    "experiment": "the rows and columns of a table, as a sweep (with -m)",
-}
-SETTINGS = {
-    "seed=0": "a list with -m: seed=0,1,2",
-    "data.source=hub": "hub | local (with data.dir=FOLDER) | sample (ships with the package)",
-    "model.path=FOLDER": "load the weights from a local folder",
-    "plan=true": "print run id, steps, memory, GPU-hours and disk, and stop; plan=h100 and others: for that card",
-    "retry=true": "repeat a run that failed",
-    "results=FOLDER": "where runs and records go (below: without it); the other commands take it too",
-    "tracking=wandb": "log to Weights & Biases; offline unless a key is set",
-    "tracking=tensorboard": "log the training for TensorBoard, in the run's folder",
-    "kernel=auto": "auto | fused | generic | reference",
-    "init_from=none": "GLUE: none | auto | RUN_ID | path",
-    "init_head=new": "new | dense: the head's dense layer comes from init_from too",
-    "recipe.learning_rate=…": "any number of the recipe; method.alpha=… any field of the method's PEFT config",
-    "launch.parallel=N": "N runs of a sweep at a time on this machine",
-}
-
-
-def help_text() -> str:
-    """Return what `python run.py --help` prints."""
-    program = shipped.program()
-    lines = [
-        "Do one run of the Dual LoRA comparison: a model, a task, a method.",
-        "",
-        f"  {program} model=llama2 task=commonsense method=dual_lora",
-        f"  {program} profile=demo",
-        f"  {program} -m method=lora,dora,dual_lora seed=0,1,2 model=smollm2 task=e2e profile=quick \\",
-        "      data.source=local data.dir=FOLDER",
-        "",
-        "Choices (GROUP=VALUE):",
-    ]
-    for group, meaning in GROUPS.items():
-        lines += ["", f"  {group}: {meaning}"]
-        lines += textwrap.wrap(" ".join(options(group)), 116, initial_indent=" " * 4, subsequent_indent=" " * 4)
-    lines += ["", "Settings (KEY=VALUE):", ""]
-    lines += [f"  {key:<24} {meaning}" for key, meaning in SETTINGS.items()]
-    lines += ["", "--cfg job shows the composed settings of a run without starting it (--resolve fills in references)."]
-    return "\n".join(lines)
+from dual_lora.config.usage import GROUPS, help_text
+from dual_lora.config.words import SEARCHPATH, for_hydra, of_no_method, searchpath, with_added_keys
 
 
 @functools.cache
@@ -138,19 +91,28 @@ def compose(arguments: list[str]) -> list[RunConfig]:
         return []
     # Hydra's own error output hides the legal values behind a stack-trace hint; let it raise, and explain the error.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    import hydra
-    from omegaconf import DictConfig
-
     arguments = with_added_keys(for_hydra(arguments))
     _tell_hydra()
     for word in arguments:
         group, _, values = word.partition("=")
         if group in GROUPS and not {"null", ""}.isdisjoint(values.split(",")):
             raise ConfigError(f"{word}: choose one; legal: {', '.join(options(group))}")
+    with _explained():
+        places = searchpath(arguments)
     flags = {word for word in arguments if word.startswith("-")}
-    if flags <= {"-m", "--multirun"} and not any(word.startswith("hydra") for word in arguments):
-        sweeps = flags or any(word.startswith("experiment=") for word in arguments)
-        return _sweep([word for word in arguments if word not in flags]) if sweeps else [_single(arguments)]
+    if not flags <= {"-m", "--multirun"} or any(re.match(r"hydra(?!\.searchpath=)", word) for word in arguments):
+        configs = _composed_by_hydra(arguments)
+    elif flags or any(word.startswith("experiment=") for word in arguments):
+        configs = _sweep([word for word in arguments if word not in flags])
+    else:
+        configs = [_single(arguments)]
+    return [dataclasses.replace(config, searchpath=places) for config in configs] if places else configs
+
+
+def _composed_by_hydra(arguments: list[str]) -> list[RunConfig]:
+    import hydra
+    from omegaconf import DictConfig
+
     configs: list[RunConfig] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
@@ -228,6 +190,8 @@ def _sweep(words: list[str]) -> list[RunConfig]:
 
 
 def _without_seed(job: tuple[str, ...]) -> tuple[str, ...]:
+    if any(word.startswith(SEARCHPATH) for word in job):  # a file of a user's own may refer to it
+        return job
     return tuple(word for word in job if not word.startswith("seed="))
 
 
@@ -246,7 +210,8 @@ def _jobs(words: list[str]) -> list[tuple[str, ...]]:
         raise ConfigError(f"{' '.join(chosen)}: a sweep is one experiment; give one command for each")
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     if chosen:
-        params = hydra.compose("config", overrides=chosen, return_hydra_config=True).hydra.sweeper.params or {}
+        named = [word for word in words if word.startswith(("experiment=", SEARCHPATH))]
+        params = hydra.compose("config", overrides=named, return_hydra_config=True).hydra.sweeper.params or {}
         given = {one.key_or_group for one in parser.parse_overrides(words)}
         # One that is given anew is not resolved: it may name an environment variable that this machine lacks.
         params = {key: "null" if key in given else params[key] for key in params}

@@ -189,6 +189,7 @@ class RunConfig:
     init_from: str = "none"
     init_head: Literal["new", "dense"] = "new"  # dense: the head's dense layer is init_from's too
     results: str = dataclasses.field(default_factory=lambda: str(shipped.results()))
+    searchpath: str | None = None  # hydra.searchpath, if it was given: no setting, but what the run's commands need
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> RunConfig:
@@ -210,7 +211,8 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries and lists, as JSON writes them."""
-        return TypeAdapter(RunConfig).dump_python(self, mode="json")
+        values = TypeAdapter(RunConfig).dump_python(self, mode="json")
+        return {key: value for key, value in values.items() if key != "searchpath" or value is not None}
 
 
 def with_settings_apart(method: Any) -> Any:

@@ -7,6 +7,7 @@ name a second time, within the quotes of the shell.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -27,6 +28,7 @@ SET_BY_THE_SUITE = (
     "auto_mapping",
 )
 PATHS = ("data.dir", "model.path", "results", "init_from")  # settings whose whole value is a name on this machine
+SEARCHPATH = "hydra.searchpath="  # where methods, tasks and recipes of a user's own are
 _QUOTES = ("'", '"')
 
 
@@ -40,6 +42,23 @@ def for_hydra(words: Sequence[str]) -> list[str]:
     _check_flags({word.partition("=")[0] for word in words if word.startswith("-")})
     sweep = bool({"-m", "--multirun"} & set(words))
     return [_quoted(word, sweep=sweep) for word in words]
+
+
+def searchpath(words: Sequence[str]) -> str | None:
+    """Return the search path that the words give, as it is given from any folder: relative folders made absolute."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [word for word in words if word.startswith(SEARCHPATH)]
+    if not given:
+        return None
+    places = OverridesParser.create().parse_override(given[-1]).value()
+    folders = [str(place) for place in (places if isinstance(places, list) else [places])]
+    return f"[{','.join(_absolute(folder) for folder in folders)}]"
+
+
+def _absolute(folder: str) -> str:
+    scheme, _, path = folder.rpartition("://")
+    return f"file://{os.path.abspath(path)}" if scheme in ("", "file") else folder
 
 
 def _check_flags(given: set[str]) -> None:

@@ -152,8 +152,8 @@ def names(run: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(run[key] for key in GROUPS)
 
 
-def commands(experiment: Experiment, runs: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return few sweeps that together do exactly these runs."""
+def commands(experiment: Experiment, runs: Sequence[Mapping[str, str]], more: Sequence[str] = ()) -> list[str]:
+    """Return few sweeps that together do exactly these runs. more: words that each command ends with."""
     products: list[dict[str, tuple[str, ...]]] = [{key: (value,) for key, value in run.items()} for run in runs]
     order = [key for key in ("seed", "method", "task") if key in experiment.sweep]
     for key in [*order, *(key for key in experiment.sweep if key not in order)]:
@@ -165,26 +165,30 @@ def commands(experiment: Experiment, runs: Sequence[Mapping[str, str]]) -> list[
             else:
                 merged[rest] = dict(product)
         products = list(merged.values())
-    return [_command(experiment, product) for product in products]
+    return [_command(experiment, product, more) for product in products]
 
 
-def to_do(experiment: Experiment, runs: Sequence[Mapping[str, str]], *, retry: bool = False) -> list[str]:
-    """Return what a user types to have these runs done. Where trials choose the settings, that is all of the block."""
-    again = " retry=true" if retry else ""
+def to_do(
+    experiment: Experiment, runs: Sequence[Mapping[str, str]], *, retry: bool = False, more: Sequence[str] = ()
+) -> list[str]:
+    """Return what a user types to have these runs done. Where trials choose the settings, that is all of the block.
+
+    more: words that each command needs besides, for own files or another results folder.
+    """
     if not runs or not experiment.block.trials:
-        return [f"{command}{again}" for command in commands(experiment, runs)]
-    chosen = shipped.command_line("tune", *experiment.block.trials)
+        return commands(experiment, runs, [*(["retry=true"] if retry else []), *more])
+    chosen = shipped.command_line("tune", *experiment.block.trials, "--then", experiment.name, *more)
     with_retry = "sed 's/$/ retry=true/' | " if retry else ""
-    return [f"{chosen} --then {experiment.name} | {with_retry}sh  # the trials; again, until it runs what they chose"]
+    return [f"{chosen} | {with_retry}sh  # the trials; again, until it runs what they chose"]
 
 
-def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]]) -> str:
+def _command(experiment: Experiment, product: Mapping[str, tuple[str, ...]], more: Sequence[str]) -> str:
     narrowed = [
         f"{key}={','.join(value for value in experiment.sweep[key] if value in product[key])}"
         for key in experiment.sweep
         if set(product[key]) != set(experiment.sweep[key])
     ]
-    return shipped.command_line("-m", f"experiment={experiment.name}", *narrowed)
+    return shipped.command_line("-m", f"experiment={experiment.name}", *narrowed, *more)
 
 
 def _agrees(record: Record, key: str, value: str) -> bool:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from dual_lora import records, shipped
 from dual_lora.config import MNLI_STARTED, ConfigError, RunConfig
+from dual_lora.config.words import SEARCHPATH
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,6 +150,8 @@ def command(config: RunConfig) -> str:
     choices = (("protocol", config.protocol.name, "paper"), ("profile", config.profile.name, "full"))
     words += [f"{group}={name}" for group, name, default in choices if name != default]
     source = [f"data.source={config.data.source}", f"data.dir={config.data.dir or 'null'}"]
+    if config.searchpath:
+        words.append(f"{SEARCHPATH}{config.searchpath}")
     base, wanted = compose_one([*words, *source]).to_dict(), config.to_dict()
     if config.data.source != "hub":
         words += source[: 1 + bool(config.data.dir)]

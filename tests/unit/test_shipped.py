@@ -73,6 +73,16 @@ def test_the_words_of_a_real_process_are_those_of_its_shell(words: list[str]) ->
     assert f"usage: {sys.executable} {' '.join(words)} score" in " ".join(done.stdout.split())
 
 
+def test_a_command_with_files_of_ones_own_has_the_folder_of_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = shipped.command_line("-m", "method=mine", "hydra.searchpath=[file:///my/configs]")
+    words = "python run.py -m method=mine 'hydra.searchpath=[file:///my/configs]'"
+    monkeypatch.setenv("PYTHONPATH", "my modules")
+    assert shipped.typed(line) == f"PYTHONPATH='my modules' {words}"
+    assert shipped.typed("python run.py tables") == "python run.py tables"
+    monkeypatch.delenv("PYTHONPATH")
+    assert shipped.typed(line) == words
+
+
 def test_a_command_line_is_quoted_for_a_shell() -> None:
     assert shipped.command_line("-m", "data.dir=/My Data", "method=lora,dora") == (
         "python run.py -m 'data.dir=/My Data' method=lora,dora"

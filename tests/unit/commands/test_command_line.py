@@ -31,6 +31,13 @@ def test_an_option_is_written_in_three_ways(words):
     assert parser().parse(words).out == Path("F")
 
 
+def test_an_option_may_be_between_words_that_are_none():
+    made = parser()
+    made.add_argument("names", nargs="+")
+    options = made.parse(["a", "out=F", "b", "--gate", "off"])
+    assert (options.names, options.out, options.gate) == (["a", "b"], Path("F"), "off")
+
+
 def test_run_settings_are_kept_apart_and_in_order():
     options = parser(settings=True).parse(
         ["model=llama", "out=F", "--gate", "off", "task.subsets=[a,b]", "~x=1", "+y=2"]
