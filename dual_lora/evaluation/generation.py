@@ -164,15 +164,14 @@ def _without_own_settings(model: Any) -> Iterator[None]:
 
 
 def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> GenerationConfig:
+    of_beams = {"length_penalty": decoding.length_penalty, "early_stopping": decoding.early_stopping}
     return GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
         num_beams=decoding.beams,
         num_return_sequences=1,
-        length_penalty=decoding.length_penalty,
         no_repeat_ngram_size=0,  # transformers would count the prompt's n-grams too: `NoRepeatInReply`
         repetition_penalty=1.0,
-        early_stopping=decoding.early_stopping,
         temperature=1.0,
         top_k=50,
         top_p=1.0,
@@ -182,6 +181,7 @@ def _settings(decoding: DecodingConfig, tokenizer: Any, padding: int) -> Generat
         eos_token_id=tokenizer.eos_token_id,
         # Fills rows that have ended. The end token, so that decoding cuts there even if padding is an ordinary token.
         pad_token_id=padding if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
+        **(of_beams if decoding.beams > 1 else {}),  # transformers warns of them where there is one
     )
 
 

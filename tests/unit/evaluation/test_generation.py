@@ -75,6 +75,15 @@ def test_a_reply_ends_one_token_after_it_is_complete(tokenizer):
     assert sum(map(len, short)) < sum(map(len, full))
 
 
+def test_greedy_decoding_is_not_told_of_settings_of_beams(tokenizer, caplog):
+    """A profile of one beam keeps its protocol's length penalty, and transformers' warning was a run's first line."""
+    model, decoding = build_llama(tokenizer), DecodingConfig(max_new_tokens=4, length_penalty=0.8, early_stopping=True)
+    with caplog.at_level("WARNING", logger="transformers"):
+        found = generate(model, tokenizer, PROMPTS, decoding, batch_size=8)
+    assert not caplog.messages
+    assert found == generate(model, tokenizer, PROMPTS, DecodingConfig(max_new_tokens=4), batch_size=8)
+
+
 def test_every_batch_is_handed_over(tokenizer):
     model = build_llama(tokenizer)
     seen, sizes = {}, []
