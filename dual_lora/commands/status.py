@@ -143,7 +143,10 @@ def _queued(held: list[Record], results: Path) -> set[str]:
 def _show_all(runs: list[tuple[Record, str]], results: Path) -> int:
     """Print one line for each run of a folder, whatever sweep it is of. Returns 0 if every one is done."""
     parts = ("model", "task", "method", "profile")
-    rows = [[*(record.name(part) for part in parts), str(record.seed), state, record.run_id] for record, state in runs]
+    ordered = sorted(runs, key=lambda run: (*(run[0].name(part) for part in parts), run[0].seed))
+    rows = [
+        [*(record.name(part) for part in parts), str(record.seed), state, record.run_id] for record, state in ordered
+    ]
     terminal.console().print(FittedTable([*parts, "seed", "state", "run"], rows, str(results), keys=3))
     total = Counter(state for _, state in runs)
     print(f"{len(runs)} runs: " + (", ".join(f"{count} {state}" for state, count in total.items()) or "none"))

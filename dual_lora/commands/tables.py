@@ -167,12 +167,13 @@ def _show_loose(loose: Sequence[Record], console: Console) -> None:
     """Compare the records that no experiment names: those of a demo, of sample data, of a sweep of one's own."""
     if loose:
         print("Records in no table (a demo, sample data, or settings that no experiment names):")
-    for _, group in groupby(sorted(loose, key=_place), key=_place):
+    base_first = sorted(loose, key=lambda record: (*_place(record), record.name("method") != "none"))
+    for _, group in groupby(base_first, key=_place):
         console.print(comparison(list(group)))
 
 
 def _place(record: Record) -> tuple[str, ...]:
-    """What has to agree before records are shown under each other; the base row comes first."""
+    """What has to agree before records are shown under each other."""
     protocol = record.identity["protocol"]
     source = str(record.identity.get("data", {}).get("source"))
     return (record.name("model"), record.name("task"), str(protocol.get("hash")), record.name("profile"), source)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from dual_lora.commands import main, status
-from dual_lora.records import slurm_queue, sweeps
+from dual_lora.commands import main
 from dual_lora.report import documents
-from dual_lora.report.workspace import Workspace
 from tests.fresh_interpreters import run_python
 from tests.unit.page.page_builder import workspace
 from tests.unit.report.report_builder import EXPERIMENT, record, write
@@ -203,22 +198,6 @@ def test_a_terminal_of_any_encoding_shows_what_it_can(checkout, tmp_path, monkey
     assert all(text in shown for text in wanted[encoding])
 
 
-def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, capsys):
-    write(checkout / "results/records", record("none"), record("dual_lora", status="out_of_memory"))
-    for seed, running in ((1, True), (2, False)):
-        run = checkout / "results/runs" / f"run{seed}"
-        run.mkdir(parents=True)
-        (run / "config.json").write_text(json.dumps(record("dual_lora", seed)["identity"]))
-        if running:
-            (run / "lock.json").write_text(json.dumps({"since": time.time()}))
-    assert command("status", checkout, "table_x", "--runs") == 1
-    shown = capsys.readouterr().out
-    assert "18 runs: 7 done, 8 missing, 1 out_of_memory, 1 running, 1 stopped" in shown
-    assert "python run.py -m experiment=table_x method=lora seed=1,2,3,4,5" in shown
-    assert "python run.py -m experiment=table_x method=dual_lora seed=0 retry=true" in shown
-    assert command("status", checkout, "table_z") == 2
-
-
 def test_the_shipped_tables_are_what_the_committed_records_give_and_need_no_torch():
     """In an interpreter of its own, whose imports are those of the command."""
     check = "import sys; from dual_lora.commands import main; code = main(['tables', '--check'])"
@@ -244,78 +223,6 @@ def test_a_part_that_cannot_be_filled_is_named(old, new):
         documents.fill(PARTS.replace(old, new), "benchmarks", lambda name, columns: "", "README.md")
 
 
-def test_status_of_a_folder_lists_every_run_of_whatever_sweep(checkout, tmp_path, capsys):
-    results = tmp_path / "my results"
-    write(results / "records", record("lora", 3, profile="quick"), record("dora", status="failed"))
-    for seed in (7, 8):
-        run = results / "runs" / f"begun{seed}"
-        run.mkdir(parents=True)
-        (run / "config.json").write_text(json.dumps(record("dual_lora", seed)["identity"]))
-    assert command("status", checkout, "--results", str(results)) == 1
-    shown = capsys.readouterr().out
-    assert "4 runs: 1 done, 1 failed, 2 stopped" in shown or "4 runs: 1 failed, 1 done, 2 stopped" in shown
-    assert "begun7" in shown
-    assert command("status", checkout, "table_x", "--results", str(results), "--missing") == 1
-    assert f"'results={results}'" in capsys.readouterr().out
-    assert command("status", checkout) == 0
-    assert "1 runs: 1 done" in capsys.readouterr().out
-    assert command("status", checkout, "--results", str(tmp_path / "none")) == 2
-
-
-def test_a_script_that_asks_what_is_missing_gets_commands_alone(tmp_path, capsys):
-    rows = [record(method, seed) for method in ("none", "lora", "dual_lora") for seed in range(6)]
-    space = workspace(tmp_path, *rows)
-    assert command("status", tmp_path, "table_x", "--missing") == 0
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "nothing is missing: 18 of 18 runs are done\n")
-    (space.records / f"{rows[-1]['identity']['run_id']}.json").unlink()
-    assert command("status", tmp_path, "table_x", "--missing") == 1
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == (
-        f"python run.py -m experiment=table_x method=dual_lora seed=5 results={tmp_path}/results\n",
-        "",
-    )
-    begun = space.root / "results" / "runs" / "begun"
-    begun.mkdir(parents=True)
-    (begun / "config.json").write_text(json.dumps(rows[-1]["identity"]))
-    (begun / "lock.json").write_text("{}")
-    assert command("status", tmp_path, "table_x", "--missing") == 1
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "nothing is missing: 17 of 18 runs are done, 1 running\n")
-    assert command("status", tmp_path, "--missing") == 2
-    shown = capsys.readouterr()
-    assert (shown.out, "name it, one of experiments/" in shown.err) == ("", True)
-
-
-def test_a_run_in_slurms_queue_is_not_said_to_be_missing(tmp_path, monkeypatch, capsys):
-    """What waited was, with the command that runs it."""
-    rows = [record(method, seed) for method in ("none", "lora") for seed in range(6)]
-    rows += [record("dual_lora", seed, status="timed_out" if seed == 5 else "finished") for seed in range(6)]
-    write(tmp_path / "all", *rows)  # names them
-    *done, waits, stopped, continues = rows
-    space = workspace(tmp_path, *done, continues)
-    told = {row["identity"]["run_id"]: ("", row["identity"]) for row in (waits, stopped, continues)}
-    sweeps.announce(tmp_path / "results", told)
-    for row, job in ((waits, "7_0"), (stopped, "7_1"), (continues, "8"), (done[0], "9")):
-        folder = space.root / "results" / "runs" / row["identity"]["run_id"]
-        folder.mkdir(parents=True)
-        slurm_queue.keep(folder, job)
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked; echo 7_0; echo 8; echo 9; echo 100\n")
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert command("status", tmp_path, "table_x") == 1
-    shown = capsys.readouterr().out
-    assert "18 runs: 15 done, 2 queued, 1 missing" in shown
-    rest = shown.partition("The rest:")[2]
-    assert (rest.count("run.py"), "seed=4" in rest) == (1, True)
-    [asked] = (tmp_path / "asked").read_text().splitlines()
-    assert set(asked.rpartition(" ")[2].split(",")) == {"7_0", "7_1", "8"}, "of those that are done nothing is asked"
-    assert command("status", tmp_path) == 1
-    assert "2 queued" in capsys.readouterr().out
-    view = status._look(Workspace(tmp_path), "table_x", tmp_path / "results")
-    assert (view.states["queued"], view.over) == (2, False)
-
-
 def test_records_of_a_sweep_of_ones_own_are_compared(checkout, tmp_path, capsys):
     rows = [record("lora", seed, profile="quick", learning_rate=rate) for rate in (1e-3, 2e-3) for seed in (0, 1)]
     folder = write(tmp_path / "elsewhere" / "records", *rows)
@@ -323,3 +230,11 @@ def test_records_of_a_sweep_of_ones_own_are_compared(checkout, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert "Records in no table" in shown
     assert "learning_rate=0.002 mean ± sd, n=2" in shown
+
+
+def test_the_base_of_a_demo_comes_first_so_that_the_others_show_their_difference(checkout, tmp_path, capsys):
+    rows = [record("dual_lora", profile="demo"), record("none", scores={"boolq": 0.5, "piqa": 0.5}, profile="demo")]
+    folder = write(tmp_path / "elsewhere" / "records", *rows)
+    assert min(rows, key=lambda row: row["identity"]["run_id"]) is rows[0], "by their names the base is last"
+    assert command("tables", checkout, "--records", str(folder)) == 0
+    assert "(+10.0)" in capsys.readouterr().out
