@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from dual_lora.benchmarks.graphs import TINY
+from dual_lora.benchmarks.suite_steps import make_config, make_model, train
 from dual_lora.distributed import processes
 from dual_lora.runs import leftovers, lifecycle
 from dual_lora.runs.resolve import resolve
@@ -141,3 +144,16 @@ def test_two_processes_with_graphs_have_the_bits_of_two_without(per_device: int,
     if per_device == 4:
         assert found["graphed"][0]["curves"]["train_loss"] == found["alone"][0]["curves"]["train_loss"]
         assert all(torch.equal(tensor, found["alone"][1][name]) for name, tensor in found["graphed"][1].items())
+
+
+def test_steps_drop_gradients_without_a_visit_of_all_modules(tmp_path: Path) -> None:
+    """The Trainer asks the model to, once before the first step and after each."""
+    size = {**TINY, "batch": 2, "length": 16, "answer": 4}
+    settings = make_config("lora", size, "cpu", tmp_path)
+    settings = replace(settings, profile=replace(settings.profile, max_steps=3))
+    model = make_model(settings, "cpu")
+    with mock.patch.object(torch.nn.Module, "zero_grad", autospec=True) as visit:
+        train(model, settings, size, batches=4, dtype="float32", folder=tmp_path, callbacks=[])
+    assert visit.call_count == 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert "zero_grad" not in vars(model)
