@@ -39,7 +39,7 @@ def home() -> Path:
     It is the current folder if its `results/` has records or evaluations: older versions left them where they started.
     """
     here = Path.cwd()
-    return here if any((here / "results" / made).is_dir() for made in ("records", "local")) else checkout()
+    return here if any((here / "results" / made).is_dir() for made in ("records", "local/evaluations")) else checkout()
 
 
 def results() -> Path:

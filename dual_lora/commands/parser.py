@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             f"--{SEARCHPATH.rstrip('=')}",
             dest="searchpath",
-            metavar="[file://FOLDER]",
+            metavar="'[file://FOLDER]'",
             help="where methods, tasks and recipes of your own are; printed commands have it too",
         )
 

@@ -45,7 +45,7 @@ FORMATS: Mapping[str, Callable[[TableView], str]] = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """A checkout of the project, or a folder with `results/` where the package is installed."""
+    """A checkout of the project, or another folder with `results/`."""
 
     root: Path
 

@@ -54,7 +54,7 @@ def test_a_run_is_where_the_commands_that_read_it_look(
 
 
 def test_every_command_looks_in_the_same_place(checkout: Path) -> None:
-    for place, made in ((checkout, "records"), (Path.cwd(), "local"), (Path.cwd(), "records")):
+    for place, made in ((checkout, "records"), (Path.cwd(), "local/evaluations"), (Path.cwd(), "records")):
         (place / "results" / made).mkdir(parents=True, exist_ok=True)
         assert Path(compose_one(CELL).results).absolute() == place / "results"
         found = set()

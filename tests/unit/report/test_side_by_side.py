@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dual_lora.records.schema import parse
-from dual_lora.report import side_by_side
+from dual_lora.report import provenance, side_by_side
 from tests.unit.report.report_builder import record
 
 
@@ -40,3 +40,12 @@ def test_a_run_is_found_by_the_beginning_of_its_id():
     mistyped = f"{wanted.run_id[:-1]}x"
     with pytest.raises(ValueError, match=f"among 40; did you mean '{wanted.run_id}'\\?$"):
         side_by_side.find(mistyped, records)
+
+
+@pytest.mark.parametrize("program", ["python run.py", "dual-lora"])
+def test_the_command_that_repeats_a_run_has_all_its_words_whatever_started_it(program):
+    made = record("lora", 0)
+    made["origin"]["command"] = f"{program} model=smollm2 task=e2e"
+    assert provenance.command(parse(made), []) == "python run.py model=smollm2 task=e2e"
+    made["origin"]["command"] = program
+    assert provenance.command(parse(made), []) == ""
