@@ -60,11 +60,16 @@ def section(found: Mapping[str, Any]) -> str:
     if "beside" in found:
         parts += ["### Dual LoRA's own kernels beside the rest", _beside(found["beside"])]
     if "runs" in found:
-        parts += ["### Other whole trainings", found["older"], _runs(found["runs"])]
+        parts += ["### Other whole trainings", _runs(found["runs"])]
     if "memory_of_many_shapes" in found:
         parts += ["### Memory of a training with many shapes", _memory(found["memory_of_many_shapes"])]
     if "bits" in found:
         parts += ["### The same bits", _bits(found["bits"])]
+    if "calls" in found:
+        parts += [
+            "### Calls",
+            grid("rlll", ["call", "29 November 2026, UTC", "code", "made by, and what"], found["calls"]),
+        ]
     return "\n\n".join(parts)
 
 
@@ -145,8 +150,8 @@ def _memory(sizes: Mapping[str, Any]) -> str:
         for method, row in methods.items():
             (handed, handed_graph), (kept, kept_graph) = row["peak_GiB"], row["reserved_GiB"]
             pairs = [f"{handed:.2f} → {handed_graph:.2f}", f"{kept:.2f} → {kept_graph:.2f}"]
-            rows.append([size, NAMES[method], *pairs, f"{kept_graph / kept:.3f}"])
-    return grid("llrrr", ["size", "method", "handed out, GiB", "kept, GiB", "ratio"], rows)
+            rows.append([row["call"], size, NAMES[method], *pairs, f"{kept_graph / kept:.3f}"])
+    return grid("rllrrr", ["call", "size", "method", "handed out, GiB", "kept, GiB", "ratio"], rows)
 
 
 def _runs(runs: Mapping[str, Any]) -> str:
@@ -158,8 +163,8 @@ def _runs(runs: Mapping[str, Any]) -> str:
             first, second = row["step_s"]
             later = [f"{1e3 * first:.0f} → {1e3 * second:.0f}", f"{first / second:.2f}"]
         same = {True: "the same bits", False: "**differ**", None: "not compared"}[row["same_losses"]]
-        rows.append([name, f"{before:.1f} → {after:.1f}", f"{before / after:.2f}", *later, same])
-    table = grid("lrrrrl", ["run", "training, s", "ratio", "a later step, ms", "ratio", "losses"], rows)
+        rows.append([row["call"], name, f"{before:.1f} → {after:.1f}", f"{before / after:.2f}", *later, same])
+    table = grid("rlrrrrl", ["call", "run", "training, s", "ratio", "a later step, ms", "ratio", "losses"], rows)
     note = "A short training pays for its recordings: a shape is computed once, recorded once, and only then replayed. "
     return f"{table}\n\n{note}Later steps: the median from step 13 on."
 
