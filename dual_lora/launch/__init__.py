@@ -10,7 +10,6 @@ import dataclasses
 import gc
 import logging
 import os
-import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,7 @@ from dual_lora import methods, records
 from dual_lora.config import ConfigError, DataError, MethodConfig, RunConfig
 from dual_lora.launch.show import show
 from dual_lora.launch.titles import distinguish, title
-from dual_lora.launch.worker import work
+from dual_lora.launch.worker import say_what_matters, work
 from dual_lora.records import sweeps
 from dual_lora.runs.garbage import uncollected
 
@@ -38,12 +37,8 @@ __all__ = ["launch", "title", "work"]
 
 def launch(configs: list[RunConfig]) -> int:
     """Do every run and print how they compare. Returns the exit code: 0 if all finished (SLURM: were submitted)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "transformers", "datasets", "deepspeed", "DeepSpeed", "absl", "submitit"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    say_what_matters()
     os.environ.setdefault("DUAL_LORA_COMMAND", records.command_of_this_process())
-    # Renamed settings inside transformers warn at every start; a user of this suite cannot change that.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     configs = _with_base_rows(configs)
     distinguish(configs)
     for config in configs:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,18 @@ STACKS = "stacks"  # folder in which those that make no progress write where the
 FAILURES = "failures"  # folder in which the processes of a group write what stopped them
 
 
+def say_what_matters() -> None:
+    """Show what this suite says, and of the libraries' words those by which a user could change something."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "transformers", "datasets", "deepspeed", "DeepSpeed", "absl", "submitit"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Renamed settings inside transformers warn at every start.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
 def work(file: str) -> int:
     """Run the resolved config in `file` as one process; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "DeepSpeed", "deepspeed"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    say_what_matters()
     _end_with_parent()
     with uncollected():
         from dual_lora.distributed import processes, watchdog

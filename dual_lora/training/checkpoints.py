@@ -43,9 +43,16 @@ def check_layout(checkpoint: Path, layout: dict[str, Any]) -> None:
             "{engine}, zero_stage={zero_stage}, {processes} process(es)".format(**one) for one in (written, layout)
         )
         raise ConfigError(
-            f"{checkpoint} was written under {was} and cannot be continued under {now}; launch the run as it began, or "
+            f"{checkpoint} was written under {was} and cannot be continued under {now}; {_who_continues(written)}, or "
             f"move {checkpoint.parent.parent} away to start anew"
         )
+
+
+def _who_continues(layout: dict[str, Any]) -> str:
+    if layout["engine"] != "deepspeed":
+        return "continue it with launch=local, torchrun or fsdp, on any number of processes"
+    stage, count = layout["zero_stage"], layout["processes"]
+    return f"continue it with launch=deepspeed launch.zero_stage={stage} and {count} process(es)"
 
 
 def fault(checkpoint: Path) -> str | None:

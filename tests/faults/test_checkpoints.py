@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dual_lora.config import ConfigError
 from dual_lora.training import checkpoints
 from tests.faults import children
 from tests.faults.children import At
@@ -203,3 +204,27 @@ def test_full_disk_leaves_an_earlier_record_whole(tmp_path, monkeypatch):
         records.write_json(path, {"schema": 1, "first": False})
     assert json.loads(path.read_text()) == {"schema": 1, "first": True}
     assert [found.name for found in path.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("written", "now", "who"),
+    [
+        (("fsdp", 0, 4), ("deepspeed", 2, 2), "launch=local, torchrun or fsdp, on any number of processes"),
+        (("deepspeed", 2, 2), ("deepspeed", 2, 4), "launch=deepspeed launch.zero_stage=2 and 2 process(es)"),
+        (("deepspeed", 3, 2), ("single", 0, 1), "launch=deepspeed launch.zero_stage=3 and 2 process(es)"),
+        (("fsdp", 0, 4), ("torchrun", 0, 1), None),
+        (("deepspeed", 2, 2), ("deepspeed", 2, 2), None),
+    ],
+)
+def test_a_checkpoint_of_another_launcher_is_refused_with_the_one_that_continues_it(written, now, who, tmp_path):
+    """Of one written under fsdp it was said that the run has to be launched as it began, which others continue too."""
+    written, now = (dict(zip(("engine", "zero_stage", "processes"), one, strict=True)) for one in (written, now))
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    checkpoints.seal(checkpoint, written)
+    if who is None:
+        checkpoints.check_layout(checkpoint, now)
+        return
+    with pytest.raises(ConfigError) as refused:
+        checkpoints.check_layout(checkpoint, now)
+    assert f"continue it with {who}, or move {tmp_path / 'run'} away" in str(refused.value)

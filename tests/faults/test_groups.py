@@ -50,7 +50,7 @@ def inject(folder: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
 
-def test_killed_process_takes_the_group_down_and_the_run_continues(tmp_path, monkeypatch, caplog):
+def test_killed_process_takes_the_group_down_and_the_run_continues(tmp_path, monkeypatch, caplog, capfd):
     inject(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
     begun = time.monotonic()
     assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 130
@@ -58,6 +58,7 @@ def test_killed_process_takes_the_group_down_and_the_run_continues(tmp_path, mon
     assert record["status"] == "interrupted"
     assert "rank 1 was ended by SIGKILL" in record["message"]
     assert "rank 1 was ended by SIGKILL" in next(line for line in caplog.messages if "interrupted" in line)
+    assert "FutureWarning" not in capfd.readouterr().err, "of names inside transformers, which no user can change"
     assert time.monotonic() - begun < 300  # most of it is starting; the end itself is below a minute, see the next test
     fork_groups(monkeypatch)
     assert launch([config(tmp_path / "results", *TWO, kind=CLASSIFYING)]) == 0
