@@ -10,9 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.state import GradientState
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from dual_lora.distributed import processes
+from dual_lora.training.loss import loss_positions
 
 
 class StepSampler(Sampler[int]):
@@ -49,6 +53,21 @@ class StepSampler(Sampler[int]):
             order = get_length_grouped_indices(lengths, self.global_batch, generator=generator)
         for place in range(len(self)):
             yield order[place % self.size]
+
+
+def own_rows(batch: dict[str, Any], state: GradientState, rows: int) -> dict[str, Any]:
+    """Return a validation batch without what accelerate fills up the last one of each process with: rows once more.
+
+    The Trainer counts a batch's loss once for each row that is no repetition, and so takes their mean over all of them.
+    A process with repetitions alone keeps one row, which the Trainer does not count: others may need its forward pass.
+
+    rows: of a batch of one process.
+    """
+    if processes.world_size() == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return batch
+    kept = min(max(state.remainder - processes.rank() * rows, 1), rows)
+    found = {name: value[:kept] for name, value in batch.items() if name != "loss_positions"}
+    return found | ({"loss_positions": loss_positions(found["shift_labels"])} if "loss_positions" in batch else {})
 
 
 class Epochs(TrainerCallback):

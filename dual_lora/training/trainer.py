@@ -31,7 +31,7 @@ from dual_lora.training.checkpoints import check_layout, prune, seal, start_from
 from dual_lora.training.graphs import GraphedCalls, GraphedSteps, draws_numbers, obstacle
 from dual_lora.training.loss import Objective
 from dual_lora.training.recorders import CudaRecorder
-from dual_lora.training.sampling import Epochs, StepSampler
+from dual_lora.training.sampling import Epochs, StepSampler, own_rows
 from dual_lora.training.sharded import ShardedTrainer
 from dual_lora.training.stopping import Alive, Interrupted, Interruption
 from dual_lora.tuner.warmup import follows_recorded
@@ -235,6 +235,7 @@ class _Trainer(Trainer):
             parameter.grad = None
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        inputs = own_rows(inputs, self.accelerator.gradient_state, self.args.eval_batch_size)
         if self._validation is None or not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         return self._validation(self._prepare_inputs(inputs)), None, None
