@@ -67,7 +67,7 @@ def program() -> str:
     started, python = Path(sys.argv[0]), shlex.quote(sys.orig_argv[0])
     if started.name == "dual-lora":
         return started.name if shutil.which(started.name) == sys.argv[0] else shlex.quote(sys.argv[0])
-    if started == PACKAGE / "__main__.py":
+    if started.name == "__main__.py" and started.resolve().parent == PACKAGE:
         return f"{python} -m dual_lora"
     script = _CHECKOUT / "run.py"
     if started.name == script.name and started.resolve() == script:

@@ -54,6 +54,13 @@ def test_the_command_of_an_environment_that_is_activated_is_its_name(
     assert shipped.program() == "dual-lora"
 
 
+def test_a_package_behind_a_link_is_started_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lib64").symlink_to(ROOT)
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "dual_lora"])
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "lib64" / "dual_lora" / "__main__.py")])
+    assert shipped.program() == "python3 -m dual_lora"
+
+
 def test_another_program_names_the_suite_as_it_works_where_the_user_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
