@@ -167,9 +167,13 @@ def _show_loose(loose: Sequence[Record], console: Console) -> None:
     """Compare the records that no experiment names: those of a demo, of sample data, of a sweep of one's own."""
     if loose:
         print("Records in no table (a demo, sample data, or settings that no experiment names):")
-    base_first = sorted(loose, key=lambda record: (*_place(record), record.name("method") != "none"))
-    for _, group in groupby(base_first, key=_place):
+    ordered = sorted(loose, key=lambda one: (*_place(one), one.name("method") != "none", one.seed, _begun(one)))
+    for _, group in groupby(ordered, key=_place):
         console.print(comparison(list(group)))
+
+
+def _begun(record: Record) -> str:
+    return str(record.origin.get("started") or "")
 
 
 def _place(record: Record) -> tuple[str, ...]:

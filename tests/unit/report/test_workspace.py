@@ -238,3 +238,12 @@ def test_the_base_of_a_demo_comes_first_so_that_the_others_show_their_difference
     assert min(rows, key=lambda row: row["identity"]["run_id"]) is rows[0], "by their names the base is last"
     assert command("tables", checkout, "--records", str(folder)) == 0
     assert "(+10.0)" in capsys.readouterr().out
+
+
+def test_a_sweep_of_ones_own_is_shown_in_the_order_of_its_methods_and_seeds(checkout, tmp_path, capsys):
+    rows = [record(method, seed, profile="quick") for method in ("lora", "dual_lora", "dora") for seed in range(4)]
+    folder = write(tmp_path / "elsewhere" / "records", *rows)
+    assert command("tables", checkout, "--records", str(folder)) == 0
+    shown = [line.split("│")[1].split() for line in capsys.readouterr().out.splitlines() if "seed" in line]
+    expected = [[method, "seed", str(seed)] for method in ("LORA", "DUAL_LORA", "DORA") for seed in range(4)]
+    assert [words[:3] for words in shown] == expected
