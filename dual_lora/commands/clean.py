@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         total += taken
         print(f"{folder.name}: {taken / _MIB:.1f} MiB: {', '.join(path.name for path in wanted)}")
     done = "freed" if options.remove else "could be freed (give --remove)"
-    print(f"{total / _MIB:.1f} MiB {done} in {len(folders)} runs")
+    print(f"{f'{total / _MIB:.1f} MiB {done}' if total else 'nothing to free'} in {len(folders)} runs")
     return 0
 
 

@@ -55,6 +55,8 @@ def test_clean_says_what_it_would_remove_and_removes_it_when_told(finished, caps
     assert (folder / "checkpoints").is_dir()
     assert main(["clean", f"results={results}", "--remove"]) == 0
     assert "1.0 MiB freed in 1 runs" in capsys.readouterr().out
+    assert main(["clean", f"results={results}"]) == 0
+    assert capsys.readouterr().out == "nothing to free in 1 runs\n"
     assert not (folder / "checkpoints").exists()
     assert (folder / "last.safetensors").is_file()
     assert main(["clean", f"results={results}", "--remove", "--weights"]) == 0
