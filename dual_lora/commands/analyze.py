@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 def options(parser: Parser) -> None:
-    parser.add_argument("source", type=Path, help="a run folder, or a folder with adapter_config.json")
+    parser.add_argument("source", type=Path, metavar="FOLDER", help="a run folder, or one with adapter_config.json")
     parser.add_argument("--base", help="folder (or hub name) of the base model, for an adapter that is not from a run")
     parser.add_argument(
         "--full", type=Path, help="run folder or weights (safetensors) of the same run with full fine-tuning"

@@ -32,9 +32,9 @@ METRICS = "names of the task's (as in task.metrics), all that the record has amo
 def options(parser: Parser) -> None:
     parser.add_argument("run_ids", nargs="*", metavar="RUN_ID")
     parser.add_argument("--all", action="store_true", help="every finished run whose predictions are here")
-    parser.add_argument("--data-dir", help="the folder of local data, if it is not the one used in the run")
-    parser.add_argument("--metrics", nargs="+", default=[], help=METRICS)
-    parser.add_argument("--results", type=Path, default=shipped.results())
+    parser.add_argument("--data-dir", metavar="FOLDER", help="of local data, if it is not the one used in the run")
+    parser.add_argument("--metrics", nargs="+", metavar="METRIC", default=[], help=METRICS)
+    parser.add_argument("--results", type=Path, metavar="FOLDER", default=shipped.results())
 
 
 def run(options: argparse.Namespace) -> int:
