@@ -75,8 +75,10 @@ def program() -> str:
     return PROGRAM if not IN_CHECKOUT or Path.cwd() == _CHECKOUT else f"python {shlex.quote(str(script))}"
 
 
-def typed(line: str) -> str:
-    """Return a command line that begins with PROGRAM for the screen of this user."""
+def typed(line: str, *more: str) -> str:
+    """Return a command line that begins with PROGRAM for the screen of this user, its first command with `more`."""
+    first, pipe, rest = line.partition(" | ")
+    line = f"{' '.join([first, *map(shlex.quote, more)])}{pipe}{rest}"
     modules = os.environ.get("PYTHONPATH") if "hydra.searchpath=" in line else None  # of the user's own files
     return f"{f'PYTHONPATH={shlex.quote(modules)} ' if modules else ''}{program()}{line.removeprefix(PROGRAM)}"
 

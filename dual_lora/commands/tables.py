@@ -27,9 +27,10 @@ from rich.console import Console
 
 from dual_lora import page, shipped
 from dual_lora.commands.parser import Parser
+from dual_lora.config import ConfigError
 from dual_lora.page import explain
 from dual_lora.records.schema import Record
-from dual_lora.report import formats, records, selection, terminal, workspace
+from dual_lora.report import formats, own_files, records, selection, terminal, workspace
 from dual_lora.report.layout import TableView
 from dual_lora.report.screen import comparison
 from dual_lora.report.workspace import Workspace
@@ -45,6 +46,7 @@ def options(parser: Parser) -> None:
         metavar=("TABLE", "ROW", "COLUMN"),
         help="show where one number of a table, or of one of its experiments, comes from; write nothing",
     )
+    parser.take_searchpath()
     parser.add_argument("--records", type=Path, metavar="FOLDER", help="use the records of another folder")
     parser.add_argument("--home", type=Path, metavar="FOLDER", default=shipped.home(), help="what holds results/")
 
@@ -56,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     if options.records is not None and not options.records.is_dir():
         raise ValueError(f"--records {options.records}: no such folder")
     if options.explain is not None:
-        return _explain(space, options.records or space.records, *options.explain)
+        return _explain(space, options.records or space.records, options.explain, options.searchpath)
     if options.records is not None:
         return _other_records(space, options, console)
     views = space.views(space.committed_records(), options.only)
@@ -83,13 +85,21 @@ def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _explain(space: Workspace, folder: Path, table: str, row: str, column: str) -> int:
+def _explain(space: Workspace, folder: Path, asked: Sequence[str], searchpath: str | None) -> int:
+    table, row, column = asked
     held, refused = records.read_all(folder)
     whole = space.table_of(table)
     view = space.views(held, [whole], folder.parent / "predictions")[whole]
     if whole != table:
         view = replace(view, name=table, blocks=tuple(block for block in view.blocks if block.experiment == table))
-    print("\n".join(explain.explain(view, space.experiments(), row, column, space.hours)))
+    results = folder.parent if folder.name == "records" else shipped.results()
+    shown = [space.experiment(block.experiment) for block in view.blocks]
+    more, lacking = shipped.word_for(results), ""
+    try:
+        more += own_files.words(shown, searchpath, results / "runs")
+    except ConfigError as error:
+        lacking = f"\nWhat the commands lack: {error}"
+    print("\n".join(explain.explain(view, space.experiments(), row, column, space.hours, more)), end=f"{lacking}\n")
     return terminal.name_refused(refused)
 
 

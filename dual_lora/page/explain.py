@@ -16,11 +16,17 @@ from dual_lora.report.layout import MARKS, BlockView, Cell, Line, TableView
 
 
 def explain(
-    view: TableView, experiments: Mapping[str, Experiment], row: str, column: str, hours: GpuHours | None = None
+    view: TableView,
+    experiments: Mapping[str, Experiment],
+    row: str,
+    column: str,
+    hours: GpuHours | None = None,
+    more: Sequence[str] = (),
 ) -> list[str]:
     """Return what is known of the cells of a row and column, in every block that has them: ours, published, empty.
 
-    `row` is a method as the table or configs/ call it, or "MODEL, METHOD". Raises `ValueError` with the legal names.
+    `row` is a method as the table or configs/ call it, or "MODEL, METHOD". Commands have the words `more` besides.
+    Raises `ValueError` with the legal names.
     """
     columns = list(dict.fromkeys(label for block in view.blocks for label in block.columns))
     lines = [line for block in view.blocks for line in block.lines]
@@ -40,7 +46,7 @@ def explain(
     if not found:
         raise ValueError(f"no block of table {view.name} has both the row {row!r} and the column {column!r}")
     found.sort(key=lambda one: (one[1].cells[one[2]].empty, one[1].source is not None))
-    lines_of = [text for one in found for text in (*_cell(view, experiments, hours or GpuHours(), *one), "")]
+    lines_of = [text for one in found for text in (*_cell(view, experiments, hours or GpuHours(), more, *one), "")]
     return [f"{text[: len(text) - len(text.lstrip())]}{escape.terminal(text)}" for text in lines_of[:-1]]
 
 
@@ -50,7 +56,13 @@ def _is(line: Line, row: str) -> bool:
 
 
 def _cell(
-    view: TableView, experiments: Mapping[str, Experiment], hours: GpuHours, block: BlockView, line: Line, place: int
+    view: TableView,
+    experiments: Mapping[str, Experiment],
+    hours: GpuHours,
+    more: Sequence[str],
+    block: BlockView,
+    line: Line,
+    place: int,
 ) -> Iterator[str]:
     cell, label = line.cells[place], block.columns[place]
     yield f"{line.model}, {line.method}: {label}, in: {block.heading}"
@@ -76,12 +88,12 @@ def _cell(
     again = row["cells"][place].get("todo") or row["todo"]
     if again:
         yield "    fill it with:" if cell.value is None else "    runs of this row that are missing:"
-        yield from (f"        {shipped.typed(command)}" for command in again)
+        yield from (f"        {shipped.typed(command, *more)}" for command in again)
         if cell.waiting is not None:
             yield f"        {hours.sentence(cell.waiting, [line.choices['model']])}"
     if row["again"]:
         yield "    repeat with:"
-        yield from (f"        {shipped.typed(command)}" for command in row["again"])
+        yield from (f"        {shipped.typed(command, *more)}" for command in row["again"])
 
 
 def _number(cell: Cell) -> str:

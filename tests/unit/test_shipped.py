@@ -86,6 +86,9 @@ def test_a_command_with_files_of_ones_own_has_the_folder_of_their_modules(monkey
     monkeypatch.setenv("PYTHONPATH", "my modules")
     assert shipped.typed(line) == f"PYTHONPATH='my modules' {words}"
     assert shipped.typed("python run.py tables") == "python run.py tables"
+    assert (
+        shipped.typed("python run.py tune a | sh  # b", "results=a b") == "python run.py tune a 'results=a b' | sh  # b"
+    )
     monkeypatch.delenv("PYTHONPATH")
     assert shipped.typed(line) == words
 

@@ -28,6 +28,20 @@ def test_the_page_is_written_without_a_demo_and_held(home, capsys):
     assert "results/report.html is not what the committed records give" in capsys.readouterr().out
 
 
+def test_commands_that_an_explanation_prints_find_its_results_and_own_files(home, capsys, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    asked = ["tables", "--explain", "table_x", "dual_lora", "BoolQ", "--home", str(home.root)]
+    assert main([*asked, "hydra.searchpath=[file:///mine]"]) == 0
+    line = f"python run.py -m experiment=table_x method=dual_lora results={home.root}/results 'hydra.searchpath=["
+    assert f"        {line}file:///mine]'\n" in capsys.readouterr().out
+    for file in (home.root / "experiments").glob("*.yaml"):
+        file.write_text(file.read_text().replace("none,", "mine,none,"))
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    assert f"        {line.removesuffix(' ' + chr(39) + 'hydra.searchpath=[')}\n" in shown
+    assert "What the commands lack: method=mine: not in configs/. Give hydra.searchpath=[file://FOLDER] here" in shown
+
+
 def test_one_table_alone_leaves_the_page(home):
     before = home.page.stat().st_mtime_ns
     assert main(["tables", "--only", "table_x", "--home", str(home.root)]) == 0
