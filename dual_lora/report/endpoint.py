@@ -73,6 +73,12 @@ def sentence(comparison: Comparison, experiment: Experiment, label: str, referen
     return f"{text}; {'; '.join([*tests, words(comparison, endpoint)])}."
 
 
+def brief(said: str) -> str:
+    """Return what `sentence` says without its tests: the difference, its interval and the verdict."""
+    first, *_, verdict = said.split("; ")
+    return f"{first}; {verdict}"
+
+
 def stated(comparison: Comparison, experiment: Experiment, value: Published, label: str) -> list[str]:
     """Say whether a difference that a paper states of the endpoint's column is in ours; nothing without an interval."""
     endpoint, interval = experiment.block.endpoint, comparison.difference.interval()

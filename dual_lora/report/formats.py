@@ -55,6 +55,7 @@ def markdown(table: TableView, *, measured_only: bool = False, heading: bool = T
 def excerpt(table: TableView, columns: Sequence[str]) -> str:
     """Return the measured rows with some of the columns, which include costs and "n", as Markdown without notes.
 
+    Of what the endpoint says of each method the tests are left out.
     Blocks without one of the columns are left out. Raises `ValueError` for a column that no measured block has.
     """
     blocks = [block for block in map(_measured, table.blocks) if block.lines]
@@ -78,7 +79,9 @@ def excerpt(table: TableView, columns: Sequence[str]) -> str:
             marks |= {mark for column in columns if column in cells for mark in cells[column].marks}
         sides = "l" * len(who) + "r" * len(columns)
         lines += [f"{escape.markdown(block.heading)}:", "", grid(sides, [*who, *columns], rows)]
-        found = [f"- {escape.markdown(finding)}" for finding in block.findings]
+        compared = sum(cell.comparison is not None for line in block.lines for cell in line.cells)
+        said = [*map(endpoint.brief, block.findings[:compared]), *block.findings[compared:]]
+        found = [f"- {escape.markdown(finding)}" for finding in said]
         lines += ["", *found, ""] if found else [""]
     lines += (
         ["; ".join(f"<sup>{mark}</sup> {text}" for mark, text in MARKS.items() if mark in marks) + "."] if marks else []

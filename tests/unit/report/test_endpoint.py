@@ -101,7 +101,8 @@ def test_the_page_says_what_the_endpoint_says_in_words_and_in_numbers(build):
     assert "sign-flip p = 0.031; " in finding
     assert finding.endswith("; better.")
     assert f"- {escape.markdown(finding)}" in formats.markdown(table)
-    assert escape.markdown(finding) in formats.excerpt(table, ["BoolQ", "n"])
+    brief = "BoolQ, DUAL_LORA against LORA: +2.08 [+1.96, +2.21], 6 pairs, df 5; better."
+    assert f"- {escape.markdown(brief)}\n" in formats.excerpt(table, ["BoolQ", "n"])
     assert finding in formats.on_screen(table)
     rows = list(csv.DictReader(io.StringIO(formats.tidy_csv(table))))
     row = next(row for row in rows if row["method"] == "DUAL_LORA" and row["column"] == "BoolQ")
