@@ -86,12 +86,11 @@ class Group:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:
-            self._kill(
-                f"stopped at once by a second signal ({signal.Signals(number).name}); the same command continues"
-            )
+            if number == signal.SIGINT:  # a person's; a sweep's parent sends SIGTERM where a terminal has sent SIGINT
+                self._kill("stopped at once by a second Ctrl-C; the same command continues")
             return
         self.stopped_by = signal.Signals(number).name
-        logger.error("%s: finishing the step and writing a checkpoint; a second signal stops at once", self.stopped_by)
+        logger.error("%s: finishing the step and writing a checkpoint; a second Ctrl-C stops at once", self.stopped_by)
         self._signal(signal.SIGTERM)
         late = f"not done {GRACE_SECONDS / 60:.0f} minutes after {self.stopped_by}; the same command continues"
         timer = threading.Timer(GRACE_SECONDS, self._kill, [late])
