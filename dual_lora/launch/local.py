@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +135,16 @@ def _several_at_a_time(waiting: list[Resolved], parallel: int) -> None:
         for _, process, _ in running:
             process.terminate()
         for _, process, _ in running:
-            process.wait()
+            _wait_for(process)
         logger.error("stopped; the same command continues")
+
+
+def _wait_for(worker: Worker) -> None:
+    """Wait for the end, also at another Ctrl-C: the terminal tells the worker too, which then stops at once."""
+    while True:
+        with suppress(KeyboardInterrupt):
+            worker.wait()
+            return
 
 
 def _ending(item: Resolved, code: int | None) -> str:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from dual_lora.config import ConfigError
 from dual_lora.distributed import processes, watchdog
-from dual_lora.launch import OLDEST_DEEPSPEED, check, group, launch, prepare, worker
+from dual_lora.launch import OLDEST_DEEPSPEED, check, group, launch, local, prepare, worker
 from dual_lora.launch.local import write_config
 from dual_lora.runs import lifecycle
 from tests import ROOT
@@ -158,6 +159,7 @@ if "RANK" in os.environ: threading.Thread(target=impatient, daemon=True).start()
 HANGING = """
 import os, sys, threading
 from pathlib import Path
+from typing import ClassVar
 from dual_lora.distributed import watchdog
 watchdog.SILENT_SECONDS = 0.3
 watchdog.watch(Path(sys.argv[1]).with_suffix(".stacks"), int(os.environ["RANK"]))
@@ -314,3 +316,28 @@ def test_a_process_that_has_written_its_record_is_not_ended_by_the_agent(tmp_pat
         signal.signal(signal.SIGTERM, before)
         gc.unfreeze()
     assert ended == []
+
+
+def test_a_sweep_waits_for_its_groups_at_a_second_ctrl_c_too(tmp_path, monkeypatch, caplog):
+    """Which ended in a traceback, before their records were there to be shown."""
+
+    class Group:
+        told: ClassVar[list[str]] = []
+        returncode = None
+
+        def poll(self) -> int | None:
+            raise KeyboardInterrupt
+
+        def terminate(self) -> None:
+            self.told.append("end")
+
+        def wait(self) -> int:
+            self.told.append("wait")
+            if self.told.count("wait") == 1:
+                raise KeyboardInterrupt
+            return 130
+
+    monkeypatch.setattr(local, "_start", lambda item, place: Group())
+    assert local.side_by_side(prepare([config(tmp_path, "launch.parallel=2")])) == [None]
+    assert Group.told == ["end", "wait", "wait"]
+    assert "stopped; the same command continues" in caplog.messages
