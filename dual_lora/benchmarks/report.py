@@ -3,8 +3,8 @@
     python run.py bench report            # the parts <!-- benchmarks:NAME --> of README.md and docs; the figure
     python run.py bench report --check    # fail if they are not what the committed files give
 
-README.md has the parts `steps` and `targets`, docs/speed.md `graphs`, `start`, `runs` and `passes`, docs/serving.md
-`exports`; docs/kernels.md has `one_gpu`, with steps, alternatives and growth of cost; docs/launching.md has
+README.md has the part `steps`, docs/speed.md `graphs`, `start`, `runs` and `passes`, docs/serving.md `exports`;
+docs/kernels.md has `one_gpu`, with steps, alternatives and growth of cost, and `targets`; docs/launching.md has
 `several_gpus`. Nothing is typed by hand: a number that was not measured says so.
 """
 
