@@ -71,8 +71,16 @@ def _one(run_id: str, options: argparse.Namespace) -> str:
         written = records.write(path, made)
         if in_folder:
             archive.write(written, archive.of_folder(written, folder / "predictions"), kept)
+    return _changes(known, made)
+
+
+def _changes(known: dict[str, Any], made: dict[str, Any]) -> str:
+    """Say what the headline was and is, and which metrics the record did not have."""
     before, after = known["scores"]["headline"], made["scores"]["headline"]
-    return f"{after['metric']} {before['value']} -> {after['value']}"
+    then, now = ("undefined" if one["value"] is None else f"{one['value']:.6g}" for one in (before, after))
+    told = f"{after['metric']} {now}, {'as before' if after['value'] == before['value'] else f'before {then}'}"
+    had, has = ({m for e in one["scores"]["measurements"] for m in e["metrics"]} for one in (known, made))
+    return told + (f"; new: {', '.join(sorted(has - had))}" if has - had else "")
 
 
 def _config(known: dict[str, Any], folder: Path, options: argparse.Namespace) -> RunConfig:

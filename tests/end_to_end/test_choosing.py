@@ -117,7 +117,10 @@ def test_a_run_is_scored_again_from_its_predictions_and_only_from_them(tmp_path:
     record = cell(tmp_path, *WRITING, "method=lora", *sizes)
     run_id = record["identity"]["run_id"]
     again = ["--results", str(tmp_path), "--metrics", "BLEU", "NIST", "NIST_python"]
+    capsys.readouterr()
     assert main(["rescore", run_id, *again]) == 0
+    value = record["scores"]["headline"]["value"]
+    assert capsys.readouterr().out == f"[1/1] {run_id}: BLEU {value:.6g}, as before; new: NIST_python\n"
     made = json.loads((tmp_path / "records" / f"{run_id}.json").read_text())
     before, after = (
         {entry["checkpoint"]: entry["metrics"] for entry in one["scores"]["measurements"] if entry["split"] == "test"}
