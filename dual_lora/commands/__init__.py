@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(name: str, module: Any, words: list[str]) -> int:
     from dual_lora.config import ConfigError
-    from dual_lora.config.environment import launcher_around, leave_out_other_tools
+    from dual_lora.config.environment import ignore_renamed_settings, launcher_around, leave_out_other_tools
     from dual_lora.records import disk
 
     in_group = words[:1] == ["--worker"] and "TORCHELASTIC_RUN_ID" in os.environ
@@ -92,6 +92,7 @@ def _run(name: str, module: Any, words: list[str]) -> int:
             return module.main(words)
         from dual_lora.commands.parser import Parser
 
+        ignore_renamed_settings()
         parser = Parser(name, module.__doc__)
         module.options(parser)
         return module.run(parser.parse(words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -24,6 +25,11 @@ _TORCHRUN = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
     *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_"),
 )
+
+
+def ignore_renamed_settings() -> None:
+    """Keep transformers' warnings of what it renamed inside itself off the screen: nobody here can change that."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _prefixes(names: tuple[str, ...]) -> tuple[str, ...]:

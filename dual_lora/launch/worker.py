@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 from dual_lora.config import ConfigError, DataError
+from dual_lora.config.environment import ignore_renamed_settings
 from dual_lora.records import redaction, write_json
 from dual_lora.records.lock import RunIsBusy
 from dual_lora.runs.garbage import uncollected
@@ -29,8 +29,7 @@ def say_what_matters() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "datasets", "deepspeed", "DeepSpeed", "absl", "submitit"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Renamed settings inside transformers warn at every start.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    ignore_renamed_settings()
 
 
 def work(file: str) -> int:

@@ -36,7 +36,7 @@ def evaluate(tmp_path, *arguments):
     return code, json.loads(out.read_text()) if out.exists() else None
 
 
-def test_an_adapter_and_its_base_are_scored(adapter, tmp_path):
+def test_an_adapter_and_its_base_are_scored(adapter, tmp_path, recwarn):
     code, base = evaluate(tmp_path / "base", "model=tiny_llama")
     assert code == 0
     assert base["adapter"] is None
@@ -50,6 +50,8 @@ def test_an_adapter_and_its_base_are_scored(adapter, tmp_path):
         assert rows[-1]["items"] == 32
     texts = [next((tmp_path / name).rglob("base.test.cloze.jsonl")).read_text() for name in ("base", "adapter")]
     assert texts[0] != texts[1]  # the adapter took part
+    told = [warning for warning in recwarn if "transformers" in warning.filename]
+    assert not [one for one in told if issubclass(one.category, FutureWarning)], "of what a user cannot change"
 
 
 def test_a_score_without_an_upper_bound_is_not_shown_in_percent():
