@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -91,6 +92,12 @@ def test_what_cannot_be_used_ends_with_2_and_a_sentence(words, message, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
+
+
+def test_the_readme_names_every_command():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z-]+)`", readme.partition("and the other commands:")[2].partition(". ")[0]))
+    assert named | {"run", "tables"} == set(COMMANDS)
 
 
 def test_help_lists_the_commands_and_each_explains_itself(capsys):
