@@ -26,7 +26,7 @@ import psutil
 from dual_lora import records, shipped
 from dual_lora.config import LaunchConfig
 from dual_lora.distributed import watchdog
-from dual_lora.launch.worker import FAILURES, STACKS
+from dual_lora.launch.worker import FAILURES, STACKS, end_with_parent
 
 if TYPE_CHECKING:
     from dual_lora.runs.resolve import Resolved
@@ -295,5 +295,6 @@ def work(file: str) -> int:
     from dual_lora.runs.resolve import resolve
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    end_with_parent()
     item = resolve(running.load_config(Path(file)))
     return running.EXIT_CODES.get(run(item, Path(file)), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ def say_what_matters() -> None:
 def work(file: str) -> int:
     """Run the resolved config in `file` as one process; returns the exit code."""
     say_what_matters()
-    _end_with_parent()
+    end_with_parent()
     with uncollected():
         from dual_lora.distributed import processes, watchdog
         from dual_lora.runs import lifecycle
@@ -100,12 +101,13 @@ def _clean(value: Any) -> Any:
     return redaction.hide(value) if isinstance(value, str) else value
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Stop as on SIGTERM (a checkpoint is written) when the command that started this process has ended."""
     parent = os.getppid()
+    command = multiprocessing.parent_process()  # of a fork, whose parent is the server
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (command is None or command.is_alive()):
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import psutil
@@ -118,6 +121,36 @@ def test_group_ends_when_its_parent_is_killed(tmp_path):
     assert list((results / "runs").glob("*/checkpoints/checkpoint-*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), TWO], ids=["forks", "groups"])
+def test_runs_side_by_side_end_when_their_command_is_killed(words, tmp_path):
+    """They trained on, on cards that nobody seemed to use, and the same command found its runs taken."""
+    from tests.small_cells import arguments, start
+
+    results = tmp_path / "results"
+    more = (*words, *LONG, "seed=0,1", "launch.parallel=2")
+    parent = start("-m", *arguments(results, *more, kind=CLASSIFYING))
+    curves = wait_for(lambda: len(found := list((results / "runs").glob("*/curves.jsonl"))) == 2 and found, "both")
+    wait_for(lambda: all('"losses"' in path.read_text() for path in curves), "a step of each")
+    children = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    statuses = [json.loads(path.read_text())["status"] for path in (results / "records").glob("*.json")]
+    assert statuses == ["interrupted"] * 2
+
+
+def test_a_fork_ends_with_the_command_and_not_with_the_server_that_forked_it(monkeypatch):
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(is_alive=lambda: False))
+    try:
+        worker.end_with_parent()
+        wait_for(ended.is_set, "the signal")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_process_that_is_stopped_is_named_as_unresponsive(tmp_path, monkeypatch):
     """Not as one that ran out of memory: the kernel's out-of-memory killer ends a process, and does not stop it."""
     start = tmp_path / "start.json"
@@ -159,6 +192,7 @@ if "RANK" in os.environ: threading.Thread(target=impatient, daemon=True).start()
 HANGING = """
 import os, sys, threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 from dual_lora.distributed import watchdog
 watchdog.SILENT_SECONDS = 0.3
@@ -303,7 +337,7 @@ def test_a_process_that_has_written_its_record_is_not_ended_by_the_agent(tmp_pat
     """The first one to exit made the agent end the slower ones: "rank 0 was ended by SIGTERM" replaced the step."""
     ended: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
-    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
     monkeypatch.setattr(processes, "world_size", lambda: 2)
     monkeypatch.setattr(processes, "join", lambda device: None)
     monkeypatch.setattr(processes, "leave", lambda: os.kill(os.getpid(), signal.SIGTERM))
