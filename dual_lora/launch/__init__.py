@@ -145,6 +145,11 @@ def check(config: RunConfig) -> None:
     launch = config.launch
     if config.tracking == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
         raise ConfigError("tracking=tensorboard needs a package that is missing: pip install tensorboard")
+    if launch.num_gpus not in (1, launch.processes_per_node):
+        raise ConfigError(
+            f"launch.num_gpus={launch.num_gpus}, launch.gpus_per_node={launch.gpus_per_node}: two names of one number; "
+            "give one"
+        )
     if launch.engine == "single" and launch.world_size > 1:
         raise ConfigError(
             f"launch.engine=single is one process, but {launch.world_size} are requested; use launch.engine=torchrun "

@@ -163,8 +163,8 @@ def _ending(item: Resolved, code: int | None) -> str:
 
 def _sharing(item: Resolved, place: int, running: list[tuple[Resolved, Worker, int]]) -> int:
     """Return how many runs at work share a card with this one; without cards all share the host's memory."""
-    cards = set(_cards(place, item.config.launch.num_gpus))
-    shares = [set(_cards(taken, other.config.launch.num_gpus)) for other, _, taken in running]
+    cards = set(_cards(place, item.config.launch.processes_per_node))
+    shares = [set(_cards(taken, other.config.launch.processes_per_node)) for other, _, taken in running]
     return sum(1 for share in shares if not cards or share & cards)
 
 
@@ -178,7 +178,7 @@ def _out_of_memory(item: Resolved) -> bool:
 def _start(item: Resolved, place: int) -> Worker:
     """Start a process that does one run: a forked worker, or the parent of a group."""
     file = write_config(item)
-    cards = _cards(place, item.config.launch.num_gpus)
+    cards = _cards(place, item.config.launch.processes_per_node)
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {})}
     if item.config.launch.engine == "single":
         return forks.Fork(file, item.folder / "log.txt", environment, item.config.launch.parallel)

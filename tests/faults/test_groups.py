@@ -146,7 +146,7 @@ def test_a_fork_ends_with_the_command_and_not_with_the_server_that_forked_it(mon
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(is_alive=lambda: False))
     try:
         worker.end_with_parent()
-        wait_for(ended.is_set, "the signal")
+        wait_for(ended.is_set, "the signal", seconds=30)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -375,3 +375,17 @@ def test_a_sweep_waits_for_its_groups_at_a_second_ctrl_c_too(tmp_path, monkeypat
     assert local.side_by_side(prepare([config(tmp_path, "launch.parallel=2")])) == [None]
     assert Group.told == ["end", "wait", "wait"]
     assert "stopped; the same command continues" in caplog.messages
+
+
+def test_a_group_side_by_side_gets_a_card_for_each_process_by_either_name(tmp_path, monkeypatch):
+    """By launch.gpus_per_node two processes got one card."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    seen: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: seen.append(env["CUDA_VISIBLE_DEVICES"]))
+    for name in ("num_gpus", "gpus_per_node"):
+        words = ("launch=fsdp", f"launch.{name}=2", "launch.parallel=2", "launch.per_device_batch=4")
+        [item] = prepare([config(tmp_path, *words)])
+        local._start(item, 1)
+    assert seen == ["2,3", "2,3"]
+    with pytest.raises(ConfigError, match=r"num_gpus=4, launch.gpus_per_node=2: two names of one number; give one"):
+        check(config(tmp_path, "launch=fsdp", "launch.num_gpus=4", "launch.gpus_per_node=2"))
