@@ -389,3 +389,4 @@ def test_a_group_side_by_side_gets_a_card_for_each_process_by_either_name(tmp_pa
     assert seen == ["2,3", "2,3"]
     with pytest.raises(ConfigError, match=r"num_gpus=4, launch.gpus_per_node=2: two names of one number; give one"):
         check(config(tmp_path, "launch=fsdp", "launch.num_gpus=4", "launch.gpus_per_node=2"))
+    assert config(tmp_path, "launch=slurm", "launch.num_gpus=4").launch.processes_per_node == 4, "slurm.yaml said 1"
