@@ -42,6 +42,12 @@ def run(options: argparse.Namespace) -> int:
     if not options.settings:
         raise ConfigError("give at least model= and task=; see --help")
     config = compose_one(["method=none", *options.settings])
+    if config.launch.engine != "single" or config.launch.world_size > 1:
+        count = config.launch.world_size
+        raise ConfigError(
+            f"launch={config.launch.name} with {count} process(es) has no meaning here: an evaluation is one process; "
+            "leave the launcher out"
+        )
     adapter = None if options.adapter is None else (options.adapter, saved.adapter_hash(options.adapter))
     _evaluate(config, adapter, options)
     return 0

@@ -88,6 +88,10 @@ def test_the_same_command_goes_on_where_it_was_stopped_and_times_only_what_it_ma
         (["model=tiny_gpt2", "adapter={adapter}"], "does not fit this model"),
         (["model=tiny_llama", "adapter={empty}"], "adapter_config.json is missing"),
         (["model=tiny_llama", "method=lora"], "method= has no meaning here"),
+        (
+            ["model=tiny_llama", "launch=fsdp", "launch.num_gpus=2"],
+            "launch=fsdp with 2 process(es) has no meaning here",
+        ),
         (["model=tiny_llama", "gate=offf"], "'offf'; did you mean 'off'? Legal: on, off"),
     ],
 )
