@@ -277,4 +277,5 @@ def _meeting() -> Rendezvous:
     environment = submitit.JobEnvironment()
     job = os.environ["SLURM_JOB_ID"]
     name = f"{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    return Rendezvous(f"{environment.hostnames[0]}:{20000 + int(job) % 20000}", name, environment.node)
+    port = 20000 + int(job) % 12000  # below those that Linux gives to outgoing connections
+    return Rendezvous(f"{environment.hostnames[0]}:{port}", name, environment.node)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import submitit
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from dual_lora import records
@@ -44,3 +46,17 @@ def test_a_process_that_is_killed_on_the_second_node_is_the_cause(tmp_path, monk
         first()
     record = only_record(tmp_path)
     assert (record["status"], record["message"].partition(" (")[0]) == ("interrupted", "rank 0 was ended by SIGKILL")
+
+
+def test_nodes_meet_at_a_port_that_no_connection_of_the_node_takes(monkeypatch):
+    """Linux gives outgoing connections ports from 32768 on: a job's could be taken before its processes began."""
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(hostnames=["n7", "n8"], node=1))
+    ports = set()
+    for job in range(4_000_000, 4_030_000, 7):
+        monkeypatch.setenv("SLURM_JOB_ID", str(job))
+        meeting = slurm._meeting()
+        host, _, port = meeting.endpoint.partition(":")
+        assert (host, meeting.node, meeting.name) == ("n7", 1, f"{job}-0")
+        ports.add(int(port))
+    assert 1024 < min(ports) < max(ports) < 32768
+    assert len(ports) > 4000, "jobs next to each other meet at ports of their own"
