@@ -43,7 +43,7 @@ def test_sharded_run_continues_from_its_checkpoint(stage, alone, checkpoint, tmp
     for path in (record, folder / "trained.json", *folder.glob("checkpoints/checkpoint-6/manifest.json")):
         path.unlink()
     assert json.loads((folder / "checkpoints/checkpoint-4/manifest.json").read_text())["files"]
-    words = ("profile.validation_examples=24", f"model.path={checkpoint}")
+    words = ("profile.validation_examples=21", f"model.path={checkpoint}")
     assert launch([config(tmp_path, *words)]) == 1, "one process has no use for two shards"
     assert not list((tmp_path / "records").glob("*.json"))
     continued = run(tmp_path, checkpoint, *launcher)
@@ -90,7 +90,7 @@ def test_partitioned_run_killed_between_training_and_evaluation_continues(alone,
     (tmp_path / "sitecustomize.py").write_text(KILL_BEFORE_EVALUATION.format(over=str(over)))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     results = tmp_path / "results"
-    cell = config(results, *GROUPS["ZeRO-3"], "profile.validation_examples=24", f"model.path={checkpoint}")
+    cell = config(results, *GROUPS["ZeRO-3"], "profile.validation_examples=21", f"model.path={checkpoint}")
     assert launch([cell]) == 130
     assert only_record(results)["status"] == "interrupted"
     [trained] = (results / "runs").glob("*/trained.json")
