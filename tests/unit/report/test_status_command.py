@@ -42,7 +42,8 @@ def test_sweep_status_tells_done_running_failed_and_missing_apart(checkout, caps
     assert command("status", checkout, "table_z") == 2
 
 
-def test_status_of_a_folder_lists_every_run_of_whatever_sweep(checkout, tmp_path, capsys):
+def test_status_of_a_folder_lists_every_run_of_whatever_sweep(checkout, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow screen gets a table in parts, each with the methods
     results = tmp_path / "my results"
     write(results / "records", record("lora", 3, profile="quick"), record("dora", status="failed"))
     for seed in (7, 8):

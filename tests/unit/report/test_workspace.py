@@ -240,7 +240,8 @@ def test_the_base_of_a_demo_comes_first_so_that_the_others_show_their_difference
     assert "(+10.0)" in capsys.readouterr().out
 
 
-def test_a_sweep_of_ones_own_is_shown_in_the_order_of_its_methods_and_seeds(checkout, tmp_path, capsys):
+def test_a_sweep_of_ones_own_is_shown_in_the_order_of_its_methods_and_seeds(checkout, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow screen gets a table in parts, each with the methods
     rows = [record(method, seed, profile="quick") for method in ("lora", "dual_lora", "dora") for seed in range(4)]
     folder = write(tmp_path / "elsewhere" / "records", *rows)
     assert command("tables", checkout, "--records", str(folder)) == 0
