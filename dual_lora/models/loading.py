@@ -166,9 +166,14 @@ def _from_folder(
     device: torch.device,
     sharded: bool,
 ) -> PreTrainedModel:
+    # A head of ours replaces the file's. Given one by one, its fields contradict those that are still the file's.
+    labels = {name: settings[name] for name in ("num_labels", "problem_type") if name in settings}
+    others = {name: value for name, value in settings.items() if name not in labels}
     config: PretrainedConfig = AutoConfig.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True, **_ANSWERS, **settings
+        folder, trust_remote_code=False, local_files_only=True, **_ANSWERS, **others
     )
+    for name, value in labels.items():
+        setattr(config, name, value)
     check_dimensions(model, config)
     new = tuple(f"{name}." for name in HEADS[model.family]) if head.kind == "classification" else ()
     if sharded:

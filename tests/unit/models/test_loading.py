@@ -74,6 +74,18 @@ def test_only_a_new_classification_head_may_be_missing(name: str, tmp_path: Path
     assert all(first[key].std() < 0.2 for key in heads)
 
 
+@pytest.mark.parametrize("name", ["tiny_roberta", "tiny_deberta"])
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_head_of_another_kind_takes_the_place_of_the_saved_one(name: str, labels: int, tmp_path: Path) -> None:
+    """As STS-B, a regression, from a checkpoint of RTE or MNLI, and back."""
+    classes, one = Head("classification", num_labels=labels), Head("classification", regression=True)
+    for number, (saved, wanted) in enumerate(((classes, one), (one, classes))):
+        model = save(name, saved, tmp_path / str(number))
+        config = load(model, wanted, dtype="float32", seed=0).model.config
+        assert config.problem_type == ("regression" if wanted.regression else "single_label_classification")
+        assert config.num_labels == (1 if wanted.regression else labels)
+
+
 def test_layers_the_config_knows_nothing_of_are_refused(tmp_path: Path) -> None:
     model = save("tiny_llama", GENERATE, tmp_path)
     change_weights(tmp_path, {"model.layers.2.mlp.up_proj.weight": torch.zeros(128, 64)})
