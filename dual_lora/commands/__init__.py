@@ -7,6 +7,8 @@ returns the exit code. All of them are imported when they are called, so that he
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -89,13 +91,20 @@ def _run(name: str, module: Any, words: list[str]) -> int:
     expected = (ConfigError,) if name in OWN_PARSER else (ValueError, RuntimeError, OSError)
     try:
         if name in OWN_PARSER:
-            return module.main(words)
-        from dual_lora.commands.parser import Parser
+            code = module.main(words)
+        else:
+            from dual_lora.commands.parser import Parser
 
-        ignore_renamed_settings()
-        parser = Parser(name, module.__doc__)
-        module.options(parser)
-        return module.run(parser.parse(words))
+            ignore_renamed_settings()
+            parser = Parser(name, module.__doc__)
+            module.options(parser)
+            code = module.run(parser.parse(words))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 128 + signal.SIGPIPE  # as a shell says of a program that ends so
     except expected as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -105,6 +114,16 @@ def _run(name: str, module: Any, words: list[str]) -> int:
             raise
         print(f"error: {full}", file=sys.stderr)
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Return whether whoever read the output has gone, as `| head` does once it has its lines; be quiet from now on."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+    return gone
 
 
 def _print_in_any_encoding() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,3 +126,12 @@ def test_a_script_is_a_command_by_its_first_name(script, monkeypatch, capsys):
     assert sys.path[0] == f"{ROOT}/", "a file here has the name of a library"
     command = text.partition("`")[2].partition("`")[0]
     assert f"usage: {command} [-h]" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_output_that_nobody_reads_any_longer_ends_a_command_quietly():
+    """As of a pipe into `head`, which has its lines."""
+    command = [sys.executable, "run.py", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.close()
+        assert run.stderr.read() == ""
+    assert run.returncode == 128 + signal.SIGPIPE
