@@ -99,7 +99,7 @@ def _run(name: str, module: Any, words: list[str]) -> int:
             parser = Parser(name, module.__doc__)
             module.options(parser)
             code = module.run(parser.parse(words))
-        sys.stdout.flush()
+        print(end="", flush=True)  # not sys.stdout.flush(): there may be none
         return code
     except BrokenPipeError:
         if not _nobody_reads():
