@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from packaging.version import parse
 from peft import PeftModel, get_peft_model
 from peft import __version__ as peft_version
@@ -28,7 +29,12 @@ def train(model: torch.nn.Module, calls: int, *, backward: bool = False) -> list
 
 
 def add_to(base: torch.nn.Module, config: DualLoraConfig) -> torch.nn.Module:
-    base.add_adapter(config)
+    try:
+        base.add_adapter(config)
+    except ValueError as error:
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(f"transformers {transformers.__version__} wants another PEFT: {error}")
     return base
 
 
