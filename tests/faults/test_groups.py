@@ -19,12 +19,10 @@ import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from dual_lora.config import ConfigError
 from dual_lora.distributed import processes, watchdog
-from dual_lora.launch import OLDEST_DEEPSPEED, check, group, launch, local, prepare, worker
+from dual_lora.launch import group, launch, local, prepare, worker
 from dual_lora.launch.local import write_config
 from dual_lora.runs import lifecycle
-from tests import ROOT
 from tests.faults.children import wait_for
 from tests.forked_groups import fork_groups
 from tests.small_cells import CLASSIFYING, config, only_record
@@ -151,32 +149,6 @@ def test_a_fork_ends_with_the_command_and_not_with_the_server_that_forked_it(mon
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_process_that_is_stopped_is_named_as_unresponsive(tmp_path, monkeypatch):
-    """Not as one that ran out of memory: the kernel's out-of-memory killer ends a process, and does not stop it."""
-    start = tmp_path / "start.json"
-    command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)", str(start)]
-    with subprocess.Popen(command, env={**os.environ, "RANK": "1"}, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        here = group.Group(start, None)
-        here.end_stopped()
-        child.send_signal(signal.SIGSTOP)
-        wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED, "the stop")
-        here.end_stopped()
-        assert here.first_failure() is None, "it may go on within a minute"
-        child.send_signal(signal.SIGCONT)
-        wait_for(lambda: psutil.Process(child.pid).status() != psutil.STATUS_STOPPED, "the return")
-        here.end_stopped()
-        monkeypatch.setattr(group, "STOPPED_SECONDS", 0.05)
-        child.send_signal(signal.SIGSTOP)
-        wait_for(lambda: here.end_stopped() or here.first_failure(), "the end")
-        assert child.wait(60) == -signal.SIGKILL
-    said = here.first_failure()
-    assert said["status"] == "interrupted"
-    assert said["message"].startswith(f"rank 1 does not respond: its process {child.pid} has been stopped (SIGSTOP)")
-    assert "memory" not in said["message"]
-
-
 # In every process: a group that is silent for five seconds is.
 IMPATIENT = """
 def impatient():
@@ -189,62 +161,6 @@ if "RANK" in os.environ: threading.Thread(target=impatient, daemon=True).start()
 """
 
 
-HANGING = """
-import os, sys, threading
-from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
-from dual_lora.distributed import watchdog
-watchdog.SILENT_SECONDS = 0.3
-watchdog.watch(Path(sys.argv[1]).with_suffix(".stacks"), int(os.environ["RANK"]))
-watchdog.progress()
-lock = threading.Lock()
-lock.acquire()
-names = {{"lock": lock}}
-code = "def {function}(): lock.acquire()"
-exec(compile(code, "{file}", "exec"), names)
-print(1, flush=True)
-names["{function}"]()
-"""
-
-
-def test_a_process_that_hangs_is_named_with_its_place_and_who_waits_for_it(tmp_path):
-    start = tmp_path / "start.json"
-    places = [("site/torch/distributed/distributed_c10d.py", "all_reduce"), ("mine/reader.py", "read_block")]
-    places += [places[0]]
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", HANGING.format(file=file, function=function), str(start)],
-            env={**os.environ, "RANK": str(rank)},
-        )
-        for rank, (file, function) in enumerate(places)
-    ]
-    here = group.Group(start, None)
-    wait_for(lambda: here.end_silent() or here.first_failure(), "the end")
-    assert [child.wait(60) for child in children] == [-signal.SIGKILL] * 3
-    said = here.first_failure()
-    assert (said["rank"], said["status"]) == (1, "interrupted")
-    assert said["message"].startswith(
-        "rank 1 does not respond: it is in read_block (reader.py:1); waiting for it: rank 0, 2, for "
-    )
-    assert "read_block" in said["trace"]
-
-
-def test_a_process_that_goes_on_or_waits_for_others_is_let_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(watchdog, "SILENT_SECONDS", 0.4)
-    watchdog.watch(tmp_path, 0)
-    for _ in range(10):
-        watchdog.progress()
-        time.sleep(0.1)
-    watchdog.rest()
-    time.sleep(0.8)
-    assert watchdog.told(tmp_path) == {}
-    watchdog.progress()
-    wait_for(lambda: watchdog.told(tmp_path), "the stack")
-    assert "test_a_process_that_goes_on" in watchdog.told(tmp_path)[0]
-    monkeypatch.setattr(watchdog, "_file", None)
-
-
 @pytest.mark.slow
 def test_a_process_that_hangs_in_a_step_ends_its_group(tmp_path, monkeypatch):
     inject(tmp_path, monkeypatch, "time.sleep(1000)")
@@ -255,52 +171,6 @@ def test_a_process_that_hangs_in_a_step_ends_its_group(tmp_path, monkeypatch):
     assert record["status"] == "interrupted"
     assert record["message"].startswith("rank 1 does not respond: it is in faulty (sitecustomize.py:")
     assert "waiting for it: rank 0" in record["message"]
-
-
-@pytest.mark.parametrize(
-    ("words", "fix"),
-    [
-        (("launch.num_gpus=2",), "launch.engine=torchrun"),
-        (("launch.nodes=2", "launch.engine=torchrun"), "launch=slurm"),
-        (("launch.zero_stage=2",), "launch.engine=deepspeed"),
-        (("launch=deepspeed", "launch.zero_stage=0", "launch.offload=true"), "launch.zero_stage=1, 2 or 3"),
-        (("launch=deepspeed", "method=adalora", "launch.zero_stage=0"), "launch=torchrun"),
-        (("launch=deepspeed", "method=galore", "launch.zero_stage=1"), "zero_stage=1 .*launch=torchrun"),
-        (("launch=deepspeed", "method=galore", "launch.zero_stage=3", "method.name=mine"), "galore_adamw"),
-        (("launch.keep_checkpoints=0",), "at least 1"),
-        (("launch.num_gpus=0",), "at least 1"),
-    ],
-)
-def test_contradicting_launch_settings_are_refused_with_the_fix(words, fix, tmp_path):
-    with pytest.raises(ConfigError, match=fix):
-        check(config(tmp_path, *words))
-
-
-def test_a_deepspeed_that_computes_other_numbers_is_refused(tmp_path, monkeypatch):
-    """The oldest one is that of pyproject.toml, with which `make test-deepspeed` tests."""
-    cell = config(tmp_path, "launch=deepspeed", "launch.num_gpus=2")
-    check(cell)
-    monkeypatch.setattr("dual_lora.launch.version", lambda name: {"deepspeed": "0.19.7"}[name])
-    with pytest.raises(ConfigError, match=r"0\.19\.7 is installed.*pip install 'deepspeed>=0\.19\.8,<0\.20'"):
-        check(cell)
-    check(config(tmp_path, "launch=fsdp", "launch.num_gpus=2"))
-    assert f'"deepspeed>={OLDEST_DEEPSPEED},<0.20; ' in (ROOT / "pyproject.toml").read_text()
-
-
-def test_number_of_processes_has_to_divide_the_global_batch(tmp_path):
-    with pytest.raises(ConfigError, match="1, 2, 4, 8"):
-        launch([config(tmp_path, "launch=torchrun", "launch.num_gpus=3", "launch.per_device_batch=null")])
-
-
-@pytest.mark.parametrize(
-    ("visible", "wanted", "expected"),
-    [("0,1,2,3", 1, ["0", "1", "2", "3"]), ("4,5,6,7", 2, ["4,5", "6,7", "4,5"]), ("0", 1, ["0", "0"])],
-)
-def test_cells_side_by_side_get_cards_of_their_own(visible, wanted, expected, monkeypatch):
-    from dual_lora.launch.local import _cards
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [",".join(_cards(place, wanted)) for place in range(len(expected))] == expected
 
 
 @pytest.mark.parametrize(
@@ -375,18 +245,3 @@ def test_a_sweep_waits_for_its_groups_at_a_second_ctrl_c_too(tmp_path, monkeypat
     assert local.side_by_side(prepare([config(tmp_path, "launch.parallel=2")])) == [None]
     assert Group.told == ["end", "wait", "wait"]
     assert "stopped; the same command continues" in caplog.messages
-
-
-def test_a_group_side_by_side_gets_a_card_for_each_process_by_either_name(tmp_path, monkeypatch):
-    """By launch.gpus_per_node two processes got one card."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    seen: list[str] = []
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: seen.append(env["CUDA_VISIBLE_DEVICES"]))
-    for name in ("num_gpus", "gpus_per_node"):
-        words = ("launch=fsdp", f"launch.{name}=2", "launch.parallel=2", "launch.per_device_batch=4")
-        [item] = prepare([config(tmp_path, *words)])
-        local._start(item, 1)
-    assert seen == ["2,3", "2,3"]
-    with pytest.raises(ConfigError, match=r"num_gpus=4, launch.gpus_per_node=2: two names of one number; give one"):
-        check(config(tmp_path, "launch=fsdp", "launch.num_gpus=4", "launch.gpus_per_node=2"))
-    assert config(tmp_path, "launch=slurm", "launch.num_gpus=4").launch.processes_per_node == 4, "slurm.yaml said 1"
