@@ -217,6 +217,7 @@ class Bench:
             with self.place() as cards:
                 dying = Run(self.scratch / once, [*words, *self.device], cards)
                 found = {"group": "fsdp"} | kill_one_process(dying, after_step=6 if self.smoke else 50)
+                self.found("killed", **found)
             keep(self.table, f"{self.gpus}/killed-at-once", dying.record)
             again = self.run(once, *words)
             entry = curve_difference(whole.result(), again)
