@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -243,11 +244,15 @@ def _best(values: Any) -> dict[str, Any]:
 
 
 class Selection(TrainerCallback):
-    """Keeps the trainable weights of the checkpoint with the lowest validation loss, as safetensors."""
+    """Keeps the trainable weights of the checkpoint with the lowest validation loss, as safetensors.
+
+    They are written while training goes on, which `wait` ends.
+    """
 
     def __init__(self, folder: Path, state_of: Callable[[torch.nn.Module], dict[str, torch.Tensor]]) -> None:
         self.folder = folder
         self._state_of = state_of
+        self._writing: Future[None] | None = None
         self._best: dict[str, Any] = {}
         self.last_step = -1
 
@@ -268,10 +273,23 @@ class Selection(TrainerCallback):
         self._best = {"step": state.global_step, "loss": loss}
         weights = self._state_of(given["model"])  # every rank takes part: sharded weights are gathered
         if state.is_world_process_zero:
-            with replacing(self.folder / "best_loss.safetensors") as part:
-                save_file(weights, part)
-            write_json(self.folder / "best_loss.json", self._best)
+            self.wait()
+            thread = ThreadPoolExecutor(1)
+            self._writing = thread.submit(self._write, weights, self._best)
+            thread.shutdown(wait=False)  # it ends with what it writes
+
+    def _write(self, weights: dict[str, torch.Tensor], best: dict[str, Any]) -> None:
+        with replacing(self.folder / "best_loss.safetensors") as part:
+            save_file(weights, part)
+        write_json(self.folder / "best_loss.json", best)
+
+    def wait(self) -> None:
+        """Return once the last choice is in its files. Raises what kept it from them, as `OSError` of a full disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def files(self) -> dict[str, Path]:
+        self.wait()
         path = self.folder / "best_loss.safetensors"
         return {"best_loss": path} if self._best and path.exists() else {}

@@ -120,6 +120,7 @@ def train(
     )
     trainer.add_callback(Epochs(trainer.order))
     trainer.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainer.selection = selection
     trainer.keep_checkpoints = config.launch.keep_checkpoints
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
     trainer.layout = {"engine": config.launch.engine, "zero_stage": stage, "processes": batches.world_size}
@@ -168,6 +169,7 @@ class _Trainer(Trainer):
     objective: Objective
     loss_is_scaled_for_ga = True  # from transformers 5.23 on; before, `model_accepts_loss_kwargs` says it
     order: StepSampler
+    selection: Selection
     keep_checkpoints: int
     layout: dict[str, Any]
     computes_in_bfloat16: bool
@@ -294,6 +296,7 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._curves.flush(self.state)  # a checkpoint without the losses before it would leave a hole after a resume
+        self.selection.wait()  # nor may what was chosen before it be lost
         super()._save_checkpoint(model, trial)
         processes.barrier()  # every process has written its part
         if self.is_world_process_zero():
