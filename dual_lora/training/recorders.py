@@ -36,42 +36,58 @@ class Recorder:
 
 
 class CudaRecorder(Recorder):
-    """Records on the current stream, which must not be the default one; see `torch.cuda.graph`."""
+    """Records on the current stream, which must not be the default one."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.MemPool()
+        self._kept: torch.cuda.CUDAGraph | None = None
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Raises what `function` raises, if it cannot be recorded: the random numbers are then as they were."""
+        if self._kept is None:
+            # torch's pool of pinned memory is there as long as a graph of it is, and then refuses another's (2.11).
+            self._kept, _ = self._recorded(lambda: torch.zeros(1, device="cuda"))
+        try:
+            graph, output = self._recorded(function)
+        except torch.OutOfMemoryError:  # while it records, the allocator cannot give back what it keeps for others
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            graph, output = self._recorded(function)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+    def _recorded(self, function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """As `torch.cuda.graph` does it, without its wait: the GPU goes on with what it was given before."""
         device = torch.cuda.current_device()
         generator = torch.cuda.default_generators[device]
         before = generator.clone_state()
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        outputs: list[Tensor] = []
         errors: list[Exception] = []
+        ended = False
         try:
             # Another thread, as one that pins memory, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool.id, stream=stream, capture_error_mode="thread_local"):
-                try:
-                    with _waiting_refused(), torch.autograd.set_multithreading_enabled(False):
-                        outputs.append(function())
-                except Exception as error:
-                    errors.append(error)
-                    raise
+            graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
+            try:
+                with _waiting_refused(), torch.autograd.set_multithreading_enabled(False):
+                    output = function()
+            except Exception as error:
+                errors.append(error)
+                raise
+            finally:
+                graph.capture_end()
+                ended = True
         except Exception as error:
-            if errors and error is not errors[0]:  # the recording's end has failed as well, and with it the clean-up
+            if not ended:  # what `capture_end` does after the step at which it failed
                 torch._C._cuda_endAllocateToPool(device, self._pool.id)
                 torch._C._cuda_releasePool(device, self._pool.id)
                 _unended.append(graph)
             generator.graphsafe_set_state(before)  # a broken recording leaves it waiting for its end
             raise (errors or [error])[0] from None
-
-        def replay() -> Tensor:
-            graph.replay()
-            return outputs[0]
-
-        return replay
+        return graph, output
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Return a copy in other memory if the result is a tensor."""
