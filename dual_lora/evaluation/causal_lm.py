@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import DataCollatorForSeq2Seq, TrainerCallback
+from transformers import TrainerCallback
 
 from dual_lora import methods, models
 from dual_lora.config import RunConfig, evaluation_batches
@@ -22,6 +22,7 @@ from dual_lora.evaluation.passes import passes_for
 from dual_lora.evaluation.pipeline import Rows
 from dual_lora.records import file_sha256
 from dual_lora.tasks.base import Example, Score, Task
+from dual_lora.tasks.batching import padded
 from dual_lora.tasks.encoding import IGNORED, encode_all, prompt_ids
 from dual_lora.tasks.padding import rounded_length
 from dual_lora.tasks.splits import Items
@@ -38,14 +39,15 @@ class Collator:
     """
 
     def __init__(self, tokenizer: Any, few_shapes: bool = False) -> None:
-        self._pad = DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8, label_pad_token_id=IGNORED)
-        self._few_shapes, self._longest = few_shapes, tokenizer.model_max_length
+        self._tokenizer, self._few_shapes = tokenizer, few_shapes
 
     def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
-        if self._few_shapes:
-            length = rounded_length(max(len(row["input_ids"]) for row in rows))
-            self._pad.pad_to_multiple_of = length if length <= self._longest else 8
-        batch = self._pad(rows)
+        longest = max(len(row["input_ids"]) for row in rows)
+        length = rounded_length(longest) if self._few_shapes else 0
+        if not longest <= length <= self._tokenizer.model_max_length:
+            length = -(-longest // 8) * 8
+        fill = {"input_ids": self._tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+        batch = padded(rows, length, fill, left=self._tokenizer.padding_side == "left")
         batch = {**batch, "shift_labels": next_token_labels(batch["labels"])}
         return {**batch, "loss_positions": loss_positions(batch["shift_labels"])} if self._few_shapes else batch
 

@@ -20,6 +20,7 @@ from dual_lora.distributed import processes
 from dual_lora.evaluation.passes import Passes, evaluating
 from dual_lora.models import attention
 from dual_lora.tasks.base import ClassificationTask, Example, Reading
+from dual_lora.tasks.batching import padded
 from dual_lora.tasks.padding import rounded_length
 from dual_lora.training.graphs import GraphedCalls
 
@@ -65,15 +66,19 @@ class Collator:
 
     def __init__(self, tokenizer: Any, few_shapes: bool = False) -> None:
         self._tokenizer, self._few_shapes = tokenizer, few_shapes
+        ids = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        self._fill = {**ids, "attention_mask": 0}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        inputs = [{key: value for key, value in row.items() if key != "length"} for row in rows]
-        # RoBERTa's position table ends at 514: rounding up must not run past what the tokenizer allows.
-        longest = max(len(row["input_ids"]) for row in inputs)
+        longest = max(len(row["input_ids"]) for row in rows)
         multiple = rounded_length(longest) if self._few_shapes else 8
-        fits = -(-longest // multiple) * multiple <= self._tokenizer.model_max_length
-        padded = self._tokenizer.pad(inputs, pad_to_multiple_of=multiple if fits else None, return_tensors="pt")
-        return dict(padded)
+        length = -(-longest // multiple) * multiple
+        # RoBERTa's position table ends at 514: rounding up must not run past what the tokenizer allows.
+        if length > self._tokenizer.model_max_length:
+            length = longest
+        fill = {name: value for name, value in self._fill.items() if name in rows[0]}
+        batch = padded(rows, length, fill, left=self._tokenizer.padding_side == "left")
+        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])} if "labels" in rows[0] else batch
 
 
 def logits_of(model: torch.nn.Module, autocast: torch.dtype | None, passes: Passes) -> GraphedCalls:
