@@ -217,13 +217,13 @@ class Bench:
             with self.place() as cards:
                 dying = Run(self.scratch / once, [*words, *self.device], cards)
                 found = {"group": "fsdp"} | kill_one_process(dying, after_step=6 if self.smoke else 50)
-                self.found("killed", **found)
+                self.found("killed", **found, bound_seconds=GONE_SECONDS)
             keep(self.table, f"{self.gpus}/killed-at-once", dying.record)
             again = self.run(once, *words)
             entry = curve_difference(whole.result(), again)
             twins = curve_difference(whole.result(), twin.result())
         found |= {"resumed_from": again.record["execution"]["resumed_from"], "curve": entry, "undisturbed": twins}
-        found |= {"bound_seconds": GONE_SECONDS, "same_scores": again.scores == whole.result().scores}
+        found |= {"same_scores": again.scores == whole.result().scores}
         self.found("killed", **found)
 
     def speed(self) -> None:

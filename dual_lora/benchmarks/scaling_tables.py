@@ -158,13 +158,19 @@ def _same(part: dict[str, Any]) -> str:
 
 
 def _killed(part: dict[str, Any]) -> str:
-    curve, twins, seconds = part["curve"], part["undisturbed"], part["seconds_until_all_gone"]
+    seconds = part["seconds_until_all_gone"]
     when = f" after step {part['killed_after_step']}" if part["killed_after_step"] else ""
     gone = f" after {seconds:.1f} s (limit {part['bound_seconds']:.0f} s)" if seconds else ", which was not timed"
-    return (
+    ended = (
         f"A process of {GROUPS[part.get('group', 'zero2')]} killed (SIGKILL){when}: all processes were gone"
         f"{gone}, the record says "
-        f"`{part['message']}`. The same command continued from step {part['resumed_from'][-1]}; the losses of all "
+        f"`{part['message']}`."
+    )
+    if "curve" not in part:
+        return f"{ended} Its continuation was not measured."
+    curve, twins = part["curve"], part["undisturbed"]
+    return (
+        f"{ended} The same command continued from step {part['resumed_from'][-1]}; the losses of all "
         f"{curve['steps']} steps differ from an undisturbed run's by at most {curve['largest']:.1e}, the validation "
         f"loss by {curve['validation']:.1e} (two undisturbed runs: {twins['largest']:.1e} and "
         f"{twins['validation']:.1e})."
