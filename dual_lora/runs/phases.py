@@ -18,7 +18,7 @@ from dual_lora.runs.cards import Card
 from dual_lora.runs.kept_tensors import Setup
 from dual_lora.runs.resolve import Resolved, adapted_layers
 from dual_lora.tasks.lengths import Lengths
-from dual_lora.tasks.padding import rounded_count, rounded_length
+from dual_lora.tasks.padding import loss_places, rounded_count, rounded_length
 
 TRAINING = "training"
 _KEPT_SHARE = 6  # W₀ + ΔW stay if they are at most a sixth of what is free (`tuner/kept_weights.py`)
@@ -105,7 +105,7 @@ def _batch(rows: int, length: int, learned: float, resolved: Resolved) -> memory
     """Return a batch with its labels; with few examples it holds shorter texts too."""
     if resolved.task.head.kind == "classification":
         return memory.Batch(rows, length)
-    return memory.Batch(rows, length, rounded_count(min(round(rows * learned), rows * length)))
+    return memory.Batch(rows, length, loss_places(min(round(rows * learned), rows * length), rows * length))
 
 
 def evaluations(resolved: Resolved, run: Setup, lengths: Lengths) -> list[Peak]:

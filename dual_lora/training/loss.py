@@ -24,7 +24,7 @@ from dual_lora.models import attention
 from dual_lora.models.output_positions import logits_at
 from dual_lora.tasks.base import Head
 from dual_lora.tasks.encoding import IGNORED
-from dual_lora.tasks.padding import rounded_count
+from dual_lora.tasks.padding import loss_places
 
 NO_INPUTS = ("labels", "shift_labels", "loss_positions")  # of a batch: what a model that writes is not given
 
@@ -80,13 +80,16 @@ def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
 
 
 def loss_positions(shift_labels: torch.Tensor) -> torch.Tensor:
-    """Return the places in the flattened labels (rows, length) that have one: int64, their number rounded up.
+    """Return the places in the flattened labels (rows, length) that have one: int64, as many as `loss_places` says.
 
-    What is added is the last place of the first row, which predicts nothing.
+    What is added is the last place of the first row, which predicts nothing; where all places are taken, they are in
+    their order.
     """
     kept = (shift_labels != IGNORED).flatten().nonzero().squeeze(1)
-    padding = kept.new_full((rounded_count(len(kept)) - len(kept),), shift_labels.shape[1] - 1)
-    return torch.cat([kept, padding])
+    number = loss_places(len(kept), shift_labels.numel())
+    if number == shift_labels.numel():
+        return torch.arange(number)
+    return torch.cat([kept, kept.new_full((number - len(kept),), shift_labels.shape[1] - 1)])
 
 
 def mean_loss(

@@ -18,7 +18,7 @@ from dual_lora.distributed import processes
 from dual_lora.evaluation.causal_lm import Collator
 from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.encoding import IGNORED
-from dual_lora.tasks.padding import rounded_count, rounded_length
+from dual_lora.tasks.padding import loss_places, rounded_count, rounded_length
 from dual_lora.training import graphs
 from dual_lora.training.graphs import GraphedCalls, GraphedSteps, StaticGradients, draws_numbers, obstacle
 from dual_lora.training.loss import loss_positions, token_loss
@@ -50,14 +50,31 @@ def test_the_places_of_labels_are_all_named_and_what_is_added_has_no_loss() -> N
     assert (labels.flatten()[found][2:] == IGNORED).all()
 
 
-def test_padding_to_few_shapes_changes_no_loss_and_no_gradient() -> None:
+def test_logits_of_a_text_with_few_prompts_are_computed_everywhere() -> None:
+    for places in (24, 1792, 6656):
+        counts = [loss_places(labels, places) for labels in range(places)]
+        assert all(labels <= count <= places for labels, count in enumerate(counts))
+        assert all(count in (places, rounded_count(labels)) for labels, count in enumerate(counts))
+        assert set(counts[3 * places // 4 :]) == {places}
+        assert places not in counts[: 9 * places // 16]
+    labels = torch.full((4, 8), 7)
+    labels[:, -1] = labels[1, 4:] = IGNORED
+    assert loss_positions(labels).tolist() == list(range(32))
+
+
+@pytest.mark.parametrize("prompt", [3, 0])
+def test_padding_to_few_shapes_changes_no_loss_and_no_gradient(prompt: int) -> None:
     tokenizer = tiny_tokenizer("llama", max_length=256)
     tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**shape, vocab_size=99), dtype=torch.float64)
-    texts = [torch.randint(3, 90, (length,)).tolist() for length in (9, 33, 131)]
-    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * 3 + ids[3:]} for ids in texts]
+    texts = [torch.randint(3, 90, (length,)).tolist() for length in ((9, 33, 131) if prompt else (131, 120, 131))]
+    labels = [[IGNORED] * prompt + ids[prompt:] for ids in texts]
+    rows = [
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": own}
+        for ids, own in zip(texts, labels, strict=True)
+    ]
     found = {}
     for few, length in ((False, 136), (True, 144)):
         batch = Collator(tokenizer, few_shapes=few)([dict(row) for row in rows])
