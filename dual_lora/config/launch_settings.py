@@ -28,7 +28,7 @@ class LaunchConfig:
     gradient_checkpointing: bool = False
     graphs: Literal["auto", "on", "off"] = "auto"  # training steps as CUDA graphs; on: stop if one cannot be recorded
     dataloader_workers: Count = 0
-    save_every_steps: Positive | None = None  # None: at every validation and at most every 10 minutes' worth of steps
+    save_every_steps: Positive | None = None  # checkpoints; None: every two minutes, and never 2 % of the time
     keep_checkpoints: Positive = 2
     # Only launch=slurm reads the rest.
     gpus_per_node: Positive | None = None  # another name for num_gpus

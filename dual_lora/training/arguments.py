@@ -30,7 +30,6 @@ def training_arguments(
     `graphs.draws_numbers`.
     """
     recipe, launch = config.recipe, config.launch
-    save_every = launch.save_every_steps or min(max(steps // 10, 10), 500)
     on_cpu = launch.device == "cpu" or not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -54,8 +53,8 @@ def training_arguments(
         data_seed=config.seed,
         eval_strategy="steps" if validate_every else "no",
         eval_steps=validate_every,
-        save_strategy="steps",
-        save_steps=save_every,
+        save_strategy="steps" if launch.save_every_steps else "no",  # then `checkpoints.ByTheClock` asks for them
+        save_steps=launch.save_every_steps or 500,
         save_total_limit=None,  # `_Trainer` prunes once a new checkpoint is known to be whole
         logging_steps=max(1, min(10, steps // 20)),
         logging_nan_inf_filter=False,  # a NaN must be seen, not smoothed away

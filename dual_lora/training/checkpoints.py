@@ -1,4 +1,7 @@
-"""Checkpoints that are whole or not there: a manifest of sizes and hashes is written last, and checked before use."""
+"""When checkpoints are written, and that they are whole or not there.
+
+A manifest of sizes and hashes is written last, and checked before use.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import json
 import logging
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dual_lora.config import ConfigError
 from dual_lora.distributed import processes
@@ -15,6 +21,34 @@ from dual_lora.records import UNREADABLE, file_sha256, set_aside, write_json
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+SECONDS = 120.0
+_SHARE = 0.02  # of the time, at most
+
+
+class ByTheClock(TrainerCallback):
+    """Asks for a checkpoint two minutes after the last one, or after the beginning; later if they take long to write.
+
+    A training of a minute writes none, and loses no more than that. Several processes ask when they log, so that they
+    have something to say to each other every few steps only.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._took = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last = time.monotonic()
+
+    def written(self, begun: float) -> None:
+        """Note that a checkpoint is there, whose writing began at that time."""
+        self._last = time.monotonic()
+        self._took = self._last - begun
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        due = time.monotonic() - self._last >= max(SECONDS, self._took / _SHARE)
+        if processes.world_size() > 1:
+            due = control.should_log and processes.largest(int(due)) > 0
+        control.should_save = control.should_save or due
 
 
 def seal(checkpoint: Path, layout: dict[str, Any] | None = None) -> None:

@@ -27,7 +27,7 @@ from dual_lora.tasks.base import Head
 from dual_lora.training.arguments import training_arguments
 from dual_lora.training.as_it_trains import as_it_trains
 from dual_lora.training.callbacks import Bar, Curves, Selection
-from dual_lora.training.checkpoints import check_layout, prune, seal, start_from
+from dual_lora.training.checkpoints import ByTheClock, check_layout, prune, seal, start_from
 from dual_lora.training.graphs import GraphedCalls, GraphedSteps, draws_numbers, obstacle
 from dual_lora.training.loss import Objective
 from dual_lora.training.recorders import CudaRecorder
@@ -88,6 +88,7 @@ def train(
     curves = Curves(folder / "curves.jsonl")
     selection = Selection(folder / "selected", methods.trainable_state)
     interruption = Interruption()
+    clock = ByTheClock()
     trainer = (_ShardedTrainer if sharding.is_sharded(model) else _Trainer)(
         model=model,
         args=training_arguments(
@@ -120,7 +121,9 @@ def train(
     )
     trainer.add_callback(Epochs(trainer.order))
     trainer.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    trainer.selection = selection
+    if config.launch.save_every_steps is None:
+        trainer.add_callback(clock)
+    trainer.selection, trainer.clock = selection, clock
     trainer.keep_checkpoints = config.launch.keep_checkpoints
     trainer.computes_in_bfloat16 = dtype == "bfloat16"
     trainer.layout = {"engine": config.launch.engine, "zero_stage": stage, "processes": batches.world_size}
@@ -170,6 +173,7 @@ class _Trainer(Trainer):
     loss_is_scaled_for_ga = True  # from transformers 5.23 on; before, `model_accepts_loss_kwargs` says it
     order: StepSampler
     selection: Selection
+    clock: ByTheClock
     keep_checkpoints: int
     layout: dict[str, Any]
     computes_in_bfloat16: bool
@@ -295,6 +299,7 @@ class _Trainer(Trainer):
         return super().compute_loss_context_manager()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        begun = time.monotonic()
         self._curves.flush(self.state)  # a checkpoint without the losses before it would leave a hole after a resume
         self.selection.wait()  # nor may what was chosen before it be lost
         super()._save_checkpoint(model, trial)
@@ -304,6 +309,7 @@ class _Trainer(Trainer):
             self._curves.copy_to(checkpoint)
             seal(checkpoint, self.layout)
             prune(checkpoint.parent, self.keep_checkpoints)
+        self.clock.written(begun)
 
 
 class _ShardedTrainer(ShardedTrainer, _Trainer):
