@@ -182,8 +182,8 @@ def _runs(runs: Mapping[str, Any]) -> str:
     table = grid("rlrrrrl", ["call", "run", "training, s", "ratio", "a later step, ms", "ratio", "losses"], rows)
     note = (
         "A short training pays for its recordings: a shape is computed once, recorded once, and only then replayed. "
-        "By `run.py` a process of its own also loads kernels and scikit-learn in these seconds, and writes ten "
-        "checkpoints. Later steps: the median from step 13 on."
+        "In call 11 a process of its own also loaded kernels and scikit-learn in these seconds, and wrote ten "
+        "checkpoints, of which a training of ten seconds writes none now. Later steps: the median from step 13 on."
     )
     return f"{table}\n\n{note}"
 

@@ -223,8 +223,7 @@ class Bench:
             entry = curve_difference(whole.result(), again)
             twins = curve_difference(whole.result(), twin.result())
         found |= {"resumed_from": again.record["execution"]["resumed_from"], "curve": entry, "undisturbed": twins}
-        found |= {"same_scores": again.scores == whole.result().scores}
-        self.found("killed", **found)
+        self.found("killed", **found, same_scores=again.scores == whole.result().scores)
 
     def speed(self) -> None:
         """Rates and memory on one GPU and on N."""
