@@ -20,6 +20,7 @@ NAMES = {
     "tiles": "tile sizes of the Triton kernels",
     "training": "training steps against LoRA, DoRA and three GEMMs",
     "graphs": "training steps as CUDA graphs, and without",
+    "whole-run": "the steps of a run as it is, and how long its GPU computes",
     "runs": "whole runs of a sweep per minute of a GPU, by how many at a time",
     "start": "a run from the command to its first training step",
     "passes": "an evaluation's forward passes as CUDA graphs, and without",
@@ -101,6 +102,13 @@ def _runs(parser: Parser) -> None:
     parser.add_argument("--graphs", nargs="+", type=one_of("auto", "off"), help="default: auto off")
 
 
+def _whole_run(parser: Parser) -> None:
+    parser.take_settings()
+    parser.add_argument(
+        "--steps", nargs=2, type=int, metavar=("FIRST", "LAST"), help="which are timed; default: 51 250"
+    )
+
+
 def _start(parser: Parser) -> None:
     parser.take_settings()
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
@@ -137,6 +145,7 @@ def _gpu_hours(parser: Parser) -> None:
 _OPTIONS = {
     "gpu-hours": _gpu_hours,
     "kernels": _kernels,
+    "whole-run": _whole_run,
     "runs": _runs,
     "start": _start,
     "passes": _passes,

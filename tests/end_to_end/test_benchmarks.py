@@ -69,6 +69,21 @@ def test_runs_benchmark_counts_runs_with_and_without_others_at_the_same_time(tmp
         assert row["runs_per_minute"] == pytest.approx(60 * row["runs"] / row["seconds"], rel=0.01)
 
 
+def test_whole_run_benchmark_times_a_run_and_leaves_nothing_of_it(tmp_path):
+    methods = smoke("whole-run", tmp_path, "--methods", "lora", "dual_lora", file="whole_run")["methods"]
+    assert methods.keys() == {"lora", "dual_lora"}
+    for row in methods.values():
+        assert row["steps"] == [3, 6]
+        assert 0 < row["median_ms"] < 2 * row["ms_a_step"]
+        assert 0 < row["useful_tokens_s"] < row["padded_tokens_s"]
+    assert [path.name for path in tmp_path.iterdir()] == ["whole_run.json"]
+
+
+def test_whole_run_benchmark_refuses_steps_that_cannot_be_timed(tmp_path, capsys):
+    assert main(["bench", "whole-run", "--smoke", "--output", str(tmp_path), "--steps", "5", "5"]) == 2
+    assert "--steps 5 5" in capsys.readouterr().err
+
+
 def test_start_benchmark_ends_at_the_first_step(tmp_path):
     """A fresh interpreter is what is measured: one, some seconds."""
     [row] = smoke("start", tmp_path, file="start")["rows"]
