@@ -3,7 +3,8 @@
 The project composes, loads, adapts, encodes and trains (`first_step`); `oracle` starts from the text of the data files.
 Compared are the loss, the set of trained tensors, and the gradient of each, once with the global batch at once and once
 in two micro-batches with unequal numbers of learned tokens. Float32, 1e-5 relative; gradients of a smoothed loss over a
-real vocabulary 1e-4: torch's cross entropy adds up 50,257 equal shares of ε in float32, and the sum is off by as much.
+real vocabulary 2e-4: torch's cross entropy adds up 50,257 equal shares of ε in float32, which is off by 1e-4 or, on
+some processors, a little more.
 
 A tensor's difference is measured by its norm, against the tensor's own gradient or, where that is smaller, a fifth
 of the whole gradient: where the terms of a sum cancel (a classifier's bias; of a key's bias the exact gradient is
@@ -27,7 +28,7 @@ from tests import compositions
 from tests.known_answers import bases, first_step, oracle, raw_data, trained_tensors
 
 TOLERANCE = 1e-5
-SMOOTHED_TOLERANCE = 1e-4
+SMOOTHED_TOLERANCE = 2e-4
 Gradients = dict[str, Tensor]
 
 # Where no file names a model or method: the default recipe of a task, and each protocol other than `paper`.
