@@ -21,6 +21,7 @@ from dual_lora.models.tiny_tokenizer import tiny_tokenizer
 from dual_lora.tasks.base import Head
 from dual_lora.tasks.encoding import IGNORED
 from dual_lora.training import trainer
+from dual_lora.training.result import TrainingResult
 
 
 def make_config(method: str, size: dict[str, Any], device: str, folder: Path, *launcher: str) -> RunConfig:
@@ -49,7 +50,7 @@ def train(
     dtype: str,
     folder: Path,
     callbacks: Sequence[TrainerCallback],
-) -> trainer.TrainingResult:
+) -> TrainingResult:
     """Train as a run does, on so many batches of random rows of one length; the loss is of their last `answer` tokens.
 
     Of all where `size` does not say.

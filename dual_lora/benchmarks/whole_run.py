@@ -35,6 +35,7 @@ from dual_lora.launch import launch
 from dual_lora.records import read_steps
 from dual_lora.runs import work
 from dual_lora.training import trainer
+from dual_lora.training.result import TrainingResult
 
 METHODS = ("lora", "dora", "dual_lora")
 RUN = ["model=llama2", "task=commonsense"]
@@ -83,7 +84,7 @@ def measure(words: list[str], first: int, last: int, profiled: bool) -> dict[str
     cuda = "launch.device=cpu" not in words
     watch = Watch(first, last, cuda, profiled)
 
-    def train(*given: Any, callbacks: Any = (), **options: Any) -> trainer.TrainingResult:
+    def train(*given: Any, callbacks: Any = (), **options: Any) -> TrainingResult:
         return trainer.train(*given, callbacks=[*callbacks, watch], **options)
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(work, "train", train):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dual_lora import methods
 from dual_lora.distributed import processes
 from dual_lora.records import file_sha256, read_json, replacing, write_json
-from dual_lora.training.trainer import TrainingResult
+from dual_lora.training.result import TrainingResult
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from dual_lora.runs.resolve import Resolved, budget_note
 from dual_lora.tasks.encoding import rendered_sha256
 from dual_lora.tasks.splits import Items
 from dual_lora.training.checkpoints import resume_step
-from dual_lora.training.trainer import Data, TrainingResult, train
+from dual_lora.training.result import TrainingResult
+from dual_lora.training.trainer import Data, train
 
 logger = logging.getLogger(__name__)
 _DENSE_START = "the head's dense layer, a new output layer"

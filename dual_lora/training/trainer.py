@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from dual_lora.training.checkpoints import ByTheClock, check_layout, prune, seal
 from dual_lora.training.graphs import GraphedCalls, GraphedSteps, draws_numbers, obstacle
 from dual_lora.training.loss import Objective
 from dual_lora.training.recorders import CudaRecorder
+from dual_lora.training.result import TrainingResult
 from dual_lora.training.sampling import Epochs, StepSampler, own_rows
 from dual_lora.training.sharded import ShardedTrainer
 from dual_lora.training.stopping import Alive, Interrupted, Interruption
@@ -48,21 +49,6 @@ class Data:
     collator: Callable[[list[Any]], dict[str, torch.Tensor]]
     train: Sequence[dict[str, Any]]
     validation: Sequence[dict[str, Any]]
-
-
-@dataclass
-class TrainingResult:
-    """What training leaves behind for evaluation and the record."""
-
-    steps: int
-    curves: dict[str, list[list[float]]]
-    seconds: float
-    tokens: int
-    useful_tokens: int
-    flops: float
-    selected: dict[str, Path] = field(default_factory=dict)  # checkpoint name → trainable weights (safetensors)
-    resumed_from: list[int] = field(default_factory=list)
-    graphs: dict[str, Any] = field(default_factory=dict)  # what `GraphedSteps.report` says, of this process
 
 
 def train(
