@@ -3,8 +3,8 @@
 The project composes, loads, adapts, encodes and trains (`first_step`); `oracle` starts from the text of the data files.
 Compared are the loss, the set of trained tensors, and the gradient of each, once with the global batch at once and once
 in two micro-batches with unequal numbers of learned tokens. Float32, 1e-5 relative; gradients of a smoothed loss over a
-real vocabulary 2e-4: torch's cross entropy adds up 50,257 equal shares of ε in float32, which is off by 1e-4 or, on
-some processors, a little more.
+real vocabulary 1e-4: torch's cross entropy adds up 50,257 equal shares of ε in float32, and the sum is off by as much.
+DoRA's may be off by 1.5e-4, as its magnitudes take part: on one processor (AMD EPYC) a factor's is by 1.03e-4.
 
 A tensor's difference is measured by its norm, against the tensor's own gradient or, where that is smaller, a fifth
 of the whole gradient: where the terms of a sum cancel (a classifier's bias; of a key's bias the exact gradient is
@@ -28,7 +28,8 @@ from tests import compositions
 from tests.known_answers import bases, first_step, oracle, raw_data, trained_tensors
 
 TOLERANCE = 1e-5
-SMOOTHED_TOLERANCE = 2e-4
+SMOOTHED_TOLERANCE = 1e-4
+SMOOTHED_TOLERANCE_OF_DORA = 1.5e-4
 Gradients = dict[str, Tensor]
 
 # Where no file names a model or method: the default recipe of a task, and each protocol other than `paper`.
@@ -186,7 +187,9 @@ def warm_up_problems(
 
 def gradient_tolerance(config: RunConfig) -> float:
     smoothed = config.recipe.label_smoothing > 0 and config.model.dimensions.vocab_size > 10_000
-    return SMOOTHED_TOLERANCE if smoothed else TOLERANCE
+    if not smoothed:
+        return TOLERANCE
+    return SMOOTHED_TOLERANCE_OF_DORA if config.method.settings.get("use_dora") else SMOOTHED_TOLERANCE
 
 
 @pytest.fixture(scope="module")
