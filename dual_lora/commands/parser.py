@@ -41,13 +41,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the options. Raises `ConfigError` for a word that is none, or a value that cannot be used."""
+        words = list(map(self._as_option, words))
+        settings = self._settings(words)
         # Options with their values last: argparse takes no word after one for a list that began before it.
-        given = sorted(map(self._as_option, words), key=lambda word: word.startswith("--") and "=" in word)
-        options, rest = self.parse_known_args(given)
-        settings = [word for word in rest if self._takes_settings and "=" in word and not word.startswith("-")]
+        given = sorted(words, key=lambda word: word.startswith("--") and "=" in word)
+        options, rest = self.parse_known_args([word for word in given if word not in settings])
         for word in rest:
-            if word not in settings:
-                raise ConfigError(f"unknown word {word!r}{legal_values(word.partition('=')[0], self._names())}")
+            raise ConfigError(f"unknown word {word!r}{legal_values(word.partition('=')[0], self._names())}")
         if self._takes_settings:
             options.settings = settings
         return options
@@ -55,6 +55,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise what argparse would print."""
         raise ConfigError(f"{message} (see --help)")
+
+    def _settings(self, words: Sequence[str]) -> list[str]:
+        """Return the words that are settings of a run; argparse would give those after a list to it."""
+        if not self._takes_settings:
+            return []
+        wants = {name for name, action in self._option_string_actions.items() if action.nargs != 0}
+        after = zip(("", *words), words, strict=False)
+        return [word for before, word in after if "=" in word and word[0] != "-" and before not in wants]
 
     def _names(self) -> list[str]:
         return sorted(word for word in self._option_string_actions if word.startswith("--"))
