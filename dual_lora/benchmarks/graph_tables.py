@@ -1,4 +1,4 @@
-"""What `results/benchmarks/graphs.json` says, as text: of docs/speed.md, and two lines of README.md."""
+"""What `graphs.json` and `whole_run.json` of results/benchmarks say: docs/speed.md, and lines of README.md."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _ratio(measured: Mapping[str, tuple[float, float]]) -> str:
     return f"{ratio:.2f}, {'met' if ratio <= TARGET else '**missed**'}"
 
 
-def section(found: Mapping[str, Any]) -> str:
-    """Return everything that was measured."""
+def section(found: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """Return everything that was measured. found, whole: graphs.json, whole_run.json."""
     if not found:
         return "Not measured."
     environment = found["environment"]
@@ -58,12 +58,16 @@ def section(found: Mapping[str, Any]) -> str:
         parts += ["### Whole runs: commonsense on LLaMA-2-7B's shape", _job(found["job"])]
     if "job_as_given" in found:
         parts.append(_as_given(found["job_as_given"]))
+    if whole:
+        parts.append(_whole(whole))
     if "beside" in found:
         parts += ["### Dual LoRA's own kernels beside the rest", _beside(found["beside"])]
     if "runs" in found:
         parts += ["### Other whole trainings", _runs(found["runs"])]
     if "memory_of_many_shapes" in found:
-        parts += ["### Memory of a training with many shapes", _memory(found["memory_of_many_shapes"])]
+        parts += ["### Memory of a training", _memory(found["memory_of_many_shapes"])]
+    if "tried" in found:
+        parts += ["### What a recording waits for", _tried(found["tried"])]
     if "bits" in found:
         parts += ["### The same bits", _bits(found["bits"])]
     if "calls" in found:
@@ -146,6 +150,35 @@ def _as_given(job: Mapping[str, Any]) -> str:
     return f"{job['note']}\n\n{grid('rlrrrrr', headings, rows)}"
 
 
+def _whole(whole: Mapping[str, Any]) -> str:
+    headings = ["commit", "method", "tokens/s", "a step, ms", "GPU busy, ms", "step / busy", "a later step", "GiB kept"]
+    rows = []
+    for method, row in whole["methods"].items():
+        busy = [f"{row['busy_ms']:.1f}", f"{row['step_over_busy']:.3f}"]
+        times = [f"{row['useful_tokens_s']:,.0f}", f"{row['ms_a_step']:.1f}", *busy, f"{row['median_ms']:.0f}"]
+        rows.append([row["commit"][:7], JOB[method], *times, f"{row['reserved_GiB']:.1f}"])
+    environment = whole["environment"]
+    note = (
+        f"The same by `{whole['command'].removeprefix('python ')}` (`whole_run.json`, {environment['card']}, torch "
+        f"{environment['torch']}, transformers {environment['transformers']}), two runs of each method:"
+    )
+    return f"{note}\n\n{grid('llrrrrrr', headings, rows)}"
+
+
+def _tried(tried: Mapping[str, Any]) -> str:
+    waits, record = tried["waits_ms"], tried["record"]
+    listed = "; ".join(f"{what} {ms:,.1f}" for what, ms in waits.items() if what != "call")
+    before, *after = (f"{seconds:.1f}" for seconds in record["e2e_s"])
+    first, second = (f"{ms:.1f}" for ms in record["lora_ms_a_step"])
+    return (
+        f"Milliseconds of the host while the GPU is at work (call {waits['call']}, one process, in this order): "
+        f"{listed}. What is loaded for the first time waits until the GPU has nothing to do, as the GEMMs that a new "
+        "shape chooses, so a recording is not made beside the steps before it.\n\nTo record a shape when it first comes, "
+        f"not when it comes again, was tried and left (call {record['call']}): E2E on SmolLM2's shape, 250 steps, took "
+        f"{before} s, and {' and '.join(after)} so; a step of LoRA's whole run on LLaMA-2-7B's {first} and {second} ms."
+    )
+
+
 def _beside(beside: Mapping[str, Any]) -> str:
     rows = []
     for call in beside["calls"]:
@@ -183,7 +216,10 @@ def _runs(runs: Mapping[str, Any]) -> str:
     note = (
         "A short training pays for its recordings: a shape is computed once, recorded once, and only then replayed. "
         "In call 11 a process of its own also loaded kernels and scikit-learn in these seconds, and wrote ten "
-        "checkpoints, of which a training of ten seconds writes none now. Later steps: the median from step 13 on."
+        "checkpoints, of which a training of ten seconds writes none now. In calls 12 and 13 the first training was a "
+        "machine's first process, which loads all from disk, the one without graphs its second, and the one again its "
+        "third. Of E2E no losses are compared, as its recipe warms up for fewer steps now. Later steps: the median "
+        "from step 13 on, in calls 12 and 13 from step 21."
     )
     return f"{table}\n\n{note}"
 

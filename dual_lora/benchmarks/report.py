@@ -250,7 +250,7 @@ def measured(name: str) -> dict[str, Any]:
 
 SECTIONS = {
     "steps": lambda _: graph_tables.summary(measured("graphs")),
-    "graphs": lambda _: graph_tables.section(measured("graphs")),
+    "graphs": lambda _: graph_tables.section(measured("graphs"), measured("whole_run")),
     "start": lambda _: start_tables.start_section(measured("start")),
     "runs": lambda _: start_tables.runs_section(measured("runs")),
     "passes": lambda _: start_tables.passes_section(measured("passes")),

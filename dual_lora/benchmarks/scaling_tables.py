@@ -109,6 +109,8 @@ def _speed(part: dict[str, Any]) -> str:
             if len(row.get("medians", ())) > 1:
                 spread += f"; {len(row['medians'])} runs, {min(row['medians']):,.0f} to {max(row['medians']):,.0f}"
             ratio = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
+            if "earlier_efficiency" in row:
+                ratio += f" ({row['earlier_efficiency']:.3f} in an earlier call)"
             rows.append([label, processes, spread, _gib(row["peak_GiB"]), ratio])
     title = "LLaMA-7B's dimensions, micro-batches of 32 × 128 tokens in every process:"
     return "\n\n".join([title, grid("llrrr", headings, rows), *_verdict(part)])

@@ -32,7 +32,7 @@ from dual_lora.benchmarks import timing
 from dual_lora.config import ConfigError
 from dual_lora.config.compose import compose
 from dual_lora.launch import launch
-from dual_lora.records import read_steps
+from dual_lora.records import origin_of_this_process, read_steps
 from dual_lora.runs import work
 from dual_lora.training import trainer
 from dual_lora.training.result import TrainingResult
@@ -117,10 +117,11 @@ def run(options: argparse.Namespace) -> None:
     results = timing.read(options.output, "whole_run")
     results["environment"] = timing.environment(device, ("transformers", "peft", "accelerate"))
     results["command"] = timing.command()
-    results["settings"] = settings = [*(SMOKE if options.smoke else RUN), *options.settings]
+    settings = [*(SMOKE if options.smoke else RUN), *options.settings]
+    commit = {key: value for key, value in origin_of_this_process().items() if key in ("commit", "dirty")}
     context = multiprocessing.get_context(timing.start_method())
     for method in options.methods or METHODS:
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = {**commit}
         for profiled in (False, True)[: 1 if options.smoke else 2]:
             with ProcessPoolExecutor(1, mp_context=context) as process:
                 words = [*settings, f"method={method}"]
