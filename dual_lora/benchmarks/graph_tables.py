@@ -173,8 +173,9 @@ def _tried(tried: Mapping[str, Any]) -> str:
     return (
         f"Milliseconds of the host while the GPU is at work (call {waits['call']}, one process, in this order): "
         f"{listed}. What is loaded for the first time waits until the GPU has nothing to do, as the GEMMs that a new "
-        "shape chooses, so a recording is not made beside the steps before it.\n\nTo record a shape when it first comes, "
-        f"not when it comes again, was tried and left (call {record['call']}): E2E on SmolLM2's shape, 250 steps, took "
+        "shape chooses, so a recording is not made beside the steps before it.\n\n"
+        "To record a shape when it first comes, not when it comes again, was tried and left "
+        f"(call {record['call']}): E2E on SmolLM2's shape, 250 steps, took "
         f"{before} s, and {' and '.join(after)} so; a step of LoRA's whole run on LLaMA-2-7B's {first} and {second} ms."
     )
 
