@@ -156,7 +156,8 @@ def _whole(whole: Mapping[str, Any]) -> str:
     for method, row in whole["methods"].items():
         busy = [f"{row['busy_ms']:.1f}", f"{row['step_over_busy']:.3f}"]
         times = [f"{row['useful_tokens_s']:,.0f}", f"{row['ms_a_step']:.1f}", *busy, f"{row['median_ms']:.0f}"]
-        rows.append([row["commit"][:7], JOB[method], *times, f"{row['reserved_GiB']:.1f}"])
+        commit = (row["commit"] or "unknown")[:7] + (", changed" if row["dirty"] else "")
+        rows.append([commit, JOB[method], *times, f"{row['reserved_GiB']:.1f}"])
     environment = whole["environment"]
     note = (
         f"The same by `{whole['command'].removeprefix('python ')}` (`whole_run.json`, {environment['card']}, torch "

@@ -41,13 +41,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the options. Raises `ConfigError` for a word that is none, or a value that cannot be used."""
-        words = list(map(self._as_option, words))
-        settings = self._settings(words)
+        given, settings = self._parted(list(map(self._as_option, words)))
         # Options with their values last: argparse takes no word after one for a list that began before it.
-        given = sorted(words, key=lambda word: word.startswith("--") and "=" in word)
-        options, rest = self.parse_known_args([word for word in given if word not in settings])
-        for word in rest:
-            raise ConfigError(f"unknown word {word!r}{legal_values(word.partition('=')[0], self._names())}")
+        options, rest = self.parse_known_args(sorted(given, key=lambda word: word.startswith("--") and "=" in word))
+        if rest:
+            raise ConfigError(f"unknown word {rest[0]!r}{legal_values(rest[0].partition('=')[0], self._names())}")
         if self._takes_settings:
             options.settings = settings
         return options
@@ -56,13 +54,14 @@ class Parser(argparse.ArgumentParser):
         """Raise what argparse would print."""
         raise ConfigError(f"{message} (see --help)")
 
-    def _settings(self, words: Sequence[str]) -> list[str]:
-        """Return the words that are settings of a run; argparse would give those after a list to it."""
-        if not self._takes_settings:
-            return []
+    def _parted(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return options with their values, and settings of a run: argparse would give a list those after it."""
         wants = {name for name, action in self._option_string_actions.items() if action.nargs != 0}
-        after = zip(("", *words), words, strict=False)
-        return [word for before, word in after if "=" in word and word[0] != "-" and before not in wants]
+        parts: tuple[list[str], list[str]] = ([], [])
+        for before, word in zip(("", *words), words, strict=False):
+            is_setting = "=" in word and not word.startswith("-") and before not in wants
+            parts[self._takes_settings and is_setting].append(word)
+        return parts
 
     def _names(self) -> list[str]:
         return sorted(word for word in self._option_string_actions if word.startswith("--"))

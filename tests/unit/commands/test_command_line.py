@@ -52,8 +52,8 @@ def test_run_settings_are_kept_apart_and_in_order():
 def test_run_settings_may_follow_a_list_or_a_flag():
     made = parser(settings=True)
     made.add_argument("--methods", nargs="+", type=one_of("lora", "dora"))
-    options = made.parse(["--methods", "lora", "model=llama", "dora", "--out", "a=b", "--all", "x=1"])
-    assert (options.methods, options.out, options.all) == (["lora", "dora"], Path("a=b"), True)
+    options = made.parse(["--methods", "lora", "model=llama", "dora", "--out", "x=1", "--all", "x=1"])
+    assert (options.methods, options.out, options.all) == (["lora", "dora"], Path("x=1"), True)
     assert options.settings == ["model=llama", "x=1"]
     with pytest.raises(ConfigError, match="argument --methods: 'model=llama'. Legal: lora, dora"):
         made.parse(["--methods", "model=llama"])
