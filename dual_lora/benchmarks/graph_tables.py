@@ -160,8 +160,8 @@ def _whole(whole: Mapping[str, Any]) -> str:
         rows.append([commit, JOB[method], *times, f"{row['reserved_GiB']:.1f}"])
     environment = whole["environment"]
     note = (
-        f"The same by `{whole['command'].removeprefix('python ')}` (`whole_run.json`, {environment['card']}, torch "
-        f"{environment['torch']}, transformers {environment['transformers']}), two runs of each method:"
+        f"The same by `run.py bench whole-run` (`whole_run.json`, {environment['card']}, torch {environment['torch']}, "
+        f"transformers {environment['transformers']}), two runs of each method:"
     )
     return f"{note}\n\n{grid('llrrrrrr', headings, rows)}"
 

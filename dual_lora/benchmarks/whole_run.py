@@ -116,12 +116,12 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("bench whole-run needs a GPU; --smoke runs a tiny model on a CPU")
     results = timing.read(options.output, "whole_run")
     results["environment"] = timing.environment(device, ("transformers", "peft", "accelerate"))
-    results["command"] = timing.command()
     settings = [*(SMOKE if options.smoke else RUN), *options.settings]
-    commit = {key: value for key, value in origin_of_this_process().items() if key in ("commit", "dirty")}
+    origin = origin_of_this_process()  # a row of a method that is not measured again keeps its own
+    made = {"commit": origin["commit"], "dirty": origin["dirty"], "command": timing.command()}
     context = multiprocessing.get_context(timing.start_method())
     for method in options.methods or METHODS:
-        row: dict[str, Any] = {**commit}
+        row: dict[str, Any] = {**made}
         for profiled in (False, True)[: 1 if options.smoke else 2]:
             with ProcessPoolExecutor(1, mp_context=context) as process:
                 words = [*settings, f"method={method}"]

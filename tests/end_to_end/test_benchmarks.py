@@ -76,6 +76,7 @@ def test_whole_run_benchmark_times_a_run_and_leaves_nothing_of_it(tmp_path):
         assert row["steps"] == [3, 6]
         assert 0 < row["median_ms"] < 2 * row["ms_a_step"]
         assert 0 < row["useful_tokens_s"] < row["padded_tokens_s"]
+        assert {"commit", "dirty", "command"} <= row.keys()
     assert [path.name for path in tmp_path.iterdir()] == ["whole_run.json"]
 
 
